@@ -1,1 +1,3 @@
-//! The compiled plan.
+//! The compiled plan: the types that `alipc` writes and `alip-run` executes.
+
+pub mod philox;
