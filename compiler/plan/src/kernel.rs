@@ -1,0 +1,345 @@
+//! Kernels: one loop-nest form with a few archetypes.
+//!
+//! A [`Loop`] says what is computed for every point of a domain; how (tiles, threads, workgroups) is the business of
+//! the device or the emitter. The cpu device executes loops directly as register code over tiles; for GPU targets the
+//! compiler emits text from the same loops.
+//!
+//! Contract of all archetypes:
+//! - An operand is a dense buffer; a [`View`] says where in it the element of a domain point lies. Views never leave
+//!   their buffer (the compiler guarantees it; `check` tests it).
+//! - [`Code`] is straight-line and SSA: value `i` is the result of instruction `i`, arguments refer to earlier values.
+//! - A loop may store into a buffer it also loads from only through the same view (in-place pointwise update).
+//! - Domain points are independent within a [`Map`], and rows are independent within a [`Reduction`].
+//! - A float is F32 in registers whatever its storage type; Bool is a truth value.
+
+use serde::{Deserialize, Serialize};
+
+use crate::DType;
+
+/// Code for one target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Kernel {
+    /// Executed by the cpu device as it stands.
+    Loop(Loop),
+    /// A WGSL compute shader with entry point `main`; operand `i` is `@group(0) @binding(i)`, all `read_write` storage.
+    Wgsl {
+        /// The shader text.
+        source: String,
+        /// Workgroups to dispatch.
+        workgroups: [u32; 3],
+    },
+}
+
+/// A kernel before code generation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Loop {
+    /// Pointwise over a domain.
+    Map(Map),
+    /// Reductions along rows, with pointwise stages around them.
+    Reduction(Reduction),
+    /// Matrix product with epilogue.
+    Product(Product),
+    /// Two-dimensional convolution or one of its gradients.
+    Conv2d(Conv2d),
+    /// Adds rows into a table.
+    ScatterAdd(ScatterAdd),
+}
+
+/// Where the element of a domain point lies in an operand:
+/// `offset + sum(coordinate[d] * strides[d])`, plus `index * stride` when gathered; all in elements.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct View {
+    /// Position in the operand list of the step.
+    pub operand: u16,
+    /// Storage type of the operand.
+    pub dtype: DType,
+    /// Element offset of the domain's origin.
+    pub offset: i64,
+    /// One stride per domain dimension; 0 repeats the element along it.
+    pub strides: Vec<i64>,
+    /// Another coordinate read from an index tensor.
+    pub gather: Option<Gather>,
+}
+
+/// A data-dependent coordinate of a [`View`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Gather {
+    /// The operand with the indices (I32); it lies at `offset + sum(coordinate[d] * strides[d])`.
+    pub operand: u16,
+    /// Element offset of the index.
+    pub offset: i64,
+    /// One stride per domain dimension of the index tensor.
+    pub strides: Vec<i64>,
+    /// Elements of the data operand per unit of the index.
+    pub stride: i64,
+    /// Indices are clamped to `0..limit`, so that bad data cannot read foreign memory.
+    pub limit: i64,
+}
+
+/// A scalar operation. The dtype of its operands is in [`Instr::dtype`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ScalarOp {
+    /// A constant of the instruction's dtype (I32 and Bool values are exact in f32's range used here: `|x| < 2^24`).
+    Const(f64),
+    /// Coordinate of the point along this dimension of the domain, I32.
+    Index(u8),
+    /// The element of view `n` of the kernel.
+    Load(u16),
+    /// Stores the argument to view `n` of the kernel; yields its argument.
+    Store(u16),
+    /// The value of row slot `n` (reductions only).
+    Slot(u16),
+    /// The product's value at this point (product epilogues only).
+    Product,
+    /// Uniform in [0, 1), F32, from Philox4x32-10: arguments seed, step, element index (I32); key (seed, step),
+    /// counter (index, stream, 0, 0), output word `lane`.
+    Uniform {
+        /// Distinguishes the random operations of a program.
+        stream: u32,
+        /// Which of the four output words.
+        lane: u8,
+    },
+    /// Conversion from the instruction's dtype to this one; float to integer truncates toward zero, anything to Bool
+    /// is `!= 0`.
+    Cast(DType),
+    /// -x
+    Neg,
+    /// |x|
+    Abs,
+    /// e^x
+    Exp,
+    /// Natural logarithm.
+    Ln,
+    /// Square root.
+    Sqrt,
+    /// Sine.
+    Sin,
+    /// Cosine.
+    Cos,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// Error function.
+    Erf,
+    /// Largest integer not above.
+    Floor,
+    /// Logical negation.
+    Not,
+    /// a + b
+    Add,
+    /// a - b
+    Sub,
+    /// a * b
+    Mul,
+    /// a / b; integers truncate toward zero.
+    Div,
+    /// a ^ b, F32; NaN for negative a.
+    Pow,
+    /// The smaller; NaN if either is NaN.
+    Min,
+    /// The larger; NaN if either is NaN.
+    Max,
+    /// a < b, Bool
+    Lt,
+    /// a <= b, Bool
+    Le,
+    /// a == b, Bool
+    Eq,
+    /// Logical and.
+    And,
+    /// Logical or.
+    Or,
+    /// a (Bool) ? b : c; the instruction's dtype is that of b and c.
+    Select,
+}
+
+impl ScalarOp {
+    /// Number of arguments.
+    pub fn arity(self) -> usize {
+        use ScalarOp::*;
+        match self {
+            Const(_) | Index(_) | Load(_) | Slot(_) | Product => 0,
+            Store(_) | Cast(_) | Neg | Abs | Exp | Ln | Sqrt | Sin | Cos | Tanh | Erf | Floor | Not => 1,
+            Add | Sub | Mul | Div | Pow | Min | Max | Lt | Le | Eq | And | Or => 2,
+            Uniform { .. } | Select => 3,
+        }
+    }
+}
+
+/// One instruction; its result is the value with its own index.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Instr {
+    /// What to do.
+    pub op: ScalarOp,
+    /// Dtype of the arguments (of the result for `Const`, `Index`, `Load`, `Slot`, `Product`, `Uniform`): F32, I32 or Bool.
+    pub dtype: DType,
+    /// Indices of earlier instructions; unused ones are 0.
+    pub args: [u16; 3],
+}
+
+/// Straight-line SSA code for one domain point.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Code {
+    /// The instructions, in order.
+    pub instrs: Vec<Instr>,
+}
+
+/// Pointwise: for every point of `domain`, runs `code`, which loads and stores.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Map {
+    /// Sizes of the dimensions, outermost first; adjacent dimensions are merged where every view allows.
+    pub domain: Vec<u64>,
+    /// Operand views over `domain`.
+    pub views: Vec<View>,
+    /// What happens at a point.
+    pub code: Code,
+}
+
+/// How a row's values become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ReduceKind {
+    /// Sum.
+    Sum,
+    /// Product.
+    Prod,
+    /// Largest.
+    Max,
+    /// Smallest.
+    Min,
+    /// Index (I32) of the first largest element of the row.
+    ArgMax,
+}
+
+/// One reduction of a stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reduce {
+    /// How.
+    pub kind: ReduceKind,
+    /// The value of the stage's code that is reduced.
+    pub value: u16,
+    /// Receives the result.
+    pub slot: u16,
+}
+
+/// A part of a [`Reduction`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Stage {
+    /// Runs `code` at every point of the row; reduces some of its values into slots.
+    Points {
+        /// What happens at a point.
+        code: Code,
+        /// What is reduced over the row.
+        reduce: Vec<Reduce>,
+    },
+    /// Runs `code` once per row (views and indices with the row's first point), then sets slots: (value, slot).
+    Row {
+        /// What happens once.
+        code: Code,
+        /// Values that later stages read.
+        slots: Vec<(u16, u16)>,
+    },
+}
+
+/// Which way a cpu tile or a GPU workgroup lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Lanes {
+    /// Along the reduced dimensions: a workgroup per row. For rows whose elements are adjacent in memory.
+    Reduced,
+    /// Along the kept dimensions: a thread per row. For reductions over outer dimensions (a bias gradient).
+    Kept,
+}
+
+/// For every point of `kept` (a row), runs the stages in order over the points of `reduced`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reduction {
+    /// Dimensions that remain.
+    pub kept: Vec<u64>,
+    /// Dimensions that are reduced.
+    pub reduced: Vec<u64>,
+    /// Operand views over `kept` followed by `reduced`.
+    pub views: Vec<View>,
+    /// Softmax: maximum; sum of exp; quotient. Layer norm: mean; variance; row: rstd; normalise.
+    pub stages: Vec<Stage>,
+    /// Number of row slots.
+    pub slots: u16,
+    /// How to lay out the work.
+    pub lanes: Lanes,
+}
+
+/// `out[batch, m, n] = epilogue(sum over k of a[batch, m, k] * b[batch, k, n])`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Product {
+    /// Batch dimensions.
+    pub batch: Vec<u64>,
+    /// Rows of the result.
+    pub m: u64,
+    /// Columns of the result.
+    pub n: u64,
+    /// Length of the sum.
+    pub k: u64,
+    /// View over `batch`, m, k; never gathered.
+    pub a: View,
+    /// View over `batch`, k, n; never gathered.
+    pub b: View,
+    /// Views of the epilogue over `batch`, m, n.
+    pub views: Vec<View>,
+    /// Reads [`ScalarOp::Product`] and stores; the plain product is `Product; Store`.
+    pub code: Code,
+}
+
+/// Which of the three convolution products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ConvKind {
+    /// Operands image [n, c, h, w], weight [o, c, kh, kw], out [n, o, oh, ow].
+    Forward,
+    /// Operands out gradient [n, o, oh, ow], weight, image gradient [n, c, h, w].
+    ImageGrad,
+    /// Operands image, out gradient, weight gradient [o, c, kh, kw].
+    WeightGrad,
+}
+
+/// Two-dimensional cross-correlation without bias, dense operands in the order of [`ConvKind`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Conv2d {
+    /// Which product.
+    pub kind: ConvKind,
+    /// Images.
+    pub n: u64,
+    /// Input channels.
+    pub c: u64,
+    /// Input height.
+    pub h: u64,
+    /// Input width.
+    pub w: u64,
+    /// Output channels.
+    pub o: u64,
+    /// Kernel height.
+    pub kh: u64,
+    /// Kernel width.
+    pub kw: u64,
+    /// Step of the window, both ways.
+    pub stride: u64,
+    /// Zeros added on each side, both ways.
+    pub padding: u64,
+}
+
+impl Conv2d {
+    /// Output height and width.
+    pub fn out(&self) -> (u64, u64) {
+        let size = |n: u64, k: u64| (n + 2 * self.padding - k) / self.stride + 1;
+        (size(self.h, self.kh), size(self.w, self.kw))
+    }
+}
+
+/// `out[b, index[b, i], :] += updates[b, i, :]` on a zeroed `out`, in the order of `i` (deterministic).
+/// Operands, dense: index I32 [batch, count], updates F32 [batch, count, inner], out F32 [batch, rows, inner].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ScatterAdd {
+    /// Independent tables.
+    pub batch: u64,
+    /// Rows added per table.
+    pub count: u64,
+    /// Rows of a table.
+    pub rows: u64,
+    /// Elements of a row.
+    pub inner: u64,
+}

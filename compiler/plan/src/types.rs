@@ -1,0 +1,385 @@
+//! Plans, programs, buffers, state and targets.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::Kernel;
+
+/// Version of the plan's byte format; a reader accepts exactly its own.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// First bytes of a plan file.
+const MAGIC: &[u8; 8] = b"alipplan";
+
+/// Element type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum DType {
+    /// IEEE single precision.
+    F32,
+    /// bfloat16, a storage format: arithmetic is in F32.
+    Bf16,
+    /// IEEE half precision, a storage format: arithmetic is in F32.
+    F16,
+    /// Signed 32-bit integer; token ids, indices, counters.
+    I32,
+    /// Truth value, stored as a 32-bit 0 or 1 (WGSL cannot share smaller ones with the host).
+    Bool,
+}
+
+impl DType {
+    /// Bytes of one element in device memory.
+    pub fn bytes(self) -> u64 {
+        match self {
+            DType::F32 | DType::I32 | DType::Bool => 4,
+            DType::Bf16 | DType::F16 => 2,
+        }
+    }
+
+    /// Whether this is a floating point type, the only kind that carries gradients.
+    pub fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::Bf16 | DType::F16)
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DType::F32 => "f32",
+            DType::Bf16 => "bf16",
+            DType::F16 => "f16",
+            DType::I32 => "i32",
+            DType::Bool => "bool",
+        })
+    }
+}
+
+/// A compiled model: programs over one state, for one target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Name of the graph spec.
+    pub name: String,
+    /// Version of the compiler that wrote the plan.
+    pub compiler: String,
+    /// What the plan was compiled for.
+    pub target: Target,
+    /// Device memory, allocated once when the plan is loaded.
+    pub segments: Vec<Segment>,
+    /// Everything that survives a step, by path: weights, optimiser moments, gate means, counters, the seed.
+    pub state: Vec<StateTensor>,
+    /// Distinct kernels.
+    pub kernels: Vec<Kernel>,
+    /// Programs by name: `init`, `train`, `encode_image`, `encode_text`, ...
+    pub programs: BTreeMap<String, Program>,
+    /// How to train; absent for graphs without a `train` section.
+    pub train: Option<TrainInfo>,
+    /// What `alipc compile` prints.
+    pub report: Report,
+}
+
+/// What kind of device a plan is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TargetKind {
+    /// The embedded default: register code over tiles, products from a library.
+    Cpu,
+    /// WGSL through wgpu.
+    Wgpu,
+    /// CUDA C through NVRTC.
+    Cuda,
+}
+
+/// A named description of a target: the limits that code generation and memory planning obey.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Target {
+    /// `cpu`, `wgpu`, or the name that `native` printed.
+    pub name: String,
+    /// Which kernels the plan holds.
+    pub kind: TargetKind,
+    /// Largest segment in bytes.
+    pub max_segment_bytes: u64,
+    /// Largest slice of a segment that one kernel operand may cover, in bytes.
+    pub max_binding_bytes: u64,
+    /// Most operands of one kernel.
+    pub max_operands: u32,
+    /// Alignment of a buffer's offset in its segment, in bytes.
+    pub alignment: u64,
+    /// Most workgroups per dispatch dimension (GPU targets).
+    pub max_workgroups: u32,
+    /// Threads in a workgroup of pointwise and reduction kernels (GPU targets).
+    pub workgroup_size: u32,
+}
+
+impl Target {
+    /// The embedded cpu target.
+    pub fn cpu() -> Target {
+        Target {
+            name: "cpu".into(),
+            kind: TargetKind::Cpu,
+            max_segment_bytes: u64::MAX,
+            max_binding_bytes: u64::MAX,
+            max_operands: 64,
+            alignment: 64, // a cache line
+            max_workgroups: u32::MAX,
+            workgroup_size: 1,
+        }
+    }
+
+    /// A wgpu adapter with the default limits of the WebGPU specification: what every adapter has.
+    pub fn wgpu() -> Target {
+        Target {
+            name: "wgpu".into(),
+            kind: TargetKind::Wgpu,
+            max_segment_bytes: 256 << 20,
+            max_binding_bytes: 128 << 20,
+            max_operands: 8,
+            alignment: 256,
+            max_workgroups: 65_535,
+            workgroup_size: 256,
+        }
+    }
+
+    /// The named descriptions that ship with alip.
+    pub fn named(name: &str) -> Option<Target> {
+        match name {
+            "cpu" => Some(Target::cpu()),
+            "wgpu" => Some(Target::wgpu()),
+            _ => None,
+        }
+    }
+}
+
+/// What a memory segment is for, also the category in memory reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum SegmentKind {
+    /// State tensors; survives every step.
+    State,
+    /// Inputs, activations, gradients and outputs; shared by all programs, nothing survives a program in it.
+    Arena,
+}
+
+/// One device allocation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Segment {
+    /// Use of the memory.
+    pub kind: SegmentKind,
+    /// Size in bytes.
+    pub bytes: u64,
+}
+
+/// A slice of a segment that holds one tensor, row-major and dense.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Buffer {
+    /// Index into [`Plan::segments`].
+    pub segment: u32,
+    /// Offset in bytes.
+    pub offset: u64,
+    /// Element type.
+    pub dtype: DType,
+    /// Sizes of the dimensions, outermost first.
+    pub shape: Vec<u64>,
+}
+
+impl Buffer {
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().product()
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.elements() * self.dtype.bytes()
+    }
+}
+
+/// What a state tensor is; decides where it appears in reports and exports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum StateKind {
+    /// A trained parameter.
+    Param,
+    /// State of the optimiser (moments), of the schedule, or of the step itself (counter, seed, total steps).
+    Optimizer,
+    /// State declared by a module: gate means, running statistics.
+    Buffer,
+    /// Exponential average of a parameter.
+    Average,
+}
+
+/// A named tensor that survives a step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StateTensor {
+    /// Path, equal to PyTorch's state-dict name for parameters: `visual.transformer.resblocks.0.ln_1.weight`.
+    pub path: String,
+    /// What it is.
+    pub kind: StateKind,
+    /// Where it lives.
+    pub buffer: Buffer,
+}
+
+/// Path of the step counter, I32 [], counted from 0: the number of steps taken.
+pub const STATE_STEP: &str = "train.step";
+/// Path of the total number of steps, I32 []; written by the runtime before the first step, since it depends on the data.
+pub const STATE_TOTAL_STEPS: &str = "train.total_steps";
+/// Path of the random seed, I32 [], read by random operations.
+pub const STATE_SEED: &str = "train.seed";
+
+/// Name of the program that sets every state tensor to its first value; its input `seed` is I32 [].
+pub const PROGRAM_INIT: &str = "init";
+/// Name of the program that takes one training step.
+pub const PROGRAM_TRAIN: &str = "train";
+
+/// An input or output of a program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Port {
+    /// Name in the spec: an input, an output, a metric.
+    pub name: String,
+    /// Index into [`Program::buffers`].
+    pub buffer: u32,
+}
+
+/// A straight list of steps from inputs and state to outputs and new state.
+///
+/// The runtime uploads the inputs, runs the steps in order, and downloads the outputs it wants. New values of state
+/// tensors are in the state's own buffers when the last step is done.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// What the caller uploads.
+    pub inputs: Vec<Port>,
+    /// What the caller may download; scalars among them are the metrics of `train`.
+    pub outputs: Vec<Port>,
+    /// Operands of the steps.
+    pub buffers: Vec<Buffer>,
+    /// The work, in order.
+    pub steps: Vec<Step>,
+}
+
+/// One launch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Index into [`Plan::kernels`].
+    pub kernel: u32,
+    /// Operands by position: indices into [`Program::buffers`].
+    pub operands: Vec<u32>,
+    /// Node path of the application this work belongs to, for errors and explanations: `text#2.transformer.resblocks.3.attn`.
+    pub origin: String,
+    /// Floating point operations of the launch.
+    pub flops: u64,
+}
+
+/// Facts of the `train` section that the training loop needs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainInfo {
+    /// Global batch.
+    pub batch: u64,
+    /// Passes over the data unless the caller says otherwise.
+    pub epochs: f64,
+    /// Name of the metric that is the loss.
+    pub loss: String,
+    /// Metrics in the order of the spec; each is a scalar output of `train`.
+    pub metrics: Vec<String>,
+}
+
+/// What the compiler knows of the plan; printed by `alipc compile`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Trained scalars.
+    pub parameters: u64,
+    /// Per program: launches and floating point operations.
+    pub programs: BTreeMap<String, ProgramReport>,
+    /// Planned peak device memory by category (`weights`, `optimizer`, `activations`, ...), in bytes.
+    pub memory: BTreeMap<String, u64>,
+}
+
+impl Report {
+    /// Planned peak device memory in bytes.
+    pub fn peak_bytes(&self) -> u64 {
+        self.memory.values().sum()
+    }
+}
+
+/// Size of one program.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProgramReport {
+    /// Kernel launches.
+    pub launches: u64,
+    /// Floating point operations.
+    pub flops: u64,
+}
+
+/// Why bytes are not a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PlanError {
+    /// The first bytes are not a plan's.
+    NotAPlan,
+    /// Written by another format version.
+    Version {
+        /// The version found.
+        found: u32,
+    },
+    /// Truncated or corrupt.
+    Corrupt(String),
+}
+
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PlanError::NotAPlan => {
+                write!(f, "not a plan file; `alipc compile SPEC -o DIR` writes one as DIR/plan.alip")
+            }
+            PlanError::Version { found } => {
+                write!(
+                    f,
+                    "the plan has format version {found}, this program reads {FORMAT_VERSION}; compile the spec again"
+                )
+            }
+            PlanError::Corrupt(why) => write!(f, "the plan file is damaged ({why}); compile the spec again"),
+        }
+    }
+}
+
+impl std::error::Error for PlanError {}
+
+impl Plan {
+    /// The plan as bytes; equal plans give equal bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        // Serialising plain data to a growing vector has no failure to report.
+        postcard::to_extend(self, bytes).unwrap_or_default()
+    }
+
+    /// Reads what [`Plan::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// Bytes that are no plan, of another format version, or damaged.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Plan, PlanError> {
+        let rest = bytes.strip_prefix(MAGIC.as_slice()).ok_or(PlanError::NotAPlan)?;
+        let (version, body) = rest.split_first_chunk::<4>().ok_or(PlanError::NotAPlan)?;
+        let found = u32::from_le_bytes(*version);
+        if found != FORMAT_VERSION {
+            return Err(PlanError::Version { found });
+        }
+        postcard::from_bytes(body).map_err(|error| PlanError::Corrupt(error.to_string()))
+    }
+
+    /// The state tensor with this path.
+    pub fn state(&self, path: &str) -> Option<&StateTensor> {
+        self.state.iter().find(|state| state.path == path)
+    }
+}
+
+impl Program {
+    /// The input with this name, as its buffer.
+    pub fn input(&self, name: &str) -> Option<&Buffer> {
+        Program::port(&self.inputs, name).and_then(|index| self.buffers.get(index))
+    }
+
+    /// The output with this name, as its buffer.
+    pub fn output(&self, name: &str) -> Option<&Buffer> {
+        Program::port(&self.outputs, name).and_then(|index| self.buffers.get(index))
+    }
+
+    fn port(ports: &[Port], name: &str) -> Option<usize> {
+        ports.iter().find(|port| port.name == name).map(|port| port.buffer as usize)
+    }
+}
