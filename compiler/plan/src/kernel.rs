@@ -14,10 +14,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::DType;
+use crate::{DType, Real};
 
 /// Code for one target.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kernel {
     /// Executed by the cpu device as it stands.
     Loop(Loop),
@@ -31,7 +31,7 @@ pub enum Kernel {
 }
 
 /// A kernel before code generation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Loop {
     /// Pointwise over a domain.
     Map(Map),
@@ -77,10 +77,10 @@ pub struct Gather {
 }
 
 /// A scalar operation. The dtype of its operands is in [`Instr::dtype`].
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ScalarOp {
     /// A constant of the instruction's dtype (I32 and Bool values are exact in f32's range used here: `|x| < 2^24`).
-    Const(f64),
+    Const(Real),
     /// Coordinate of the point along this dimension of the domain, I32.
     Index(u8),
     /// The element of view `n` of the kernel.
@@ -166,7 +166,7 @@ impl ScalarOp {
 }
 
 /// One instruction; its result is the value with its own index.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Instr {
     /// What to do.
     pub op: ScalarOp,
@@ -177,14 +177,14 @@ pub struct Instr {
 }
 
 /// Straight-line SSA code for one domain point.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Code {
     /// The instructions, in order.
     pub instrs: Vec<Instr>,
 }
 
 /// Pointwise: for every point of `domain`, runs `code`, which loads and stores.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Map {
     /// Sizes of the dimensions, outermost first; adjacent dimensions are merged where every view allows.
     pub domain: Vec<u64>,
@@ -210,7 +210,7 @@ pub enum ReduceKind {
 }
 
 /// One reduction of a stage.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Reduce {
     /// How.
     pub kind: ReduceKind,
@@ -221,7 +221,7 @@ pub struct Reduce {
 }
 
 /// A part of a [`Reduction`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Stage {
     /// Runs `code` at every point of the row; reduces some of its values into slots.
     Points {
@@ -249,7 +249,7 @@ pub enum Lanes {
 }
 
 /// For every point of `kept` (a row), runs the stages in order over the points of `reduced`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Reduction {
     /// Dimensions that remain.
     pub kept: Vec<u64>,
@@ -266,7 +266,7 @@ pub struct Reduction {
 }
 
 /// `out[batch, m, n] = epilogue(sum over k of a[batch, m, k] * b[batch, k, n])`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Product {
     /// Batch dimensions.
     pub batch: Vec<u64>,
