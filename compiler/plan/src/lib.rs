@@ -10,6 +10,7 @@
 //! - This crate holds types, their laws (`check`) and the small pure functions that compiler and runtime must agree on
 //!   (`philox`, `bounds`). It knows no driver, no graph, no e-graph, and depends on serde alone.
 
+pub mod bounds;
 pub mod kernel;
 pub mod philox;
 mod types;
