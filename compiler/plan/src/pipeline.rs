@@ -1,0 +1,482 @@
+//! The typed data pipeline: what turns a sample of a source into rows of the graph's inputs.
+//!
+//! A pipeline is a small host graph in single-assignment form: every value is a field of the source or the result of one
+//! [`PipelineNode`], and has one name. The spec layer builds it (from calls, see [`PipelineOp::from_call`]), the compiler
+//! checks it against the graph ([`Pipeline::check`]), the runtime interprets it, sample by sample.
+//!
+//! Invariants:
+//! - Everything is per sample; nothing here knows the batch, a worker, a rank or a path of the machine it was compiled on
+//!   (`${VAR}` in a source's path is expanded when the data are opened).
+//! - Random ops draw from (seed, epoch, sample, position of the op), never from a generator with state.
+//! - [`Pipeline::body`] of [`Mode::Eval`] holds no random op.
+
+mod ops;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use ops::{Argument, CLIP_MEAN, CLIP_STD, PipelineOp, SIGNATURES, Signature, constant, shorter_side};
+
+use crate::DType;
+
+/// A data pipeline.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pipeline {
+    /// Name of the pipeline spec.
+    pub name: String,
+    /// Where samples come from.
+    pub source: Source,
+    /// Whether training visits the samples in a new random order in every epoch; evaluation never shuffles.
+    pub shuffle: Option<Shuffle>,
+    /// The training body, each node after those it reads.
+    pub ops: Vec<PipelineNode>,
+    /// The evaluation body, where the spec has its own (`eval_body`); otherwise it is derived, see [`Pipeline::body`].
+    pub eval_ops: Option<Vec<PipelineNode>>,
+    /// Output name (an input of the graph) to the name of a value.
+    pub outputs: BTreeMap<String, String>,
+}
+
+/// One op applied to values.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PipelineNode {
+    /// Name of the result, unique in the body and not a field of the source.
+    pub name: String,
+    /// What is done.
+    pub op: PipelineOp,
+    /// Names of the values it reads, in the order of the op's signature.
+    pub inputs: Vec<String>,
+}
+
+/// How the order of samples is drawn.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shuffle {
+    /// Number of samples that a source which can only be read in sequence mixes. A source with random access is always
+    /// shuffled in full, which no buffer can better.
+    pub buffer: Option<u64>,
+}
+
+/// Which body of a pipeline runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// Training split, shuffled, with augmentation.
+    Train,
+    /// Evaluation split, in order, without randomness.
+    Eval,
+}
+
+/// Where samples come from, and which of their parts are raw text and synthetic caption.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Source {
+    /// A folder with `captions.jsonl`, lines `{"image": "images/a.jpg", "captions": ["...", ...], "split": "train"}`.
+    /// Fields: `jpeg`, `raw`, `caption`. Label: `raw_wrong`.
+    Folder {
+        /// The folder; `${VAR}` is an environment variable.
+        path: String,
+        /// Which lines are trained on; empty means all.
+        #[serde(default = "defaults::train")]
+        split: String,
+        /// Which lines are evaluated on; empty means all.
+        #[serde(default = "defaults::test")]
+        eval_split: String,
+        /// Index in `captions` of the raw text.
+        #[serde(default)]
+        raw: u32,
+        /// Index in `captions` of the synthetic caption.
+        #[serde(default = "defaults::one")]
+        caption: u32,
+        /// Share of samples whose raw text is replaced by another image's, to imitate wrong web texts.
+        #[serde(default)]
+        swap_raw: f64,
+        /// Chooses which; belongs to the data set and not to the run, so that runs of several seeds see the same data.
+        #[serde(default)]
+        swap_seed: u64,
+    },
+    /// Rendered scenes, each with a true synthetic caption and a web-like raw text. Fields: `image`, `raw`, `caption`.
+    Shapes {
+        /// Height and width of the images.
+        #[serde(default = "defaults::shapes_size")]
+        size: u32,
+        /// Number of training scenes.
+        #[serde(default = "defaults::shapes_scenes")]
+        scenes: u64,
+        /// Number of held-out scenes.
+        #[serde(default = "defaults::shapes_held_out")]
+        held_out: u64,
+        /// Share of raw texts that describe another scene.
+        #[serde(default = "defaults::wrong_raw")]
+        wrong_raw: f64,
+        /// Seed of the data set; belongs to the data and not to the run.
+        #[serde(default)]
+        seed: u64,
+    },
+    /// MXNet RecordIO with its index beside it. Fields: `jpeg` and one token row per label.
+    Recordio {
+        /// The `.rec` file.
+        path: String,
+        /// Name of each token row to its length, in the order they follow one another in the record.
+        labels: Vec<(String, u32)>,
+    },
+    /// WebDataset shards. Fields: `jpeg` and one text per entry.
+    Webdataset {
+        /// Shards, with `{000..999}` ranges.
+        path: String,
+        /// Name of each text field to the file extension it is read from.
+        texts: BTreeMap<String, String>,
+    },
+}
+
+mod defaults {
+    pub(super) fn train() -> String {
+        "train".into()
+    }
+    pub(super) fn test() -> String {
+        "test".into()
+    }
+    pub(super) fn one() -> u32 {
+        1
+    }
+    pub(super) fn shapes_size() -> u32 {
+        64
+    }
+    pub(super) fn shapes_scenes() -> u64 {
+        20_000
+    }
+    pub(super) fn shapes_held_out() -> u64 {
+        1_000
+    }
+    pub(super) fn wrong_raw() -> f64 {
+        0.3
+    }
+}
+
+impl Source {
+    /// Name of the kind of source, as in a spec.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Source::Folder { .. } => "Folder",
+            Source::Shapes { .. } => "Shapes",
+            Source::Recordio { .. } => "Recordio",
+            Source::Webdataset { .. } => "Webdataset",
+        }
+    }
+
+    /// The fields of a sample and their kinds.
+    pub fn fields(&self) -> BTreeMap<String, ValueKind> {
+        let named = |entries: &[(&str, ValueKind)]| {
+            entries.iter().map(|(name, kind)| (name.to_string(), kind.clone())).collect::<BTreeMap<_, _>>()
+        };
+        match self {
+            Source::Folder { .. } => {
+                named(&[("jpeg", ValueKind::Encoded), ("raw", ValueKind::Text), ("caption", ValueKind::Text)])
+            }
+            Source::Shapes { size, .. } => named(&[
+                ("image", ValueKind::Rgb { size: Some((*size, *size)) }),
+                ("raw", ValueKind::Text),
+                ("caption", ValueKind::Text),
+            ]),
+            Source::Recordio { labels, .. } => {
+                let mut fields = named(&[("jpeg", ValueKind::Encoded)]);
+                for (name, length) in labels {
+                    let row = ValueKind::Tensor { dtype: DType::I32, shape: vec![u64::from(*length)] };
+                    fields.insert(name.clone(), row);
+                }
+                fields
+            }
+            Source::Webdataset { texts, .. } => {
+                let mut fields = named(&[("jpeg", ValueKind::Encoded)]);
+                fields.extend(texts.keys().map(|name| (name.clone(), ValueKind::Text)));
+                fields
+            }
+        }
+    }
+
+    /// The options that have a range are in it.
+    fn check(&self) -> Result<(), String> {
+        let share = |name: &str, value: f64| match (0.0..=1.0).contains(&value) {
+            true => Ok(()),
+            false => Err(format!("`{name}` is a share of samples between 0 and 1, not {value}")),
+        };
+        match self {
+            Source::Folder { swap_raw, .. } => share("swap_raw", *swap_raw),
+            Source::Shapes { size, scenes, held_out, wrong_raw, .. } => {
+                share("wrong_raw", *wrong_raw)?;
+                if *size == 0 || *scenes == 0 || *held_out == 0 {
+                    return Err("`size`, `scenes` and `held_out` must be at least 1".into());
+                }
+                Ok(())
+            }
+            Source::Recordio { .. } | Source::Webdataset { .. } => Ok(()),
+        }
+    }
+}
+
+/// What kind of thing a value of a pipeline is, for one sample.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ValueKind {
+    /// The bytes of an image file: JPEG, PNG or WebP, told by content.
+    Encoded,
+    /// A rectangle of an image, in pixels of the upright image.
+    Crop,
+    /// An 8-bit RGB image, with (height, width) where they are known before the data are seen.
+    Rgb {
+        /// Height and width in pixels.
+        size: Option<(u32, u32)>,
+    },
+    /// A text.
+    Text,
+    /// A row of an output: dtype and shape without the batch dimension.
+    Tensor {
+        /// Element type.
+        dtype: DType,
+        /// Shape without the batch dimension.
+        shape: Vec<u64>,
+    },
+}
+
+impl fmt::Display for ValueKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ValueKind::Encoded => f.write_str("an encoded image"),
+            ValueKind::Crop => f.write_str("a crop"),
+            ValueKind::Rgb { size: Some((height, width)) } => write!(f, "an RGB image {height}x{width}"),
+            ValueKind::Rgb { size: None } => f.write_str("an RGB image of any size"),
+            ValueKind::Text => f.write_str("a text"),
+            ValueKind::Tensor { dtype, shape } => write!(f, "a tensor {dtype} {shape:?}"),
+        }
+    }
+}
+
+/// Token ids of a `tokenize` op.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Vocab {
+    /// CLIP's byte-pair vocabulary, 49408 ids.
+    Clip,
+    /// Whole words: 0 padding, 1 any other word, then the list, `size - 2` start and `size - 1` end of text, so that the
+    /// end is the largest id, as in CLIP.
+    Words {
+        /// Number of ids; what the graph's token embedding needs.
+        size: u32,
+        /// A file with one word per line; none means the source's own list (`Shapes`), or the most frequent words of its
+        /// training texts, ties in alphabetical order (`Folder`).
+        file: Option<String>,
+    },
+}
+
+impl Vocab {
+    /// Number of ids, the rows of the token embedding.
+    pub fn size(&self) -> u32 {
+        match self {
+            Vocab::Clip => 49_408,
+            Vocab::Words { size, .. } => *size,
+        }
+    }
+
+    /// Reads `clip`, `words:SIZE` or `words:SIZE:FILE`.
+    pub fn parse(text: &str) -> Result<Vocab, String> {
+        let mistaken = || format!("unknown vocabulary '{text}': write 'clip', 'words:SIZE' or 'words:SIZE:FILE'");
+        if text == "clip" {
+            return Ok(Vocab::Clip);
+        }
+        let rest = text.strip_prefix("words:").ok_or_else(mistaken)?;
+        let (size, file) = match rest.split_once(':') {
+            Some((size, file)) => (size, Some(file.to_string())),
+            None => (rest, None),
+        };
+        let size: u32 = size.trim().parse().map_err(|_| mistaken())?;
+        // Padding, unknown, one word, start, end.
+        if size < 5 {
+            return Err(format!("a word vocabulary has at least 5 ids, not {size}"));
+        }
+        Ok(Vocab::Words { size, file })
+    }
+}
+
+/// What a pipeline delivers under one name: a row per sample.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PipelineOutput {
+    /// The value that is delivered.
+    pub value: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Shape of one sample's row: the graph's input has the batch dimension before it.
+    pub shape: Vec<u64>,
+}
+
+/// Which part of a pipeline an error is about; the spec layer maps it to a span.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PipelineSite {
+    /// The source.
+    Source,
+    /// Node `index` of the body of `mode`.
+    Node {
+        /// Which body.
+        mode: Mode,
+        /// Index of the node in it.
+        index: usize,
+    },
+    /// The output of this name.
+    Output(String),
+}
+
+/// A pipeline that is not well formed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PipelineError {
+    /// Where.
+    pub site: PipelineSite,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for PipelineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.site {
+            PipelineSite::Source => write!(f, "source: {}", self.message),
+            PipelineSite::Node { .. } => f.write_str(&self.message),
+            PipelineSite::Output(name) => write!(f, "output `{name}`: {}", self.message),
+        }
+    }
+}
+
+impl std::error::Error for PipelineError {}
+
+impl Pipeline {
+    /// Types both bodies and states what the pipeline delivers. Both bodies must deliver the same.
+    ///
+    /// # Errors
+    /// The first node or output that is not well formed.
+    pub fn check(&self) -> Result<BTreeMap<String, PipelineOutput>, PipelineError> {
+        self.source.check().map_err(|message| PipelineError { site: PipelineSite::Source, message })?;
+        let train = self.check_body(Mode::Train)?;
+        let eval = self.check_body(Mode::Eval)?;
+        for (name, output) in &train {
+            if let Some(other) = eval.get(name)
+                && (other.dtype, &other.shape) != (output.dtype, &output.shape)
+            {
+                return Err(PipelineError {
+                    site: PipelineSite::Output(name.clone()),
+                    message: format!(
+                        "{} {:?} in training but {} {:?} in evaluation; both bodies must deliver the same",
+                        output.dtype, output.shape, other.dtype, other.shape
+                    ),
+                });
+            }
+        }
+        Ok(train)
+    }
+
+    fn check_body(&self, mode: Mode) -> Result<BTreeMap<String, PipelineOutput>, PipelineError> {
+        let mut values = self.source.fields();
+        for (index, node) in self.body(mode).iter().enumerate() {
+            let fail = |message| PipelineError { site: PipelineSite::Node { mode, index }, message };
+            let mut inputs = Vec::with_capacity(node.inputs.len());
+            for name in &node.inputs {
+                inputs.push(values.get(name).cloned().ok_or_else(|| fail(unknown_value(name, &values)))?);
+            }
+            let kind = node.op.output(&inputs).map_err(&fail)?;
+            if values.insert(node.name.clone(), kind).is_some() {
+                return Err(fail(format!("`{}` is already the name of a value; give this one another", node.name)));
+            }
+        }
+        let mut outputs = BTreeMap::new();
+        for (name, value) in &self.outputs {
+            let fail = |message| PipelineError { site: PipelineSite::Output(name.clone()), message };
+            let output = match values.get(value) {
+                Some(ValueKind::Tensor { dtype, shape }) => {
+                    PipelineOutput { value: value.clone(), dtype: *dtype, shape: shape.clone() }
+                }
+                Some(kind @ (ValueKind::Text | ValueKind::Rgb { .. })) => {
+                    let op = if *kind == ValueKind::Text { "tokenize" } else { "normalize_rgb" };
+                    return Err(fail(format!("`{value}` is {kind}, not a tensor; apply `{op}` to it")));
+                }
+                Some(kind) => return Err(fail(format!("`{value}` is {kind}, not a tensor"))),
+                None => return Err(fail(unknown_value(value, &values))),
+            };
+            outputs.insert(name.clone(), output);
+        }
+        Ok(outputs)
+    }
+
+    /// The nodes of a mode's body.
+    ///
+    /// Without an `eval_body`, evaluation is derived from training as ALIP evaluates: mirroring is left out, the random crop
+    /// is the whole image, and a `resize` of what was randomly cropped becomes `resize_shorter` (bicubic, antialiased) and
+    /// `center_crop` to the same size. Every other op keeps its meaning.
+    pub fn body(&self, mode: Mode) -> Vec<PipelineNode> {
+        match (mode, &self.eval_ops) {
+            (Mode::Train, _) => self.ops.clone(),
+            (Mode::Eval, Some(nodes)) => nodes.clone(),
+            (Mode::Eval, None) => derive_eval(&self.ops),
+        }
+    }
+
+    /// The vocabularies that the pipeline tokenises with, each once, in order of use.
+    pub fn vocabularies(&self) -> Vec<&Vocab> {
+        let mut found: Vec<&Vocab> = Vec::new();
+        for node in self.ops.iter().chain(self.eval_ops.iter().flatten()) {
+            if let PipelineOp::Tokenize { vocab, .. } = &node.op
+                && !found.contains(&vocab)
+            {
+                found.push(vocab);
+            }
+        }
+        found
+    }
+}
+
+fn derive_eval(nodes: &[PipelineNode]) -> Vec<PipelineNode> {
+    let mut crops = BTreeSet::new();
+    let mut cropped = BTreeSet::new();
+    let mut aliases: BTreeMap<String, String> = BTreeMap::new();
+    let mut body = Vec::new();
+    for node in nodes {
+        let mut node = node.clone();
+        for input in &mut node.inputs {
+            if let Some(same) = aliases.get(input) {
+                input.clone_from(same);
+            }
+        }
+        match (&node.op, node.inputs.clone().as_slice()) {
+            (PipelineOp::RandomAreaCrop { .. }, _) => {
+                crops.insert(node.name);
+            }
+            (PipelineOp::Mirror { .. }, [input]) => {
+                aliases.insert(node.name, input.clone());
+            }
+            (PipelineOp::DecodeRgb, [jpeg, crop]) if crops.contains(crop) => {
+                cropped.insert(node.name.clone());
+                body.push(PipelineNode { inputs: vec![jpeg.clone()], ..node });
+            }
+            (&PipelineOp::Resize { height, width, .. }, [input]) if cropped.contains(input) => {
+                // A name no spec can write.
+                let shorter = format!("{}'shorter", node.name);
+                let op = PipelineOp::ResizeShorter { size: height.max(width), filter: Filter::Bicubic };
+                body.push(PipelineNode { name: shorter.clone(), op, inputs: node.inputs });
+                let op = PipelineOp::CenterCrop { height, width };
+                body.push(PipelineNode { name: node.name, op, inputs: vec![shorter] });
+            }
+            _ => body.push(node),
+        }
+    }
+    body
+}
+
+/// Antialiased resampling filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Filter {
+    /// Linear; support 1 in output pixels.
+    Triangle,
+    /// Keys' cubic with a = -0.5; support 2 in output pixels.
+    Bicubic,
+}
+
+fn unknown_value(name: &str, values: &BTreeMap<String, ValueKind>) -> String {
+    let known: Vec<&str> = values.keys().map(String::as_str).collect();
+    format!("unknown value `{name}`; known here: {}", known.join(", "))
+}
+
+#[cfg(test)]
+mod tests;
