@@ -13,6 +13,7 @@
 pub mod bounds;
 pub mod kernel;
 pub mod philox;
+pub mod pipeline;
 mod types;
 
 pub use types::*;

@@ -95,7 +95,8 @@ pub enum Source {
         #[serde(default)]
         swap_seed: u64,
     },
-    /// Rendered scenes, each with a true synthetic caption and a web-like raw text. Fields: `image`, `raw`, `caption`.
+    /// Rendered scenes, each with a true synthetic caption and a web-like raw text, of which some describe another scene.
+    /// Fields: `image`, `raw`, `caption`. Labels: `raw_wrong` and more.
     Shapes {
         /// Height and width of the images.
         #[serde(default = "defaults::shapes_size")]
@@ -106,9 +107,6 @@ pub enum Source {
         /// Number of held-out scenes.
         #[serde(default = "defaults::shapes_held_out")]
         held_out: u64,
-        /// Share of raw texts that describe another scene.
-        #[serde(default = "defaults::wrong_raw")]
-        wrong_raw: f64,
         /// Seed of the data set; belongs to the data and not to the run.
         #[serde(default)]
         seed: u64,
@@ -143,13 +141,10 @@ mod defaults {
         64
     }
     pub(super) fn shapes_scenes() -> u64 {
-        20_000
+        32_768
     }
     pub(super) fn shapes_held_out() -> u64 {
-        1_000
-    }
-    pub(super) fn wrong_raw() -> f64 {
-        0.3
+        1_024
     }
 }
 
@@ -202,14 +197,10 @@ impl Source {
         };
         match self {
             Source::Folder { swap_raw, .. } => share("swap_raw", *swap_raw),
-            Source::Shapes { size, scenes, held_out, wrong_raw, .. } => {
-                share("wrong_raw", *wrong_raw)?;
-                if *size == 0 || *scenes == 0 || *held_out == 0 {
-                    return Err("`size`, `scenes` and `held_out` must be at least 1".into());
-                }
-                Ok(())
+            Source::Shapes { size, scenes, held_out, .. } if *size == 0 || *scenes == 0 || *held_out == 0 => {
+                Err("`size`, `scenes` and `held_out` must be at least 1".into())
             }
-            Source::Recordio { .. } | Source::Webdataset { .. } => Ok(()),
+            _ => Ok(()),
         }
     }
 }

@@ -200,10 +200,9 @@ impl PipelineOp {
         }
         let mut bound = Bound { op, values: Vec::new() };
         for argument in rest {
-            let (name, _) = signature
-                .args
-                .get(bound.values.len())
-                .ok_or_else(|| format!("`{op}` takes at most {} arguments", signature.inputs.len() + signature.args.len()))?;
+            let (name, _) = signature.args.get(bound.values.len()).ok_or_else(|| {
+                format!("`{op}` takes at most {} arguments", signature.inputs.len() + signature.args.len())
+            })?;
             bound.values.push((name.to_string(), argument.clone()));
         }
         for (name, argument) in named {

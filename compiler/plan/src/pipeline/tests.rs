@@ -114,23 +114,19 @@ fn errors_of_bodies() {
         &[],
         "`normalize_rgb` needs an image of known size; `resize` or `center_crop` it first",
     );
-    check_error(
-        &[("x", "mirror", &[name("rbg")], &[])],
-        &[],
-        "unknown value `rbg`; known here: caption, jpeg, raw",
-    );
-    check_error(
-        &[("x", "mirror", &[name("raw")], &[])],
-        &[],
-        "`mirror` needs one RGB image, but is given a text",
-    );
+    check_error(&[("x", "mirror", &[name("rbg")], &[])], &[], "unknown value `rbg`; known here: caption, jpeg, raw");
+    check_error(&[("x", "mirror", &[name("raw")], &[])], &[], "`mirror` needs one RGB image, but is given a text");
     check_error(
         &[("raw", "decode_rgb", &[name("jpeg")], &[])],
         &[],
         "`raw` is already the name of a value; give this one another",
     );
     check_error(&[], &[("raw", "raw")], "output `raw`: `raw` is a text, not a tensor; apply `tokenize` to it");
-    check_error(&[decode], &[("image", "rgb")], "output `image`: `rgb` is an RGB image of any size, not a tensor; apply `normalize_rgb` to it");
+    check_error(
+        &[decode],
+        &[("image", "rgb")],
+        "output `image`: `rgb` is an RGB image of any size, not a tensor; apply `normalize_rgb` to it",
+    );
     let mut swapped = pipeline(&[], &[]);
     if let Source::Folder { swap_raw, .. } = &mut swapped.source {
         *swap_raw = 30.0;

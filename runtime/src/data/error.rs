@@ -1,0 +1,87 @@
+//! Errors of the data pipeline.
+
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// Why the data cannot be delivered. Every message says what, where and what to do.
+#[derive(Debug, Error)]
+pub enum DataError {
+    /// A file or folder cannot be read.
+    #[error("{}: {reason}; {advice}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system says, or what is wrong with it.
+        reason: String,
+        /// What to do.
+        advice: String,
+    },
+    /// A line of a text file is wrong.
+    #[error("{}:{line}: {reason}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// 1-based line number.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The pipeline is not well formed, or asks for what the data do not have.
+    #[error("pipeline `{pipeline}`: {reason}")]
+    Pipeline {
+        /// Name of the pipeline.
+        pipeline: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Something that this version does not do.
+    #[error("{what} is not supported yet; {advice}")]
+    Unsupported {
+        /// What.
+        what: String,
+        /// What does work.
+        advice: String,
+    },
+    /// More samples than allowed could not be read.
+    #[error(
+        "{bad} of the {seen} samples read so far could not be used, more than the allowed share of {allowed}; the last one: \
+         {last}. Repair or remove the files named in the log, or raise the share with `max_bad`"
+    )]
+    TooManyBad {
+        /// Samples that were replaced.
+        bad: u64,
+        /// Samples delivered.
+        seen: u64,
+        /// Allowed share.
+        allowed: f64,
+        /// The last bad one and why.
+        last: String,
+    },
+    /// No usable sample was found to replace a bad one.
+    #[error("no usable sample found to replace {first} after {attempts} tries; the data set seems to be unreadable")]
+    NoReplacement {
+        /// The sample that was to be replaced and why.
+        first: String,
+        /// Replacements tried.
+        attempts: u32,
+    },
+    /// The loader's thread ended; a bug, not the user's doing.
+    #[error("the data loader stopped without saying why; please report this")]
+    Stopped,
+}
+
+impl DataError {
+    /// An error about a file, with what the system said.
+    pub(crate) fn file(path: &Path, reason: impl ToString, advice: impl Into<String>) -> DataError {
+        DataError::File { path: path.to_path_buf(), reason: reason.to_string(), advice: advice.into() }
+    }
+}
+
+/// Why one sample cannot be used. It is skipped and replaced; the run goes on until too many are.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct SampleError(
+    /// What is wrong with the sample, without its name.
+    pub String,
+);

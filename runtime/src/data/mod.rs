@@ -1,0 +1,18 @@
+//! Data: sources, order, decoding, augmentation, tokens, prefetch.
+//!
+//! Invariants:
+//! - Which sample stands at which place, and how it is augmented, is a function of (seed, epoch, sample index), see
+//!   [`Order`]. It does not depend on the number of workers, on ranks, on restarts or on timing.
+//! - The cursor is one number, the global sample index. Epochs follow one another without a gap: global sample `g` is
+//!   position `g % n` of epoch `g / n`, so a batch may straddle two epochs and nothing is dropped.
+//! - A sample that cannot be read is replaced by a function of the same three numbers, named in the batch's
+//!   `Batch::skipped` and counted; too many of them stop the run. Nothing a file holds can panic, hang or exhaust memory.
+//! - Nothing here knows a model or a device.
+
+mod error;
+mod order;
+mod source;
+
+pub use error::{DataError, SampleError};
+pub use order::Order;
+pub use source::{Field, RawSample, RgbImage, SampleSource};

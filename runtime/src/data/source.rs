@@ -1,0 +1,78 @@
+//! What a source of samples is.
+
+use std::collections::BTreeMap;
+
+use super::SampleError;
+
+/// An 8-bit RGB image, rows from the top, three bytes per pixel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RgbImage {
+    /// Width in pixels, at least 1.
+    pub width: u32,
+    /// Height in pixels, at least 1.
+    pub height: u32,
+    /// `height * width * 3` bytes.
+    pub pixels: Vec<u8>,
+}
+
+impl RgbImage {
+    /// Bytes of one row.
+    pub fn stride(&self) -> usize {
+        self.width as usize * 3
+    }
+}
+
+/// A named part of a sample; its kind is the one that [`Source::fields`](alip_plan::pipeline::Source::fields) states for the name.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Field {
+    /// The bytes of an image file.
+    Encoded(Vec<u8>),
+    /// An image.
+    Rgb(RgbImage),
+    /// A text.
+    Text(String),
+    /// A row of token ids.
+    Tokens(Vec<i32>),
+}
+
+/// One sample as its source has it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RawSample {
+    /// The fields that [`Source::fields`](alip_plan::pipeline::Source::fields) promises.
+    pub fields: BTreeMap<String, Field>,
+    /// What is known about the sample and not shown to the model, e.g. `raw_wrong` (0 or 1) or a class. Every sample of a
+    /// source has the same labels.
+    pub labels: BTreeMap<String, i64>,
+}
+
+/// A finite, numbered set of samples with random access.
+///
+/// `read(i)` is a function of `i`: it gives the same sample whenever and on whatever thread it is called.
+pub trait SampleSource: Send + Sync {
+    /// Number of samples, at least 1.
+    fn len(&self) -> u64;
+
+    /// Whether there are none; no source that opens is empty.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Sample `index`, below [`SampleSource::len`].
+    ///
+    /// # Errors
+    /// Why this sample cannot be used; the loader replaces it.
+    fn read(&self, index: u64) -> Result<RawSample, SampleError>;
+
+    /// What to call sample `index` in a log: a file, a record, a scene.
+    fn name(&self, index: u64) -> String;
+
+    /// The labels of sample `index` without reading its image.
+    fn labels(&self, index: u64) -> BTreeMap<String, i64>;
+
+    /// Every caption that describes sample `index` truly, for retrieval: any of them counts.
+    fn captions(&self, index: u64) -> Vec<String>;
+
+    /// Words for a vocabulary of whole words, most important first and without repetition, at most `limit`; always taken
+    /// from the training split, whatever is open.
+    fn words(&self, limit: usize) -> Vec<String>;
+}
