@@ -1,1 +1,4 @@
 //! The compiler.
+
+pub mod diag;
+pub mod spec;

@@ -1,0 +1,197 @@
+//! Reads `Pipeline(...)`, and knows the kinds of source.
+
+use super::ast::{Literal, Map, PipelineSpec, ShuffleSpec, SourceSpec};
+use super::expr::Spanned;
+use super::graph::{doc, name, nothing_to_remove};
+use super::read::{Keys, Reader};
+use super::tree::{Node, NodeKind};
+use crate::diag::Diagnostic;
+
+/// What a field of a source holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldKind {
+    /// A string.
+    Str,
+    /// A whole number.
+    Int,
+    /// A number.
+    Float,
+    /// `true` or `false`.
+    Bool,
+    /// A map from names to whole numbers, such as label widths.
+    Ints,
+    /// A map from names to strings.
+    Strs,
+}
+
+/// A field of a source.
+#[derive(Clone, Copy, Debug)]
+pub struct SourceField {
+    /// Its name.
+    pub name: &'static str,
+    /// What it holds.
+    pub kind: FieldKind,
+    /// Must it be written?
+    pub required: bool,
+    /// One line for `alipc ops`.
+    pub doc: &'static str,
+}
+
+const fn required(name: &'static str, kind: FieldKind, doc: &'static str) -> SourceField {
+    SourceField { name, kind, required: true, doc }
+}
+
+const fn optional(name: &'static str, kind: FieldKind, doc: &'static str) -> SourceField {
+    SourceField { name, kind, required: false, doc }
+}
+
+/// A kind of source and its fields. A new setting of a source is one row here.
+#[derive(Clone, Copy, Debug)]
+pub struct SourceKind {
+    /// `Recordio`, ...
+    pub name: &'static str,
+    /// One line for `alipc ops`.
+    pub doc: &'static str,
+    /// The fields.
+    pub fields: &'static [SourceField],
+}
+
+/// All kinds of source.
+pub const SOURCES: [SourceKind; 4] = [
+    SourceKind {
+        name: "Recordio",
+        doc: "An MXNet RecordIO file: `jpeg`, and the float labels of each record cut into named integer arrays.",
+        fields: &[
+            required("path", FieldKind::Str, "the `.rec` file"),
+            optional("index", FieldKind::Str, "the `.idx` file, if it does not stand beside"),
+            required("labels", FieldKind::Ints, "names and lengths of the arrays, in order"),
+        ],
+    },
+    SourceKind {
+        name: "Folder",
+        doc: "Image files and a file of JSON lines `{\"image\", \"captions\", \"split\"}`: `jpeg`, `raw`, `caption`.",
+        fields: &[
+            required("path", FieldKind::Str, "the folder"),
+            optional("captions", FieldKind::Str, "the JSON lines, `captions.jsonl` by default"),
+            optional("split", FieldKind::Str, "only samples of this split"),
+            optional("raw", FieldKind::Int, "which caption is the raw text, 0 by default"),
+            optional("caption", FieldKind::Int, "which caption is the synthetic caption, 1 by default"),
+            optional("swap", FieldKind::Float, "share of samples whose raw text comes from another image"),
+            optional("seed", FieldKind::Int, "key of the swaps"),
+        ],
+    },
+    SourceKind {
+        name: "Shapes",
+        doc: "Rendered scenes with a true caption and a web-like raw text, made from a seed: `jpeg`, `raw`, `caption`.",
+        fields: &[
+            required("samples", FieldKind::Int, "how many scenes"),
+            optional("size", FieldKind::Int, "pixels a side"),
+            optional("seed", FieldKind::Int, "key of the scenes"),
+            optional("wrong", FieldKind::Float, "share of raw texts that describe another scene"),
+            optional("split", FieldKind::Str, "`train` or `test`: disjoint sets of scenes"),
+        ],
+    },
+    SourceKind {
+        name: "WebDataset",
+        doc: "Tar shards of samples with one file per field.",
+        fields: &[
+            required("path", FieldKind::Str, "the shards, `shard-{000..099}.tar`"),
+            optional("fields", FieldKind::Strs, "names and file extensions of what is read"),
+        ],
+    },
+];
+
+const PIPELINE: [&str; 6] = ["name", "doc", "source", "shuffle", "body", "outputs"];
+
+pub(super) fn pipeline(cx: &mut Reader, node: &Node) -> Option<PipelineSpec> {
+    let fields = cx.fields(node, "a pipeline", &PIPELINE, "Pipeline(name: \"my_data\", ...)")?;
+    let name = name(cx, &fields);
+    let source = fields.required(cx, "source", "Folder(path: \"...\")").and_then(|node| source(cx, node));
+    let shuffle = fields.get("shuffle").map(|node| shuffle(cx, node));
+    let outputs = fields.required(cx, "outputs", "{ \"image\": \"image\" }");
+    let spec = PipelineSpec {
+        span: fields.span,
+        doc: doc(cx, &fields),
+        body: cx.list(fields.get("body"), "body", "\"y = f(x)\"", Reader::equation),
+        outputs: cx.map(outputs, "outputs", Keys::Names, |cx, node| cx.expr(node, "outputs")),
+        shuffle: match shuffle {
+            Some(shuffle) => Some(shuffle?),
+            None => None,
+        },
+        source: source?,
+        name: name?,
+    };
+    for removed in std::mem::take(&mut cx.removed) {
+        nothing_to_remove(cx, &removed);
+    }
+    Some(spec)
+}
+
+fn shuffle(cx: &mut Reader, node: &Node) -> Option<ShuffleSpec> {
+    let fields = cx.fields(node, "`shuffle`", &["buffer", "seed"], "(buffer: 16384)")?;
+    Some(ShuffleSpec {
+        span: fields.span,
+        buffer: fields.get("buffer").and_then(|node| cx.whole(node, "buffer", 1)),
+        seed: fields.get("seed").and_then(|node| cx.whole(node, "seed", 0)),
+    })
+}
+
+fn source(cx: &mut Reader, node: &Node) -> Option<SourceSpec> {
+    let (NodeKind::Struct(Some(kind), _) | NodeKind::Tuple(Some(kind), _)) = &node.kind else {
+        cx.wrong(node, "a source", "write `source: Folder(path: \"...\")`");
+        return None;
+    };
+    let Some(known) = SOURCES.iter().find(|source| source.name == kind.as_str()) else {
+        let names = SOURCES.map(|source| source.name);
+        cx.errors.push(
+            Diagnostic::error(format!("unknown source `{kind}`"))
+                .label(kind.span, "unknown kind of source")
+                .suggest(kind, names)
+                .note(format!("the sources are `{}`", names.join("`, `"))),
+        );
+        return None;
+    };
+    let names: Vec<_> = known.fields.iter().map(|field| field.name).collect();
+    let fields = cx.fields(node, known.name, &names, "Folder(path: \"...\")")?;
+    let mut values = Map::new();
+    for field in known.fields {
+        let node = if field.required { fields.required(cx, field.name, "...") } else { fields.get(field.name) };
+        if let (Some(node), Some(name)) = (node, fields.name(field.name))
+            && let Some(value) = literal(cx, node, field)
+        {
+            values.insert(name.clone(), value);
+        }
+    }
+    Some(SourceSpec { span: node.span, kind: kind.clone(), fields: values })
+}
+
+fn literal(cx: &mut Reader, node: &Node, field: &SourceField) -> Option<Spanned<Literal>> {
+    let value = match (field.kind, &node.kind) {
+        (FieldKind::Str, NodeKind::Str(text)) => Literal::Str(text.as_str().to_owned()),
+        (FieldKind::Int, NodeKind::Int(n)) => Literal::Int(*n),
+        (FieldKind::Float, NodeKind::Int(n)) => Literal::Float(*n as f64),
+        (FieldKind::Float, NodeKind::Float(x)) => Literal::Float(*x),
+        (FieldKind::Bool, NodeKind::Bool(b)) => Literal::Bool(*b),
+        (FieldKind::Ints, NodeKind::Map(_)) => Literal::Map(cx.map(Some(node), field.name, Keys::Names, |cx, node| {
+            cx.whole(node, field.name, 1)
+                .map(|n| Spanned::new(Literal::Int(i64::try_from(*n).unwrap_or(i64::MAX)), n.span))
+        })),
+        (FieldKind::Strs, NodeKind::Map(_)) => Literal::Map(cx.map(Some(node), field.name, Keys::Names, |cx, node| {
+            cx.string(node, field.name).map(|s| Spanned::new(Literal::Str(s.node), s.span))
+        })),
+        _ => {
+            let (what, example) = match field.kind {
+                FieldKind::Str => ("a string", "\"...\""),
+                FieldKind::Int => ("a whole number", "100"),
+                FieldKind::Float => ("a number", "0.5"),
+                FieldKind::Bool => ("`true` or `false`", "true"),
+                FieldKind::Ints => ("a map of whole numbers", "{ \"raw\": 77 }"),
+                FieldKind::Strs => ("a map of strings", "{ \"image\": \"jpg\" }"),
+            };
+            let help = format!("`{}` is {}: write `{}: {example}`", field.name, field.doc, field.name);
+            cx.wrong(node, &format!("{what} for `{}`", field.name), &help);
+            return None;
+        }
+    };
+    Some(Spanned::new(value, node.span))
+}
