@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn seeds_and_epochs_differ() {
         let line =
-            |seed, epoch| (0..100).map(|p| Order::new(100, seed, true).at(epoch * 100 + p).1).collect::<Vec<_>>();
+            |seed, epoch: u64| (0..100).map(|p| Order::new(100, seed, true).at(epoch * 100 + p).1).collect::<Vec<_>>();
         assert_ne!(line(0, 0), line(1, 0));
         assert_ne!(line(0, 0), line(0, 1));
         assert_ne!(line(0, 0), line(1 << 40, 0));
