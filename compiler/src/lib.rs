@@ -1,4 +1,5 @@
-//! The compiler.
+//! Compiles RON graph specs of language-image models to plans.
 
+pub mod codegen;
 pub mod diag;
 pub mod spec;

@@ -1,0 +1,414 @@
+//! One function per archetype of kernel loops.
+
+use alip_plan::DType;
+use alip_plan::kernel::{
+    Conv2d, ConvKind, Lanes, Loop, Map, Product, Reduce, ReduceKind, Reduction, ScatterAdd, Stage,
+};
+
+use super::code::{self, Scope};
+use super::{EmitError, Shader};
+
+/// Rows shorter than this are reduced by one thread each: a workgroup would mostly wait.
+const SHORT_ROW: u64 = 32;
+/// Product tile: 64 x 64 results by 16 x 16 threads, 16 steps of k at a time; 8 KiB of the 16 KiB of workgroup memory.
+const TILE: u64 = 64;
+const TILE_K: u64 = 16;
+/// Elements of a table row that one thread of a scatter owns.
+const SCATTER_CHUNK: u64 = 64;
+
+pub(super) fn emit(kernel: &Loop, shader: &mut Shader<'_>) -> Result<(), EmitError> {
+    match kernel {
+        Loop::Map(map) => emit_map(map, shader),
+        Loop::Reduction(reduction) => emit_reduction(reduction, shader),
+        Loop::Product(product) => emit_product(product, shader),
+        Loop::Conv2d(conv) => emit_conv(conv, shader),
+        Loop::ScatterAdd(scatter) => emit_scatter(scatter, shader),
+    }
+}
+
+/// A thread per point: declares `point` and leaves when it is beyond `count`.
+fn thread_per(shader: &mut Shader<'_>, count: u64) -> Result<(), EmitError> {
+    if count > u64::from(u32::MAX) {
+        return Err(EmitError(format!(
+            "{count} points in one kernel are more than 32 bits number; use a smaller batch"
+        )));
+    }
+    let size = shader.target.workgroup_size;
+    shader.launch(count.div_ceil(u64::from(size)), size);
+    shader.line(format!("let point = work * {size}u + lane;"));
+    shader.line(format!("if (point >= {count}u) {{ return; }}"));
+    Ok(())
+}
+
+fn emit_map(map: &Map, shader: &mut Shader<'_>) -> Result<(), EmitError> {
+    thread_per(shader, map.domain.iter().product())?;
+    let coords = code::unravel(shader, "point", &map.domain, "c");
+    let scope = Scope { views: &map.views, coords: &coords, product: None, prefix: "v", store_if: None };
+    code::write(shader, &map.code, &scope)?;
+    Ok(())
+}
+
+fn emit_reduction(reduction: &Reduction, shader: &mut Shader<'_>) -> Result<(), EmitError> {
+    let rows: u64 = reduction.kept.iter().product();
+    let length: u64 = reduction.reduced.iter().product();
+    let group = reduction.lanes == Lanes::Reduced && length >= SHORT_ROW;
+    let width = if group {
+        let width = (length.next_power_of_two() / 2).clamp(32, u64::from(shader.target.workgroup_size)) as u32;
+        shader.launch(rows, width);
+        shader.line("let row = work;");
+        shader.line(format!("if (row >= {rows}u) {{ return; }}"));
+        width
+    } else {
+        thread_per(shader, rows)?;
+        shader.line("let row = point;");
+        1
+    };
+    let kept = code::unravel(shader, "row", &reduction.kept, "c");
+    for (index, stage) in reduction.stages.iter().enumerate() {
+        match stage {
+            Stage::Row { code, slots } => {
+                let first: Vec<String> =
+                    kept.iter().cloned().chain(reduction.reduced.iter().map(|_| "0u".to_string())).collect();
+                let prefix = format!("r{index}_");
+                let store_if = group.then_some("lane == 0u");
+                let scope = Scope { views: &reduction.views, coords: &first, product: None, prefix: &prefix, store_if };
+                let values = code::write(shader, code, &scope)?;
+                for (value, slot) in slots {
+                    shader.line(format!("let s{slot} = {};", values[usize::from(*value)]));
+                }
+            }
+            Stage::Points { code, reduce } => {
+                let stage = PointsStage { reduction, index, kept: &kept, length, width };
+                stage.emit(shader, code, reduce)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+struct PointsStage<'a> {
+    reduction: &'a Reduction,
+    index: usize,
+    kept: &'a [String],
+    length: u64,
+    /// Threads that share a row.
+    width: u32,
+}
+
+impl PointsStage<'_> {
+    fn emit(
+        &self,
+        shader: &mut Shader<'_>,
+        code: &alip_plan::kernel::Code,
+        reduce: &[Reduce],
+    ) -> Result<(), EmitError> {
+        let dtype = |reduce: &Reduce| code_dtype(code, reduce.value);
+        for item in reduce {
+            let start = start(shader, item.kind, dtype(item));
+            shader.line(format!("var a{} = {start};", item.slot));
+            if item.kind == ReduceKind::ArgMax {
+                shader.line(format!("var i{} = 0x7fffffffi;", item.slot));
+            }
+        }
+        let (first, step) = if self.width > 1 { ("lane", self.width) } else { ("0u", 1) };
+        shader.line(format!("for (var j = {first}; j < {}u; j += {step}u) {{", self.length));
+        let reduced = code::unravel(shader, "j", &self.reduction.reduced, "d");
+        let coords: Vec<String> = self.kept.iter().cloned().chain(reduced).collect();
+        let prefix = format!("v{}_", self.index);
+        let scope =
+            Scope { views: &self.reduction.views, coords: &coords, product: None, prefix: &prefix, store_if: None };
+        let values = code::write(shader, code, &scope)?;
+        for item in reduce {
+            combine(shader, item.kind, dtype(item), item.slot, &values[usize::from(item.value)], "i32(j)");
+        }
+        shader.line("}");
+        for item in reduce {
+            self.finish(shader, item, dtype(item));
+        }
+        if self.width > 1 && reduce.is_empty() {
+            // Later stages may read what this one stored.
+            shader.line("storageBarrier();");
+        }
+        Ok(())
+    }
+
+    /// Joins the threads' partial results in a tree of fixed shape and declares the slot.
+    fn finish(&self, shader: &mut Shader<'_>, item: &Reduce, dtype: DType) {
+        let slot = item.slot;
+        let arg = item.kind == ReduceKind::ArgMax;
+        if self.width > 1 {
+            let ty = super::storage_type(dtype);
+            shader.globals.push_str(&format!("var<workgroup> w{slot}: array<{ty}, {}>;\n", self.width));
+            shader.line(format!("w{slot}[lane] = a{slot};"));
+            if arg {
+                shader.globals.push_str(&format!("var<workgroup> x{slot}: array<i32, {}>;\n", self.width));
+                shader.line(format!("x{slot}[lane] = i{slot};"));
+            }
+            shader.line("workgroupBarrier();");
+            shader.line(format!("for (var half = {}u; half > 0u; half = half >> 1u) {{", self.width / 2));
+            shader.line("if (lane < half) {");
+            let other = format!("w{slot}[lane + half]");
+            combine(shader, item.kind, dtype, slot, &other, &format!("x{slot}[lane + half]"));
+            shader.line(format!("w{slot}[lane] = a{slot};"));
+            if arg {
+                shader.line(format!("x{slot}[lane] = i{slot};"));
+            }
+            shader.line("}");
+            shader.line("workgroupBarrier();");
+            shader.line("}");
+            let result = if arg { format!("x{slot}[0]") } else { format!("w{slot}[0]") };
+            shader.line(format!("let s{slot} = {result};"));
+        } else {
+            shader.line(format!("let s{slot} = {}{slot};", if arg { "i" } else { "a" }));
+        }
+    }
+}
+
+/// Dtype of a value in registers.
+fn code_dtype(code: &alip_plan::kernel::Code, value: u16) -> DType {
+    use alip_plan::kernel::ScalarOp::*;
+    let instr = code.instrs[usize::from(value)];
+    match instr.op {
+        Cast(to) => to,
+        Lt | Le | Eq | And | Or | Not => DType::Bool,
+        Index(_) => DType::I32,
+        _ if instr.dtype.is_float() => DType::F32,
+        _ => instr.dtype,
+    }
+}
+
+fn start(shader: &mut Shader<'_>, kind: ReduceKind, dtype: DType) -> String {
+    let float = dtype == DType::F32;
+    let value = match kind {
+        ReduceKind::Sum => 0.0,
+        ReduceKind::Prod => 1.0,
+        ReduceKind::Max | ReduceKind::ArgMax if float => f64::NEG_INFINITY,
+        ReduceKind::Min if float => f64::INFINITY,
+        ReduceKind::Max | ReduceKind::ArgMax => f64::from(i32::MIN),
+        ReduceKind::Min => f64::from(i32::MAX),
+    };
+    code::constant(shader, value, dtype)
+}
+
+/// Takes one more value (and, for ArgMax, its index) into accumulator `slot`.
+fn combine(shader: &mut Shader<'_>, kind: ReduceKind, dtype: DType, slot: u16, value: &str, index: &str) {
+    let float = dtype == DType::F32;
+    match kind {
+        ReduceKind::Sum => shader.line(format!("a{slot} = a{slot} + {value};")),
+        ReduceKind::Prod => shader.line(format!("a{slot} = a{slot} * {value};")),
+        ReduceKind::Max if float => {
+            let max = shader.functions.use_("max_f");
+            shader.line(format!("a{slot} = {max}(a{slot}, {value});"));
+        }
+        ReduceKind::Min if float => {
+            let min = shader.functions.use_("min_f");
+            shader.line(format!("a{slot} = {min}(a{slot}, {value});"));
+        }
+        ReduceKind::Max => shader.line(format!("a{slot} = max(a{slot}, {value});")),
+        ReduceKind::Min => shader.line(format!("a{slot} = min(a{slot}, {value});")),
+        ReduceKind::ArgMax => {
+            shader.line(format!(
+                "if ({value} > a{slot} || ({value} == a{slot} && {index} < i{slot})) {{ a{slot} = {value}; i{slot} = {index}; }}"
+            ));
+        }
+    }
+}
+
+fn emit_product(product: &Product, shader: &mut Shader<'_>) -> Result<(), EmitError> {
+    let (m, n, k) = (product.m, product.n, product.k);
+    let (tiles_m, tiles_n) = (m.div_ceil(TILE), n.div_ceil(TILE));
+    let batch: u64 = product.batch.iter().product();
+    shader.launch(tiles_m * tiles_n * batch, 256);
+    shader.operand(product.a.operand, product.a.dtype)?;
+    shader.operand(product.b.operand, product.b.dtype)?;
+    let store = epilogue(product, shader)?;
+    shader.globals.push_str(&format!(
+        "var<workgroup> ta: array<f32, {size}>;\nvar<workgroup> tb: array<f32, {size}>;\n{store}",
+        size = TILE * TILE_K
+    ));
+
+    shader.line(format!("let batch = work / {}u;", tiles_m * tiles_n));
+    shader.line(format!("if (batch >= {batch}u) {{ return; }}"));
+    shader.line(format!("let tile_m = (work / {tiles_n}u) % {tiles_m}u * {TILE}u;"));
+    shader.line(format!("let tile_n = work % {tiles_n}u * {TILE}u;"));
+    let coords = code::unravel(shader, "batch", &product.batch, "c");
+    let (a, b) = (&product.a, &product.b);
+    let rank = product.batch.len();
+    shader.line(format!("let base_a = {};", code::offset(&coords, &a.strides[..rank], a.offset)));
+    shader.line(format!("let base_b = {};", code::offset(&coords, &b.strides[..rank], b.offset)));
+    // Thread (ty, tx) owns rows ty, ty + 16, ... and columns tx, tx + 16, ... of the tile.
+    shader.line("let tx = lane % 16u;");
+    shader.line("let ty = lane / 16u;");
+    for (i, j) in (0..4).flat_map(|i| (0..4).map(move |j| (i, j))) {
+        shader.line(format!("var r{i}{j} = 0.0f;"));
+    }
+    shader.line(format!("for (var k0 = 0u; k0 < {k}u; k0 += {TILE_K}u) {{"));
+    let rows =
+        Side { tile: "ta", operand: a.operand, base: "base_a", stride: a.strides[rank], start: "tile_m", size: m };
+    rows.load_tile(shader, a.strides[rank + 1], k);
+    let columns =
+        Side { tile: "tb", operand: b.operand, base: "base_b", stride: b.strides[rank + 1], start: "tile_n", size: n };
+    columns.load_tile(shader, b.strides[rank], k);
+    shader.line("workgroupBarrier();");
+    shader.line(format!("for (var q = 0u; q < {TILE_K}u; q++) {{"));
+    for i in 0..4 {
+        shader.line(format!("let a{i} = ta[q * {TILE}u + ty + {}u];", i * 16));
+        shader.line(format!("let b{i} = tb[q * {TILE}u + tx + {}u];", i * 16));
+    }
+    for (i, j) in (0..4).flat_map(|i| (0..4).map(move |j| (i, j))) {
+        shader.line(format!("r{i}{j} += a{i} * b{j};"));
+    }
+    shader.line("}");
+    shader.line("workgroupBarrier();");
+    shader.line("}");
+    for (i, j) in (0..4).flat_map(|i| (0..4).map(move |j| (i, j))) {
+        shader.line(format!("finish(batch, tile_m + ty + {}u, tile_n + tx + {}u, r{i}{j});", i * 16, j * 16));
+    }
+    Ok(())
+}
+
+/// The epilogue as a function `finish(batch, row, column, value)`.
+fn epilogue(product: &Product, shader: &mut Shader<'_>) -> Result<String, EmitError> {
+    let mark = shader.body.len();
+    shader.line(format!("if (row >= {}u || column >= {}u) {{ return; }}", product.m, product.n));
+    let mut coords = code::unravel(shader, "batch", &product.batch, "c");
+    coords.extend(["row".to_string(), "column".to_string()]);
+    let scope = Scope { views: &product.views, coords: &coords, product: Some("value"), prefix: "v", store_if: None };
+    code::write(shader, &product.code, &scope)?;
+    let body = shader.take_since(mark);
+    Ok(format!("fn finish(batch: u32, row: u32, column: u32, value: f32) {{\n{body}}}\n"))
+}
+
+/// One factor of a product, seen along its free dimension.
+struct Side<'a> {
+    /// Workgroup array that holds the tile, k outermost.
+    tile: &'a str,
+    operand: u16,
+    /// Offset of the batch in the operand.
+    base: &'a str,
+    /// Stride of the free dimension.
+    stride: i64,
+    /// First index of the tile along the free dimension.
+    start: &'a str,
+    /// Size of the free dimension.
+    size: u64,
+}
+
+impl Side<'_> {
+    /// Loads a 64 x 16 tile, zeros beyond the edges; neighbouring threads read along the dimension with the smaller stride.
+    fn load_tile(&self, shader: &mut Shader<'_>, k_stride: i64, k: u64) {
+        let Side { tile, operand, base, stride, start, size } = self;
+        shader.line(format!("for (var e = lane; e < {}u; e += 256u) {{", TILE * TILE_K));
+        if k_stride < *stride {
+            shader.line(format!("let q = e % {TILE_K}u;"));
+            shader.line(format!("let o = e / {TILE_K}u;"));
+        } else {
+            shader.line(format!("let o = e % {TILE}u;"));
+            shader.line(format!("let q = e / {TILE}u;"));
+        }
+        shader.line(format!("let free = {start} + o;"));
+        shader.line("let deep = k0 + q;");
+        shader.line("var x = 0.0f;");
+        shader.line(format!("if (free < {size}u && deep < {k}u) {{"));
+        let at = code::offset(&["free".into(), "deep".into()], &[*stride, k_stride], 0);
+        shader.line(format!("x = p{operand}[{base} + {at}];"));
+        shader.line("}");
+        shader.line(format!("{tile}[q * {TILE}u + o] = x;"));
+        shader.line("}");
+    }
+}
+
+fn emit_conv(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
+    for operand in 0..3 {
+        shader.operand(operand, DType::F32)?;
+    }
+    let (oh, ow) = conv.out();
+    let Conv2d { n, c, h, w, o, kh, kw, stride, padding, .. } = *conv;
+    // Each sum is cut into rows, whose partial sums are added: rounding errors grow with the root of the rows' number.
+    match conv.kind {
+        ConvKind::Forward => {
+            thread_per(shader, n * o * oh * ow)?;
+            let at = code::unravel(shader, "point", &[n, o, oh, ow], "c");
+            shader.line("var total = 0.0f;");
+            shader.line(format!("for (var i = 0u; i < {c}u; i++) {{"));
+            shader.line("var part = 0.0f;");
+            shader.line(format!("for (var ky = 0u; ky < {kh}u; ky++) {{"));
+            shader.line(format!("let y = i32({} * {stride}u + ky) - {padding};", at[2]));
+            shader.line(format!("if (y < 0 || y >= {h}) {{ continue; }}"));
+            shader.line(format!("for (var kx = 0u; kx < {kw}u; kx++) {{"));
+            shader.line(format!("let x = i32({} * {stride}u + kx) - {padding};", at[3]));
+            shader.line(format!("if (x < 0 || x >= {w}) {{ continue; }}"));
+            shader.line(format!(
+                "part += p0[(({} * {c}u + i) * {h}u + u32(y)) * {w}u + u32(x)] * p1[(({} * {c}u + i) * {kh}u + ky) * {kw}u + kx];",
+                at[0], at[1]
+            ));
+        }
+        ConvKind::ImageGrad => {
+            thread_per(shader, n * c * h * w)?;
+            let at = code::unravel(shader, "point", &[n, c, h, w], "c");
+            shader.line("var total = 0.0f;");
+            shader.line(format!("for (var i = 0u; i < {o}u; i++) {{"));
+            shader.line("var part = 0.0f;");
+            shader.line(format!("for (var ky = 0u; ky < {kh}u; ky++) {{"));
+            shader.line(format!("let y = i32({}) + {padding} - i32(ky);", at[2]));
+            shader.line(format!("if (y < 0 || y % {stride} != 0 || y / {stride} >= {oh}) {{ continue; }}"));
+            shader.line(format!("for (var kx = 0u; kx < {kw}u; kx++) {{"));
+            shader.line(format!("let x = i32({}) + {padding} - i32(kx);", at[3]));
+            shader.line(format!("if (x < 0 || x % {stride} != 0 || x / {stride} >= {ow}) {{ continue; }}"));
+            shader.line(format!(
+                "part += p0[(({} * {o}u + i) * {oh}u + u32(y / {stride})) * {ow}u + u32(x / {stride})] * p1[((i * {c}u + {}) * {kh}u + ky) * {kw}u + kx];",
+                at[0], at[1]
+            ));
+        }
+        ConvKind::WeightGrad => {
+            thread_per(shader, o * c * kh * kw)?;
+            let at = code::unravel(shader, "point", &[o, c, kh, kw], "c");
+            shader.line("var total = 0.0f;");
+            shader.line(format!("for (var i = 0u; i < {n}u; i++) {{"));
+            shader.line("var part = 0.0f;");
+            shader.line(format!("for (var oy = 0u; oy < {oh}u; oy++) {{"));
+            shader.line(format!("let y = i32(oy * {stride}u + {}) - {padding};", at[2]));
+            shader.line(format!("if (y < 0 || y >= {h}) {{ continue; }}"));
+            shader.line(format!("for (var ox = 0u; ox < {ow}u; ox++) {{"));
+            shader.line(format!("let x = i32(ox * {stride}u + {}) - {padding};", at[3]));
+            shader.line(format!("if (x < 0 || x >= {w}) {{ continue; }}"));
+            shader.line(format!(
+                "part += p0[((i * {c}u + {}) * {h}u + u32(y)) * {w}u + u32(x)] * p1[((i * {o}u + {}) * {oh}u + oy) * {ow}u + ox];",
+                at[1], at[0]
+            ));
+        }
+    }
+    shader.line("}");
+    shader.line("}");
+    shader.line("total += part;");
+    shader.line("}");
+    shader.line("p2[point] = total;");
+    Ok(())
+}
+
+fn emit_scatter(scatter: &ScatterAdd, shader: &mut Shader<'_>) -> Result<(), EmitError> {
+    let ScatterAdd { batch, count, rows, inner } = *scatter;
+    let chunk = inner.clamp(1, SCATTER_CHUNK);
+    let chunks = inner.div_ceil(chunk);
+    shader.operand(0, DType::I32)?;
+    shader.operand(1, DType::F32)?;
+    shader.operand(2, DType::F32)?;
+    // Neighbouring threads own neighbouring rows, each a chunk of one: they scan the same indices together.
+    thread_per(shader, batch * chunks * rows)?;
+    let at = code::unravel(shader, "point", &[batch, chunks, rows], "c");
+    shader.line(format!("let first = {} * {chunk}u;", at[1]));
+    shader.line(format!("let last = min(first + {chunk}u, {inner}u);"));
+    shader.line(format!("let out = ({} * {rows}u + {}) * {inner}u;", at[0], at[2]));
+    shader.line("for (var e = first; e < last; e++) {");
+    shader.line("p2[out + e] = 0.0f;");
+    shader.line("}");
+    shader.line(format!("for (var i = 0u; i < {count}u; i++) {{"));
+    shader.line(format!("let index = clamp(p0[{} * {count}u + i], 0, {});", at[0], rows - 1));
+    shader.line(format!("if (index == i32({})) {{", at[2]));
+    shader.line("for (var e = first; e < last; e++) {");
+    shader.line(format!("p2[out + e] = p2[out + e] + p1[({} * {count}u + i) * {inner}u + e];", at[0]));
+    shader.line("}");
+    shader.line("}");
+    shader.line("}");
+    Ok(())
+}

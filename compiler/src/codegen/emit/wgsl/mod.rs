@@ -1,0 +1,188 @@
+//! WGSL from kernel loops.
+//!
+//! Contract of the text:
+//! - Operand `i` is `p{i}`, at `@group(0) @binding(i)`, all `read_write` (a buffer cannot be bound read-only and writable in
+//!   one dispatch, and operands may be slices of one segment). Bool is stored as u32.
+//! - Work is numbered linearly and folded over two dispatch dimensions, since each is limited.
+//! - Transcendental functions are our own (`prelude`): WGSL allows built-in ones errors far above our bounds.
+//! - Infinities and NaN are never literals (naga refuses them); they are made from bits at run time.
+//! - Sums run in an order fixed by the text: strided partial sums, then a tree.
+//!
+//! Every shader is validated with naga when it is emitted; a failure here is a bug of the compiler, reported as such.
+
+mod archetypes;
+mod code;
+mod prelude;
+
+use std::fmt::Write;
+
+use alip_plan::kernel::{Kernel, Loop};
+use alip_plan::{DType, Target};
+
+/// Why a loop cannot become WGSL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmitError(pub String);
+
+impl std::fmt::Display for EmitError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for EmitError {}
+
+/// The shader of a loop for a target, validated.
+///
+/// # Errors
+/// More operands than the target binds, more work than it dispatches, a storage type it lacks, or text that naga refuses.
+pub fn emit(kernel: &Loop, target: &Target) -> Result<Kernel, EmitError> {
+    let mut shader = Shader::new(target);
+    archetypes::emit(kernel, &mut shader)?;
+    let (source, workgroups) = shader.finish()?;
+    validate(&source)?;
+    Ok(Kernel::Wgsl { source, workgroups })
+}
+
+/// A shader under construction.
+struct Shader<'t> {
+    target: &'t Target,
+    operands: Vec<Option<DType>>,
+    functions: prelude::Functions,
+    /// Module-scope declarations: workgroup memory, helper functions of this kernel.
+    globals: String,
+    body: String,
+    indent: usize,
+    workgroup_size: u32,
+    workgroups: u64,
+}
+
+impl<'t> Shader<'t> {
+    fn new(target: &'t Target) -> Shader<'t> {
+        Shader {
+            target,
+            operands: Vec::new(),
+            functions: prelude::Functions::default(),
+            globals: String::new(),
+            body: String::new(),
+            indent: 1,
+            workgroup_size: target.workgroup_size,
+            workgroups: 0,
+        }
+    }
+
+    /// One line of the body at the current indent.
+    fn line(&mut self, text: impl AsRef<str>) {
+        let text = text.as_ref();
+        if text.starts_with('}') {
+            self.indent -= 1;
+        }
+        for _ in 0..self.indent {
+            self.body.push_str("  ");
+        }
+        self.body.push_str(text);
+        self.body.push('\n');
+        if text.ends_with('{') {
+            self.indent += 1;
+        }
+    }
+
+    /// Moves the lines written since `mark` out of the body, to become a helper function.
+    fn take_since(&mut self, mark: usize) -> String {
+        self.body.split_off(mark)
+    }
+
+    /// Declares an operand; its storage type is that of the first view of it.
+    fn operand(&mut self, index: u16, dtype: DType) -> Result<(), EmitError> {
+        if !matches!(dtype, DType::F32 | DType::I32 | DType::Bool) {
+            return Err(EmitError(format!("target {}: storage in {dtype} is not built yet", self.target.name)));
+        }
+        let index = usize::from(index);
+        if self.operands.len() <= index {
+            self.operands.resize(index + 1, None);
+        }
+        match self.operands[index] {
+            Some(other) if other != dtype => {
+                Err(EmitError(format!("operand {index} is read as {other} and as {dtype}")))
+            }
+            _ => {
+                self.operands[index] = Some(dtype);
+                Ok(())
+            }
+        }
+    }
+
+    /// Sets the work: `count` workgroups of `size` threads.
+    fn launch(&mut self, count: u64, size: u32) {
+        self.workgroups = count;
+        self.workgroup_size = size;
+    }
+
+    /// The fold of the linear workgroup number over two dimensions.
+    fn dispatch(&self) -> Result<[u32; 3], EmitError> {
+        let limit = u64::from(self.target.max_workgroups);
+        let x = self.workgroups.clamp(1, limit);
+        let y = self.workgroups.div_ceil(x).max(1);
+        if y > limit {
+            return Err(EmitError(format!(
+                "target {}: {} workgroups are more than two dispatch dimensions of {limit} hold; use a smaller batch",
+                self.target.name, self.workgroups
+            )));
+        }
+        Ok([x as u32, y as u32, 1])
+    }
+
+    fn finish(self) -> Result<(String, [u32; 3]), EmitError> {
+        if self.operands.len() > self.target.max_operands as usize {
+            return Err(EmitError(format!(
+                "target {}: a kernel has {} operands, the limit is {}",
+                self.target.name,
+                self.operands.len(),
+                self.target.max_operands
+            )));
+        }
+        let workgroups = self.dispatch()?;
+        let mut text = String::new();
+        for (index, dtype) in self.operands.iter().enumerate() {
+            // An operand that no view names still has its place in the bind group.
+            let ty = storage_type(dtype.unwrap_or(DType::F32));
+            let _ = writeln!(text, "@group(0) @binding({index}) var<storage, read_write> p{index}: array<{ty}>;");
+        }
+        text.push_str("// Always 0; the compiler must not know, so that infinities can be made from bits.\n");
+        text.push_str("var<private> zero: u32;\n");
+        text.push_str(&self.functions.text());
+        text.push_str(&self.globals);
+        let _ = write!(
+            text,
+            "@compute @workgroup_size({size})\nfn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {{\n  \
+             zero = group.z;\n  let work = group.y * {x}u + group.x;\n{body}}}\n",
+            size = self.workgroup_size,
+            x = workgroups[0],
+            body = self.body,
+        );
+        Ok((text, workgroups))
+    }
+}
+
+fn storage_type(dtype: DType) -> &'static str {
+    match dtype {
+        DType::I32 => "i32",
+        DType::Bool => "u32",
+        DType::F32 | DType::Bf16 | DType::F16 => "f32",
+    }
+}
+
+/// Parses and validates a shader.
+///
+/// # Errors
+/// What naga says, with the line.
+pub fn validate(source: &str) -> Result<(), EmitError> {
+    let module = naga::front::wgsl::parse_str(source)
+        .map_err(|error| EmitError(format!("emitted WGSL does not parse: {}", error.emit_to_string(source))))?;
+    naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::empty())
+        .validate(&module)
+        .map_err(|error| EmitError(format!("emitted WGSL is not valid: {}", error.emit_to_string(source))))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

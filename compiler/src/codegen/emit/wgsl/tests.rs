@@ -1,0 +1,226 @@
+//! Every archetype and every scalar operation becomes a shader that naga accepts. What shaders compute is tested where
+//! there is an adapter, in the runtime.
+
+use alip_plan::kernel::*;
+use alip_plan::{DType, Real, Target};
+
+use super::emit;
+
+fn view(operand: u16, dtype: DType, strides: &[i64]) -> View {
+    View { operand, dtype, offset: 0, strides: strides.to_vec(), gather: None }
+}
+
+fn instr(op: ScalarOp, dtype: DType, args: [u16; 3]) -> Instr {
+    Instr { op, dtype, args }
+}
+
+fn code(instrs: &[(ScalarOp, DType, [u16; 3])]) -> Code {
+    Code { instrs: instrs.iter().map(|(op, dtype, args)| instr(*op, *dtype, *args)).collect() }
+}
+
+/// Emits for the default wgpu target; the text holds each of `expected`.
+fn check(kernel: Loop, workgroups: [u32; 3], expected: &[&str]) {
+    match emit(&kernel, &Target::wgpu()) {
+        Ok(Kernel::Wgsl { source, workgroups: found }) => {
+            assert_eq!(found, workgroups, "workgroups of\n{source}");
+            for part in expected {
+                assert!(source.contains(part), "no `{part}` in\n{source}");
+            }
+        }
+        Ok(other) => panic!("not a shader: {other:?}"),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn every_scalar_operation_is_valid() {
+    use DType::*;
+    use ScalarOp::*;
+    let cases: &[(ScalarOp, DType, DType)] = &[
+        (Neg, F32, F32),
+        (Abs, F32, F32),
+        (Exp, F32, F32),
+        (Ln, F32, F32),
+        (Sqrt, F32, F32),
+        (Sin, F32, F32),
+        (Cos, F32, F32),
+        (Tanh, F32, F32),
+        (Erf, F32, F32),
+        (Floor, F32, F32),
+        (Not, Bool, Bool),
+        (Add, F32, F32),
+        (Sub, F32, F32),
+        (Mul, F32, F32),
+        (Div, F32, F32),
+        (Pow, F32, F32),
+        (Min, F32, F32),
+        (Max, F32, F32),
+        (Lt, F32, Bool),
+        (Le, F32, Bool),
+        (Eq, F32, Bool),
+        (And, Bool, Bool),
+        (Or, Bool, Bool),
+        (Neg, I32, I32),
+        (Abs, I32, I32),
+        (Add, I32, I32),
+        (Sub, I32, I32),
+        (Mul, I32, I32),
+        (Div, I32, I32),
+        (Min, I32, I32),
+        (Max, I32, I32),
+        (Lt, I32, Bool),
+        (Le, I32, Bool),
+        (Eq, I32, Bool),
+        (Cast(F32), I32, F32),
+        (Cast(I32), F32, I32),
+        (Cast(Bool), F32, Bool),
+        (Cast(Bool), I32, Bool),
+        (Cast(F32), Bool, F32),
+        (Cast(I32), Bool, I32),
+        (Uniform { stream: 7, lane: 3 }, I32, F32),
+    ];
+    for (op, from, to) in cases {
+        let map = Map {
+            domain: vec![5, 7],
+            views: vec![view(0, *from, &[7, 1]), view(1, *to, &[7, 1])],
+            code: code(&[(Load(0), *from, [0; 3]), (*op, *from, [0; 3]), (Store(1), *to, [1, 0, 0])]),
+        };
+        check(Loop::Map(map), [1, 1, 1], &["p1["]);
+    }
+}
+
+#[test]
+fn constants_that_have_no_literal() {
+    use ScalarOp::*;
+    let consts = [f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 1e-8, -0.0, f64::from(f32::MAX), 1e-44];
+    for value in consts {
+        let map = Map {
+            domain: vec![3],
+            views: vec![view(0, DType::F32, &[1])],
+            code: code(&[(Const(Real(value)), DType::F32, [0; 3]), (Store(0), DType::F32, [0; 3])]),
+        };
+        check(Loop::Map(map), [1, 1, 1], &[]);
+    }
+}
+
+#[test]
+fn select_gather_and_index() {
+    use ScalarOp::*;
+    let gathered = View {
+        gather: Some(Gather { operand: 1, offset: 0, strides: vec![1, 0], stride: 8, limit: 100 }),
+        ..view(0, DType::F32, &[0, 1])
+    };
+    let map = Map {
+        domain: vec![1 << 14, 1 << 14],
+        views: vec![gathered, view(2, DType::F32, &[1 << 14, 1])],
+        code: code(&[
+            (Load(0), DType::F32, [0; 3]),
+            (Index(0), DType::I32, [0; 3]),
+            (Index(1), DType::I32, [0; 3]),
+            (Lt, DType::I32, [1, 2, 0]),
+            (Const(Real(f64::NEG_INFINITY)), DType::F32, [0; 3]),
+            (Select, DType::F32, [3, 4, 0]),
+            (Store(1), DType::F32, [5, 0, 0]),
+        ]),
+    };
+    // 2^28 points in workgroups of 256 are 2^20 of them: folded over two dimensions of at most 65,535.
+    check(Loop::Map(map), [65535, 17, 1], &["clamp(p1[cr1], 0, 99) * 8u", "-inf_f()"]);
+}
+
+fn softmax(lanes: Lanes, length: u64) -> Loop {
+    use ScalarOp::*;
+    let load = (Load(0), DType::F32, [0; 3]);
+    let exp = [load, (Slot(0), DType::F32, [0; 3]), (Sub, DType::F32, [0, 1, 0]), (Exp, DType::F32, [2, 0, 0])];
+    let stages = vec![
+        Stage::Points { code: code(&[load]), reduce: vec![Reduce { kind: ReduceKind::Max, value: 0, slot: 0 }] },
+        Stage::Points { code: code(&exp), reduce: vec![Reduce { kind: ReduceKind::Sum, value: 3, slot: 1 }] },
+        Stage::Row {
+            code: code(&[
+                (Const(Real(1.0)), DType::F32, [0; 3]),
+                (Slot(1), DType::F32, [0; 3]),
+                (Div, DType::F32, [0, 1, 0]),
+            ]),
+            slots: vec![(2, 2)],
+        },
+        Stage::Points {
+            code: code(&[
+                exp[0],
+                exp[1],
+                exp[2],
+                exp[3],
+                (Slot(2), DType::F32, [0; 3]),
+                (Mul, DType::F32, [3, 4, 0]),
+                (Store(1), DType::F32, [5, 0, 0]),
+            ]),
+            reduce: vec![],
+        },
+    ];
+    let strides = [length as i64, 1];
+    let views = vec![view(0, DType::F32, &strides), view(1, DType::F32, &strides)];
+    Loop::Reduction(Reduction { kept: vec![10], reduced: vec![length], views, stages, slots: 3, lanes })
+}
+
+#[test]
+fn reductions() {
+    check(softmax(Lanes::Reduced, 77), [10, 1, 1], &["workgroup_size(64)", "workgroupBarrier"]);
+    check(softmax(Lanes::Reduced, 5), [1, 1, 1], &["workgroup_size(256)"]);
+    check(softmax(Lanes::Kept, 300), [1, 1, 1], &["let row = point;"]);
+    let argmax = Reduction {
+        kept: vec![4],
+        reduced: vec![100],
+        views: vec![view(0, DType::I32, &[100, 1]), view(1, DType::I32, &[1, 0])],
+        stages: vec![
+            Stage::Points {
+                code: code(&[(ScalarOp::Load(0), DType::I32, [0; 3])]),
+                reduce: vec![Reduce { kind: ReduceKind::ArgMax, value: 0, slot: 0 }],
+            },
+            Stage::Row {
+                code: code(&[(ScalarOp::Slot(0), DType::I32, [0; 3]), (ScalarOp::Store(1), DType::I32, [0; 3])]),
+                slots: vec![],
+            },
+        ],
+        slots: 1,
+        lanes: Lanes::Reduced,
+    };
+    check(Loop::Reduction(argmax), [4, 1, 1], &["x0[lane]", "if (lane == 0u)"]);
+}
+
+#[test]
+fn products() {
+    use ScalarOp::{Add, Load, Store};
+    let product = Product {
+        batch: vec![2, 3],
+        m: 65,
+        n: 100,
+        k: 50,
+        a: view(0, DType::F32, &[9750, 50, 150, 1]),
+        b: view(1, DType::F32, &[0, 5000, 1, 50]),
+        views: vec![view(2, DType::F32, &[19500, 6500, 100, 1]), view(3, DType::F32, &[0, 0, 0, 1])],
+        code: code(&[
+            (ScalarOp::Product, DType::F32, [0; 3]),
+            (Load(1), DType::F32, [0; 3]),
+            (Add, DType::F32, [0, 1, 0]),
+            (Store(0), DType::F32, [2, 0, 0]),
+        ]),
+    };
+    check(Loop::Product(product), [24, 1, 1], &["fn finish(batch", "p3[column]"]);
+}
+
+#[test]
+fn convolutions_and_scatter() {
+    for kind in [ConvKind::Forward, ConvKind::ImageGrad, ConvKind::WeightGrad] {
+        let conv = Conv2d { kind, n: 2, c: 3, h: 9, w: 9, o: 4, kh: 3, kw: 3, stride: 2, padding: 1 };
+        check(Loop::Conv2d(conv), [if kind == ConvKind::ImageGrad { 2 } else { 1 }, 1, 1], &["p2[point] = total;"]);
+    }
+    let scatter = ScatterAdd { batch: 1, count: 20, rows: 512, inner: 100 };
+    check(Loop::ScatterAdd(scatter), [4, 1, 1], &["clamp(p0["]);
+}
+
+#[test]
+fn limits_are_errors() {
+    let views: Vec<View> = (0..9).map(|operand| view(operand, DType::F32, &[1])).collect();
+    let instrs = (0..9).map(|index| instr(ScalarOp::Load(index), DType::F32, [0; 3])).collect();
+    let kernel = Loop::Map(Map { domain: vec![4], views, code: Code { instrs } });
+    let error = emit(&kernel, &Target::wgpu()).map_err(|error| error.to_string());
+    assert_eq!(error, Err("target wgpu: a kernel has 9 operands, the limit is 8".into()));
+}

@@ -1,0 +1,3 @@
+//! From scheduled groups to kernels.
+
+pub mod emit;
