@@ -295,6 +295,13 @@ class Stopwatch:
         return [b - a for a, b in zip(self.marks, self.marks[1:])]
 
 
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
 def synthetic_batch(c: Config, size: int, device: torch.device) -> dict[str, Tensor]:
     """Random images, and texts of 5 to 30 tokens between start and end, padded with zeros."""
     batch = {"image": torch.randn(size, 3, c.image, c.image)}
@@ -311,6 +318,7 @@ def synthetic_batch(c: Config, size: int, device: torch.device) -> dict[str, Ten
 def bench(args: argparse.Namespace) -> dict:
     """Warm-up steps, then timed ones; the figure is that of the median step."""
     device, config = torch.device(args.device), MODELS[args.model]
+    load = os.getloadavg()[0]
     model = Alip(config).to(device)
     # The schedule must not end within the run; its length does not change the work.
     trainer = Trainer(model, total_steps=1000 + args.warmup + args.steps, bf16=args.bf16, compiled=args.compile)
@@ -337,8 +345,9 @@ def bench(args: argparse.Namespace) -> dict:
         "loss": round(last["loss"].item(), 6),
         "dtype": "bf16 autocast" if args.bf16 else "f32",
         "mode": "compiled" if args.compile else "eager",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.processor() or platform.machine()})",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
+        "load_average": round(load, 2),
         "peak_resident_mib": round(resident("VmHWM"), 1),
         "resident_after_import_mib": round(RESIDENT_AFTER_IMPORT, 1),
         "torch": torch.__version__,
