@@ -124,7 +124,7 @@ fn select_gather_and_index() {
         ]),
     };
     // 2^28 points in workgroups of 256 are 2^20 of them: folded over two dimensions of at most 65,535.
-    check(Loop::Map(map), [65535, 17, 1], &["clamp(p1[cr1], 0, 99) * 8u", "-inf_f()"]);
+    check(Loop::Map(map), [65535, 17, 1], &["u32(clamp(p1[cr1], 0, 99)) * 8u", "-inf_f()"]);
 }
 
 fn softmax(lanes: Lanes, length: u64) -> Loop {
