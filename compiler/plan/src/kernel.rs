@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{DType, Real};
 
 /// Code for one target.
+#[expect(clippy::large_enum_variant, reason = "a plan holds few kernels, and most are the large variant")]
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kernel {
     /// Executed by the cpu device as it stands.
