@@ -1,3 +1,6 @@
 //! The runtime.
 
 pub mod data;
+pub mod device;
+pub mod exec;
+pub mod tensor;

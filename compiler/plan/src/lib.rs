@@ -11,6 +11,7 @@
 //!   (`philox`, `bounds`). It knows no driver, no graph, no e-graph, and depends on serde alone.
 
 pub mod bounds;
+pub mod check;
 pub mod kernel;
 pub mod philox;
 pub mod pipeline;

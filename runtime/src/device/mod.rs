@@ -1,0 +1,235 @@
+//! The border between the runtime and what computes.
+//!
+//! A [`Device`] turns a plan into a [`LoadedPlan`]: memory allocated, kernels prepared, every view checked against its
+//! buffer, so that running needs no checks. `cpu` is the embedded default; `reference` executes the same loops in f64, one
+//! point at a time, to find out who is wrong.
+//!
+//! Invariants:
+//! - Nothing above this border knows a driver, and nothing below it knows what a program means.
+//! - Steps take effect in order. `run_steps` may return before they are done; `read` and `synchronize` see them done.
+//! - Downloads are asynchronous in form ([`Download`]), so that the same runtime can live where blocking is forbidden.
+
+mod host;
+pub mod reference;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use alip_plan::{Plan, TargetKind};
+
+/// A range of bytes of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Index into [`Plan::segments`].
+    pub segment: u32,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub bytes: u64,
+}
+
+impl From<&alip_plan::Buffer> for Slice {
+    fn from(buffer: &alip_plan::Buffer) -> Slice {
+        Slice { segment: buffer.segment, offset: buffer.offset, bytes: buffer.bytes() }
+    }
+}
+
+/// Memory that a loaded plan holds, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryFacts {
+    /// All segments of the plan.
+    pub segments: u64,
+    /// What the device allocated beside them: tile registers, packing and download buffers.
+    pub scratch: u64,
+}
+
+/// Why a device refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// No such device, or not on this machine.
+    #[error("device `{name}` cannot be used: {why}")]
+    Unavailable {
+        /// The name asked for.
+        name: String,
+        /// The reason, with a way out.
+        why: String,
+    },
+    /// The plan is for another kind of target.
+    #[error(
+        "the plan is compiled for target `{target}`, which device `{device}` cannot run; compile the spec with --target {wanted}"
+    )]
+    WrongTarget {
+        /// Name of the plan's target.
+        target: String,
+        /// Name of the device.
+        device: String,
+        /// A target the device can run.
+        wanted: String,
+    },
+    /// The plan breaks a law of its format; only a damaged or foreign plan does.
+    #[error("the plan is not valid: {0}; compile the spec again")]
+    InvalidPlan(String),
+    /// A segment could not be allocated.
+    #[error("{device} has no room for a memory segment of {bytes} bytes; use a smaller --batch")]
+    OutOfMemory {
+        /// Name of the device.
+        device: String,
+        /// Size of the segment.
+        bytes: u64,
+    },
+    /// A slice outside its segment, a program the plan lacks, or a step out of range.
+    #[error("{0}")]
+    Misuse(String),
+    /// The driver failed.
+    #[error("device `{device}` failed: {why}")]
+    Driver {
+        /// Name of the device.
+        device: String,
+        /// What the driver said.
+        why: String,
+    },
+}
+
+/// Something that can compute.
+pub trait Device: Send {
+    /// Short name as in `--device`: `cpu`, `wgpu`.
+    fn name(&self) -> &'static str;
+
+    /// One line for people: the model of the processor or adapter, threads, instruction set.
+    fn description(&self) -> String;
+
+    /// Kind of the targets whose plans it runs.
+    fn kind(&self) -> TargetKind;
+
+    /// Allocates the plan's segments (zeroed) and prepares its kernels.
+    ///
+    /// # Errors
+    /// A plan for another target, an invalid plan, too little memory.
+    fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError>;
+}
+
+/// A plan on a device.
+pub trait LoadedPlan: Send {
+    /// Uploads bytes; done when it returns or before the next step runs, whichever the device prefers.
+    ///
+    /// # Errors
+    /// A slice outside its segment, or a number of bytes that is not the slice's.
+    fn write(&mut self, slice: Slice, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// Starts a download of what the slice holds after all steps submitted so far.
+    ///
+    /// # Errors
+    /// A slice outside its segment.
+    fn read(&mut self, slice: Slice) -> Result<Box<dyn Download>, DeviceError>;
+
+    /// Submits steps of a program, in order.
+    ///
+    /// # Errors
+    /// A program the plan lacks, or steps out of its range.
+    fn run_steps(&mut self, program: &str, steps: Range<usize>) -> Result<(), DeviceError>;
+
+    /// Waits until everything submitted is done.
+    ///
+    /// # Errors
+    /// The device was lost.
+    fn synchronize(&mut self) -> Result<(), DeviceError>;
+
+    /// Memory held.
+    fn memory(&self) -> MemoryFacts;
+}
+
+/// Bytes on their way to the host.
+pub trait Download: Send {
+    /// Whether [`Download::wait`] would return at once; lets the device make progress.
+    fn poll(&mut self) -> bool;
+
+    /// The bytes, waiting if they are not there yet.
+    ///
+    /// # Errors
+    /// The device was lost.
+    fn wait(self: Box<Self>) -> Result<Vec<u8>, DeviceError>;
+}
+
+/// What the caller may say about a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// Threads of the cpu device; all cores when absent. Results do not depend on it.
+    pub threads: Option<usize>,
+}
+
+/// Opens a device; the error says why this machine has none.
+type Open = fn(&DeviceOptions) -> Result<Box<dyn Device>, String>;
+
+/// A kind of device this build knows.
+struct Entry {
+    name: &'static str,
+    open: Open,
+    /// `auto` asks the entries in order and takes the first that is fit for it; the string says why it is not.
+    auto: fn(&dyn Device) -> Result<(), String>,
+}
+
+/// Known devices, in the order `auto` prefers them.
+fn registry() -> Vec<Entry> {
+    vec![Entry {
+        name: "reference",
+        open: |_| Ok(Box::new(reference::Reference)),
+        auto: |_| Err("it is for finding errors".into()),
+    }]
+}
+
+/// Names of all devices of this build.
+pub fn names() -> Vec<&'static str> {
+    registry().iter().map(|entry| entry.name).collect()
+}
+
+/// A device and why it was taken.
+pub struct Choice {
+    /// The device.
+    pub device: Box<dyn Device>,
+    /// One line for people: what was taken and what was passed over.
+    pub reason: String,
+}
+
+/// Opens the device called `name`; `auto` takes the first of the registry that this machine has and that is fit for work
+/// (cuda, else a hardware wgpu adapter, else cpu).
+///
+/// # Errors
+/// An unknown name, or a device this machine does not have.
+pub fn choose(name: &str, options: &DeviceOptions) -> Result<Choice, DeviceError> {
+    let entries = registry();
+    if name == "auto" {
+        let mut passed_over: Vec<String> = Vec::new();
+        for entry in &entries {
+            let opened = (entry.open)(options);
+            match opened.and_then(|device| (entry.auto)(device.as_ref()).map(|()| device)) {
+                Ok(device) => {
+                    let mut reason = format!("{}: {}", device.name(), device.description());
+                    for why in &passed_over {
+                        reason.push_str(why);
+                    }
+                    return Ok(Choice { device, reason });
+                }
+                Err(why) => passed_over.push(format!("; not {}: {why}", entry.name)),
+            }
+        }
+    }
+    let unavailable = |why: String| DeviceError::Unavailable { name: name.to_string(), why };
+    let Some(entry) = entries.iter().find(|entry| entry.name == name) else {
+        let hint = if name == "wgpu" { " (built without the feature `wgpu`)" } else { "" };
+        return Err(unavailable(format!("this build has {}, and auto{hint}", names().join(", "))));
+    };
+    let device = (entry.open)(options).map_err(unavailable)?;
+    let reason = format!("{}: {}", device.name(), device.description());
+    Ok(Choice { device, reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_devices_are_named() {
+        let Err(error) = choose("cuba", &DeviceOptions::default()) else { panic!("there is no such device") };
+        assert!(error.to_string().starts_with("device `cuba` cannot be used: this build has "), "{error}");
+    }
+}

@@ -1,0 +1,361 @@
+//! A device that follows the definition of every loop in f64, one point at a time: slow, and simple enough to be believed.
+//!
+//! Values are f64 between loads and stores, whatever their dtype; memory holds the plan's storage types. Invariant: no
+//! tiling, no threads, no reordering, nothing shared with the cpu device but memory and the check of the plan.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use alip_plan::kernel::{
+    Code, Conv2d, ConvKind, Gather, Instr, Kernel, Loop, Map, Product, ReduceKind, Reduction, ScalarOp, ScatterAdd,
+    Stage, View,
+};
+use alip_plan::{Buffer, DType, Plan, TargetKind, philox};
+
+use super::host::{HostMemory, check_steps};
+use super::{Device, DeviceError, Download, LoadedPlan, MemoryFacts, Slice};
+use crate::tensor::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+
+/// The device.
+pub struct Reference;
+
+impl Device for Reference {
+    fn name(&self) -> &'static str {
+        "reference"
+    }
+
+    fn description(&self) -> String {
+        "f64, one point at a time, for comparison".into()
+    }
+
+    fn kind(&self) -> TargetKind {
+        TargetKind::Cpu
+    }
+
+    fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {
+        super::host::check_plan(&plan, self.name())?;
+        let memory = HostMemory::new(&plan, self.name())?;
+        Ok(Box::new(LoadedReference { plan, memory }))
+    }
+}
+
+struct LoadedReference {
+    plan: Arc<Plan>,
+    memory: HostMemory,
+}
+
+impl LoadedPlan for LoadedReference {
+    fn write(&mut self, slice: Slice, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.memory.write(slice, bytes)
+    }
+
+    fn read(&mut self, slice: Slice) -> Result<Box<dyn Download>, DeviceError> {
+        self.memory.read(slice)
+    }
+
+    fn run_steps(&mut self, program: &str, steps: Range<usize>) -> Result<(), DeviceError> {
+        let plan = Arc::clone(&self.plan);
+        let program = check_steps(&plan, program, &steps)?;
+        for step in program.steps.get(steps).unwrap_or_default() {
+            // `check` made sure that all these exist.
+            let Some(Kernel::Loop(kernel)) = plan.kernels.get(step.kernel as usize) else { continue };
+            let operands = step.operands.iter().filter_map(|&operand| program.buffers.get(operand as usize)).collect();
+            let mut memory = Memory { memory: &self.memory, operands };
+            match kernel {
+                Loop::Map(map) => memory.map(map),
+                Loop::Reduction(reduction) => memory.reduction(reduction),
+                Loop::Product(product) => memory.product(product),
+                Loop::Conv2d(conv) => memory.conv2d(conv),
+                Loop::ScatterAdd(scatter) => memory.scatter_add(scatter),
+            }
+        }
+        Ok(())
+    }
+
+    fn synchronize(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn memory(&self) -> MemoryFacts {
+        MemoryFacts { segments: self.memory.bytes(), scratch: 0 }
+    }
+}
+
+/// The operands of a step.
+struct Memory<'a> {
+    memory: &'a HostMemory,
+    operands: Vec<&'a Buffer>,
+}
+
+/// Where code runs: the point, and what `Slot` and `Product` read.
+struct Point<'a> {
+    at: &'a [u64],
+    slots: &'a [f64],
+    product: f64,
+}
+
+impl Memory<'_> {
+    fn get(&self, operand: u16, element: i64) -> f64 {
+        let buffer = self.operands[operand as usize];
+        let at = self.at(buffer, element);
+        // SAFETY: `check` keeps every view inside its buffer; loads are aligned to their size, as buffers are.
+        unsafe {
+            match buffer.dtype {
+                DType::F32 => f64::from(at.cast::<f32>().read()),
+                DType::I32 => f64::from(at.cast::<i32>().read()),
+                DType::Bool => f64::from(u8::from(at.cast::<u32>().read() != 0)),
+                DType::Bf16 => f64::from(bf16_to_f32(at.cast::<u16>().read())),
+                DType::F16 => f64::from(f16_to_f32(at.cast::<u16>().read())),
+            }
+        }
+    }
+
+    fn put(&mut self, operand: u16, element: i64, value: f64) {
+        let buffer = self.operands[operand as usize];
+        let at = self.at(buffer, element);
+        // SAFETY: as in `get`; nothing else runs while this device does.
+        unsafe {
+            match buffer.dtype {
+                DType::F32 => at.cast::<f32>().write(value as f32),
+                DType::I32 => at.cast::<i32>().write(value as i32),
+                DType::Bool => at.cast::<u32>().write(u32::from(value != 0.0)),
+                DType::Bf16 => at.cast::<u16>().write(f32_to_bf16(value as f32)),
+                DType::F16 => at.cast::<u16>().write(f32_to_f16(value as f32)),
+            }
+        }
+    }
+
+    fn at(&self, buffer: &Buffer, element: i64) -> *mut u8 {
+        let bytes = buffer.offset as i64 + element * buffer.dtype.bytes() as i64;
+        // SAFETY: inside the segment, by `check`.
+        unsafe { self.memory.base(buffer.segment).offset(bytes as isize) }
+    }
+
+    fn element(&self, view: &View, at: &[u64]) -> i64 {
+        let affine = |offset: i64, strides: &[i64]| {
+            offset + strides.iter().zip(at).map(|(&stride, &coordinate)| stride * coordinate as i64).sum::<i64>()
+        };
+        let gathered = view.gather.as_ref().map_or(0, |Gather { operand, offset, strides, stride, limit }| {
+            let index = self.get(*operand, affine(*offset, strides)) as i64;
+            index.clamp(0, limit - 1) * stride
+        });
+        affine(view.offset, &view.strides) + gathered
+    }
+
+    /// Runs code at a point; the values of all instructions.
+    fn run(&mut self, code: &Code, views: &[View], point: &Point<'_>) -> Vec<f64> {
+        let mut values: Vec<f64> = Vec::with_capacity(code.instrs.len());
+        for instr in &code.instrs {
+            let arg = |n: usize| values[instr.args[n] as usize];
+            let value = match instr.op {
+                ScalarOp::Load(view) => {
+                    let view = &views[view as usize];
+                    self.get(view.operand, self.element(view, point.at))
+                }
+                ScalarOp::Store(view) => {
+                    let view = &views[view as usize];
+                    let (element, value) = (self.element(view, point.at), arg(0));
+                    self.put(view.operand, element, value);
+                    value
+                }
+                ScalarOp::Index(dim) => point.at[dim as usize] as f64,
+                ScalarOp::Slot(slot) => point.slots[slot as usize],
+                ScalarOp::Product => point.product,
+                _ => scalar(instr, [0, 1, 2].map(|n| if n < instr.op.arity() { arg(n) } else { 0.0 })),
+            };
+            values.push(value);
+        }
+        values
+    }
+
+    fn map(&mut self, map: &Map) {
+        for at in points(&map.domain) {
+            self.run(&map.code, &map.views, &Point { at: &at, slots: &[], product: 0.0 });
+        }
+    }
+
+    fn reduction(&mut self, reduction: &Reduction) {
+        for kept in points(&reduction.kept) {
+            let mut slots = vec![0.0; reduction.slots as usize];
+            for stage in &reduction.stages {
+                self.stage(reduction, stage, &kept, &mut slots);
+            }
+        }
+    }
+
+    fn stage(&mut self, reduction: &Reduction, stage: &Stage, kept: &[u64], slots: &mut [f64]) {
+        match stage {
+            Stage::Row { code, slots: set } => {
+                let at = [kept, &vec![0; reduction.reduced.len()]].concat();
+                let values = self.run(code, &reduction.views, &Point { at: &at, slots, product: 0.0 });
+                for &(value, slot) in set {
+                    slots[slot as usize] = values[value as usize];
+                }
+            }
+            Stage::Points { code, reduce } => {
+                let empty = reduce.iter().map(|reduce| match reduce.kind {
+                    ReduceKind::Sum => 0.0,
+                    ReduceKind::Prod => 1.0,
+                    ReduceKind::Max | ReduceKind::ArgMax => f64::NEG_INFINITY,
+                    ReduceKind::Min => f64::INFINITY,
+                });
+                let mut results: Vec<(f64, f64)> = empty.map(|value| (value, 0.0)).collect();
+                for (position, reduced) in points(&reduction.reduced).enumerate() {
+                    let at = [kept, &reduced].concat();
+                    let values = self.run(code, &reduction.views, &Point { at: &at, slots, product: 0.0 });
+                    for (reduce, (best, index)) in reduce.iter().zip(&mut results) {
+                        let value = values[reduce.value as usize];
+                        match reduce.kind {
+                            ReduceKind::Sum => *best += value,
+                            ReduceKind::Prod => *best *= value,
+                            ReduceKind::Max => *best = maximum(*best, value),
+                            ReduceKind::Min => *best = -maximum(-*best, -value),
+                            ReduceKind::ArgMax if value > *best => (*best, *index) = (value, position as f64),
+                            ReduceKind::ArgMax => {}
+                        }
+                    }
+                }
+                for (reduce, (best, index)) in reduce.iter().zip(results) {
+                    slots[reduce.slot as usize] = if reduce.kind == ReduceKind::ArgMax { index } else { best };
+                }
+            }
+        }
+    }
+
+    fn product(&mut self, product: &Product) {
+        for at in points(&[product.batch.as_slice(), &[product.m, product.n]].concat()) {
+            let (batch, mn) = at.split_at(product.batch.len());
+            let sum = (0..product.k)
+                .map(|k| {
+                    let a = self.element(&product.a, &[batch, &[mn[0], k]].concat());
+                    let b = self.element(&product.b, &[batch, &[k, mn[1]]].concat());
+                    self.get(product.a.operand, a) * self.get(product.b.operand, b)
+                })
+                .sum();
+            self.run(&product.code, &product.views, &Point { at: &at, slots: &[], product: sum });
+        }
+    }
+
+    fn conv2d(&mut self, conv: &Conv2d) {
+        let (oh, ow) = conv.out();
+        let image = |n, c, y, x| (((n * conv.c + c) * conv.h + y) * conv.w + x) as i64;
+        let weight = |o, c, ky, kx| (((o * conv.c + c) * conv.kh + ky) * conv.kw + kx) as i64;
+        let out = |n, o, y, x| (((n * conv.o + o) * oh + y) * ow + x) as i64;
+        let size = self.operands[2].elements() as usize;
+        let mut sums = vec![0.0; size];
+        for at in points(&[conv.n, conv.o, conv.c, oh, ow, conv.kh, conv.kw]) {
+            let [n, o, c, y, x, ky, kx] = at[..] else { continue };
+            let (iy, ix) = (y * conv.stride + ky, x * conv.stride + kx);
+            let inside = |i: u64, size: u64| i.checked_sub(conv.padding).filter(|&i| i < size);
+            let (Some(iy), Some(ix)) = (inside(iy, conv.h), inside(ix, conv.w)) else { continue };
+            let elements = [image(n, c, iy, ix), weight(o, c, ky, kx), out(n, o, y, x)];
+            let [first, second, result] = match conv.kind {
+                ConvKind::Forward => [elements[0], elements[1], elements[2]],
+                ConvKind::ImageGrad => [elements[2], elements[1], elements[0]],
+                ConvKind::WeightGrad => [elements[0], elements[2], elements[1]],
+            };
+            sums[result as usize] += self.get(0, first) * self.get(1, second);
+        }
+        for (element, sum) in sums.into_iter().enumerate() {
+            self.put(2, element as i64, sum);
+        }
+    }
+
+    fn scatter_add(&mut self, scatter: &ScatterAdd) {
+        let ScatterAdd { batch, count, rows, inner } = *scatter;
+        let mut sums = vec![0.0; (batch * rows * inner) as usize];
+        for at in points(&[batch, count, inner]) {
+            let [b, i, e] = at[..] else { continue };
+            let row = (self.get(0, (b * count + i) as i64) as i64).clamp(0, rows as i64 - 1) as u64;
+            sums[((b * rows + row) * inner + e) as usize] += self.get(1, ((b * count + i) * inner + e) as i64);
+        }
+        for (element, sum) in sums.into_iter().enumerate() {
+            self.put(2, element as i64, sum);
+        }
+    }
+}
+
+/// All points of a domain, row-major.
+fn points(domain: &[u64]) -> impl Iterator<Item = Vec<u64>> + '_ {
+    let total = domain.iter().product::<u64>();
+    (0..total).map(move |linear| {
+        let mut rest = linear;
+        let mut at: Vec<u64> = domain
+            .iter()
+            .rev()
+            .map(|&size| {
+                let coordinate = rest % size;
+                rest /= size;
+                coordinate
+            })
+            .collect();
+        at.reverse();
+        at
+    })
+}
+
+fn maximum(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+}
+
+/// An operation that needs nothing but its arguments.
+fn scalar(instr: &Instr, [a, b, c]: [f64; 3]) -> f64 {
+    use ScalarOp::*;
+    let truth = |value: bool| f64::from(u8::from(value));
+    if instr.dtype == DType::I32 {
+        let (x, y) = (a as i32, b as i32);
+        match instr.op {
+            Neg => return f64::from(x.wrapping_neg()),
+            Abs => return f64::from(x.wrapping_abs()),
+            Add => return f64::from(x.wrapping_add(y)),
+            Sub => return f64::from(x.wrapping_sub(y)),
+            Mul => return f64::from(x.wrapping_mul(y)),
+            Div => return f64::from(if y == 0 { x } else { x.wrapping_div(y) }),
+            _ => {}
+        }
+    }
+    match instr.op {
+        Const(value) => value.0,
+        Uniform { stream, lane } => {
+            let key = [a as i32 as u32, b as i32 as u32];
+            let words = philox::philox4x32([c as i32 as u32, stream, 0, 0], key);
+            f64::from(philox::uniform(words[lane as usize]))
+        }
+        Cast(DType::Bool) => truth(a != 0.0),
+        Cast(DType::I32) => f64::from(a as i32),
+        Cast(DType::Bf16) => f64::from(bf16_to_f32(f32_to_bf16(a as f32))),
+        Cast(DType::F16) => f64::from(f16_to_f32(f32_to_f16(a as f32))),
+        Cast(DType::F32) | Load(_) | Store(_) | Index(_) | Slot(_) | Product => a,
+        Neg => -a,
+        Abs => a.abs(),
+        Exp => libm::exp(a),
+        Ln => libm::log(a),
+        Sqrt => libm::sqrt(a),
+        Sin => libm::sin(a),
+        Cos => libm::cos(a),
+        Tanh => libm::tanh(a),
+        Erf => libm::erf(a),
+        Floor => a.floor(),
+        Not => truth(a == 0.0),
+        Add => a + b,
+        Sub => a - b,
+        Mul => a * b,
+        Div => a / b,
+        Pow if a < 0.0 => f64::NAN,
+        Pow => libm::pow(a, b),
+        Min => -maximum(-a, -b),
+        Max => maximum(a, b),
+        Lt => truth(a < b),
+        Le => truth(a <= b),
+        Eq => truth(a == b),
+        And => truth(a != 0.0 && b != 0.0),
+        Or => truth(a != 0.0 || b != 0.0),
+        Select => {
+            if a != 0.0 {
+                b
+            } else {
+                c
+            }
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Runs the programs of a plan on a device.
+//!
+//! A [`Session`] owns a loaded plan. It knows names, shapes and dtypes; the device below it knows bytes. Invariant: what
+//! leaves a step is in the plan's state or among the program's outputs; a session holds no other state.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use alip_plan::kernel::{Code, Kernel, Loop, ScalarOp, Stage, View};
+use alip_plan::{Buffer, DType, PROGRAM_INIT, Plan, Program, Step};
+
+use crate::device::{Device, DeviceError, Download, LoadedPlan, MemoryFacts, Slice};
+use crate::tensor::{HostTensor, Shape, TensorError};
+
+/// Tensors by name.
+pub type Tensors = BTreeMap<String, HostTensor>;
+
+/// Why a program did not run.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ExecError {
+    /// The device refused.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The plan has no such program.
+    #[error("the plan of `{plan}` has no program `{program}`; it has {known}")]
+    NoProgram {
+        /// Name of the graph.
+        plan: String,
+        /// Program asked for.
+        program: String,
+        /// Programs there are.
+        known: String,
+    },
+    /// An input is missing, or an output or state tensor asked for does not exist.
+    #[error("{what} `{name}` {problem}; there is {known}")]
+    Name {
+        /// `input of train`, `output of train`, `state tensor`.
+        what: String,
+        /// The name.
+        name: String,
+        /// `is missing` or `does not exist`.
+        problem: &'static str,
+        /// The names there are.
+        known: String,
+    },
+    /// A tensor has another shape or dtype than the plan expects.
+    #[error("{what} `{name}` must be {expected}, but is {found}")]
+    Mismatch {
+        /// `input of train`, `state tensor`.
+        what: String,
+        /// The name.
+        name: String,
+        /// Dtype and shape expected.
+        expected: String,
+        /// Dtype and shape found.
+        found: String,
+    },
+    /// A download does not fit its buffer's description.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+}
+
+/// The first value of a program that is not a number or +infinity.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NonFinite {
+    /// Index of the step.
+    pub step: usize,
+    /// Node path of the step.
+    pub origin: String,
+    /// Index into the program's buffers.
+    pub buffer: usize,
+    /// Position in the buffer, row-major.
+    pub element: usize,
+    /// NaN or infinity.
+    pub value: f32,
+}
+
+/// A plan on a device, with tensors by name.
+pub struct Session {
+    plan: Arc<Plan>,
+    loaded: Box<dyn LoadedPlan>,
+}
+
+impl Session {
+    /// Loads a plan; its state is zero until [`Session::init`] or [`Session::write_state`].
+    ///
+    /// # Errors
+    /// The device refuses the plan: wrong target, invalid, too little memory.
+    pub fn new(plan: Arc<Plan>, device: Box<dyn Device>) -> Result<Session, ExecError> {
+        let loaded = device.load(Arc::clone(&plan))?;
+        Ok(Session { plan, loaded })
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// Memory held by the device for this plan.
+    pub fn memory(&self) -> MemoryFacts {
+        self.loaded.memory()
+    }
+
+    /// Sets every state tensor to its first value.
+    ///
+    /// # Errors
+    /// The plan has no program `init`, or the device fails.
+    pub fn init(&mut self, seed: i32) -> Result<(), ExecError> {
+        let inputs = Tensors::from([("seed".to_string(), HostTensor::scalar_i32(seed))]);
+        self.run_for(PROGRAM_INIT, &inputs, &[]).map(|_| ())
+    }
+
+    /// Runs a program and downloads all its outputs.
+    ///
+    /// # Errors
+    /// As [`Session::run_for`].
+    pub fn run(&mut self, program: &str, inputs: &Tensors) -> Result<Tensors, ExecError> {
+        let plan = Arc::clone(&self.plan);
+        let outputs: Vec<&str> = self.find(&plan, program)?.outputs.iter().map(|port| port.name.as_str()).collect();
+        self.run_for(program, inputs, &outputs)
+    }
+
+    /// Runs a program and downloads the outputs named. Inputs the program does not have are ignored, so that one batch
+    /// serves several programs.
+    ///
+    /// # Errors
+    /// An input that is missing or has another shape or dtype, an unknown program or output, or the device fails.
+    pub fn run_for(&mut self, program: &str, inputs: &Tensors, outputs: &[&str]) -> Result<Tensors, ExecError> {
+        self.submit(program, inputs)?;
+        let started: Vec<(String, Pending)> = outputs
+            .iter()
+            .map(|&name| Ok((name.to_string(), self.download(program, name)?)))
+            .collect::<Result<_, ExecError>>()?;
+        started.into_iter().map(|(name, pending)| Ok((name, pending.wait()?))).collect()
+    }
+
+    /// Uploads inputs and submits all steps of a program without waiting for them.
+    ///
+    /// # Errors
+    /// As [`Session::run_for`].
+    pub fn submit(&mut self, program: &str, inputs: &Tensors) -> Result<(), ExecError> {
+        let plan = Arc::clone(&self.plan);
+        let found = self.find(&plan, program)?;
+        self.upload(program, found, inputs)?;
+        Ok(self.loaded.run_steps(program, 0..found.steps.len())?)
+    }
+
+    /// Starts the download of an output of the program that ran last.
+    ///
+    /// # Errors
+    /// An unknown program or output, or the device fails.
+    pub fn download(&mut self, program: &str, output: &str) -> Result<Pending, ExecError> {
+        let plan = Arc::clone(&self.plan);
+        let found = self.find(&plan, program)?;
+        let buffer = found.output(output).ok_or_else(|| ExecError::Name {
+            what: format!("output of {program}"),
+            name: output.to_string(),
+            problem: "does not exist",
+            known: list(found.outputs.iter().map(|port| &port.name)),
+        })?;
+        self.pending(buffer)
+    }
+
+    /// Waits until everything submitted is done.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn synchronize(&mut self) -> Result<(), ExecError> {
+        Ok(self.loaded.synchronize()?)
+    }
+
+    /// The current value of a state tensor.
+    ///
+    /// # Errors
+    /// No such tensor, or the device fails.
+    pub fn read_state(&mut self, path: &str) -> Result<HostTensor, ExecError> {
+        let buffer = self.state(path)?;
+        self.pending(&buffer)?.wait()
+    }
+
+    /// Replaces the value of a state tensor.
+    ///
+    /// # Errors
+    /// No such tensor, another shape or dtype, or the device fails.
+    pub fn write_state(&mut self, path: &str, tensor: &HostTensor) -> Result<(), ExecError> {
+        let buffer = self.state(path)?;
+        matches("state tensor", path, &buffer, tensor)?;
+        Ok(self.loaded.write(Slice::from(&buffer), tensor.bytes())?)
+    }
+
+    /// Runs a program step by step and stops after the first one that writes NaN or +infinity (a mask may legitimately
+    /// hold -infinity). State changes as in [`Session::run`] up to there.
+    ///
+    /// # Errors
+    /// As [`Session::run_for`].
+    pub fn first_nonfinite(&mut self, program: &str, inputs: &Tensors) -> Result<Option<NonFinite>, ExecError> {
+        let plan = Arc::clone(&self.plan);
+        let found = self.find(&plan, program)?;
+        self.upload(program, found, inputs)?;
+        for (index, step) in found.steps.iter().enumerate() {
+            self.loaded.run_steps(program, index..index + 1)?;
+            for operand in written(&plan, step) {
+                let Some(buffer) = found.buffers.get(operand as usize).filter(|buffer| buffer.dtype.is_float()) else {
+                    continue;
+                };
+                let tensor = self.pending(buffer)?.wait()?;
+                let values = tensor.to_f32();
+                let bad = values.iter().position(|value| value.is_nan() || *value == f32::INFINITY);
+                if let Some(element) = bad {
+                    let (origin, buffer, value) = (step.origin.clone(), operand as usize, values[element]);
+                    return Ok(Some(NonFinite { step: index, origin, buffer, element, value }));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn find<'a>(&self, plan: &'a Plan, program: &str) -> Result<&'a Program, ExecError> {
+        plan.programs.get(program).ok_or_else(|| ExecError::NoProgram {
+            plan: plan.name.clone(),
+            program: program.to_string(),
+            known: list(plan.programs.keys()),
+        })
+    }
+
+    fn upload(&mut self, name: &str, program: &Program, inputs: &Tensors) -> Result<(), ExecError> {
+        let what = format!("input of {name}");
+        for port in &program.inputs {
+            let Some(buffer) = program.buffers.get(port.buffer as usize) else { continue };
+            let tensor = inputs.get(&port.name).ok_or_else(|| ExecError::Name {
+                what: what.clone(),
+                name: port.name.clone(),
+                problem: "is missing",
+                known: list(inputs.keys()),
+            })?;
+            matches(&what, &port.name, buffer, tensor)?;
+            self.loaded.write(Slice::from(buffer), tensor.bytes())?;
+        }
+        Ok(())
+    }
+
+    fn state(&self, path: &str) -> Result<Buffer, ExecError> {
+        let known = || match self.plan.state.len() {
+            0..=8 => list(self.plan.state.iter().map(|state| &state.path)),
+            many => format!("{} and {} more", list(self.plan.state[..8].iter().map(|state| &state.path)), many - 8),
+        };
+        self.plan.state(path).map(|state| state.buffer.clone()).ok_or_else(|| ExecError::Name {
+            what: "state tensor".into(),
+            name: path.to_string(),
+            problem: "does not exist",
+            known: known(),
+        })
+    }
+
+    fn pending(&mut self, buffer: &Buffer) -> Result<Pending, ExecError> {
+        let download = self.loaded.read(Slice::from(buffer))?;
+        Ok(Pending { dtype: buffer.dtype, shape: buffer.shape.clone(), download })
+    }
+}
+
+/// A tensor on its way to the host.
+pub struct Pending {
+    dtype: DType,
+    shape: Vec<u64>,
+    download: Box<dyn Download>,
+}
+
+impl Pending {
+    /// Whether [`Pending::wait`] would return at once.
+    pub fn poll(&mut self) -> bool {
+        self.download.poll()
+    }
+
+    /// The tensor, waiting if it is not there yet.
+    ///
+    /// # Errors
+    /// The device was lost.
+    pub fn wait(self) -> Result<HostTensor, ExecError> {
+        let bytes = self.download.wait()?;
+        Ok(HostTensor::from_bytes(self.dtype, &self.shape, &bytes)?)
+    }
+}
+
+fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    let names: Vec<&str> = names.map(String::as_str).collect();
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+fn matches(what: &str, name: &str, buffer: &Buffer, tensor: &HostTensor) -> Result<(), ExecError> {
+    if buffer.dtype == tensor.dtype() && buffer.shape == tensor.shape() {
+        return Ok(());
+    }
+    Err(ExecError::Mismatch {
+        what: what.to_string(),
+        name: name.to_string(),
+        expected: format!("{} {}", buffer.dtype, Shape(&buffer.shape)),
+        found: format!("{} {}", tensor.dtype(), Shape(tensor.shape())),
+    })
+}
+
+/// Buffers that a step writes; all its operands where the kernel's text does not say.
+fn written(plan: &Plan, step: &Step) -> Vec<u32> {
+    let all = || step.operands.clone();
+    let stored = |views: &[View], codes: &[&Code]| {
+        let stores = codes.iter().flat_map(|code| &code.instrs).filter_map(|instr| match instr.op {
+            ScalarOp::Store(view) => views.get(view as usize),
+            _ => None,
+        });
+        stores.filter_map(|view| step.operands.get(view.operand as usize).copied()).collect()
+    };
+    match plan.kernels.get(step.kernel as usize) {
+        Some(Kernel::Loop(Loop::Map(map))) => stored(&map.views, &[&map.code]),
+        Some(Kernel::Loop(Loop::Product(product))) => stored(&product.views, &[&product.code]),
+        Some(Kernel::Loop(Loop::Reduction(reduction))) => {
+            let codes = reduction.stages.iter().map(|stage| match stage {
+                Stage::Points { code, .. } | Stage::Row { code, .. } => code,
+            });
+            stored(&reduction.views, &codes.collect::<Vec<_>>())
+        }
+        Some(Kernel::Loop(Loop::Conv2d(_) | Loop::ScatterAdd(_))) => {
+            step.operands.last().copied().into_iter().collect()
+        }
+        Some(Kernel::Wgsl { .. }) | None => all(),
+    }
+}
