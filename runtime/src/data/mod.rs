@@ -11,6 +11,7 @@
 
 mod error;
 mod order;
+pub mod shapes;
 mod source;
 
 pub use error::{DataError, SampleError};

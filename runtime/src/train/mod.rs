@@ -1,0 +1,3 @@
+//! Training and what surrounds it.
+
+pub mod evaluate;
