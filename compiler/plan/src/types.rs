@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::Kernel;
+use crate::pipeline::Pipeline;
 
 /// Version of the plan's byte format; a reader accepts exactly its own.
 pub const FORMAT_VERSION: u32 = 1;
@@ -313,6 +314,9 @@ pub struct TrainInfo {
     pub loss: String,
     /// Metrics in the order of the spec; each is a scalar output of `train`.
     pub metrics: Vec<String>,
+    /// The spec's data pipeline: what `train` reads unless the caller names another, and how evaluation prepares
+    /// images and texts.
+    pub data: Option<Pipeline>,
 }
 
 /// What the compiler knows of the plan; printed by `alipc compile`.
