@@ -2,4 +2,6 @@
 
 pub mod codegen;
 pub mod diag;
+pub mod ir;
+pub mod ops;
 pub mod spec;

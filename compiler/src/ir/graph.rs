@@ -1,0 +1,175 @@
+//! Graphs and models.
+
+use std::sync::Arc;
+
+use alip_plan::StateKind;
+use indexmap::IndexMap;
+use smallvec::SmallVec;
+
+use super::{Shape, TensorType};
+use crate::diag::Span;
+use crate::ops::{Op, OpError};
+
+/// Index of a node in its graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u32);
+
+impl NodeId {
+    /// Position in [`Graph::nodes`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Index of an origin in its graph.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OriginId(pub u32);
+
+/// Where a node comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// Path of the application: `text#2.transformer.resblocks.3.attn`; empty at the top of the graph.
+    pub path: Arc<str>,
+    /// Name of the module applied there, for pictures and explanations: `multihead_attention`.
+    pub module: Arc<str>,
+    /// The equation or expression in a spec.
+    pub span: Option<Span>,
+}
+
+/// One operation applied to earlier nodes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// What is computed.
+    pub op: Op,
+    /// Operands in order.
+    pub inputs: SmallVec<[NodeId; 3]>,
+    /// Type of the result.
+    pub ty: TensorType,
+    /// Where it comes from.
+    pub origin: OriginId,
+}
+
+/// One program: from inputs and state to outputs and new state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Graph {
+    /// `train`, `init`, `encode_image`, ...
+    pub name: String,
+    /// In topological order.
+    nodes: Vec<Node>,
+    origins: Vec<Origin>,
+    /// Input nodes by name, in the order of the spec.
+    pub inputs: IndexMap<String, NodeId>,
+    /// Results by name: outputs and metrics.
+    pub outputs: IndexMap<String, NodeId>,
+    /// New values of state tensors by path.
+    pub updates: IndexMap<String, NodeId>,
+    /// Named values of the top-level body (`x`, `tr`, `loss`), for metrics by name and for dumps.
+    pub values: IndexMap<String, NodeId>,
+}
+
+impl Graph {
+    /// An empty graph.
+    pub fn new(name: &str) -> Graph {
+        Graph { name: name.into(), ..Graph::default() }
+    }
+
+    /// All nodes, in topological order.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// All ids, in topological order.
+    pub fn ids(&self) -> impl DoubleEndedIterator<Item = NodeId> + use<> {
+        (0..self.nodes.len() as u32).map(NodeId)
+    }
+
+    /// One node.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.index()]
+    }
+
+    /// Type of a node.
+    pub fn ty(&self, id: NodeId) -> &TensorType {
+        &self.node(id).ty
+    }
+
+    /// Shape of a node.
+    pub fn shape(&self, id: NodeId) -> &Shape {
+        &self.node(id).ty.shape
+    }
+
+    /// Adds an origin.
+    pub fn add_origin(&mut self, origin: Origin) -> OriginId {
+        if self.origins.last() != Some(&origin) {
+            self.origins.push(origin);
+        }
+        OriginId(self.origins.len() as u32 - 1)
+    }
+
+    /// All origins; [`Node::origin`] is an index into them.
+    pub fn origins(&self) -> &[Origin] {
+        &self.origins
+    }
+
+    /// Origin of a node.
+    pub fn origin(&self, id: NodeId) -> &Origin {
+        &self.origins[self.node(id).origin.0 as usize]
+    }
+
+    /// Adds a node; its type is what the op infers.
+    ///
+    /// # Errors
+    /// The op does not accept inputs of these types.
+    pub fn add(&mut self, op: Op, inputs: &[NodeId], origin: OriginId) -> Result<NodeId, OpError> {
+        let types: SmallVec<[&TensorType; 3]> = inputs.iter().map(|id| self.ty(*id)).collect();
+        let ty = op.infer(&types)?;
+        if self.origins.is_empty() {
+            self.origins.push(Origin::default());
+        }
+        self.nodes.push(Node { op, inputs: inputs.into(), ty, origin });
+        Ok(NodeId(self.nodes.len() as u32 - 1))
+    }
+}
+
+/// A tensor that survives a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateDecl {
+    /// What it is.
+    pub kind: StateKind,
+    /// Type.
+    pub ty: TensorType,
+    /// Where it was declared.
+    pub origin: Origin,
+    /// For parameters: values are clamped to this range after each update.
+    pub clamp: Option<(f64, f64)>,
+    /// For parameters: how they are trained.
+    pub train: ParamTrain,
+}
+
+/// How a parameter is trained; set by the groups of a spec.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamTrain {
+    /// Left as it is.
+    pub freeze: bool,
+    /// Factor on the schedule's learning rate.
+    pub lr_scale: f64,
+    /// Instead of the optimiser's weight decay.
+    pub weight_decay: Option<f64>,
+}
+
+impl Default for ParamTrain {
+    fn default() -> ParamTrain {
+        ParamTrain { freeze: false, lr_scale: 1.0, weight_decay: None }
+    }
+}
+
+/// All programs of a spec over one state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Model {
+    /// Name of the graph spec.
+    pub name: String,
+    /// State tensors by path, in a deterministic order: parameters first, in the order of their first use.
+    pub state: IndexMap<String, StateDecl>,
+    /// Programs by name.
+    pub programs: IndexMap<String, Graph>,
+}
