@@ -1,5 +1,6 @@
 //! Compiles RON graph specs of language-image models to plans.
 
+pub mod autodiff;
 pub mod codegen;
 pub mod diag;
 pub mod ir;

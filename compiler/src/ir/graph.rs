@@ -73,6 +73,11 @@ impl Graph {
         Graph { name: name.into(), ..Graph::default() }
     }
 
+    /// An empty graph with the name and the origins of this one: what a pass starts from.
+    pub fn successor(&self) -> Graph {
+        Graph { name: self.name.clone(), origins: self.origins.clone(), ..Graph::default() }
+    }
+
     /// All nodes, in topological order.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
@@ -121,8 +126,10 @@ impl Graph {
     /// # Errors
     /// The op does not accept inputs of these types.
     pub fn add(&mut self, op: Op, inputs: &[NodeId], origin: OriginId) -> Result<NodeId, OpError> {
-        let types: SmallVec<[&TensorType; 3]> = inputs.iter().map(|id| self.ty(*id)).collect();
-        let ty = op.infer(&types)?;
+        let ty = {
+            let types: SmallVec<[&TensorType; 3]> = inputs.iter().map(|id| self.ty(*id)).collect();
+            op.infer(&types)?
+        };
         if self.origins.is_empty() {
             self.origins.push(Origin::default());
         }

@@ -11,8 +11,13 @@
 //!
 //! A [`Model`] is the set of programs of one spec over one state. There are no devices, kernels or byte sizes here.
 
+mod builder;
+mod einsum;
 mod graph;
+mod interpret;
 mod types;
 
+pub use builder::{Builder, Subscript};
 pub use graph::*;
+pub use interpret::*;
 pub use types::*;

@@ -79,6 +79,11 @@ impl Shape {
         self.0.iter().map(|dim| dim.size).collect()
     }
 
+    /// Number of elements, `None` when it does not fit in 64 bits.
+    pub fn checked_elements(&self) -> Option<u64> {
+        self.0.iter().try_fold(1u64, |product, dim| product.checked_mul(dim.size))
+    }
+
     /// Number of elements; shapes are checked against overflow where they are made.
     pub fn elements(&self) -> u64 {
         self.0.iter().map(|dim| dim.size).product()

@@ -1,0 +1,84 @@
+//! Reverse-mode differentiation of a graph.
+//!
+//! Only nodes between the differentiated tensors and the loss are visited, from the last to the first, so contributions
+//! to a gradient are added in a fixed order. A gradient has the origin of what it differentiates. Nothing flows through
+//! `stop_gradient`, integers, bools and comparisons. What each op's gradient is stands with the op (`ops/`).
+
+use crate::diag::Diagnostics;
+use crate::ir::{Builder, Graph, NodeId};
+use crate::ops::{Call, Op, OpError};
+
+/// Gradients of a scalar with respect to some nodes; `None` where there is no path to the loss.
+///
+/// Nodes are added behind those of the graph; existing ones keep their ids.
+///
+/// # Errors
+/// The loss is not a scalar float.
+pub fn gradients(graph: &mut Graph, loss: NodeId, wrt: &[NodeId]) -> Result<Vec<Option<NodeId>>, Diagnostics> {
+    let ty = graph.ty(loss);
+    if !ty.dtype.is_float() || ty.shape.rank() != 0 {
+        let error = OpError::new(format!("the loss is {ty}, but only a scalar float can be minimised"));
+        return Err(error.help("reduce it: `mean(loss)` or `sum(loss)`").diagnose(graph.origin(loss)).into());
+    }
+    let depends = dependents(graph, loss, wrt);
+    let mut adjoints: Vec<Option<NodeId>> = vec![None; loss.index() + 1];
+    let (dtype, origin) = (ty.dtype, graph.node(loss).origin);
+    let one = Builder::new(graph, origin).constant(1.0, dtype);
+    adjoints[loss.index()] = Some(one.map_err(|error| fault(graph, loss, error))?);
+    for index in (0..=loss.index()).rev() {
+        let id = NodeId(index as u32);
+        let Some(g) = adjoints[index].filter(|_| depends[index]) else { continue };
+        propagate(graph, id, g, &depends, &mut adjoints).map_err(|error| fault(graph, id, error))?;
+    }
+    let reached = |id: &NodeId| adjoints.get(id.index()).copied().flatten().filter(|_| depends[id.index()]);
+    Ok(wrt.iter().map(reached).collect())
+}
+
+/// Which nodes up to the loss depend differentiably on one of `wrt`, themselves included.
+fn dependents(graph: &Graph, loss: NodeId, wrt: &[NodeId]) -> Vec<bool> {
+    let mut depends = vec![false; loss.index() + 1];
+    for id in wrt.iter().filter(|id| id.index() <= loss.index()) {
+        depends[id.index()] = graph.ty(*id).dtype.is_float();
+    }
+    for (index, node) in graph.nodes()[..=loss.index()].iter().enumerate() {
+        let passes = node.ty.dtype.is_float() && node.op != Op::StopGradient;
+        depends[index] |= passes && node.inputs.iter().any(|input| depends[input.index()]);
+    }
+    depends
+}
+
+/// Adds the contributions of one node to the gradients of its inputs.
+fn propagate(
+    graph: &mut Graph,
+    id: NodeId,
+    g: NodeId,
+    depends: &[bool],
+    adjoints: &mut [Option<NodeId>],
+) -> Result<(), OpError> {
+    let node = graph.node(id).clone();
+    if node.op == Op::StopGradient {
+        return Ok(());
+    }
+    let mut b = Builder::new(graph, node.origin);
+    for (position, input) in node.inputs.iter().enumerate() {
+        if !depends[input.index()] {
+            continue;
+        }
+        let call = Call { inputs: &node.inputs, output: id };
+        let Some(contribution) = node.op.vjp(&mut b, call, g, position)? else { continue };
+        let sum = match adjoints[input.index()] {
+            Some(earlier) => b.add(earlier, contribution)?,
+            None => contribution,
+        };
+        debug_assert_eq!(b.graph.ty(sum), b.graph.ty(*input), "gradient of {:?}", node.op);
+        adjoints[input.index()] = Some(sum);
+    }
+    Ok(())
+}
+
+/// A gradient that breaks an op's rule: a fault of that op's definition, shown at the node it belongs to.
+fn fault(graph: &Graph, id: NodeId, error: OpError) -> Diagnostics {
+    let message = format!("the gradient of `{}` failed: {}", graph.node(id).op.name(), error.message);
+    let help = "this is a fault of the compiler; please report it with the spec";
+    OpError::new(message).help(help).diagnose(graph.origin(id)).into()
+}

@@ -1,0 +1,157 @@
+//! Reductions along dimensions.
+
+use super::cases::{Case, CaseBuilder};
+use super::{Call, Op, OpError, Primitive, ReduceKind, Tensor, strided};
+use crate::ir::{Builder, DType, NodeId, Shape, TensorType};
+
+pub(super) struct Reduce<'a> {
+    pub(super) kind: ReduceKind,
+    pub(super) axes: &'a [usize],
+}
+
+impl Reduce<'_> {
+    fn kept(&self, rank: usize) -> Vec<usize> {
+        (0..rank).filter(|axis| !self.axes.contains(axis)).collect()
+    }
+
+    /// A tensor of the result's shape, repeated along the reduced dimensions.
+    fn spread(&self, b: &mut Builder<'_>, y: NodeId, like: NodeId) -> Result<NodeId, OpError> {
+        let shape = b.graph.shape(like).clone();
+        let dims = self.kept(shape.rank());
+        b.op(Op::Broadcast { shape, dims }, &[y])
+    }
+}
+
+impl Primitive for Reduce<'_> {
+    fn name(&self) -> &'static str {
+        match self.kind {
+            ReduceKind::Sum => "sum",
+            ReduceKind::Prod => "prod",
+            ReduceKind::Max => "reduce_max",
+            ReduceKind::Min => "reduce_min",
+            ReduceKind::ArgMax => "argmax",
+        }
+    }
+
+    fn arity(&self) -> Option<usize> {
+        Some(1)
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, OpError> {
+        let x = inputs[0];
+        if x.dtype == DType::Bool {
+            return Err(OpError::new(format!("`{}` takes numbers, not {x}", self.name()))
+                .help("cast it first: `cast(x, 'f32')`"));
+        }
+        if let Some(axis) = self.axes.iter().find(|axis| **axis >= x.shape.rank()) {
+            return Err(OpError::new(format!("`{}` along dimension {axis}, but {} has none", self.name(), x.shape)));
+        }
+        if !self.axes.is_sorted_by(|a, b| a < b) {
+            return Err(OpError::new(format!("`{}` names a dimension twice: {:?}", self.name(), self.axes)));
+        }
+        if self.kind == ReduceKind::ArgMax && self.axes.len() != 1 {
+            return Err(OpError::new(format!("`argmax` takes one axis, not {}", self.axes.len())));
+        }
+        let shape: Shape = self.kept(x.shape.rank()).iter().map(|axis| x.shape.0[*axis].clone()).collect();
+        let dtype = if self.kind == ReduceKind::ArgMax { DType::I32 } else { x.dtype };
+        Ok(TensorType::new(dtype, shape))
+    }
+
+    fn eval(&self, inputs: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
+        let shape = &inputs[0].ty.shape;
+        let mut perm = self.kept(shape.rank());
+        perm.extend(self.axes);
+        let data = strided::permuted(inputs[0].data, shape, &perm);
+        let row = data.len() / out.shape.elements() as usize;
+        let larger = |a: f64, b: f64| if a.is_nan() || a > b { a } else { b };
+        let reduce = |row: &[f64]| match self.kind {
+            ReduceKind::Sum => row.iter().sum(),
+            ReduceKind::Prod => row.iter().product(),
+            ReduceKind::Max => row.iter().copied().fold(f64::NEG_INFINITY, |best, x| larger(x, best)),
+            ReduceKind::Min => -row.iter().fold(f64::NEG_INFINITY, |best, x| larger(-x, best)),
+            ReduceKind::ArgMax => {
+                row.iter().enumerate().fold(0, |best, (i, x)| if *x > row[best] { i } else { best }) as f64
+            }
+        };
+        let wrap = |x: f64| if out.dtype == DType::I32 { (x as i64) as i32 as f64 } else { x };
+        data.chunks(row.max(1)).map(|row| wrap(reduce(row))).collect()
+    }
+
+    fn vjp(&self, b: &mut Builder<'_>, call: Call<'_>, g: NodeId, _: usize) -> Result<Option<NodeId>, OpError> {
+        let (x, y) = (call.inputs[0], call.output);
+        let g = self.spread(b, g, x)?;
+        match self.kind {
+            ReduceKind::Sum => Ok(Some(g)),
+            ReduceKind::ArgMax => Ok(None),
+            // Shared equally among the elements that attain the extremum.
+            ReduceKind::Max | ReduceKind::Min => {
+                let y = self.spread(b, y, x)?;
+                let hit = b.eq(x, y)?;
+                let hit = b.cast(hit, b.graph.ty(x).dtype)?;
+                let count = b.reduce(ReduceKind::Sum, hit, self.axes, false)?;
+                let count = self.spread(b, count, x)?;
+                let share = b.div(hit, count)?;
+                b.mul(g, share).map(Some)
+            }
+            // The product of the others. Dividing by x would be wrong at zeros: a row with one zero has a gradient there
+            // and nowhere else, a row with two has none.
+            ReduceKind::Prod => {
+                let (zero, one) = (b.scalar(0.0)?, b.scalar(1.0)?);
+                let is_zero = b.eq(x, zero)?;
+                let filled = b.select(is_zero, one, x)?;
+                let product = b.reduce(ReduceKind::Prod, filled, self.axes, false)?;
+                let product = self.spread(b, product, x)?;
+                let zeros = b.cast(is_zero, b.graph.ty(x).dtype)?;
+                let count = b.reduce(ReduceKind::Sum, zeros, self.axes, false)?;
+                let count = self.spread(b, count, x)?;
+                // Zeros among the other elements of the row.
+                let others = b.sub(count, zeros)?;
+                let alone = b.eq(others, zero)?;
+                let quotient = b.div(product, filled)?;
+                let factor = b.select(alone, quotient, zero)?;
+                b.mul(g, factor).map(Some)
+            }
+        }
+    }
+
+    fn flops(&self, inputs: &[&TensorType], _: &TensorType) -> u64 {
+        inputs[0].shape.elements()
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    use ReduceKind::*;
+    let mut cases = Vec::new();
+    for kind in [Sum, Prod, Max, Min] {
+        for (label, axes) in
+            [("last", vec![2]), ("first", vec![0]), ("middle", vec![1]), ("outer", vec![0, 2]), ("all", vec![0, 1, 2])]
+        {
+            let mut case = CaseBuilder::new(&format!("reduce_{kind:?}_{label}").to_lowercase());
+            let x = case.uniform("x", [3, 4, 5], -1.5, 1.5);
+            cases.push(case.op(Op::Reduce { kind, axes }, &[x]));
+        }
+    }
+    for kind in [Max, Min] {
+        let mut case = CaseBuilder::new(&format!("reduce_{kind:?}_ties").to_lowercase());
+        let x = case.input("x", TensorType::f32([2, 3]), vec![0.5, 1.25, 1.25, -1.0, -1.0, 3.0]);
+        cases.push(case.op(Op::Reduce { kind, axes: vec![1] }, &[x]));
+    }
+    let mut case = CaseBuilder::new("reduce_prod_zeros");
+    let x = case.input("x", TensorType::f32([3, 3]), vec![0.5, 0.0, 1.25, 0.0, -1.0, 0.0, 2.0, 3.0, 0.5]);
+    cases.push(case.op(Op::Reduce { kind: Prod, axes: vec![1] }, &[x]));
+    for (label, axis) in [("last", 2), ("first", 0)] {
+        let mut case = CaseBuilder::new(&format!("argmax_{label}"));
+        let x = case.uniform("x", [3, 4, 5], -1.0, 1.0);
+        cases.push(case.op(Op::Reduce { kind: ArgMax, axes: vec![axis] }, &[x]));
+    }
+    let mut case = CaseBuilder::new("argmax_first_of_equal");
+    let x = case.integers("x", [4, 7], 0, 3);
+    cases.push(case.op(Op::Reduce { kind: ArgMax, axes: vec![1] }, &[x]));
+    let mut case = CaseBuilder::new("reduce_sum_long_row");
+    let x = case.uniform("x", [2, 1500], -1.0, 1.0);
+    cases.push(case.op(Op::Reduce { kind: Sum, axes: vec![1] }, &[x]));
+    let mut case = CaseBuilder::new("reduce_sum_i32");
+    let x = case.integers("x", [4, 7], -9, 9);
+    cases.push(case.op(Op::Reduce { kind: Sum, axes: vec![1] }, &[x]));
+    cases
+}

@@ -1,0 +1,197 @@
+//! Ops without a computation: inputs, state, constants, coordinates, random numbers; and the gradient stop.
+
+use alip_plan::philox;
+
+use super::cases::{Case, CaseBuilder};
+use super::{Op, OpError, Primitive, Real, Tensor, strided};
+use crate::ir::{DType, Shape, TensorType};
+
+pub(super) struct Input<'a> {
+    pub(super) ty: &'a TensorType,
+}
+
+impl Primitive for Input<'_> {
+    fn name(&self) -> &'static str {
+        "input"
+    }
+
+    fn arity(&self) -> Option<usize> {
+        Some(0)
+    }
+
+    fn infer(&self, _: &[&TensorType]) -> Result<TensorType, OpError> {
+        Ok(self.ty.clone())
+    }
+
+    /// The interpreter supplies inputs itself; a graph evaluated without them sees zeros.
+    fn eval(&self, _: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
+        vec![0.0; out.shape.elements() as usize]
+    }
+}
+
+pub(super) struct State<'a> {
+    pub(super) ty: &'a TensorType,
+}
+
+impl Primitive for State<'_> {
+    fn name(&self) -> &'static str {
+        "state"
+    }
+
+    fn arity(&self) -> Option<usize> {
+        Some(0)
+    }
+
+    fn infer(&self, _: &[&TensorType]) -> Result<TensorType, OpError> {
+        Ok(self.ty.clone())
+    }
+
+    /// As for [`Input`].
+    fn eval(&self, _: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
+        vec![0.0; out.shape.elements() as usize]
+    }
+}
+
+pub(super) struct Const {
+    pub(super) value: Real,
+    pub(super) dtype: DType,
+}
+
+impl Primitive for Const {
+    fn name(&self) -> &'static str {
+        "const"
+    }
+
+    fn arity(&self) -> Option<usize> {
+        Some(0)
+    }
+
+    fn infer(&self, _: &[&TensorType]) -> Result<TensorType, OpError> {
+        let value = self.value.0;
+        let fits = match self.dtype {
+            DType::I32 => value.fract() == 0.0 && (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&value),
+            DType::Bool => value == 0.0 || value == 1.0,
+            _ => true,
+        };
+        if !fits {
+            return Err(OpError::new(format!("{value} is not a value of {}", self.dtype)));
+        }
+        Ok(TensorType::new(self.dtype, Shape::scalar()))
+    }
+
+    fn eval(&self, _: &[Tensor<'_>], _: &TensorType) -> Vec<f64> {
+        vec![self.value.0]
+    }
+}
+
+pub(super) struct Iota<'a> {
+    pub(super) shape: &'a Shape,
+    pub(super) axis: usize,
+}
+
+impl Primitive for Iota<'_> {
+    fn name(&self) -> &'static str {
+        "iota"
+    }
+
+    fn arity(&self) -> Option<usize> {
+        Some(0)
+    }
+
+    fn infer(&self, _: &[&TensorType]) -> Result<TensorType, OpError> {
+        match self.shape.0.get(self.axis) {
+            Some(dim) if dim.size <= i32::MAX as u64 => Ok(TensorType::new(DType::I32, self.shape.clone())),
+            Some(dim) => Err(OpError::new(format!("`iota` counts to {dim}, which is beyond i32"))),
+            None => {
+                Err(OpError::new(format!("`iota` counts along dimension {}, but {} has none", self.axis, self.shape)))
+            }
+        }
+    }
+
+    fn eval(&self, _: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
+        let stride = strided::strides(&out.shape)[self.axis];
+        let size = out.shape.size(self.axis) as usize;
+        (0..out.shape.elements() as usize).map(|i| (i / stride % size) as f64).collect()
+    }
+}
+
+pub(super) struct Random<'a> {
+    pub(super) shape: &'a Shape,
+    pub(super) stream: u32,
+    pub(super) lane: u8,
+}
+
+impl Primitive for Random<'_> {
+    fn name(&self) -> &'static str {
+        "random_uniform"
+    }
+
+    fn arity(&self) -> Option<usize> {
+        Some(2)
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, OpError> {
+        if let Some(ty) = inputs.iter().find(|ty| ty.dtype != DType::I32 || ty.shape.rank() != 0) {
+            return Err(OpError::new(format!("`random_uniform` takes seed and step as i32[], not {ty}")));
+        }
+        if self.lane > 3 {
+            return Err(OpError::new(format!("`random_uniform` has lanes 0 to 3, not {}", self.lane)));
+        }
+        // The counter holds the element index in one word.
+        if self.shape.checked_elements().is_none_or(|n| n > u64::from(u32::MAX)) {
+            return Err(OpError::new(format!("{} has more than 2^32 random elements", self.shape)));
+        }
+        Ok(TensorType::new(DType::F32, self.shape.clone()))
+    }
+
+    fn eval(&self, inputs: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
+        let key = [inputs[0].data[0] as i32 as u32, inputs[1].data[0] as i32 as u32];
+        let draw = |i: u64| philox::philox4x32([i as u32, self.stream, 0, 0], key)[usize::from(self.lane)];
+        (0..out.shape.elements()).map(|i| f64::from(philox::uniform(draw(i)))).collect()
+    }
+}
+
+pub(super) struct StopGradient;
+
+impl Primitive for StopGradient {
+    fn name(&self) -> &'static str {
+        "stop_gradient"
+    }
+
+    fn arity(&self) -> Option<usize> {
+        Some(1)
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, OpError> {
+        Ok(inputs[0].clone())
+    }
+
+    fn eval(&self, inputs: &[Tensor<'_>], _: &TensorType) -> Vec<f64> {
+        inputs[0].data.to_vec()
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let shape = || Shape::from([3, 4, 5]);
+    for axis in 0..3 {
+        cases.push(CaseBuilder::new(&format!("iota_{axis}")).op(Op::Iota { shape: shape(), axis }, &[]));
+    }
+    for (lane, value) in [(0, -7.0), (3, 123_456_789.0)] {
+        let mut case = CaseBuilder::new(&format!("random_lane{lane}"));
+        let seed = case.scalar("seed", DType::I32, value);
+        let step = case.scalar("step", DType::I32, 5.0);
+        cases.push(case.op(Op::Random { shape: shape(), stream: 9, lane }, &[seed, step]));
+    }
+    for (dtype, value) in [(DType::F32, 0.1), (DType::I32, -3.0), (DType::Bool, 1.0)] {
+        let case = CaseBuilder::new(&format!("const_{dtype}"));
+        cases.push(case.op(Op::Const { value: Real(value), dtype }, &[]));
+    }
+    let mut case = CaseBuilder::new("stop_gradient");
+    let x = case.uniform("x", [3, 4], -1.0, 1.0);
+    cases.push(case.op(Op::StopGradient, &[x]));
+    let mut case = CaseBuilder::new("state");
+    let x = case.state("weight", [3, 4], -1.0, 1.0);
+    cases.push(case.op(Op::Pointwise(super::ScalarOp::Neg), &[x]));
+    cases
+}

@@ -1,0 +1,382 @@
+//! Ops that move elements without computing: reshape, transpose, broadcast, slice, pad, concat.
+
+use super::cases::{Case, CaseBuilder};
+use super::{Call, Op, OpError, Primitive, ReduceKind, Tensor, disagree, strided};
+use crate::ir::{Builder, Dim, NodeId, Shape, TensorType};
+
+pub(super) struct Reshape<'a> {
+    pub(super) shape: &'a Shape,
+}
+
+impl Primitive for Reshape<'_> {
+    fn name(&self) -> &'static str {
+        "reshape"
+    }
+
+    fn arity(&self) -> Option<usize> {
+        Some(1)
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, OpError> {
+        let x = &inputs[0].shape;
+        if self.shape.checked_elements() != Some(x.elements()) {
+            let message = match self.shape.checked_elements() {
+                Some(n) => format!("{x} has {} elements, {} has {n}", x.elements(), self.shape),
+                None => format!("{} has more than 2^40 elements", self.shape),
+            };
+            return Err(OpError::new(message));
+        }
+        Ok(TensorType::new(inputs[0].dtype, self.shape.clone()))
+    }
+
+    fn eval(&self, inputs: &[Tensor<'_>], _: &TensorType) -> Vec<f64> {
+        inputs[0].data.to_vec()
+    }
+
+    fn vjp(&self, b: &mut Builder<'_>, call: Call<'_>, g: NodeId, _: usize) -> Result<Option<NodeId>, OpError> {
+        let shape = b.graph.shape(call.inputs[0]).clone();
+        b.reshape(g, shape).map(Some)
+    }
+}
+
+pub(super) struct Transpose<'a> {
+    pub(super) perm: &'a [usize],
+}
+
+impl Primitive for Transpose<'_> {
+    fn name(&self) -> &'static str {
+        "transpose"
+    }
+
+    fn arity(&self) -> Option<usize> {
+        Some(1)
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, OpError> {
+        let x = &inputs[0].shape;
+        let mut sorted = self.perm.to_vec();
+        sorted.sort_unstable();
+        if !sorted.into_iter().eq(0..x.rank()) {
+            return Err(OpError::new(format!("{:?} is not an order of the {} dimensions of {x}", self.perm, x.rank())));
+        }
+        let shape: Shape = self.perm.iter().map(|axis| x.0[*axis].clone()).collect();
+        Ok(TensorType::new(inputs[0].dtype, shape))
+    }
+
+    fn eval(&self, inputs: &[Tensor<'_>], _: &TensorType) -> Vec<f64> {
+        strided::permuted(inputs[0].data, &inputs[0].ty.shape, self.perm)
+    }
+
+    fn vjp(&self, b: &mut Builder<'_>, _: Call<'_>, g: NodeId, _: usize) -> Result<Option<NodeId>, OpError> {
+        let mut inverse = vec![0; self.perm.len()];
+        for (to, from) in self.perm.iter().enumerate() {
+            inverse[*from] = to;
+        }
+        b.transpose(g, &inverse).map(Some)
+    }
+}
+
+pub(super) struct Broadcast<'a> {
+    pub(super) shape: &'a Shape,
+    pub(super) dims: &'a [usize],
+}
+
+impl Primitive for Broadcast<'_> {
+    fn name(&self) -> &'static str {
+        "broadcast"
+    }
+
+    fn arity(&self) -> Option<usize> {
+        Some(1)
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, OpError> {
+        let x = &inputs[0].shape;
+        let ordered = self.dims.is_sorted_by(|a, b| a < b) && self.dims.iter().all(|axis| *axis < self.shape.rank());
+        if self.dims.len() != x.rank() || !ordered {
+            let message = format!("`broadcast` of {x} to {} sends its dimensions to {:?}", self.shape, self.dims);
+            return Err(OpError::new(message));
+        }
+        for (from, to) in self.dims.iter().enumerate() {
+            if x.size(from) != 1 && x.size(from) != self.shape.size(*to) {
+                return Err(disagree(x, self.shape, from, *to));
+            }
+        }
+        Ok(TensorType::new(inputs[0].dtype, self.shape.clone()))
+    }
+
+    fn eval(&self, inputs: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
+        let x = &inputs[0].ty.shape;
+        let mut strides = vec![0; out.shape.rank()];
+        for (from, stride) in strided::strides(x).into_iter().enumerate() {
+            strides[self.dims[from]] = if x.size(from) == 1 { 0 } else { stride };
+        }
+        strided::read(inputs[0].data, &strided::sizes(&out.shape), 0, &strides)
+    }
+
+    fn vjp(&self, b: &mut Builder<'_>, call: Call<'_>, g: NodeId, _: usize) -> Result<Option<NodeId>, OpError> {
+        let x = b.graph.shape(call.inputs[0]).clone();
+        let repeats = |axis: &usize| match self.dims.iter().position(|to| to == axis) {
+            Some(from) => x.size(from) != self.shape.size(*axis),
+            None => true,
+        };
+        let axes: Vec<usize> = (0..self.shape.rank()).filter(repeats).collect();
+        let sum = b.reduce(ReduceKind::Sum, g, &axes, false)?;
+        b.reshape(sum, x).map(Some)
+    }
+}
+
+pub(super) struct Slice<'a> {
+    pub(super) start: &'a [u64],
+    pub(super) end: &'a [u64],
+    pub(super) step: &'a [u64],
+}
+
+impl Primitive for Slice<'_> {
+    fn name(&self) -> &'static str {
+        "slice"
+    }
+
+    fn arity(&self) -> Option<usize> {
+        Some(1)
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, OpError> {
+        let x = &inputs[0].shape;
+        let (start, end, step) = (self.start, self.end, self.step);
+        if [start.len(), end.len(), step.len()] != [x.rank(); 3] {
+            return Err(OpError::new(format!("a slice of {x} takes {} ranges, not {}", x.rank(), start.len())));
+        }
+        let mut shape = Shape::scalar();
+        for axis in 0..x.rank() {
+            let (start, end, step) = (start[axis], end[axis], step[axis]);
+            if start >= end || end > x.size(axis) {
+                let message =
+                    format!("the slice {start}:{end} does not lie in dimension {axis} ({}) of {x}", x.0[axis]);
+                return Err(OpError::new(message));
+            }
+            if step == 0 {
+                return Err(OpError::new(format!("the slice of dimension {axis} of {x} has step 0")));
+            }
+            let whole = (start, end, step) == (0, x.size(axis), 1);
+            shape.0.push(if whole { x.0[axis].clone() } else { (end - start).div_ceil(step).into() });
+        }
+        Ok(TensorType::new(inputs[0].dtype, shape))
+    }
+
+    fn eval(&self, inputs: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
+        let all = strided::strides(&inputs[0].ty.shape);
+        let offset = all.iter().zip(self.start).map(|(stride, start)| stride * *start as usize).sum();
+        let strides: Vec<usize> = all.iter().zip(self.step).map(|(stride, step)| stride * *step as usize).collect();
+        strided::read(inputs[0].data, &strided::sizes(&out.shape), offset, &strides)
+    }
+
+    fn vjp(&self, b: &mut Builder<'_>, call: Call<'_>, g: NodeId, _: usize) -> Result<Option<NodeId>, OpError> {
+        let (x, y) = (b.graph.shape(call.inputs[0]).sizes(), b.graph.shape(call.output).sizes());
+        let interior: Vec<u64> = self.step.iter().map(|step| step - 1).collect();
+        let high =
+            (0..x.len()).map(|axis| x[axis] - (self.start[axis] + (y[axis] - 1) * self.step[axis] + 1)).collect();
+        b.op(Op::Pad { low: self.start.to_vec(), high, interior }, &[g]).map(Some)
+    }
+}
+
+pub(super) struct Pad<'a> {
+    pub(super) low: &'a [u64],
+    pub(super) high: &'a [u64],
+    pub(super) interior: &'a [u64],
+}
+
+impl Primitive for Pad<'_> {
+    fn name(&self) -> &'static str {
+        "pad"
+    }
+
+    fn arity(&self) -> Option<usize> {
+        Some(1)
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, OpError> {
+        let x = &inputs[0].shape;
+        let (low, high, interior) = (self.low, self.high, self.interior);
+        if [low.len(), high.len(), interior.len()] != [x.rank(); 3] {
+            return Err(OpError::new(format!("padding of {x} takes {} sizes, not {}", x.rank(), low.len())));
+        }
+        let padded = |axis: usize| -> Option<u64> {
+            let between = (x.size(axis) - 1).checked_mul(interior[axis])?;
+            x.size(axis).checked_add(between)?.checked_add(low[axis])?.checked_add(high[axis])
+        };
+        let mut shape = Shape::scalar();
+        for (axis, dim) in x.0.iter().enumerate() {
+            let size =
+                padded(axis).ok_or_else(|| OpError::new(format!("padding dimension {axis} of {x} overflows")))?;
+            shape.0.push(if size == dim.size { dim.clone() } else { size.into() });
+        }
+        Ok(TensorType::new(inputs[0].dtype, shape))
+    }
+
+    fn eval(&self, inputs: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
+        let all = strided::strides(&out.shape);
+        let offset = all.iter().zip(self.low).map(|(stride, low)| stride * *low as usize).sum();
+        let strides: Vec<usize> = all.iter().zip(self.interior).map(|(stride, n)| stride * (*n as usize + 1)).collect();
+        let mut result = vec![0.0; out.shape.elements() as usize];
+        let mut elements = inputs[0].data.iter();
+        strided::for_each(&strided::sizes(&inputs[0].ty.shape), offset, &strides, |at| {
+            result[at] = elements.next().copied().unwrap_or_default();
+        });
+        result
+    }
+
+    fn vjp(&self, b: &mut Builder<'_>, call: Call<'_>, g: NodeId, _: usize) -> Result<Option<NodeId>, OpError> {
+        let x = b.graph.shape(call.inputs[0]).sizes();
+        let step: Vec<u64> = self.interior.iter().map(|n| n + 1).collect();
+        let end = (0..x.len()).map(|axis| self.low[axis] + (x[axis] - 1) * step[axis] + 1).collect();
+        b.op(Op::Slice { start: self.low.to_vec(), end, step }, &[g]).map(Some)
+    }
+}
+
+pub(super) struct Concat {
+    pub(super) axis: usize,
+}
+
+impl Primitive for Concat {
+    fn name(&self) -> &'static str {
+        "concat"
+    }
+
+    fn arity(&self) -> Option<usize> {
+        None
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, OpError> {
+        let first = inputs[0];
+        if self.axis >= first.shape.rank() {
+            return Err(OpError::new(format!("`concat` along dimension {}, but {first} has none", self.axis)));
+        }
+        let mut total = first.shape.size(self.axis);
+        for other in &inputs[1..] {
+            if other.dtype != first.dtype {
+                let message = format!("`concat` takes tensors of one dtype, not {first} and {other}");
+                return Err(OpError::new(message).help("cast one of them: `cast(x, 'f32')`"));
+            }
+            if other.shape.rank() != first.shape.rank() {
+                let message = format!("`concat` takes tensors of one rank, not {} and {}", first.shape, other.shape);
+                return Err(OpError::new(message));
+            }
+            let differs = |axis: &usize| *axis != self.axis && first.shape.size(*axis) != other.shape.size(*axis);
+            if let Some(axis) = (0..first.shape.rank()).find(differs) {
+                return Err(disagree(&first.shape, &other.shape, axis, axis));
+            }
+            total = total.checked_add(other.shape.size(self.axis)).ok_or_else(|| OpError::new("`concat` overflows"))?;
+        }
+        let mut shape = first.shape.clone();
+        if inputs.len() > 1 {
+            shape.0[self.axis] = total.into();
+        }
+        Ok(TensorType::new(first.dtype, shape))
+    }
+
+    fn eval(&self, inputs: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
+        let outer: usize = strided::sizes(&out.shape)[..self.axis].iter().product();
+        let mut result = Vec::with_capacity(out.shape.elements() as usize);
+        for row in 0..outer {
+            for input in inputs {
+                let length = input.data.len() / outer;
+                result.extend_from_slice(&input.data[row * length..(row + 1) * length]);
+            }
+        }
+        result
+    }
+
+    fn vjp(&self, b: &mut Builder<'_>, call: Call<'_>, g: NodeId, input: usize) -> Result<Option<NodeId>, OpError> {
+        let size = |b: &Builder<'_>, id: NodeId| b.graph.shape(id).size(self.axis);
+        let start = call.inputs[..input].iter().map(|id| size(b, *id)).sum();
+        let end = start + size(b, call.inputs[input]);
+        b.slice_axis(g, self.axis, start, end).map(Some)
+    }
+}
+
+fn reorder_cases(cases: &mut Vec<Case>) {
+    let reshapes: [(&str, &[u64], &[u64]); 3] =
+        [("split", &[4, 6], &[4, 2, 3]), ("merge", &[2, 3, 4], &[6, 4]), ("to_scalar", &[1, 1], &[])];
+    for (name, from, to) in reshapes {
+        let mut case = CaseBuilder::new(&format!("reshape_{name}"));
+        let x = case.uniform_of("x", TensorType::f32(from.iter().copied().collect::<Shape>()), -1.0, 1.0);
+        cases.push(case.op(Op::Reshape { shape: to.iter().copied().collect() }, &[x]));
+    }
+    for (name, perm) in [("matrix", vec![1, 0, 2]), ("heads", vec![0, 2, 1]), ("rotate", vec![2, 0, 1])] {
+        let mut case = CaseBuilder::new(&format!("transpose_{name}"));
+        let x = case.uniform("x", [3, 4, 5], -1.0, 1.0);
+        cases.push(case.op(Op::Transpose { perm }, &[x]));
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    reorder_cases(&mut cases);
+    let sizes = |sizes: &[u64]| sizes.iter().copied().collect::<Shape>();
+    let broadcasts = [
+        ("scalar", sizes(&[]), sizes(&[3, 4]), vec![]),
+        ("row", sizes(&[4]), sizes(&[3, 4]), vec![1]),
+        ("column", sizes(&[3]), sizes(&[3, 4]), vec![0]),
+        ("ones", sizes(&[3, 1, 4]), sizes(&[3, 5, 4]), vec![0, 1, 2]),
+        ("both", sizes(&[1, 4]), sizes(&[2, 3, 5, 4]), vec![1, 3]),
+        ("keeps_one", sizes(&[1, 4]), sizes(&[2, 1, 4]), vec![1, 2]),
+    ];
+    for (name, from, to, dims) in broadcasts {
+        let mut case = CaseBuilder::new(&format!("broadcast_{name}"));
+        let x = case.uniform_of("x", TensorType::f32(from), -1.0, 1.0);
+        cases.push(case.op(Op::Broadcast { shape: to, dims }, &[x]));
+    }
+    for (name, start, end, step) in [
+        ("range", [1, 0, 2], [3, 4, 5], [1, 1, 1]),
+        ("one_position", [0, 2, 0], [3, 3, 5], [1, 1, 1]),
+        ("steps", [0, 1, 0], [3, 4, 5], [2, 2, 3]),
+    ] {
+        let mut case = CaseBuilder::new(&format!("slice_{name}"));
+        let x = case.uniform("x", [3, 4, 5], -1.0, 1.0);
+        cases.push(case.op(Op::Slice { start: start.to_vec(), end: end.to_vec(), step: step.to_vec() }, &[x]));
+    }
+    for (name, low, high, interior) in
+        [("around", [1, 0], [0, 2], [0, 0]), ("between", [0, 0], [0, 0], [1, 2]), ("both", [2, 1], [1, 3], [2, 1])]
+    {
+        let mut case = CaseBuilder::new(&format!("pad_{name}"));
+        let x = case.uniform("x", [3, 4], -1.0, 1.0);
+        cases.push(case.op(Op::Pad { low: low.to_vec(), high: high.to_vec(), interior: interior.to_vec() }, &[x]));
+    }
+    for (name, axis, other) in [("first", 0, [5, 3]), ("last", 1, [2, 4])] {
+        let mut case = CaseBuilder::new(&format!("concat_{name}"));
+        let a = case.uniform("a", [2, 3], -1.0, 1.0);
+        let b = case.uniform("b", other, -1.0, 1.0);
+        cases.push(case.op(Op::Concat { axis }, &[a, b, a]));
+    }
+    cases
+}
+
+/// Sizes of two dimension lists as numpy broadcasts them: aligned at the end, size 1 stretches.
+pub(crate) fn broadcast_shapes(a: &Shape, b: &Shape) -> Result<Shape, OpError> {
+    let rank = a.rank().max(b.rank());
+    let at = |shape: &Shape, axis: usize| -> Option<Dim> {
+        (axis + shape.rank()).checked_sub(rank).map(|axis| shape.0[axis].clone())
+    };
+    let mut result = Shape::scalar();
+    for axis in 0..rank {
+        let dim = match (at(a, axis), at(b, axis)) {
+            (Some(a), Some(b)) if a.size == b.size => {
+                if a.name.is_some() {
+                    a
+                } else {
+                    b
+                }
+            }
+            (Some(one), Some(dim)) | (Some(dim), Some(one)) if one.size == 1 => dim,
+            (Some(_), Some(_)) => {
+                return Err(disagree(a, b, axis + a.rank() - rank, axis + b.rank() - rank)
+                    .help("shapes are aligned at their last dimension; only size 1 stretches"));
+            }
+            (Some(dim), None) | (None, Some(dim)) => dim,
+            (None, None) => continue,
+        };
+        result.0.push(dim);
+    }
+    Ok(result)
+}
