@@ -177,8 +177,10 @@ impl std::error::Error for Diagnostics {}
 
 /// The candidate that `name` was most likely meant to be, if any is near enough.
 pub fn did_you_mean<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // One edit in three letters: a swap in `lr` or `dim` is still found, unrelated short names are not.
-    let allowed = name.chars().count().div_ceil(3).max(1);
+    // One edit in three letters, begun: a swap in `lr` or `dim` is still found, unrelated names are not. A name of one
+    // letter has nothing in common with another one.
+    let length = name.chars().count();
+    let allowed = if length == 1 { 0 } else { length.div_ceil(3) };
     let lower = name.to_lowercase();
     candidates
         .into_iter()
@@ -199,6 +201,7 @@ mod tests {
         assert_eq!(did_you_mean("parmas", fields), Some("params"));
         assert_eq!(did_you_mean("Doc", fields), Some("doc"));
         assert_eq!(did_you_mean("weights", fields), None);
-        assert_eq!(did_you_mean("x", fields), None);
+        assert_eq!(did_you_mean("x", ["y"]), None);
+        assert_eq!(did_you_mean("b", ["A", "B"]), Some("B"));
     }
 }

@@ -14,6 +14,7 @@ pub type Map<V> = IndexMap<Name, V>;
 /// A file: one graph, one pipeline, or one or several modules. Several modules stand in a RON list:
 /// `[Module(..), Module(..)]`.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "there is one per file, and it is taken apart at once")]
 pub enum SpecFile {
     /// `Graph(...)`
     Graph(GraphSpec),
@@ -284,12 +285,12 @@ pub struct PipelineSpec {
     pub outputs: Map<Expr>,
 }
 
-/// `Recordio(path: "...", ...)`. The fields are checked against [`super::sources`].
+/// `Recordio(path: "...", ...)`. The fields are checked against [`super::SOURCES`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceSpec {
     /// The whole `Kind(...)`.
     pub span: Span,
-    /// `Recordio`, `Folder`, `Shapes`, `WebDataset`.
+    /// `Recordio`, `Folder`, `Shapes`, `Webdataset`.
     pub kind: Name,
     /// Its settings. `${NAME}` in a string is replaced from the environment at run time.
     pub fields: Map<Spanned<Literal>>,

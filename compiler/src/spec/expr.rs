@@ -292,3 +292,51 @@ pub struct Shape {
     /// The whole shape.
     pub span: Span,
 }
+
+impl Expr {
+    /// Calls `visit` on this expression and all that stand in it, from the outside in and from left to right.
+    pub fn walk<'a>(&'a self, visit: &mut impl FnMut(&'a Expr)) {
+        visit(self);
+        let mut children: Vec<&'a Expr> = Vec::new();
+        match &self.kind {
+            ExprKind::Int(_)
+            | ExprKind::Float(_)
+            | ExprKind::Str(_)
+            | ExprKind::Bool(_)
+            | ExprKind::None
+            | ExprKind::Name(_)
+            | ExprKind::Rest(_) => {}
+            ExprKind::Member(of, _) | ExprKind::Unary(_, of) => children.push(of),
+            ExprKind::Call(callee, args) => {
+                children.push(callee);
+                children.extend(args.iter().map(|arg| &arg.value));
+            }
+            ExprKind::Binary(_, left, right) => children.extend([left.as_ref(), right]),
+            ExprKind::Index(of, indices) => {
+                children.push(of);
+                for index in indices {
+                    match index {
+                        Index::At(at) => children.push(at),
+                        Index::Range { start, stop, step, .. } => {
+                            children.extend([start, stop, step].into_iter().flatten())
+                        }
+                        Index::Rest(_) => {}
+                    }
+                }
+            }
+            ExprKind::Tuple(items) | ExprKind::List(items) => children.extend(items),
+            ExprKind::Repeat { item, count } => children.extend([item.as_ref(), count]),
+            ExprKind::If { then, condition, otherwise } => children.extend([then.as_ref(), condition, otherwise]),
+        }
+        for child in children {
+            child.walk(visit);
+        }
+    }
+
+    /// Does the name occur in it as a variable or callee?
+    pub fn reads(&self, name: &str) -> bool {
+        let mut found = false;
+        self.walk(&mut |expr| found |= matches!(&expr.kind, ExprKind::Name(n) if n == name));
+        found
+    }
+}

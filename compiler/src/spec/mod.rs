@@ -10,13 +10,18 @@
 //! - Nothing here looks at another file: imports, bases and names are the resolver's.
 
 mod ast;
+mod display;
 pub mod expr;
+pub mod fmt;
 mod graph;
 mod lexer;
+mod merge;
 mod module;
 mod parser;
 mod pipeline;
 mod read;
+mod respace;
+mod set;
 mod syntax;
 mod text;
 mod tree;
@@ -27,7 +32,9 @@ use tree::{Node, NodeKind};
 
 pub use ast::*;
 pub use expr::{Arg, BinaryOp, Equation, Expr, ExprKind, Index, MAX_DEPTH, Name, Shape, Spanned, UnaryOp};
+pub use merge::merge;
 pub use pipeline::{FieldKind, SOURCES, SourceField, SourceKind};
+pub use set::set;
 
 /// What a file can hold.
 const SPECS: [&str; 3] = ["Graph", "Module", "Pipeline"];
@@ -55,6 +62,14 @@ pub fn parse_file(sources: &SourceMap, source: SourceId) -> Result<SpecFile, Dia
 /// The text is not an expression.
 pub fn parse_expr(sources: &SourceMap, source: SourceId) -> Result<Expr, Diagnostics> {
     Ok(parser::expression(&text::Text::whole(source, sources.text(source)))?)
+}
+
+/// Parses text as one equation, `y = f(x)`.
+///
+/// # Errors
+/// The text is not an equation.
+pub fn parse_equation(sources: &SourceMap, source: SourceId) -> Result<Equation, Diagnostics> {
+    Ok(parser::equation(&text::Text::whole(source, sources.text(source)))?)
 }
 
 fn file(cx: &mut Reader, node: &Node) -> Option<SpecFile> {

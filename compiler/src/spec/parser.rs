@@ -21,7 +21,8 @@ pub(crate) fn equation(text: &Text) -> Result<Equation, Diagnostic> {
     let value = p.expr()?.expr;
     p.end()?;
     for (i, target) in targets.iter().enumerate() {
-        if let Some(first) = targets[..i].iter().find(|t| *t == target) {
+        let first = targets[..i].iter().find(|t| *t == target && t.as_str() != "_");
+        if let Some(first) = first {
             return Err(Diagnostic::error(format!("`{target}` stands twice on the left side"))
                 .label(target.span, "again here")
                 .context(first.span, "first here")
@@ -125,8 +126,8 @@ impl<'a> Parser<'a> {
         Err(match self.peek() {
             Tok::Symbol("=") => error.help("`=` stands once, after the names on the left; compare with `==`"),
             Tok::Symbol(")" | "]") => error.help("there is no bracket open that this one could close"),
-            Tok::Name(_) | Tok::Int(_) | Tok::Float(_) => error.help("is a `*` or a comma missing before it?"),
-            _ => error,
+            Tok::Symbol(",") => error.help("several values stand in brackets: `[B, T]` is a shape, `(a, b)` a tuple"),
+            _ => error.help("is an operator or a comma missing before it?"),
         })
     }
 
@@ -137,7 +138,7 @@ impl<'a> Parser<'a> {
         }
         let error = self.expected(&format!("`,` or `{close}`")).context(open, format!("this `{bracket}` is open"));
         Err(match self.peek() {
-            Tok::End => error.help(format!("close it with `{close}`")),
+            Tok::End | Tok::Symbol(")" | "]") => error.help(format!("close it with `{close}`")),
             Tok::Symbol("=") => error.help("arguments are given by name with a colon: `axis: -1`"),
             _ => error,
         })
@@ -356,15 +357,26 @@ impl<'a> Parser<'a> {
                 "true" => ExprKind::Bool(true),
                 "false" => ExprKind::Bool(false),
                 "none" => ExprKind::None,
-                word if KEYWORDS.contains(&word) => return Err(self.expected("a value")),
+                word if KEYWORDS.contains(&word) => return Err(self.no_value()),
                 _ => ExprKind::Name(name),
             },
             Tok::Symbol("(") => return self.parenthesised(start),
             Tok::Symbol("[") => return self.list(start),
-            _ => return Err(self.expected("a value")),
+            _ => return Err(self.no_value()),
         };
         self.at += 1;
         self.build(kind, start, 0)
+    }
+
+    fn no_value(&self) -> Diagnostic {
+        let before = self.at.checked_sub(1).and_then(|i| self.tokens.get(i));
+        let help = "a value is a number, a name, a string in single quotes, a call or something in brackets";
+        match before {
+            Some(token) => {
+                self.expected("a value").help(format!("{} needs a value after it; {help}", token.tok.describe()))
+            }
+            None => self.expected("a value").help(help),
+        }
     }
 
     fn parenthesised(&mut self, open: Span) -> Result<Built> {

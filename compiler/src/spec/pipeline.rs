@@ -56,47 +56,45 @@ pub struct SourceKind {
     pub fields: &'static [SourceField],
 }
 
-/// All kinds of source.
+/// All kinds of source: those of [`alip_plan::pipeline::Source`], where their settings are explained.
 pub const SOURCES: [SourceKind; 4] = [
     SourceKind {
-        name: "Recordio",
-        doc: "An MXNet RecordIO file: `jpeg`, and the float labels of each record cut into named integer arrays.",
-        fields: &[
-            required("path", FieldKind::Str, "the `.rec` file"),
-            optional("index", FieldKind::Str, "the `.idx` file, if it does not stand beside"),
-            required("labels", FieldKind::Ints, "names and lengths of the arrays, in order"),
-        ],
-    },
-    SourceKind {
         name: "Folder",
-        doc: "Image files and a file of JSON lines `{\"image\", \"captions\", \"split\"}`: `jpeg`, `raw`, `caption`.",
+        doc: "Image files and a file of JSON lines, `captions.jsonl`. Fields: `jpeg`, `raw`, `caption`.",
         fields: &[
             required("path", FieldKind::Str, "the folder"),
-            optional("captions", FieldKind::Str, "the JSON lines, `captions.jsonl` by default"),
-            optional("split", FieldKind::Str, "only samples of this split"),
-            optional("raw", FieldKind::Int, "which caption is the raw text, 0 by default"),
-            optional("caption", FieldKind::Int, "which caption is the synthetic caption, 1 by default"),
-            optional("swap", FieldKind::Float, "share of samples whose raw text comes from another image"),
-            optional("seed", FieldKind::Int, "key of the swaps"),
+            optional("split", FieldKind::Str, "the split that is trained on"),
+            optional("eval_split", FieldKind::Str, "the split that is evaluated on"),
+            optional("raw", FieldKind::Int, "which caption is the raw text"),
+            optional("caption", FieldKind::Int, "which caption is the synthetic caption"),
+            optional("swap_raw", FieldKind::Float, "the share of raw texts taken from another image"),
+            optional("swap_seed", FieldKind::Int, "the seed of the swaps"),
         ],
     },
     SourceKind {
         name: "Shapes",
-        doc: "Rendered scenes with a true caption and a web-like raw text, made from a seed: `jpeg`, `raw`, `caption`.",
+        doc: "Rendered scenes, each with a true caption and a web-like raw text. Fields: `image`, `raw`, `caption`.",
         fields: &[
-            required("samples", FieldKind::Int, "how many scenes"),
-            optional("size", FieldKind::Int, "pixels a side"),
-            optional("seed", FieldKind::Int, "key of the scenes"),
-            optional("wrong", FieldKind::Float, "share of raw texts that describe another scene"),
-            optional("split", FieldKind::Str, "`train` or `test`: disjoint sets of scenes"),
+            optional("size", FieldKind::Int, "height and width of the images"),
+            optional("scenes", FieldKind::Int, "the number of training scenes"),
+            optional("held_out", FieldKind::Int, "the number of held-out scenes"),
+            optional("seed", FieldKind::Int, "the seed of the data set"),
         ],
     },
     SourceKind {
-        name: "WebDataset",
-        doc: "Tar shards of samples with one file per field.",
+        name: "Recordio",
+        doc: "MXNet RecordIO with its index beside it. Fields: `jpeg` and one token row per label.",
         fields: &[
-            required("path", FieldKind::Str, "the shards, `shard-{000..099}.tar`"),
-            optional("fields", FieldKind::Strs, "names and file extensions of what is read"),
+            required("path", FieldKind::Str, "the `.rec` file"),
+            required("labels", FieldKind::Ints, "names and lengths of the token rows, in order"),
+        ],
+    },
+    SourceKind {
+        name: "Webdataset",
+        doc: "WebDataset shards. Fields: `jpeg` and one text per entry.",
+        fields: &[
+            required("path", FieldKind::Str, "the shards, with `{000..999}` ranges"),
+            required("texts", FieldKind::Strs, "names of the text fields and their file extensions"),
         ],
     },
 ];

@@ -106,11 +106,13 @@ impl Lexer<'_> {
     }
 
     fn unexpected(&self, start: usize, c: char) -> Diagnostic {
-        let error = Diagnostic::error(format!("unexpected character `{}`", c.escape_debug()))
+        let shown = if c == '\'' { "'".to_owned() } else { c.escape_debug().to_string() };
+        let error = Diagnostic::error(format!("unexpected character `{shown}`"))
             .label(self.span(start, start + c.len_utf8()), "");
         match c {
             '\'' => error.help("strings outside of expressions have double quotes: `\"name\"`"),
             '=' => error.help("a field is written `name: value`; equations are strings in `body: [...]`"),
+            '\u{feff}' => error.help("save the file as UTF-8 without a byte order mark"),
             ';' => error.help("separate with `,`"),
             '#' => error.help("extensions such as `#![enable(...)]` are not used; a comment begins with `//`"),
             _ => error.help("a spec is RON: `Graph(name: \"...\", ...)`, `Module(...)` or `Pipeline(...)`"),

@@ -10,7 +10,7 @@ use super::text::{Text, offset};
 use crate::diag::{Diagnostic, SourceId, Span};
 
 /// The deepest nesting of brackets outside of strings. The deepest spec of the house has 5.
-const MAX_NESTING: u32 = 32;
+const MAX_NESTING: usize = 32;
 
 #[derive(Clone, Debug)]
 pub(super) struct Node {
@@ -72,7 +72,7 @@ type Result<T, E = Diagnostic> = std::result::Result<T, E>;
 pub(super) fn parse(source: SourceId, text: &str) -> Result<Node> {
     let mut tokens = tokens(source, text)?;
     tokens.retain(Token::is_meaningful);
-    let mut p = Parser { source, text, tokens, at: 0, depth: 0 };
+    let mut p = Parser { source, text, tokens, at: 0, open: Vec::new() };
     if p.tokens.is_empty() {
         return Err(Diagnostic::error("empty file")
             .label(Span::new(source, 0, 0), "nothing here")
@@ -106,7 +106,8 @@ struct Parser<'a> {
     text: &'a str,
     tokens: Vec<Token>,
     at: usize,
-    depth: u32,
+    /// Brackets that are open, the innermost last.
+    open: Vec<(Span, &'static str)>,
 }
 
 impl Parser<'_> {
@@ -147,14 +148,20 @@ impl Parser<'_> {
     }
 
     fn expected(&self, what: &str) -> Diagnostic {
-        Diagnostic::error(format!("expected {what}, found {}", self.found()))
-            .label(self.span(), format!("expected {what}"))
+        let error = Diagnostic::error(format!("expected {what}, found {}", self.found()))
+            .label(self.span(), format!("expected {what}"));
+        let closes = matches!(self.peek(), None | Some((Kind::Punct, ")" | "]" | "}")));
+        match self.open.last() {
+            Some(&(open, close)) if closes => {
+                error.context(open, "this bracket is open").help(format!("close it with `{close}`"))
+            }
+            _ => error,
+        }
     }
 
     fn value(&mut self) -> Result<Node> {
         let start = self.span();
-        self.depth += 1;
-        if self.depth > MAX_NESTING {
+        if self.open.len() >= MAX_NESTING {
             return Err(Diagnostic::error("brackets nested too deep")
                 .label(start, format!("more than {MAX_NESTING} levels"))
                 .help("no field of a spec needs that many; is a bracket closed too late?"));
@@ -164,11 +171,10 @@ impl Parser<'_> {
             Some((Kind::Number, _)) => self.number()?,
             Some((Kind::Ident, _)) => self.word()?,
             Some((Kind::Punct, "(")) => self.parenthesised(None)?,
-            Some((Kind::Punct, "[")) => self.list()?,
-            Some((Kind::Punct, "{")) => self.map()?,
+            Some((Kind::Punct, "[")) => NodeKind::List(self.items("]", Self::value)?),
+            Some((Kind::Punct, "{")) => NodeKind::Map(self.items("}", Self::entry)?),
             _ => return Err(self.expected("a value")),
         };
-        self.depth -= 1;
         Ok(Node { kind, span: self.since(start) })
     }
 
@@ -186,93 +192,81 @@ impl Parser<'_> {
         })
     }
 
-    /// After an item: the comma or the end.
-    fn close(&mut self, open: Span, bracket: &str, close: &'static str) -> Result<()> {
-        if self.eat(close) {
-            return Ok(());
+    fn open(&mut self, close: &'static str) {
+        self.open.push((self.span(), close));
+        self.at += 1;
+    }
+
+    /// Is the innermost bracket closed here?
+    fn closed(&mut self) -> bool {
+        let closed = self.open.last().is_some_and(|&(_, close)| self.is(close));
+        if closed {
+            self.open.pop();
+            self.at += 1;
         }
+        closed
+    }
+
+    /// After an item, the comma or the end; says whether it was the end.
+    fn separator(&mut self) -> Result<bool> {
+        if self.eat(",") {
+            return Ok(self.closed());
+        }
+        if self.closed() {
+            return Ok(true);
+        }
+        let close = self.open.last().map_or("", |&(_, close)| close);
         let error = self.expected(&format!("`,` or `{close}`"));
-        let error = error.context(open, format!("this `{bracket}` is open"));
         Err(match self.peek() {
-            None => error.help(format!("close it with `{close}`")),
             Some((Kind::Str | Kind::Ident | Kind::Number, _)) => error.help("is a comma missing before it?"),
             _ => error,
         })
     }
 
+    /// Items up to the closing bracket.
+    fn items<T>(&mut self, close: &'static str, mut item: impl FnMut(&mut Self) -> Result<T>) -> Result<Vec<T>> {
+        self.open(close);
+        let mut items = Vec::new();
+        let mut end = self.closed();
+        while !end {
+            items.push(item(self)?);
+            end = self.separator()?;
+        }
+        Ok(items)
+    }
+
     fn parenthesised(&mut self, name: Option<Name>) -> Result<NodeKind> {
-        let open = self.span();
-        self.at += 1;
-        let named = matches!(self.tokens.get(self.at + 1), Some(t) if &self.text[t.range.clone()] == ":");
-        if named && matches!(self.peek(), Some((Kind::Ident | Kind::Str, _))) {
-            return Ok(NodeKind::Struct(name, self.fields(open)?));
+        let is_colon = |t: &Token| &self.text[t.range.clone()] == ":";
+        let named = self.tokens.get(self.at + 2).is_some_and(is_colon);
+        let first = self.tokens.get(self.at + 1).map(|t| t.kind);
+        if named && matches!(first, Some(Kind::Ident | Kind::Str)) {
+            return Ok(NodeKind::Struct(name, self.items(")", Self::field)?));
         }
-        let mut items = Vec::new();
-        while !self.eat(")") {
-            items.push(self.value()?);
-            if !self.eat(",") {
-                self.close(open, "(", ")")?;
-                break;
-            }
-        }
-        Ok(NodeKind::Tuple(name, items))
+        Ok(NodeKind::Tuple(name, self.items(")", Self::value)?))
     }
 
-    fn fields(&mut self, open: Span) -> Result<Vec<(Name, Node)>> {
-        let mut fields = Vec::new();
-        while !self.eat(")") {
-            let name = match self.peek() {
-                Some((Kind::Ident, text)) => Name::new(text, self.span()),
-                Some((Kind::Str, _)) => {
-                    let error = self.expected("a field name");
-                    return Err(error.help("fields have no quotes, `name: value`; quoted keys stand in maps, `{ }`"));
-                }
-                None => return Err(self.expected("a field or `)`").context(open, "this `(` is open")),
-                _ => return Err(self.expected("a field name")),
-            };
-            self.at += 1;
-            if !self.eat(":") {
-                return Err(self.expected("`:`").help(format!("a field is written `{name}: value`")));
+    fn field(&mut self) -> Result<(Name, Node)> {
+        let name = match self.peek() {
+            Some((Kind::Ident, text)) => Name::new(text, self.span()),
+            Some((Kind::Str, _)) => {
+                let error = self.expected("a field name");
+                return Err(error.help("fields have no quotes, `name: value`; quoted keys stand in maps, `{ }`"));
             }
-            fields.push((name, self.value()?));
-            if !self.eat(",") {
-                self.close(open, "(", ")")?;
-                break;
-            }
+            _ => return Err(self.expected("a field name")),
+        };
+        self.at += 1;
+        if !self.eat(":") {
+            return Err(self.expected("`:`").help(format!("a field is written `{name}: value`")));
         }
-        Ok(fields)
+        Ok((name, self.value()?))
     }
 
-    fn list(&mut self) -> Result<NodeKind> {
-        let open = self.span();
-        self.at += 1;
-        let mut items = Vec::new();
-        while !self.eat("]") {
-            items.push(self.value()?);
-            if !self.eat(",") {
-                self.close(open, "[", "]")?;
-                break;
-            }
+    fn entry(&mut self) -> Result<(Node, Node)> {
+        let key = self.value()?;
+        if !self.eat(":") {
+            return Err(self.expected("`:`").help("an entry of a map is written `\"key\": value`"));
         }
-        Ok(NodeKind::List(items))
-    }
-
-    fn map(&mut self) -> Result<NodeKind> {
-        let open = self.span();
-        self.at += 1;
-        let mut entries = Vec::new();
-        while !self.eat("}") {
-            let key = self.value()?;
-            if !self.eat(":") {
-                return Err(self.expected("`:`").help("an entry of a map is written `\"key\": value`"));
-            }
-            entries.push((key, self.value()?));
-            if !self.eat(",") {
-                self.close(open, "{", "}")?;
-                break;
-            }
-        }
-        Ok(NodeKind::Map(entries))
+        Ok((key, self.value()?))
     }
 
     fn number(&mut self) -> Result<NodeKind> {

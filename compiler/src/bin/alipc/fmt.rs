@@ -1,0 +1,103 @@
+//! `alipc fmt`.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use alip_compiler::diag::{Diagnostic, Diagnostics, SourceMap};
+use alip_compiler::spec::fmt::format;
+
+/// Put spec files in house style
+///
+/// Comments are kept; formatting twice is formatting once. Names of changed files are printed. A folder stands for all
+/// `.ron` files in it.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  alipc fmt graphs stdlib\n  alipc fmt --check graphs/alip_b32.ron")]
+pub(crate) struct Args {
+    /// Change nothing; exit with 1 if a file is not in house style
+    #[arg(long)]
+    check: bool,
+    /// Spec files, or folders of them
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let mut failed = false;
+    for path in &args.files {
+        let files = match spec_files(path) {
+            Ok(files) => files,
+            Err(error) => {
+                eprintln!("error: cannot read `{}`: {error}", path.display());
+                failed = true;
+                continue;
+            }
+        };
+        for file in files {
+            let mut sources = SourceMap::new();
+            match format_file(&mut sources, &file, args.check) {
+                Ok(changed) => {
+                    if changed {
+                        println!("{}", file.display());
+                    }
+                    failed |= changed && args.check;
+                }
+                Err(diagnostics) => {
+                    crate::report(&diagnostics, &sources);
+                    failed = true;
+                }
+            }
+        }
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// The file itself, or all `.ron` files in a folder and below, sorted.
+fn spec_files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(spec_files(&entry.path())?);
+        } else if entry.path().extension().is_some_and(|e| e == "ron") {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Formats one file; says whether it was not in house style.
+fn format_file(sources: &mut SourceMap, path: &Path, check: bool) -> Result<bool, Diagnostics> {
+    let source = sources.add_path(path)?;
+    let formatted = format(sources, source)?;
+    let changed = formatted != sources.text(source);
+    if changed && !check {
+        replace(path, &formatted).map_err(|error| {
+            Diagnostic::error(format!("cannot write `{}`: {error}", path.display()))
+                .help("the file is as it was; check the permissions and the space of its folder")
+        })?;
+    }
+    Ok(changed)
+}
+
+/// Writes beside the file and renames, so that a full disk or a crash leaves either the old or the new text.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    // Through a link, the file it points to is replaced, not the link.
+    let path = fs::canonicalize(path)?;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let beside = path.with_file_name(name);
+    let written = fs::write(&beside, text)
+        .and_then(|()| fs::set_permissions(&beside, fs::metadata(&path)?.permissions()))
+        .and_then(|()| fs::rename(&beside, &path));
+    if written.is_err() {
+        // What failed is reported; a leftover that cannot be removed either adds nothing to it.
+        let _ = fs::remove_file(&beside);
+    }
+    written
+}
