@@ -1,3 +1,4 @@
 //! Training and what surrounds it.
 
 pub mod evaluate;
+pub mod report;
