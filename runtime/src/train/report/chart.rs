@@ -174,7 +174,7 @@ pub(super) fn histograms(title: &str, x_name: &str, groups: &[(&str, &Histogram)
         groups.iter().flat_map(|(_, h)| h.counts.iter().map(|&count| share(h, count))).fold(0.0, f64::max).max(0.01);
     let x = Axis::new(low, high, LEFT, WIDTH - RIGHT, false);
     let y = Axis::new(0.0, 100.0 * tallest, HEIGHT - BOTTOM, TOP, true);
-    let mut out = format!("<figure class=\"card\"><h3>{}</h3>", escape(title));
+    let mut out = format!("<figure class=\"card alone\"><h3>{}</h3>", escape(title));
     out += &legend(groups.iter().map(|(name, histogram)| format!("{name} ({})", total(histogram))));
     open(&mut out, title);
     draw_axes(&mut out, &x, &y, x_name);

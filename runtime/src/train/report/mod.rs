@@ -36,7 +36,7 @@ pub struct Report {
 /// A result against chance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measure {
-    /// E.g. "image to text, R@1".
+    /// E.g. "image to text R@1"; no commas, since names are listed in the comparison.
     pub name: String,
     /// The result, 0 to 1; higher is better.
     pub value: f64,

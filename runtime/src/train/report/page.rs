@@ -26,7 +26,7 @@ pub(super) fn render(report: &Report) -> String {
         body += "</div>";
     }
     if !report.samples.is_empty() {
-        body += "<h2>Samples</h2><div class=\"grid\">";
+        body += "<h2>Samples</h2><div class=\"grid roomy\">";
         body.extend(report.samples.iter().map(sample));
         body += "</div>";
     }

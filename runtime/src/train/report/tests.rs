@@ -44,11 +44,11 @@ fn made_up() -> Report {
         .map(|(name, value)| (name.into(), value.into()))
         .into(),
         measures: vec![
-            measure("image to text, R@1", 0.52, 1.0 / 1024.0, 0.31, Unit::Share),
-            measure("image to text, R@5", 0.91, 5.0 / 1024.0, 0.90, Unit::Share),
-            measure("text to image, R@1", 0.50, 1.0 / 1024.0, 0.56, Unit::Share),
-            measure("zero-shot, 72 classes", 0.47, 1.0 / 72.0, 0.40, Unit::Share),
-            Measure { other: None, ..measure("weight, AUC", 0.91, 0.5, 0.0, Unit::Area) },
+            measure("image to text R@1", 0.52, 1.0 / 1024.0, 0.31, Unit::Share),
+            measure("image to text R@5", 0.91, 5.0 / 1024.0, 0.90, Unit::Share),
+            measure("text to image R@1", 0.50, 1.0 / 1024.0, 0.56, Unit::Share),
+            measure("zero-shot (72 classes)", 0.47, 1.0 / 72.0, 0.40, Unit::Share),
+            Measure { other: None, ..measure("weight AUC", 0.91, 0.5, 0.0, Unit::Area) },
         ],
         other: Some(Other {
             name: "clip_shapes".into(),
@@ -137,15 +137,15 @@ fn the_comparison_says_the_same_whichever_run_is_ahead() {
     let measures = made_up().measures;
     assert_eq!(
         page::verdict(&measures, "clip_shapes"),
-        "Against clip_shapes: this run is ahead on image to text, R@1, zero-shot, 72 classes; behind on text to image, R@1; \
-         no clear difference on image to text, R@5 (a difference counts from two standard errors)."
+        "Against clip_shapes: this run is ahead on image to text R@1, zero-shot (72 classes); behind on text to image R@1; \
+         no clear difference on image to text R@5 (a difference counts from two standard errors)."
     );
     let swapped: Vec<Measure> = measures
         .into_iter()
         .filter_map(|m| m.other.map(|other| Measure { value: other, other: Some(m.value), ..m }))
         .collect();
     assert!(
-        page::verdict(&swapped, "alip").starts_with("Against alip: this run is ahead on text to image, R@1; behind on")
+        page::verdict(&swapped, "alip").starts_with("Against alip: this run is ahead on text to image R@1; behind on")
     );
     assert_eq!(page::verdict(&[], "alip"), "No measure of alip is there to compare.");
 }
