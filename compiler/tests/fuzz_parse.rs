@@ -147,7 +147,7 @@ fn exercise(bytes: &[u8]) {
     match spec::parse_file(&sources, id) {
         Ok(file) => {
             let formatted = formatted.expect("what reads can be formatted");
-            check_format(&formatted, &file);
+            check_format(sources.text(id), &formatted, &file);
         }
         Err(errors) => {
             let rendered = errors.render(&sources, false);
@@ -156,8 +156,10 @@ fn exercise(bytes: &[u8]) {
     }
 }
 
-/// Formatting twice is formatting once, and what a file says does not change.
-fn check_format(formatted: &str, before: &SpecFile) {
+/// Formatting twice is formatting once; it changes nothing but blanks, commas and the order of comments; and what a file
+/// says stays the same.
+fn check_format(text: &str, formatted: &str, before: &SpecFile) {
+    assert_eq!(ink(text), ink(formatted), "formatting lost or made text");
     let mut sources = SourceMap::new();
     let id = sources.add("formatted.ron", formatted);
     let again = fmt::format(&sources, id).expect("formatted text can be formatted");
@@ -165,6 +167,15 @@ fn check_format(formatted: &str, before: &SpecFile) {
     let after = spec::parse_file(&sources, id).expect("formatted text can be read");
     assert_eq!(without_places(before), without_places(&after), "formatting changed the meaning");
     equations(&after).iter().for_each(|equation| check_printed(equation));
+}
+
+/// All characters that are neither blanks nor commas, sorted.
+fn ink(text: &str) -> Vec<char> {
+    // Marks that RON takes for blanks, though Unicode does not.
+    let blank = |c: char| c.is_whitespace() || matches!(c, '\u{200e}' | '\u{200f}');
+    let mut ink: Vec<char> = text.chars().filter(|&c| !blank(c) && c != ',').collect();
+    ink.sort_unstable();
+    ink
 }
 
 /// Printed expressions parse back to the same tree.
@@ -218,6 +229,25 @@ fn whole_corpus_keeps_the_laws() {
     for text in corpus() {
         exercise(text.as_bytes());
     }
+}
+
+/// Files at the limit of size that make naive readers quadratic.
+#[test]
+fn large_files_are_read_or_refused_at_once() {
+    let many = |item: &str| item.repeat(4_000_000 / item.len());
+    let start = std::time::Instant::now();
+    exercise(many("(").as_bytes());
+    exercise(many("\"").as_bytes());
+    exercise(many("/*").as_bytes());
+    exercise(many("x ").as_bytes());
+    exercise(format!("Graph(name: \"g\", body: [{}])", many("\"= x\", ")).as_bytes());
+    exercise(format!("Graph(name: \"g\", body: [{}])", "\"= x\",\n".repeat(9_000)).as_bytes());
+    exercise(format!("Graph(name: \"g\", dims: {{{}}})", "\"B\": 1,\n".repeat(9_000)).as_bytes());
+    exercise(format!("Graph(name: \"g\", body: [\"y = f({})\"])", many("a: 1, ")).as_bytes());
+    exercise(format!("Graph(name: \"g\", doc: \"{}\")", many("\\\\")).as_bytes());
+    exercise(format!("Graph(name: \"g\", doc: \"{}\", dims: 1)", many("x")).as_bytes());
+    // Each takes well under a second; a quadratic reader would take hours.
+    assert!(start.elapsed().as_secs() < 120, "took {:?}", start.elapsed());
 }
 
 /// The deepest input that can be built of each kind of nesting, in a thread with the smallest stack in use, 2 MB.

@@ -19,13 +19,17 @@ pub(super) fn render(diagnostic: &Diagnostic, sources: &SourceMap, color: bool) 
     let mut elements: Vec<Element<'_>> = Vec::new();
     for source in sources_of(diagnostic) {
         let text = sources.text(source);
-        let labels = diagnostic.labels.iter().filter(|label| label.span.source == source);
-        let annotations = labels.map(|label| {
+        let labels = || diagnostic.labels.iter().filter(|label| label.span.source == source);
+        let lines = lines_around(text, labels());
+        let annotations = labels().map(|label| {
             let kind = if label.primary { AnnotationKind::Primary } else { AnnotationKind::Context };
             let shown = (!label.text.is_empty()).then_some(label.text.as_str());
-            kind.span(visible_range(text, label)).label(shown)
+            let range = visible_range(text, label);
+            kind.span(range.start - lines.start..range.end - lines.start).label(shown)
         });
-        elements.push(Snippet::source(text).path(sources.name(source)).annotations(annotations).into());
+        let first = text[..lines.start].matches('\n').count() + 1;
+        let snippet = Snippet::source(&text[lines.clone()]).line_start(first).path(sources.name(source));
+        elements.push(snippet.annotations(annotations).into());
     }
     elements.extend(diagnostic.notes.iter().map(|text| Level::NOTE.message(text).into()));
     elements.extend(diagnostic.help.iter().map(|text| Level::HELP.message(text).into()));
@@ -48,6 +52,15 @@ fn sources_of(diagnostic: &Diagnostic) -> Vec<SourceId> {
         }
     }
     found
+}
+
+/// The bytes of all lines that labels touch, so that the renderer does not have to read a whole file for one of them.
+fn lines_around<'a>(text: &str, labels: impl Iterator<Item = &'a Label>) -> Range<usize> {
+    let touched = labels.map(|label| visible_range(text, label)).reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
+    let touched = touched.unwrap_or(0..0);
+    let start = text[..touched.start].rfind('\n').map_or(0, |i| i + 1);
+    let end = text[touched.end..].find('\n').map_or(text.len(), |i| touched.end + i);
+    start..end
 }
 
 /// The bytes to underline: inside the text, on character boundaries, and only the first line of a long range, so that

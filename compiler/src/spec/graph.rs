@@ -158,7 +158,7 @@ fn program(cx: &mut Reader, node: &Node) -> Option<ProgramSpec> {
     fields.required(cx, "inputs", "[\"image\"]");
     fields.required(cx, "outputs", "[\"x\"]");
     let inputs = cx.names(fields.get("inputs"), "inputs", Keys::Names);
-    let outputs = cx.names(fields.get("outputs"), "outputs", Keys::Names);
+    let outputs = cx.names(fields.get("outputs"), "outputs", Keys::Outputs);
     Some(ProgramSpec { inputs, outputs })
 }
 

@@ -49,12 +49,20 @@ const FOREIGN: [(&str, &str); 6] = [
     ("{", "expressions have no maps; lists are `[a, b]`, tuples `(a, b)`"),
 ];
 
+/// The longest expression, in tokens. The longest of the house has 60; see [`super::expr::MAX_DEPTH`] for why bounds.
+const MAX_TOKENS: usize = 10_000;
+
 /// All tokens, [`Tok::End`] last.
 pub(super) fn tokens(text: &Text) -> Result<Vec<Token>, Diagnostic> {
     let mut lexer = Lexer { text, input: text.as_str(), at: 0 };
     let mut out = Vec::new();
     loop {
         let token = lexer.next()?;
+        if out.len() >= MAX_TOKENS {
+            return Err(Diagnostic::error("expression too long")
+                .label(token.span, format!("more than {MAX_TOKENS} names, numbers and operators"))
+                .help("split it into several equations"));
+        }
         let end = token.tok == Tok::End;
         out.push(token);
         if end {

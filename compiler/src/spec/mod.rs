@@ -39,6 +39,9 @@ pub use set::set;
 /// What a file can hold.
 const SPECS: [&str; 3] = ["Graph", "Module", "Pipeline"];
 
+/// How many errors of one file are shown. More do not fit on a screen, and mostly follow from the first.
+const MAX_ERRORS: usize = 50;
+
 /// Reads a spec file.
 ///
 /// # Errors
@@ -47,6 +50,12 @@ pub fn parse_file(sources: &SourceMap, source: SourceId) -> Result<SpecFile, Dia
     let node = tree::parse(source, sources.text(source))?;
     let mut cx = Reader::default();
     let file = file(&mut cx, &node);
+    if cx.errors.len() > MAX_ERRORS {
+        let more = cx.errors.len() - MAX_ERRORS;
+        cx.errors.truncate(MAX_ERRORS);
+        let last = Diagnostic::error(format!("{more} more errors in `{}`", sources.name(source)));
+        cx.errors.push(last.help("mend those above first"));
+    }
     match file {
         Some(file) => Diagnostics::check(file, cx.errors),
         None => Err(Diagnostics::check((), cx.errors).err().unwrap_or_else(|| {

@@ -31,7 +31,7 @@ pub(super) fn module(cx: &mut Reader, node: &Node) -> Option<ModuleSpec> {
         params: cx.map(fields.get("params"), "params", Keys::Names, param),
         state: cx.map(fields.get("state"), "state", Keys::Names, state),
         body: cx.list(body, "body", "\"y = f(x)\"", Reader::equation),
-        outputs: cx.names(outputs, "outputs", Keys::Names),
+        outputs: cx.names(outputs, "outputs", Keys::Outputs),
         name: name?,
     };
     for removed in std::mem::take(&mut cx.removed) {

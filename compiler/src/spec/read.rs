@@ -26,6 +26,8 @@ pub(super) enum Keys {
     Names,
     /// Names whose value may be `None`, which elsewhere takes an entry of the base away.
     Args,
+    /// Names, of which some may be next values of states: `ema'`.
+    Outputs,
     /// Any text that is not empty.
     Any,
 }
@@ -171,7 +173,7 @@ impl Reader {
 
     fn bad_name(&mut self, name: &str, span: Span) {
         self.errors.push(
-            Diagnostic::error(format!("`{}` cannot be a name", name.escape_debug())).label(span, "").help(
+            Diagnostic::error(format!("`{}` cannot be a name", name.replace(char::is_control, "\u{fffd}"))).label(span, "").help(
                 "names are letters, digits and `_`, begin with a letter and are not words such as `if` or `none`",
             ),
         );
@@ -213,9 +215,11 @@ impl Reader {
     pub(super) fn name(&mut self, node: &Node, field: &str, keys: Keys) -> Option<Name> {
         let text = self.text(node, field, "\"...\"")?;
         let name = Name::new(text.as_str(), text.content());
-        // A value that was computed for the next step may be put out too: `ema'`.
-        let stem = name.next_of().unwrap_or(&name);
-        let fine = if keys == Keys::Any { !name.trim().is_empty() } else { is_name(stem) };
+        let fine = match keys {
+            Keys::Any => !name.trim().is_empty(),
+            Keys::Outputs => is_name(name.next_of().unwrap_or(&name)),
+            Keys::Names | Keys::Args => is_name(&name),
+        };
         if fine {
             return Some(name);
         }

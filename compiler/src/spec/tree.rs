@@ -12,6 +12,10 @@ use crate::diag::{Diagnostic, SourceId, Span};
 /// The deepest nesting of brackets outside of strings. The deepest spec of the house has 5.
 const MAX_NESTING: usize = 32;
 
+/// The longest list, map or struct. The longest of the house has 30 entries; the bound keeps passes that compare
+/// entries with one another from taking minutes on a broken file.
+const MAX_ITEMS: usize = 10_000;
+
 #[derive(Clone, Debug)]
 pub(super) struct Node {
     pub(super) kind: NodeKind,
@@ -229,6 +233,11 @@ impl Parser<'_> {
         let mut items = Vec::new();
         let mut end = self.closed();
         while !end {
+            if items.len() >= MAX_ITEMS {
+                return Err(Diagnostic::error("too many entries")
+                    .label(self.span(), format!("more than {MAX_ITEMS} in one bracket"))
+                    .help("a spec describes a model, not its data; use modules for what repeats"));
+            }
             items.push(item(self)?);
             end = self.separator()?;
         }
