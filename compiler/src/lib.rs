@@ -5,4 +5,5 @@ pub mod codegen;
 pub mod diag;
 pub mod ir;
 pub mod ops;
+pub mod resolve;
 pub mod spec;

@@ -4,6 +4,8 @@
 //! to a gradient are added in a fixed order. A gradient has the origin of what it differentiates. Nothing flows through
 //! `stop_gradient`, integers, bools and comparisons. What each op's gradient is stands with the op (`ops/`).
 
+pub mod update;
+
 use crate::diag::Diagnostics;
 use crate::ir::{Builder, Graph, NodeId};
 use crate::ops::{Call, Op, OpError};

@@ -173,9 +173,11 @@ impl Reader {
 
     fn bad_name(&mut self, name: &str, span: Span) {
         self.errors.push(
-            Diagnostic::error(format!("`{}` cannot be a name", name.replace(char::is_control, "\u{fffd}"))).label(span, "").help(
-                "names are letters, digits and `_`, begin with a letter and are not words such as `if` or `none`",
-            ),
+            Diagnostic::error(format!("`{}` cannot be a name", name.replace(char::is_control, "\u{fffd}")))
+                .label(span, "")
+                .help(
+                    "names are letters, digits and `_`, begin with a letter and are not words such as `if` or `none`",
+                ),
         );
     }
 

@@ -1,0 +1,514 @@
+//! From the forward part of `train` to a training step: gradients, clipping, schedule, optimiser, averages, metrics.
+//!
+//! - The schedule and the optimiser are modules of the language. A schedule is applied to `step` and `total_steps` (F32 []);
+//!   its outputs, `lr` among them, are inputs of the optimiser by name, or take the place of the optimiser's arguments of the
+//!   same name (so that one_cycle's beta1 replaces adamw's). The optimiser is applied to each parameter `w` and its clipped
+//!   gradient `g`, and yields the new parameter; its state `m` for the parameter `PATH` is `optimizer.m.PATH`.
+//! - Then come the parameter's clamp and its average, `average.PATH`.
+//! - A step whose loss or gradient norm is not finite leaves all state as it was, the step counter too, so that it can be
+//!   run again to look for the cause.
+//! - Frozen parameters, and those without a path to the loss, are not touched.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use alip_plan::{PROGRAM_TRAIN, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS, StateKind};
+use indexmap::IndexMap;
+
+use super::gradients;
+use crate::diag::{Diagnostic, Diagnostics, Span};
+use crate::ir::{DType, Graph, NodeId, ParamTrain, TensorType};
+use crate::ops::ReduceKind;
+use crate::resolve::training::{
+    Evaluator, Frame, Given, Init, Instance, Mode, Place, Result, Template, Top, Value, decl, scalar, wrong_kind,
+};
+use crate::resolve::{LOSS, Resolved};
+use crate::spec::{Expr, GroupSpec, ModuleSpec, TrainSpec};
+
+/// What `train` yields besides its metrics, for comparisons with other programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// `grads.PATH`: gradients before clipping.
+    pub grads: bool,
+    /// `outputs.NAME`: named values of the body, those of its parts as `outputs.PART.NAME`.
+    pub values: bool,
+}
+
+/// A parameter that is trained.
+struct Param {
+    path: String,
+    node: NodeId,
+    group: Group,
+    grad: NodeId,
+}
+
+/// What the groups say of a parameter; later groups win.
+#[derive(Clone, Default)]
+struct Group {
+    freeze: bool,
+    lr: Option<Expr>,
+    weight_decay: Option<Expr>,
+}
+
+/// Makes `train` of its forward part; nothing happens to a graph that does not train.
+///
+/// # Errors
+/// A loss, optimiser or schedule that is missing or does not fit; a group that selects nothing; a metric that is wrong.
+pub fn add_update(resolved: &mut Resolved, keep: Keep) -> Result<(), Diagnostics> {
+    let Some(train) = resolved.spec.train.clone() else { return Ok(()) };
+    let Some(program) = resolved.model.programs.get_mut(PROGRAM_TRAIN) else { return Ok(()) };
+    let mut graph = std::mem::take(program);
+    let Some(loss) = graph.values.get(LOSS).copied() else {
+        return Err(missing(&train, "loss", "`loss: \"loss\"`, the scalar that is minimised").into());
+    };
+    let params = trained(resolved, &mut graph, &train, loss)?;
+    let Resolved { spec, module, instance, library, states, .. } = resolved;
+    let top = Top { spec, module, instance };
+    let mut frame = top.frame();
+    frame.values.extend(graph.values.iter().map(|(name, id)| (name.clone(), Value::Tensor(*id))));
+    (frame.path, frame.module) = ("train".into(), "train".into());
+    let evaluator = Evaluator::new(library, states, graph, Mode::Train);
+    let mut update = Update { evaluator, frame, train: &train, top, keep };
+    let built = update.build(loss, &params);
+    let mut evaluator = update.evaluator;
+    if let Err(error) = built {
+        return Err(evaluator.explain(error).into());
+    }
+    let graph = evaluator.graph;
+    resolved.model.programs.insert(PROGRAM_TRAIN.into(), graph);
+    resolved.model.state = resolved.states.decls();
+    let init = resolved.states.init_program()?;
+    resolved.model.programs.insert(init.name.clone(), init);
+    Ok(())
+}
+
+/// The parameters that are trained, with their gradients.
+fn trained(
+    resolved: &mut Resolved,
+    graph: &mut Graph,
+    train: &TrainSpec,
+    loss: NodeId,
+) -> Result<Vec<Param>, Diagnostics> {
+    let groups = train.groups.as_deref().unwrap_or(&[]);
+    let reads = crate::resolve::training::reads(graph);
+    let mut errors = Vec::new();
+    let mut matched = vec![false; groups.len()];
+    let mut found: Vec<(String, NodeId, Group)> = Vec::new();
+    for (path, entry) in &mut resolved.states.entries {
+        if entry.decl.kind != StateKind::Param {
+            continue;
+        }
+        let mut group = Group::default();
+        for (index, spec) in groups.iter().enumerate().filter(|(_, spec)| matches(&spec.select, path)) {
+            matched[index] = true;
+            group.freeze = spec.freeze.map_or(group.freeze, |freeze| freeze.node);
+            group.lr = spec.lr.clone().or(group.lr);
+            group.weight_decay = spec.weight_decay.clone().or(group.weight_decay);
+        }
+        entry.decl.train = ParamTrain { freeze: group.freeze, ..ParamTrain::default() };
+        match reads.get(path) {
+            Some(node) if !group.freeze => found.push((path.clone(), *node, group)),
+            Some(_) => {}
+            None => resolved.warnings.push(no_gradient(path, entry.decl.origin.span)),
+        }
+    }
+    for (group, _) in groups.iter().zip(&matched).filter(|(_, matched)| !**matched) {
+        errors.push(selects_nothing(group, resolved.states.entries.keys()));
+    }
+    Diagnostics::check((), errors)?;
+    let nodes: Vec<NodeId> = found.iter().map(|(_, node, _)| *node).collect();
+    let grads = gradients(graph, loss, &nodes)?;
+    let mut params = Vec::new();
+    for ((path, node, group), grad) in found.into_iter().zip(grads) {
+        match grad {
+            Some(grad) => params.push(Param { path, node, group, grad }),
+            None => {
+                let span = resolved.states.entries.get(&path).and_then(|entry| entry.decl.origin.span);
+                resolved.warnings.push(no_gradient(&path, span));
+            }
+        }
+    }
+    if params.is_empty() {
+        return Err(Diagnostic::error("no parameter is trained")
+            .label(train.span, "")
+            .help("is everything frozen, or does the loss not depend on a parameter?")
+            .into());
+    }
+    Ok(params)
+}
+
+struct Update<'a> {
+    evaluator: Evaluator<'a>,
+    /// What expressions of `train` see: the graph's values.
+    frame: Frame,
+    train: &'a TrainSpec,
+    top: Top<'a>,
+    keep: Keep,
+}
+
+impl Update<'_> {
+    fn build(&mut self, loss: NodeId, params: &[Param]) -> Result<()> {
+        if self.keep.grads {
+            let grads = params.iter().map(|param| (format!("grads.{}", param.path), param.grad));
+            self.evaluator.graph.outputs.extend(grads);
+        }
+        let step = self.counter(STATE_STEP, Init::Constant(0.0))?;
+        let total = self.counter(STATE_TOTAL_STEPS, Init::Constant(0.0))?;
+        self.counter(STATE_SEED, Init::Seed)?;
+        let span = self.train.span;
+        let as_f32 = |update: &mut Self, id| update.emit(span, |builder| builder.cast(id, DType::F32));
+        let mut known: BTreeMap<String, Value> = BTreeMap::new();
+        known.insert("step".into(), Value::Tensor(as_f32(self, step)?));
+        known.insert("total_steps".into(), Value::Tensor(as_f32(self, total)?));
+        let (norm, coef) = self.clip(params)?;
+        let scheduled = self.schedule(&known)?;
+        known.extend(scheduled.iter().map(|(name, value)| (name.clone(), value.clone())));
+        self.optimize(params, coef, &known, &scheduled)?;
+        self.averages()?;
+        let next = self.emit(span, |builder| {
+            let one = builder.constant(1.0, DType::I32)?;
+            builder.add(step, one)
+        })?;
+        self.evaluator.graph.updates.insert(STATE_STEP.into(), next);
+        self.guard(loss, norm)?;
+        known.insert("grad_norm".into(), Value::Tensor(norm));
+        known.insert("clip_coef".into(), coef.map_or(Value::Float(1.0), Value::Tensor));
+        self.metrics(known)
+    }
+
+    fn emit<T>(
+        &mut self,
+        span: Span,
+        build: impl FnOnce(&mut crate::ir::Builder<'_>) -> Result<T, crate::ops::OpError>,
+    ) -> Result<T> {
+        self.evaluator.emit(&self.frame, span, build)
+    }
+
+    /// A state of the step itself, I32 [].
+    fn counter(&mut self, path: &str, init: Init) -> Result<NodeId> {
+        let ty = TensorType::new(DType::I32, []);
+        let origin = crate::ir::Origin { path: "train".into(), module: "train".into(), span: Some(self.train.span) };
+        self.evaluator.states.declare(path, 0, decl(StateKind::Optimizer, ty.clone(), origin), init)?;
+        self.evaluator.read(&self.frame, path, ty, self.train.span)
+    }
+
+    /// The norm of all gradients together, and the factor that bounds it.
+    fn clip(&mut self, params: &[Param]) -> Result<(NodeId, Option<NodeId>)> {
+        let bound = self.train.clip_grad_norm;
+        self.emit(self.train.span, |builder| {
+            let mut sum = None;
+            for param in params {
+                let square = builder.mul(param.grad, param.grad)?;
+                let axes: Vec<usize> = (0..builder.graph.shape(square).rank()).collect();
+                let part = builder.reduce(ReduceKind::Sum, square, &axes, false)?;
+                sum = Some(match sum {
+                    Some(sum) => builder.add(sum, part)?,
+                    None => part,
+                });
+            }
+            let sum = match sum {
+                Some(sum) => sum,
+                None => builder.scalar(0.0)?,
+            };
+            let norm = builder.sqrt(sum)?;
+            let Some(bound) = bound else { return Ok((norm, None)) };
+            // As torch.nn.utils.clip_grad_norm_, which keeps a zero norm from dividing by zero.
+            let (bound, eps, one) = (builder.scalar(bound.node)?, builder.scalar(1e-6)?, builder.scalar(1.0)?);
+            let safe = builder.add(norm, eps)?;
+            let ratio = builder.div(bound, safe)?;
+            Ok((norm, Some(builder.min(one, ratio)?)))
+        })
+    }
+
+    /// The schedule's outputs by name.
+    fn schedule(&mut self, known: &BTreeMap<String, Value>) -> Result<BTreeMap<String, Value>> {
+        let help = "`schedule: \"one_cycle(max_lr: 1e-3)\"`, or `constant(max_lr: 1e-3)` for a rate that stays";
+        let Some(expr) = &self.train.schedule else { return Err(missing(self.train, "schedule", help)) };
+        let (template, spec) = self.module(expr, "a schedule")?;
+        if !spec.outputs.iter().any(|name| name.as_str() == "lr") {
+            return Err(Diagnostic::error(format!("`{}` is not a schedule", spec.name))
+                .label(expr.span, "has no output `lr`")
+                .help("a schedule is applied to `step` and `total_steps` and yields `lr`"));
+        }
+        let instance = self.evaluator.instantiate(&template, "schedule".into(), Place::Unnamed, expr.span)?;
+        let value = self.apply(&instance, &spec, known, expr)?;
+        let values = match value {
+            Value::Tuple(values) => values,
+            value => vec![value],
+        };
+        Ok(spec.outputs.iter().map(|name| name.text.clone()).zip(values).collect())
+    }
+
+    /// A module with arguments, as `train` names it.
+    fn module(&mut self, expr: &Expr, what: &str) -> Result<(Template, Arc<ModuleSpec>)> {
+        let frame = Frame { compile_time: true, ..self.top.frame() };
+        match self.evaluator.eval(&frame, expr)? {
+            Value::Template(template) => {
+                let spec = self.evaluator.library.module(template.module).spec.clone();
+                Ok(((*template).clone(), spec))
+            }
+            other => Err(wrong_kind(expr, &other, &format!("{what}, a module"))),
+        }
+    }
+
+    /// Applies an instance to those of the known values that it has inputs for.
+    fn apply(
+        &mut self,
+        instance: &Arc<Instance>,
+        spec: &ModuleSpec,
+        known: &BTreeMap<String, Value>,
+        expr: &Expr,
+    ) -> Result<Value> {
+        let mut given = Vec::new();
+        for name in spec.inputs.keys() {
+            match known.get(name.as_str()) {
+                Some(value) => given.push(Given { name: Some(name), value: value.clone(), expr }),
+                None => {
+                    let has: Vec<&String> = known.keys().collect();
+                    return Err(Diagnostic::error(format!(
+                        "`{}` needs `{name}`, which the training step does not have",
+                        spec.name
+                    ))
+                    .label(expr.span, "")
+                    .context(name.span, "declared here")
+                    .suggest(name, has.iter().map(|name| name.as_str()))
+                    .help(format!("inputs may be {}", crate::resolve::training::listed(has))));
+                }
+            }
+        }
+        self.evaluator.apply(&self.frame, instance, given, expr.span)
+    }
+
+    fn optimize(
+        &mut self,
+        params: &[Param],
+        coef: Option<NodeId>,
+        known: &BTreeMap<String, Value>,
+        scheduled: &BTreeMap<String, Value>,
+    ) -> Result<()> {
+        let help = "`optimizer: \"adamw(weight_decay: 0.2)\"`";
+        let Some(expr) = &self.train.optimizer else { return Err(missing(self.train, "optimizer", help)) };
+        let (mut template, spec) = self.module(expr, "an optimiser")?;
+        let [_] = spec.outputs.as_slice() else {
+            return Err(Diagnostic::error(format!("`{}` is not an optimiser", spec.name))
+                .label(expr.span, format!("has {} outputs", spec.outputs.len()))
+                .help("an optimiser is applied to a parameter `w` and its gradient `g` and yields the new parameter"));
+        };
+        for (name, value) in scheduled {
+            if spec.args.contains_key(name.as_str()) {
+                template.args.insert(name.clone(), value.clone());
+            }
+        }
+        for param in params {
+            let template = self.decayed(&template, &spec, &param.group, expr)?;
+            let name = format!("optimizer.{}", param.path).into();
+            let place = Place::Optimizer(param.path.as_str().into());
+            let instance = self.evaluator.instantiate(&template, name, place, expr.span)?;
+            let grad = match coef {
+                Some(coef) => self.emit(expr.span, |builder| builder.mul(param.grad, coef))?,
+                None => param.grad,
+            };
+            let mut known = known.clone();
+            known.insert("w".into(), Value::Tensor(param.node));
+            known.insert("g".into(), Value::Tensor(grad));
+            if let Some(lr) = &param.group.lr {
+                let lr = self.group_lr(lr, scheduled)?;
+                known.insert("lr".into(), lr);
+            }
+            let value = self.apply(&instance, &spec, &known, expr)?;
+            let new = self.evaluator.tensor(&self.frame, &value, expr)?;
+            let new = self.clamped(&param.path, new, expr.span)?;
+            let (old, new_ty) = (self.evaluator.graph.ty(param.node).clone(), self.evaluator.graph.ty(new).clone());
+            if old != new_ty {
+                return Err(Diagnostic::error(format!("`{}` turns {old} into {new_ty}", spec.name))
+                    .label(expr.span, format!("for the parameter `{}`", param.path)));
+            }
+            self.evaluator.graph.updates.insert(param.path.clone(), new);
+        }
+        Ok(())
+    }
+
+    /// The optimiser with a group's weight decay.
+    fn decayed(&mut self, template: &Template, spec: &ModuleSpec, group: &Group, optimizer: &Expr) -> Result<Template> {
+        let mut template = template.clone();
+        if let Some(expr) = &group.weight_decay {
+            let frame = Frame { compile_time: true, ..self.top.frame() };
+            let value = Value::Float(self.evaluator.number(&frame, expr)?);
+            if !spec.args.contains_key("weight_decay") {
+                return Err(Diagnostic::error(format!("`{}` has no weight decay", spec.name))
+                    .label(expr.span, "so a group cannot set it")
+                    .context(optimizer.span, "the optimiser"));
+            }
+            template.args.insert("weight_decay".into(), value);
+        }
+        Ok(template)
+    }
+
+    /// A group's learning rate, an expression of the schedule's values.
+    fn group_lr(&mut self, expr: &Expr, scheduled: &BTreeMap<String, Value>) -> Result<Value> {
+        let mut frame = self.frame.clone();
+        frame.values = self.top.frame().values;
+        frame.values.extend(scheduled.clone());
+        scalar(&mut self.evaluator, &frame, expr, "a learning rate").map(Value::Tensor)
+    }
+
+    fn clamped(&mut self, path: &str, new: NodeId, span: Span) -> Result<NodeId> {
+        let Some((low, high)) = self.evaluator.states.entries.get(path).and_then(|entry| entry.decl.clamp) else {
+            return Ok(new);
+        };
+        self.emit(span, |builder| {
+            let (low, high) = (builder.scalar(low)?, builder.scalar(high)?);
+            let raised = builder.max(new, low)?;
+            builder.min(raised, high)
+        })
+    }
+
+    /// An exponential average of every parameter, which starts as the parameter does.
+    fn averages(&mut self) -> Result<()> {
+        let Some(ema) = &self.train.ema else { return Ok(()) };
+        let frame = Frame { compile_time: true, ..self.top.frame() };
+        let decay = self.evaluator.number(&frame, &ema.decay)?;
+        if !(0.0..1.0).contains(&decay) {
+            return Err(Diagnostic::error(format!("a decay of {decay}"))
+                .label(ema.decay.span, "expected at least 0 and less than 1")
+                .help("0.999 averages over about a thousand steps"));
+        }
+        let params: Vec<(String, crate::resolve::training::Entry)> = self
+            .evaluator
+            .states
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.decl.kind == StateKind::Param)
+            .map(|(path, entry)| (path.clone(), entry.clone()))
+            .collect();
+        for (path, entry) in params {
+            let average = format!("average.{path}");
+            let mut average_decl = decl(StateKind::Average, entry.decl.ty.clone(), entry.decl.origin.clone());
+            average_decl.clamp = None;
+            self.evaluator.states.declare(&average, 0, average_decl, entry.init)?;
+            if let Some(declared) = self.evaluator.states.entries.get_mut(&average) {
+                // The same random numbers as the parameter: both start equal.
+                declared.stream.clone_from(&path);
+            }
+            let old = self.evaluator.read(&self.frame, &average, entry.decl.ty.clone(), ema.span)?;
+            let weight = match self.evaluator.graph.updates.get(&path) {
+                Some(weight) => *weight,
+                None => self.evaluator.read(&self.frame, &path, entry.decl.ty.clone(), ema.span)?,
+            };
+            let new = self.emit(ema.span, |builder| {
+                let (keep, take) = (builder.scalar(decay)?, builder.scalar(1.0 - decay)?);
+                let (kept, taken) = (builder.mul(old, keep)?, builder.mul(weight, take)?);
+                builder.add(kept, taken)
+            })?;
+            self.evaluator.graph.updates.insert(average, new);
+        }
+        Ok(())
+    }
+
+    /// Keeps the old state where the loss or the norm is not finite.
+    fn guard(&mut self, loss: NodeId, norm: NodeId) -> Result<()> {
+        let updates = std::mem::take(&mut self.evaluator.graph.updates);
+        let finite = self.emit(self.train.span, |builder| {
+            let (loss, norm) = (builder.is_finite(loss)?, builder.is_finite(norm)?);
+            builder.and(loss, norm)
+        })?;
+        let mut guarded = IndexMap::new();
+        for (path, new) in updates {
+            let ty = self.evaluator.graph.ty(new).clone();
+            let old = self.evaluator.read(&self.frame, &path, ty, self.train.span)?;
+            let kept = self.emit(self.train.span, |builder| builder.select(finite, new, old))?;
+            guarded.insert(path, kept);
+        }
+        self.evaluator.graph.updates = guarded;
+        Ok(())
+    }
+
+    /// The metrics that read the update; all of them in the order of the spec.
+    fn metrics(&mut self, train: BTreeMap<String, Value>) -> Result<()> {
+        let mut frame = self.frame.clone();
+        frame.values.insert("train".into(), Value::Record(Arc::new(train)));
+        for name in self.top.spec.params.keys() {
+            let reads: &HashMap<String, NodeId> = &self.evaluator.reads;
+            let Some(old) = reads.get(name.as_str()).copied() else { continue };
+            let new = self.evaluator.graph.updates.get(name.as_str()).copied().unwrap_or(old);
+            frame.values.insert(name.text.clone(), Value::Tensor(old));
+            frame.values.insert(format!("{name}'"), Value::Tensor(new));
+        }
+        let mut outputs = IndexMap::new();
+        for (name, expr) in &self.top.spec.metrics {
+            let node = match self.evaluator.graph.outputs.get(name.as_str()) {
+                Some(node) if !self.top.is_deferred(expr) => *node,
+                _ => scalar(&mut self.evaluator, &frame, expr, "a metric")?,
+            };
+            outputs.insert(name.text.clone(), node);
+        }
+        for (name, node) in std::mem::take(&mut self.evaluator.graph.outputs) {
+            outputs.entry(name).or_insert(node);
+        }
+        if self.keep.values {
+            let values = self.evaluator.graph.values.iter().filter(|(name, _)| *name != LOSS);
+            outputs.extend(values.map(|(name, node)| (format!("outputs.{name}"), *node)));
+        }
+        self.evaluator.graph.outputs = outputs;
+        Ok(())
+    }
+}
+
+fn missing(train: &TrainSpec, field: &str, help: &str) -> Diagnostic {
+    Diagnostic::error(format!("`train` has no `{field}`")).label(train.span, "").help(format!("add {help}"))
+}
+
+fn no_gradient(path: &str, span: Option<Span>) -> Diagnostic {
+    let warning = Diagnostic::warning(format!("parameter `{path}` gets no gradient"))
+        .note("it stays as it is: the loss does not depend on it")
+        .help("freeze it with a group to say that this is meant");
+    match span {
+        Some(span) => warning.label(span, "declared here"),
+        None => warning,
+    }
+}
+
+fn selects_nothing<'p>(group: &GroupSpec, paths: impl Iterator<Item = &'p String>) -> Diagnostic {
+    let some: Vec<&str> = paths.take(3).map(String::as_str).collect();
+    Diagnostic::error(format!("no parameter matches `{}`", group.select.node))
+        .label(group.select.span, "selects nothing")
+        .help(format!("`*` stands for any characters; paths look like {}", crate::resolve::training::listed(some)))
+}
+
+/// Whether a path matches a pattern in which `*` stands for any characters.
+fn matches(pattern: &str, path: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == path };
+    let Some(mut left) = path.strip_prefix(first) else { return false };
+    let mut pieces: Vec<&str> = rest.split('*').collect();
+    let last = pieces.pop().unwrap_or_default();
+    for piece in pieces {
+        match left.find(piece) {
+            Some(at) => left = &left[at + piece.len()..],
+            None => return false,
+        }
+    }
+    left.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn patterns_select_paths() {
+        let table = [
+            ("visual.*", "visual.proj", true),
+            ("visual.*", "text_projection", false),
+            ("*.bias", "visual.ln_pre.bias", true),
+            ("*.bias", "visual.bias.weight", false),
+            ("*ln_*.weight", "transformer.resblocks.0.ln_1.weight", true),
+            ("logit_scale", "logit_scale", true),
+            ("logit_scale", "logit_scale_2", false),
+            ("*", "anything", true),
+            ("a*a", "a", false),
+        ];
+        for (pattern, path, expected) in table {
+            assert_eq!(matches(pattern, path), expected, "{pattern} on {path}");
+        }
+    }
+}

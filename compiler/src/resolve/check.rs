@@ -1,0 +1,313 @@
+//! What can be said of a module by reading it, before it is applied to anything: names, states, recursion.
+//!
+//! A graph is checked as the module it is ([`super::graph_module`]).
+
+use std::collections::HashMap;
+
+use petgraph::algo::tarjan_scc;
+use petgraph::graphmap::DiGraphMap;
+
+use super::library::{Module, ModuleId, Scope};
+use crate::diag::{Diagnostic, Span};
+use crate::ops::functions::functions;
+use crate::spec::{ArgSpec, Equation, Expr, ExprKind, Index, ModuleSpec, Name};
+
+/// Constants that every expression may name.
+pub(crate) const CONSTANTS: [(&str, f64); 1] = [("pi", std::f64::consts::PI)];
+
+/// Forms that look like calls of functions but take parts.
+pub(crate) const FORMS: [&str; 1] = ["chain"];
+
+/// Initialisers; known only in `init`.
+pub(crate) const INITIALISERS: [&str; 4] = ["zeros", "ones", "normal", "uniform"];
+
+/// What is wrong with a module.
+pub(crate) fn module(spec: &ModuleSpec, scope: &Scope) -> Vec<Diagnostic> {
+    let mut check = Check { spec, scope, known: HashMap::new(), errors: Vec::new() };
+    check.declarations();
+    for equation in &spec.body {
+        check.equation(equation);
+    }
+    check.outputs();
+    check.states();
+    check.errors
+}
+
+/// Checks an expression that is read after the body, such as a metric; `more` names are known besides the module's.
+pub(crate) fn after_body(spec: &ModuleSpec, scope: &Scope, more: &[String], expr: &Expr) -> Vec<Diagnostic> {
+    let mut check = Check { spec, scope, known: HashMap::new(), errors: Vec::new() };
+    check.declarations();
+    check.errors.clear();
+    check
+        .known
+        .extend(spec.body.iter().flat_map(|equation| &equation.targets).map(|name| (name.text.clone(), name.span)));
+    check.known.extend(more.iter().map(|name| (name.clone(), expr.span)));
+    check.expr(expr);
+    check.errors
+}
+
+struct Check<'a> {
+    spec: &'a ModuleSpec,
+    scope: &'a Scope,
+    /// Names of values so far, with their places.
+    known: HashMap<String, Span>,
+    errors: Vec<Diagnostic>,
+}
+
+impl Check<'_> {
+    fn declarations(&mut self) {
+        let spec = self.spec;
+        let declared = spec.args.keys().chain(spec.inputs.keys()).chain(spec.params.keys()).chain(spec.state.keys());
+        for name in declared.chain(spec.parts.keys()) {
+            self.declare(name);
+        }
+        let mut patterns: Vec<&Name> = Vec::new();
+        for default in spec.args.values() {
+            if let ArgSpec::Default(expr) = default {
+                self.expr(expr);
+            }
+        }
+        for dim in spec.inputs.values().flat_map(|input| &input.shape.dims) {
+            if let ExprKind::Rest(Some(name)) = &dim.kind {
+                patterns.push(name);
+            }
+            if let ExprKind::Name(name) = &dim.kind {
+                // A name that nothing else has is a pattern variable: the input's shape gives it its value.
+                self.known.entry(name.clone()).or_insert(dim.span);
+            }
+        }
+        for name in patterns {
+            self.known.entry(name.text.clone()).or_insert(name.span);
+        }
+        for dim in spec.inputs.values().flat_map(|input| &input.shape.dims) {
+            self.expr(dim);
+        }
+        for part in spec.parts.values() {
+            self.expr(&part.module);
+        }
+        for param in spec.params.values() {
+            param.shape.dims.iter().for_each(|dim| self.expr(dim));
+            self.initialiser(&param.init);
+        }
+        for state in spec.state.values() {
+            state.shape.dims.iter().for_each(|dim| self.expr(dim));
+            self.initialiser(&state.init);
+        }
+    }
+
+    fn declare(&mut self, name: &Name) {
+        if let Some(first) = self.known.get(name.as_str()) {
+            self.errors.push(
+                Diagnostic::error(format!("`{name}` is declared twice"))
+                    .label(name.span, "again here")
+                    .context(*first, "first here")
+                    .help("arguments, inputs, parts, parameters and states of a module share one set of names"),
+            );
+        }
+        self.known.insert(name.text.clone(), name.span);
+    }
+
+    fn equation(&mut self, equation: &Equation) {
+        self.expr(&equation.value);
+        for target in &equation.targets {
+            if let Some(state) = target.next_of()
+                && !self.spec.state.contains_key(state)
+            {
+                let states: Vec<&str> = self.spec.state.keys().map(Name::as_str).collect();
+                self.errors.push(
+                    Diagnostic::error(format!("there is no state `{state}`"))
+                        .label(target.span, format!("`{target}` is the next value of a state"))
+                        .suggest(state, states.iter().copied())
+                        .help("declare it under `state`, or drop the `'`"),
+                );
+            }
+            self.declare_target(target);
+        }
+    }
+
+    fn declare_target(&mut self, target: &Name) {
+        let own = self.spec.args.contains_key(target.as_str()) || self.spec.inputs.contains_key(target.as_str());
+        if let Some(first) = self.known.get(target.as_str()) {
+            let help = if own { "give the result a name of its own" } else { "equations define each name once" };
+            self.errors.push(
+                Diagnostic::error(format!("`{target}` is defined twice"))
+                    .label(target.span, "again here")
+                    .context(*first, "first here")
+                    .help(help),
+            );
+        }
+        self.known.insert(target.text.clone(), target.span);
+    }
+
+    fn outputs(&mut self) {
+        for output in &self.spec.outputs {
+            if !self.known.contains_key(output.as_str()) {
+                self.errors.push(
+                    Diagnostic::error(format!("output `{output}` names nothing"))
+                        .label(output.span, "no equation defines it")
+                        .suggest(output, self.known.keys().map(String::as_str)),
+                );
+            }
+        }
+    }
+
+    fn states(&mut self) {
+        for state in self.spec.state.keys() {
+            let next = format!("{state}'");
+            if !self.known.contains_key(&next) {
+                self.errors.push(
+                    Diagnostic::error(format!("state `{state}` is never assigned"))
+                        .label(state.span, format!("no equation defines `{next}`"))
+                        .help(format!(
+                            "add an equation such as \"{next} = {state}\", or make it a parameter or argument"
+                        )),
+                );
+            }
+        }
+    }
+
+    fn initialiser(&mut self, expr: &Expr) {
+        for name in INITIALISERS {
+            self.known.entry(name.to_owned()).or_insert(expr.span);
+        }
+        self.expr(expr);
+        for name in INITIALISERS {
+            self.known.retain(|known, span| known != name || *span != expr.span);
+        }
+    }
+
+    fn expr(&mut self, expr: &Expr) {
+        match &expr.kind {
+            ExprKind::Name(name) => self.name(name, expr.span),
+            ExprKind::Call(callee, args) => {
+                match &callee.kind {
+                    ExprKind::Name(name) => self.callee(name, callee.span),
+                    _ => self.expr(callee),
+                }
+                args.iter().for_each(|arg| self.expr(&arg.value));
+            }
+            _ => children(expr).into_iter().for_each(|child| self.expr(child)),
+        }
+        if let ExprKind::Rest(Some(name)) = &expr.kind {
+            self.name(name, name.span);
+        }
+    }
+
+    fn name(&mut self, name: &str, span: Span) {
+        let constant = CONSTANTS.iter().any(|(constant, _)| *constant == name);
+        if self.known.contains_key(name) || name == "mode" || constant || self.is_callable(name) {
+            return;
+        }
+        let error = Diagnostic::error(format!("unknown name `{name}`"));
+        let later = self.spec.body.iter().flat_map(|equation| &equation.targets).find(|target| target.as_str() == name);
+        self.errors.push(match later {
+            Some(target) => error
+                .label(span, "used before it is defined")
+                .context(target.span, "defined here")
+                .help("equations are read from top to bottom; move the definition up"),
+            None => error.label(span, "nothing here has this name").suggest(name, self.names()),
+        });
+    }
+
+    fn callee(&mut self, name: &str, span: Span) {
+        let part = self.spec.parts.contains_key(name) || self.spec.args.contains_key(name);
+        if part || self.is_callable(name) || self.known.contains_key(name) {
+            return;
+        }
+        let callables = functions().iter().map(|function| function.name);
+        let known = callables
+            .chain(self.scope.keys().map(String::as_str))
+            .chain(self.spec.parts.keys().map(Name::as_str))
+            .chain(FORMS);
+        self.errors.push(
+            Diagnostic::error(format!("unknown module or function `{name}`"))
+                .label(span, "nothing here has this name")
+                .suggest(name, known)
+                .help("modules come from the files in `use`; `alipc ops` lists all of them and the functions"),
+        );
+    }
+
+    fn is_callable(&self, name: &str) -> bool {
+        self.scope.contains_key(name) || crate::ops::functions::function(name).is_some() || FORMS.contains(&name)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.known.keys().map(String::as_str).chain(self.scope.keys().map(String::as_str))
+    }
+}
+
+/// The expressions directly inside an expression.
+pub(crate) fn children(expr: &Expr) -> Vec<&Expr> {
+    match &expr.kind {
+        ExprKind::Member(inner, _) | ExprKind::Unary(_, inner) => vec![inner],
+        ExprKind::Call(callee, args) => std::iter::once(&**callee).chain(args.iter().map(|arg| &arg.value)).collect(),
+        ExprKind::Binary(_, a, b) => vec![a, b],
+        ExprKind::Index(inner, indices) => {
+            let mut found: Vec<&Expr> = vec![inner];
+            for index in indices {
+                match index {
+                    Index::At(at) => found.push(at),
+                    Index::Range { start, stop, step, .. } => found.extend([start, stop, step].into_iter().flatten()),
+                    Index::Rest(_) => {}
+                }
+            }
+            found
+        }
+        ExprKind::Tuple(items) | ExprKind::List(items) => items.iter().collect(),
+        ExprKind::Repeat { item, count } => vec![item, count],
+        ExprKind::If { then, condition, otherwise } => vec![then, condition, otherwise],
+        _ => vec![],
+    }
+}
+
+/// Calls `visit` on every name in an expression, of values and of what is called.
+pub(crate) fn each_name<'e>(expr: &'e Expr, visit: &mut impl FnMut(&'e str, Span)) {
+    match &expr.kind {
+        ExprKind::Name(name) => visit(name, expr.span),
+        ExprKind::Rest(Some(name)) => visit(name, name.span),
+        _ => {}
+    }
+    for child in children(expr) {
+        each_name(child, visit);
+    }
+}
+
+/// Modules of one file that contain themselves. Files cannot use each other in a circle, so no other can.
+pub(crate) fn recursion(modules: &[Module], first: usize) -> Vec<Diagnostic> {
+    let mut graph: DiGraphMap<usize, Span> = DiGraphMap::new();
+    for (index, module) in modules.iter().enumerate() {
+        let spec = &module.spec;
+        let mut visit = |name: &str, span: Span, hidden: bool| {
+            if let Some(ModuleId(id)) = module.scope.get(name)
+                && *id >= first
+                && !hidden
+            {
+                graph.add_edge(index, id - first, span);
+            }
+        };
+        for part in spec.parts.values() {
+            each_name(&part.module, &mut |name, span| visit(name, span, spec.args.contains_key(name)));
+        }
+        for equation in &spec.body {
+            // In a body a part hides the module of the same name.
+            let hidden = |name: &str| spec.args.contains_key(name) || spec.parts.contains_key(name);
+            each_name(&equation.value, &mut |name, span| visit(name, span, hidden(name)));
+        }
+    }
+    let mut errors = Vec::new();
+    for cycle in tarjan_scc(&graph) {
+        let is_cycle = cycle.len() > 1 || graph.contains_edge(cycle[0], cycle[0]);
+        let Some(start) = cycle.iter().copied().min().filter(|_| is_cycle) else { continue };
+        let spec = &modules[start].spec;
+        let mut error = Diagnostic::error(format!("module `{}` contains itself", spec.name))
+            .label(spec.name.span, "a module cannot be part of itself")
+            .help("repetition is written `[part; n]` and applied with `chain`");
+        for (from, to, span) in graph.all_edges() {
+            if cycle.contains(&from) && cycle.contains(&to) {
+                error = error.context(*span, format!("`{}` is used here", modules[to].spec.name));
+            }
+        }
+        errors.push(error);
+    }
+    errors
+}

@@ -1,0 +1,247 @@
+//! From a spec to graphs: files are found, variants laid over their bases, modules instantiated and applied.
+//!
+//! - The result is a [`Resolved`]: the programs of one model over one state. Its `train` program is only the forward part
+//!   with the loss among its [`Graph::values`](crate::ir::Graph::values); [`crate::autodiff::update`] makes it a training step.
+//! - Every node has the origin of the expression it stands for; nothing composite is left.
+//! - Parameters are named by the parts they belong to, as in PyTorch's state dicts. The same part applied twice shares them.
+//! - Evaluation ends: there are no loops but `[part; n]`, and no recursion.
+//! - The language has no names for devices, kernels or numbers of steps; nothing here may know of them.
+
+mod apply;
+mod call;
+mod check;
+mod constant;
+mod eval;
+mod functions;
+mod instance;
+mod library;
+mod programs;
+mod state;
+mod value;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use alip_plan::PROGRAM_TRAIN;
+
+use crate::diag::{Diagnostic, Diagnostics, SourceId, SourceMap};
+use crate::ir::{Dim, Model};
+use crate::spec::{
+    self, ArgSpec, Dim as SpecDim, Expr, ExprKind, GraphSpec, ModuleSpec, PipelineSpec, Spanned, SpecFile, parse_file,
+};
+use instance::Instance;
+use library::{Library, Module, Scope};
+use programs::{Top, top_instance};
+use state::States;
+use value::Value;
+
+pub use library::{graph_names, stdlib_names};
+pub use programs::LOSS;
+pub use state::Init;
+
+/// What the training step is built with.
+pub(crate) mod training {
+    pub(crate) use super::call::Given;
+    pub(crate) use super::eval::{Evaluator, Frame, Mode, Result, listed};
+    pub(crate) use super::instance::{Instance, Place};
+    pub(crate) use super::programs::{Top, scalar};
+    pub(crate) use super::state::{Entry, Init, decl, reads};
+    pub(crate) use super::value::{Template, Value, wrong_kind};
+}
+
+/// What the command line may change.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The global batch, in place of the one in the spec.
+    pub batch: Option<u64>,
+    /// `KEY=VALUE`, as [`spec::set`] takes them.
+    pub set: Vec<String>,
+    /// Files that exist in memory only, by name: `gates.ron`. They come before those on disk.
+    pub files: BTreeMap<String, String>,
+}
+
+/// A spec in which every name has been resolved.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The programs: `init`, the forward part of `train` if the spec trains, and those under `programs`.
+    pub model: Model,
+    /// The graph with its bases merged in.
+    pub spec: GraphSpec,
+    /// The pipeline it trains on by default.
+    pub pipeline: Option<PipelineSpec>,
+    /// The global batch.
+    pub batch: Option<u64>,
+    /// What is odd but not wrong.
+    pub warnings: Vec<Diagnostic>,
+    pub(crate) states: States,
+    pub(crate) library: Library,
+    pub(crate) module: Module,
+    pub(crate) instance: Instance,
+}
+
+/// Resolves a graph given by path or name.
+///
+/// # Errors
+/// Everything that is wrong with the spec or a file it uses, each with its place.
+pub fn resolve(sources: &mut SourceMap, graph: &str, options: &Options) -> Result<Resolved, Diagnostics> {
+    let mut library = Library::new(options.files.clone());
+    match library.open(sources, graph)? {
+        SpecFile::Graph(spec) => resolve_graph(sources, library, spec, options),
+        SpecFile::Modules(_) => Err(not_a_graph(graph, "modules, which are applied by graphs").into()),
+        SpecFile::Pipeline(_) => Err(not_a_graph(graph, "a pipeline, which a graph names as its `data`").into()),
+    }
+}
+
+/// Resolves the graph in a source.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_source(sources: &mut SourceMap, source: SourceId, options: &Options) -> Result<Resolved, Diagnostics> {
+    match parse_file(sources, source)? {
+        SpecFile::Graph(spec) => resolve_graph(sources, Library::new(options.files.clone()), spec, options),
+        _ => Err(not_a_graph(sources.name(source), "no graph").into()),
+    }
+}
+
+/// Checks a file of modules: its imports, names, states and recursion.
+///
+/// # Errors
+/// What is wrong, each with its place.
+pub fn check_modules(sources: &mut SourceMap, specs: Vec<ModuleSpec>, options: &Options) -> Result<(), Diagnostics> {
+    Library::new(options.files.clone()).add(sources, specs).map(drop)
+}
+
+/// Reads the spec that a user named, by path or name.
+///
+/// # Errors
+/// No such file, or what is wrong with its text.
+pub fn open(sources: &mut SourceMap, spec: &str) -> Result<SpecFile, Diagnostics> {
+    Library::default().open(sources, spec)
+}
+
+fn not_a_graph(name: &str, what: &str) -> Diagnostic {
+    Diagnostic::error(format!("`{name}` holds {what}")).help("give a file that holds `Graph(...)`")
+}
+
+fn resolve_graph(
+    sources: &mut SourceMap,
+    mut library: Library,
+    spec: GraphSpec,
+    options: &Options,
+) -> Result<Resolved, Diagnostics> {
+    let mut spec = with_bases(sources, &mut library, spec)?;
+    for assignment in &options.set {
+        spec::set(sources, &mut spec, assignment)?;
+    }
+    let batch = set_batch(&mut spec, options.batch)?;
+    let scope = library.scope(sources, &spec.uses, &Scope::new())?;
+    let module = Module { spec: Arc::new(graph_module(&spec)), scope };
+    check_graph(&spec, &module)?;
+    let id = library.push(module.clone());
+    let mut states = States::default();
+    let dims = spec.dims.iter().map(|(name, dim)| (name.text.clone(), Value::Size(Dim::named(dim.size(), name))));
+    let instance = top_instance(&library, &mut states, &spec, &module, id, dims.collect())?;
+    let mut model = Model { name: spec.name.text.clone(), ..Model::default() };
+    let top = Top { spec: &spec, module: &module, instance: &instance };
+    let train = top.train(&library, &mut states)?;
+    if spec.train.is_some() {
+        model.programs.insert(PROGRAM_TRAIN.into(), train);
+    }
+    for (name, program) in &spec.programs {
+        let graph = top.program(&library, &mut states, name, program)?;
+        model.programs.insert(name.text.clone(), graph);
+    }
+    model.state = states.decls();
+    let init = states.init_program()?;
+    model.programs.insert(init.name.clone(), init);
+    let pipeline = match &spec.data {
+        Some(name) => Some(library.pipeline(sources, name)?),
+        None => None,
+    };
+    Ok(Resolved { model, spec, pipeline, batch, warnings: Vec::new(), states, library, module, instance })
+}
+
+/// The graph with its base, and that one's base, and so on.
+fn with_bases(sources: &mut SourceMap, library: &mut Library, spec: GraphSpec) -> Result<GraphSpec, Diagnostics> {
+    let is_variant = spec.base.is_some();
+    let mut variants = vec![spec];
+    while let Some(base) = variants.last().and_then(|spec| spec.base.clone()) {
+        let graph = library.base(sources, &base)?;
+        if let Some(again) = variants.iter().find(|variant| variant.span == graph.span) {
+            return Err(Diagnostic::error(format!("`{}` is a variant of itself", again.name))
+                .label(base.span, "leads back to it")
+                .context(again.name.span, "this graph")
+                .into());
+        }
+        variants.push(graph);
+    }
+    let merged = variants.into_iter().rev().map(Ok).reduce(|base, variant| spec::merge(base?, variant?));
+    let Some(merged) = merged else { return Err(Diagnostic::error("no graph").into()) };
+    let mut merged = merged?;
+    if is_variant {
+        // What a variant no longer reads may name what it took away.
+        programs::prune(&mut merged);
+    }
+    Ok(merged)
+}
+
+/// The size of the batch, which `--batch` may change.
+fn set_batch(spec: &mut GraphSpec, batch: Option<u64>) -> Result<Option<u64>, Diagnostics> {
+    let mut found: Option<(u64, crate::diag::Span)> = None;
+    for dim in spec.dims.values_mut() {
+        let SpecDim::Batch(size) = &mut dim.node else { continue };
+        if let Some((_, first)) = found {
+            return Err(Diagnostic::error("two batch dimensions")
+                .label(dim.span, "another one")
+                .context(first, "the first")
+                .help("only the axis of samples is `Batch(n)`; write other sizes as plain numbers")
+                .into());
+        }
+        *size = batch.unwrap_or(*size);
+        found = Some((*size, dim.span));
+    }
+    match (found, batch) {
+        (None, Some(_)) => Err(Diagnostic::error("the graph has no batch dimension, so `--batch` changes nothing")
+            .label(spec.name.span, "")
+            .help("declare one: `dims: { \"B\": Batch(64) }`")
+            .into()),
+        (found, _) => Ok(found.map(|(size, _)| size)),
+    }
+}
+
+/// A graph as a module without arguments and outputs: dims are its arguments.
+fn graph_module(spec: &GraphSpec) -> ModuleSpec {
+    let size = |dim: &Spanned<SpecDim>| {
+        let kind = ExprKind::Int(i64::try_from(dim.size()).unwrap_or(i64::MAX));
+        ArgSpec::Default(Expr { kind, span: dim.span })
+    };
+    ModuleSpec {
+        span: spec.span,
+        name: spec.name.clone(),
+        doc: spec.doc.clone(),
+        uses: spec.uses.clone(),
+        args: spec.dims.iter().map(|(name, dim)| (name.clone(), size(dim))).collect(),
+        inputs: spec.inputs.clone(),
+        parts: spec.parts.clone(),
+        params: spec.params.clone(),
+        state: spec.state.clone(),
+        body: spec.body.clone(),
+        outputs: Vec::new(),
+    }
+}
+
+fn check_graph(spec: &GraphSpec, module: &Module) -> Result<(), Diagnostics> {
+    let mut errors = check::module(&module.spec, &module.scope);
+    let next: Vec<String> = spec.params.keys().map(|name| format!("{name}'")).collect();
+    if let Some(loss) = spec.train.as_ref().and_then(|train| train.loss.as_ref()) {
+        errors.extend(check::after_body(&module.spec, &module.scope, &[], loss));
+    }
+    let mut more = next;
+    if spec.train.is_some() {
+        more.push("train".into());
+    }
+    for metric in spec.metrics.values() {
+        errors.extend(check::after_body(&module.spec, &module.scope, &more, metric));
+    }
+    Diagnostics::check((), errors)
+}
