@@ -35,6 +35,11 @@ impl Tensors {
         self.0.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
+    /// Keeps the tensors whose names satisfy a condition.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.0.retain(|name, _| keep(name));
+    }
+
     /// The tensors whose names start with `prefix`, under the rest of their names: `section("f64.")` of a golden file
     /// is the truth, without the prefix.
     pub fn section(&self, prefix: &str) -> Self {
