@@ -116,7 +116,7 @@ pub(super) fn einsum(b: &mut Builder<'_>, pattern: &str, nodes: &[NodeId]) -> Re
     let (left, right) = sides(pattern)?;
     let texts: Vec<&str> = left.split(',').collect();
     if texts.len() != nodes.len() || nodes.is_empty() {
-        let message = format!("the pattern '{pattern}' has {} operands, but {} were given", texts.len(), nodes.len());
+        let message = format!("the pattern '{pattern}' is for {} tensors, but {} were given", texts.len(), nodes.len());
         return Err(OpError::new(message));
     }
     let mut operands = Vec::new();

@@ -111,6 +111,11 @@ impl Graph {
         OriginId(self.origins.len() as u32 - 1)
     }
 
+    /// Replaces all origins; for reading a graph from text, before its nodes.
+    pub(super) fn set_origins(&mut self, origins: Vec<Origin>) {
+        self.origins = origins;
+    }
+
     /// All origins; [`Node::origin`] is an index into them.
     pub fn origins(&self) -> &[Origin] {
         &self.origins

@@ -15,9 +15,17 @@ mod builder;
 mod einsum;
 mod graph;
 mod interpret;
+mod parse;
+mod print;
+mod simplify;
 mod types;
+mod verify;
 
 pub use builder::{Builder, Subscript};
 pub use graph::*;
 pub use interpret::*;
+pub use parse::{ParseError, parse};
+pub use print::print;
+pub use simplify::{Simplified, StopGradients, eliminate_dead, simplify};
 pub use types::*;
+pub use verify::{verify, verify_model};

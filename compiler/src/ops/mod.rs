@@ -26,6 +26,8 @@ mod views;
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 pub use alip_plan::Real;
 pub use alip_plan::kernel::{ConvKind, ReduceKind, ScalarOp};
 
@@ -37,7 +39,8 @@ use crate::diag::Diagnostic;
 use crate::ir::{Builder, DType, NodeId, Origin, Shape, TensorType};
 
 /// A primitive operation with its attributes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Op {
     /// An input of the program.
     Input {
@@ -148,7 +151,7 @@ pub enum Op {
 }
 
 /// Dimensions of a [`Op::Dot`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Dot {
     /// Pairs (lhs, rhs) of batch dimensions, in the order they have in the result.
     pub batch: Vec<(usize, usize)>,
@@ -157,7 +160,7 @@ pub struct Dot {
 }
 
 /// Attributes of [`Op::Conv2d`]; inputs as in [`ConvKind`], NCHW images, OIHW weights.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Conv {
     /// Which product.
     pub kind: ConvKind,

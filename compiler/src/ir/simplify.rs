@@ -1,0 +1,278 @@
+//! Value numbering, cheap folds and dead code elimination.
+//!
+//! Only folds that are exact and never make a graph larger stand here; they exist so that differentiation and module
+//! inlining leave no litter (`x * 1`, a broadcast of a broadcast, arithmetic on constants). Everything that weighs one
+//! form against another belongs to the optimiser.
+
+use std::collections::HashMap;
+
+use indexmap::IndexMap;
+use smallvec::SmallVec;
+
+use super::{DType, Graph, NodeId, OriginId, Shape, TensorType};
+use crate::diag::Diagnostics;
+use crate::ops::{Op, OpError, ReduceKind, ScalarOp, constant, fold};
+
+/// A new graph, and where the nodes of the old one went; `None` for those that are gone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Simplified {
+    /// The new graph.
+    pub graph: Graph,
+    /// By old id.
+    pub map: Vec<Option<NodeId>>,
+}
+
+/// What becomes of `stop_gradient`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopGradients {
+    /// Kept: differentiation is still to come.
+    Keep,
+    /// Replaced by their operand, which they are once everything is differentiated.
+    Drop,
+}
+
+/// Folds, merges equal nodes and drops dead ones, in one pass over the graph.
+///
+/// # Errors
+/// A fold built a node its op refuses: a fault of this pass.
+pub fn simplify(graph: &Graph, stops: StopGradients) -> Result<Simplified, Diagnostics> {
+    let mut simplifier =
+        Simplifier { graph: graph.successor(), known: HashMap::new(), origin: OriginId::default(), stops };
+    let mut map = Vec::with_capacity(graph.nodes().len());
+    for id in graph.ids() {
+        let node = graph.node(id);
+        simplifier.origin = node.origin;
+        let inputs: Operands = node.inputs.iter().map(|input| map[input.index()]).collect();
+        let new = simplifier.node(node.op.clone(), &inputs).map_err(|error| fault(graph, id, &error))?;
+        map.push(new);
+    }
+    let mut merged = simplifier.graph;
+    let map: Vec<Option<NodeId>> = map.into_iter().map(Some).collect();
+    rename(graph, &mut merged, &map);
+    let live = eliminate_dead(&merged)?;
+    let map = map.into_iter().map(|id| id.and_then(|id| live.map[id.index()])).collect();
+    Ok(Simplified { graph: live.graph, map })
+}
+
+/// Drops nodes that no output, no update and no input of the program needs. Named values stay while their node does.
+///
+/// # Errors
+/// As [`simplify`].
+pub fn eliminate_dead(graph: &Graph) -> Result<Simplified, Diagnostics> {
+    let mut live = vec![false; graph.nodes().len()];
+    for id in graph.outputs.values().chain(graph.updates.values()).chain(graph.inputs.values()) {
+        live[id.index()] = true;
+    }
+    for id in graph.ids().rev() {
+        if live[id.index()] {
+            graph.node(id).inputs.iter().for_each(|input| live[input.index()] = true);
+        }
+    }
+    let mut new = graph.successor();
+    let mut map: Vec<Option<NodeId>> = Vec::with_capacity(live.len());
+    for id in graph.ids() {
+        if !live[id.index()] {
+            map.push(None);
+            continue;
+        }
+        let node = graph.node(id);
+        // The inputs of a live node are live.
+        let inputs: Operands = node.inputs.iter().filter_map(|input| map[input.index()]).collect();
+        map.push(Some(new.add(node.op.clone(), &inputs, node.origin).map_err(|error| fault(graph, id, &error))?));
+    }
+    rename(graph, &mut new, &map);
+    Ok(Simplified { graph: new, map })
+}
+
+type Operands = SmallVec<[NodeId; 3]>;
+
+fn rename(from: &Graph, to: &mut Graph, map: &[Option<NodeId>]) {
+    let renamed = |names: &IndexMap<String, NodeId>| {
+        names.iter().filter_map(|(name, id)| Some((name.clone(), map[id.index()]?))).collect()
+    };
+    to.inputs = renamed(&from.inputs);
+    to.outputs = renamed(&from.outputs);
+    to.updates = renamed(&from.updates);
+    to.values = renamed(&from.values);
+}
+
+fn fault(graph: &Graph, id: NodeId, error: &OpError) -> Diagnostics {
+    let message = format!("simplifying `{}` failed: {}", graph.node(id).op.name(), error.message);
+    let help = "this is a fault of the compiler; please report it with the spec";
+    OpError::new(message).help(help).diagnose(graph.origin(id)).into()
+}
+
+struct Simplifier {
+    graph: Graph,
+    /// Value numbering.
+    known: HashMap<(Op, Operands), NodeId>,
+    origin: OriginId,
+    stops: StopGradients,
+}
+
+impl Simplifier {
+    /// The node that stands for this application: an existing one, or one that is added.
+    fn node(&mut self, op: Op, inputs: &[NodeId]) -> Result<NodeId, OpError> {
+        let folded = match &op {
+            Op::Pointwise(scalar) => self.fold_pointwise(*scalar, inputs)?,
+            op => self.fold_view(op, inputs)?,
+        };
+        if let Some(id) = folded {
+            return Ok(id);
+        }
+        let mut inputs: Operands = inputs.into();
+        if let Op::Pointwise(scalar) = op
+            && commutes(scalar)
+        {
+            // Constants last, for readers; the order within each kind only has to be one.
+            inputs.sort_by_key(|id| (self.splat(*id).is_some(), *id));
+        }
+        let key = (op, inputs);
+        if let Some(id) = self.known.get(&key) {
+            return Ok(*id);
+        }
+        let id = self.graph.add(key.0.clone(), &key.1, self.origin)?;
+        self.known.insert(key, id);
+        Ok(id)
+    }
+
+    fn op(&self, id: NodeId) -> &Op {
+        &self.graph.node(id).op
+    }
+
+    fn input(&self, id: NodeId) -> NodeId {
+        self.graph.node(id).inputs[0]
+    }
+
+    /// The value of a constant, or of a tensor that repeats one.
+    fn splat(&self, id: NodeId) -> Option<f64> {
+        match self.op(id) {
+            Op::Const { value, .. } => Some(value.0),
+            Op::Broadcast { dims, .. } if dims.is_empty() => self.splat(self.input(id)),
+            _ => None,
+        }
+    }
+
+    fn make_splat(&mut self, value: f64, dtype: DType, shape: &Shape) -> Result<NodeId, OpError> {
+        let scalar = self.node(constant(value, dtype), &[])?;
+        self.node(Op::Broadcast { shape: shape.clone(), dims: vec![] }, &[scalar])
+    }
+
+    fn fold_pointwise(&mut self, op: ScalarOp, inputs: &[NodeId]) -> Result<Option<NodeId>, OpError> {
+        let values: SmallVec<[Option<f64>; 3]> = inputs.iter().map(|id| self.splat(*id)).collect();
+        let Some(last) = inputs.last() else { return Ok(None) };
+        if let Some(values) = values.iter().copied().collect::<Option<SmallVec<[f64; 3]>>>() {
+            let dtype = self.graph.ty(*last).dtype;
+            let ty = Op::Pointwise(op).infer(&inputs.iter().map(|id| self.graph.ty(*id)).collect::<Vec<_>>())?;
+            if let Some(value) = fold(op, dtype, &values) {
+                return self.make_splat(value, ty.dtype, &ty.shape).map(Some);
+            }
+        }
+        if let Some(id) = self.identity(op, inputs, &values) {
+            return Ok(Some(id));
+        }
+        self.hoist(op, inputs)
+    }
+
+    /// Operations that give back one of their operands.
+    fn identity(&self, op: ScalarOp, inputs: &[NodeId], values: &[Option<f64>]) -> Option<NodeId> {
+        use ScalarOp::*;
+        let is = |position: usize, value: f64| values[position] == Some(value);
+        let twice = |op: ScalarOp| *self.op(inputs[0]) == Op::Pointwise(op);
+        match op {
+            Add | Or if is(1, 0.0) => Some(inputs[0]),
+            Add | Or if is(0, 0.0) => Some(inputs[1]),
+            Mul | And if is(1, 1.0) => Some(inputs[0]),
+            Mul | And if is(0, 1.0) => Some(inputs[1]),
+            Sub if is(1, 0.0) => Some(inputs[0]),
+            Div | Pow if is(1, 1.0) => Some(inputs[0]),
+            Min | Max | And | Or if inputs[0] == inputs[1] => Some(inputs[0]),
+            Select if inputs[1] == inputs[2] => Some(inputs[1]),
+            Select => values[0].map(|condition| if condition == 0.0 { inputs[2] } else { inputs[1] }),
+            Neg if twice(Neg) => Some(self.input(inputs[0])),
+            Not if twice(Not) => Some(self.input(inputs[0])),
+            Cast(dtype) if self.graph.ty(inputs[0]).dtype == dtype => Some(inputs[0]),
+            _ => None,
+        }
+    }
+
+    /// A scalar operation on tensors that are repeated alike is done once, then repeated.
+    fn hoist(&mut self, op: ScalarOp, inputs: &[NodeId]) -> Result<Option<NodeId>, OpError> {
+        let mut pattern: Option<(Shape, Vec<usize>, Shape)> = None;
+        for id in inputs.iter().filter(|id| self.splat(**id).is_none()) {
+            let Op::Broadcast { shape, dims } = self.op(*id) else { return Ok(None) };
+            let inner = self.graph.shape(self.input(*id));
+            match &pattern {
+                None => pattern = Some((shape.clone(), dims.clone(), inner.clone())),
+                Some((_, other, from)) if other == dims && from == inner => {}
+                Some(_) => return Ok(None),
+            }
+        }
+        let Some((shape, dims, inner)) = pattern else { return Ok(None) };
+        let mut operands = Operands::new();
+        for id in inputs {
+            operands.push(match self.splat(*id) {
+                Some(value) => self.make_splat(value, self.graph.ty(*id).dtype, &inner)?,
+                None => self.input(*id),
+            });
+        }
+        let once = self.node(Op::Pointwise(op), &operands)?;
+        self.node(Op::Broadcast { shape, dims }, &[once]).map(Some)
+    }
+
+    fn fold_view(&mut self, op: &Op, inputs: &[NodeId]) -> Result<Option<NodeId>, OpError> {
+        let Some(&x) = inputs.first() else { return Ok(None) };
+        let TensorType { dtype, shape: from } = self.graph.ty(x).clone();
+        let composed = match (op, self.op(x)) {
+            (Op::StopGradient, _) if self.stops == StopGradients::Drop => return Ok(Some(x)),
+            (Op::StopGradient, Op::StopGradient | Op::Const { .. }) => return Ok(Some(x)),
+            (Op::Reduce { kind, axes }, _) if axes.is_empty() && *kind != ReduceKind::ArgMax => return Ok(Some(x)),
+            (Op::Concat { .. }, _) if inputs.len() == 1 => return Ok(Some(x)),
+            (Op::Reshape { shape }, _) if *shape == from => return Ok(Some(x)),
+            (Op::Broadcast { shape, .. }, _) if *shape == from => return Ok(Some(x)),
+            (Op::Transpose { perm }, _) if perm.is_sorted() => return Ok(Some(x)),
+            (Op::Slice { end, start, step }, _)
+                if *end == from.sizes() && start.iter().all(|n| *n == 0) && step.iter().all(|n| *n == 1) =>
+            {
+                return Ok(Some(x));
+            }
+            (Op::Pad { low, high, interior }, _) if low.iter().chain(high).chain(interior).all(|n| *n == 0) => {
+                return Ok(Some(x));
+            }
+            (Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. }, _) if self.splat(x).is_some() => {
+                let ty = op.infer(&[self.graph.ty(x)])?;
+                let value = self.splat(x).unwrap_or_default();
+                return self.make_splat(value, dtype, &ty.shape).map(Some);
+            }
+            (Op::Reshape { shape }, Op::Reshape { .. }) => Op::Reshape { shape: shape.clone() },
+            (Op::Transpose { perm }, Op::Transpose { perm: first }) => {
+                Op::Transpose { perm: perm.iter().map(|axis| first[*axis]).collect() }
+            }
+            (Op::Broadcast { shape, dims }, Op::Broadcast { dims: first, .. }) => {
+                Op::Broadcast { shape: shape.clone(), dims: first.iter().map(|axis| dims[*axis]).collect() }
+            }
+            (Op::Broadcast { shape, dims }, Op::Reshape { .. }) => match self.without_ones(x) {
+                Some(kept) => {
+                    Op::Broadcast { shape: shape.clone(), dims: kept.iter().map(|axis| dims[*axis]).collect() }
+                }
+                None => return Ok(None),
+            },
+            _ => return Ok(None),
+        };
+        let source = self.input(x);
+        self.node(composed, &[source]).map(Some)
+    }
+
+    /// For a reshape that only adds dimensions of size 1 (what `keep: true` does): where the others went.
+    fn without_ones(&self, reshape: NodeId) -> Option<Vec<usize>> {
+        let (from, to) = (self.graph.shape(self.input(reshape)), self.graph.shape(reshape));
+        let kept: Vec<usize> = (0..to.rank()).filter(|axis| to.size(*axis) != 1).collect();
+        let same = from.rank() == kept.len() && kept.iter().zip(&from.0).all(|(axis, dim)| to.size(*axis) == dim.size);
+        same.then_some(kept)
+    }
+}
+
+fn commutes(op: ScalarOp) -> bool {
+    use ScalarOp::*;
+    matches!(op, Add | Mul | Min | Max | Eq | And | Or)
+}
