@@ -15,6 +15,7 @@ mod eval;
 mod functions;
 mod instance;
 mod library;
+mod pipeline;
 mod programs;
 mod state;
 mod value;
@@ -23,11 +24,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use alip_plan::PROGRAM_TRAIN;
+use alip_plan::pipeline::Pipeline;
 
-use crate::diag::{Diagnostic, Diagnostics, SourceId, SourceMap};
-use crate::ir::{Dim, Model};
+use crate::diag::{Diagnostic, Diagnostics, SourceId, SourceMap, Span};
+use crate::ir::{Dim, Model, NodeId, TensorType};
 use crate::spec::{
-    self, ArgSpec, Dim as SpecDim, Expr, ExprKind, GraphSpec, ModuleSpec, PipelineSpec, Spanned, SpecFile, parse_file,
+    self, ArgSpec, Dim as SpecDim, Expr, ExprKind, GraphSpec, ModuleSpec, Name, Spanned, SpecFile, parse_file,
 };
 use instance::Instance;
 use library::{Library, Module, Scope};
@@ -36,6 +38,7 @@ use state::States;
 use value::Value;
 
 pub use library::{graph_names, stdlib_names};
+pub use pipeline::pipeline;
 pub use programs::LOSS;
 pub use state::Init;
 
@@ -67,8 +70,10 @@ pub struct Resolved {
     pub model: Model,
     /// The graph with its bases merged in.
     pub spec: GraphSpec,
-    /// The pipeline it trains on by default.
-    pub pipeline: Option<PipelineSpec>,
+    /// The pipeline it trains on by default, which delivers its inputs.
+    pub pipeline: Option<Pipeline>,
+    /// What a batch holds, by name.
+    pub inputs: BTreeMap<String, TensorType>,
     /// The global batch.
     pub batch: Option<u64>,
     /// What is odd but not wrong.
@@ -144,6 +149,8 @@ fn resolve_graph(
     let mut model = Model { name: spec.name.text.clone(), ..Model::default() };
     let top = Top { spec: &spec, module: &module, instance: &instance };
     let train = top.train(&library, &mut states)?;
+    let typed = |(name, id): (&String, &NodeId)| (name.clone(), train.ty(*id).clone());
+    let train_inputs: BTreeMap<String, TensorType> = train.inputs.iter().map(typed).collect();
     if spec.train.is_some() {
         model.programs.insert(PROGRAM_TRAIN.into(), train);
     }
@@ -154,11 +161,42 @@ fn resolve_graph(
     model.state = states.decls();
     let init = states.init_program()?;
     model.programs.insert(init.name.clone(), init);
-    let pipeline = match &spec.data {
-        Some(name) => Some(library.pipeline(sources, name)?),
-        None => None,
+    let inputs = train_inputs;
+    let mut resolved = Resolved {
+        model,
+        spec,
+        pipeline: None,
+        inputs,
+        batch,
+        warnings: Vec::new(),
+        states,
+        library,
+        module,
+        instance,
     };
-    Ok(Resolved { model, spec, pipeline, batch, warnings: Vec::new(), states, library, module, instance })
+    if let Some(name) = resolved.spec.data.clone() {
+        resolved.pipeline = Some(resolved.load_pipeline(sources, &name)?);
+    }
+    Ok(resolved)
+}
+
+impl Resolved {
+    /// Another pipeline for this graph, by path or name (`--data`).
+    ///
+    /// # Errors
+    /// There is none, something is wrong with it, or it does not deliver the graph's inputs.
+    pub fn pipeline_named(&mut self, sources: &mut SourceMap, name: &str) -> Result<Pipeline, Diagnostics> {
+        let source = sources.add("--data", name);
+        let name = Name::new(name.strip_suffix(".ron").unwrap_or(name), Span::new(source, 0, name.len() as u32));
+        self.load_pipeline(sources, &name)
+    }
+
+    fn load_pipeline(&mut self, sources: &mut SourceMap, name: &Name) -> Result<Pipeline, Diagnostics> {
+        let spec = self.library.pipeline(sources, name)?;
+        let pipeline = pipeline::pipeline(&spec)?;
+        pipeline::check_inputs(&self.spec, &self.inputs, &spec, &pipeline, name.span)?;
+        Ok(pipeline)
+    }
 }
 
 /// The graph with its base, and that one's base, and so on.

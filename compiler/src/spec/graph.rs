@@ -33,7 +33,7 @@ pub(super) const PRECISIONS: [(&str, Precision); 3] =
     [("F32", Precision::F32), ("Bf16", Precision::Bf16), ("F16", Precision::F16)];
 
 /// Fields of a graph that a variant may take away as a whole, with `field: None`.
-const REMOVABLE: [&str; 8] = ["dims", "inputs", "parts", "params", "state", "programs", "metrics", "train"];
+const REMOVABLE: [&str; 9] = ["dims", "inputs", "parts", "params", "state", "programs", "metrics", "train", "data"];
 
 pub(super) fn graph(cx: &mut Reader, node: &Node) -> Option<GraphSpec> {
     let fields = cx.fields(node, "a graph", &GRAPH, "Graph(name: \"my_graph\", ...)")?;

@@ -78,6 +78,7 @@ fn remove(base: &mut GraphSpec, removed: &Removed) -> Result<(), Diagnostic> {
         "state" => remove_entry(&mut base.state, key, removed),
         "programs" => remove_entry(&mut base.programs, key, removed),
         "metrics" => remove_entry(&mut base.metrics, key, removed),
+        "data" => base.data.take().map(drop).ok_or_else(|| absent(removed, "data")),
         "train" => base.train.take().map(drop).ok_or_else(|| absent(removed, "train")),
         field => {
             let taken = base.train.as_mut().is_some_and(|train| remove_option(train, field));

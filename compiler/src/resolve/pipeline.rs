@@ -1,0 +1,242 @@
+//! From a pipeline spec to the plan's typed pipeline, and its check against the inputs of a graph.
+
+use std::collections::BTreeMap;
+
+use alip_plan::pipeline::{Argument, Mode, Pipeline, PipelineNode, PipelineOp, PipelineSite, Shuffle, Source};
+
+use crate::diag::{Diagnostic, Diagnostics, Span};
+use crate::ir::TensorType;
+use crate::spec::{Expr, ExprKind, GraphSpec, Literal, Map, Name, PipelineSpec, SourceSpec, Spanned, UnaryOp};
+
+type Result<T, E = Diagnostic> = std::result::Result<T, E>;
+
+/// Where the nodes of a body stand.
+struct Body {
+    nodes: Vec<PipelineNode>,
+    spans: Vec<Span>,
+}
+
+/// The typed pipeline of a spec.
+///
+/// # Errors
+/// An unknown op or source, an argument that does not fit, a value of the wrong kind, each with its place.
+pub fn pipeline(spec: &PipelineSpec) -> Result<Pipeline, Diagnostics> {
+    let mut body = Body { nodes: Vec::new(), spans: Vec::new() };
+    for equation in &spec.body {
+        let [target] = equation.targets.as_slice() else {
+            return Err(Diagnostic::error("one name for each value of a pipeline").label(equation.span, "").into());
+        };
+        body.call(target.as_str(), &equation.value)?;
+    }
+    let mut outputs = BTreeMap::new();
+    for (name, expr) in &spec.outputs {
+        let value = match &expr.kind {
+            ExprKind::Name(value) => value.clone(),
+            _ => body.call(&format!("{name}'out"), expr)?,
+        };
+        outputs.insert(name.text.clone(), value);
+    }
+    let shuffle = spec.shuffle.map(|shuffle| Shuffle { buffer: shuffle.buffer.map(|buffer| buffer.node) });
+    let pipeline = Pipeline {
+        name: spec.name.text.clone(),
+        source: source(&spec.source)?,
+        shuffle,
+        ops: body.nodes,
+        eval_ops: None,
+        outputs,
+    };
+    if let Err(error) = pipeline.check() {
+        let span = match &error.site {
+            PipelineSite::Source => spec.source.span,
+            // Nodes of a derived body have no place of their own.
+            PipelineSite::Node { mode: Mode::Train, index } => {
+                body.spans.get(*index).copied().unwrap_or(spec.name.span)
+            }
+            PipelineSite::Node { mode: Mode::Eval, .. } => spec.name.span,
+            PipelineSite::Output(name) => spec.outputs.get(name.as_str()).map_or(spec.name.span, |expr| expr.span),
+        };
+        return Err(Diagnostic::error(error.message).label(span, "").into());
+    }
+    Ok(pipeline)
+}
+
+impl Body {
+    /// Adds the node of a call, those of calls inside it first; yields its name.
+    fn call(&mut self, name: &str, expr: &Expr) -> Result<String> {
+        let ExprKind::Call(callee, args) = &expr.kind else {
+            return Err(Diagnostic::error("a pipeline's value is the result of an op")
+                .label(expr.span, "")
+                .help("write `rgb = decode_rgb(jpeg)`; `alipc ops` lists the ops"));
+        };
+        let ExprKind::Name(op) = &callee.kind else {
+            return Err(Diagnostic::error("not the name of an op").label(callee.span, ""));
+        };
+        let (mut positional, mut named) = (Vec::new(), Vec::new());
+        for (index, arg) in args.iter().enumerate() {
+            let value = match &arg.value.kind {
+                // A name that no spec can write.
+                ExprKind::Call(..) => Argument::Name(self.call(&format!("{name}'{index}"), &arg.value)?),
+                _ => argument(&arg.value)?,
+            };
+            match &arg.name {
+                Some(name) => named.push((name.text.clone(), value)),
+                None => positional.push(value),
+            }
+        }
+        let (op, inputs) = PipelineOp::from_call(op, &positional, &named)
+            .map_err(|message| Diagnostic::error(message).label(expr.span, ""))?;
+        self.nodes.push(PipelineNode { name: name.to_owned(), op, inputs });
+        self.spans.push(expr.span);
+        Ok(name.to_owned())
+    }
+}
+
+fn argument(expr: &Expr) -> Result<Argument> {
+    match &expr.kind {
+        ExprKind::Name(name) => Ok(Argument::Name(name.clone())),
+        ExprKind::Str(text) => Ok(Argument::Text(text.clone())),
+        ExprKind::Tuple(items) | ExprKind::List(items) => {
+            items.iter().map(number).collect::<Result<_>>().map(Argument::Tuple)
+        }
+        _ => number(expr).map(Argument::Number),
+    }
+}
+
+fn number(expr: &Expr) -> Result<f64> {
+    match &expr.kind {
+        ExprKind::Int(n) => Ok(*n as f64),
+        ExprKind::Float(x) => Ok(*x),
+        ExprKind::Unary(UnaryOp::Neg, inner) => number(inner).map(|x| -x),
+        _ => Err(Diagnostic::error("arguments of a pipeline's ops are names, numbers, tuples of numbers and strings")
+            .label(expr.span, "")),
+    }
+}
+
+fn source(spec: &SourceSpec) -> Result<Source> {
+    let fields = Fields(&spec.fields);
+    Ok(match spec.kind.as_str() {
+        "Folder" => Source::Folder {
+            path: fields.text("path", "")?,
+            split: fields.text("split", "train")?,
+            eval_split: fields.text("eval_split", "test")?,
+            raw: fields.whole("raw", 0)?,
+            caption: fields.whole("caption", 1)?,
+            swap_raw: fields.share("swap_raw")?,
+            swap_seed: fields.whole("swap_seed", 0)?,
+        },
+        "Shapes" => Source::Shapes {
+            size: fields.whole("size", 64)?,
+            scenes: fields.whole("scenes", 32_768)?,
+            held_out: fields.whole("held_out", 1_024)?,
+            seed: fields.whole("seed", 0)?,
+        },
+        "Recordio" => Source::Recordio { path: fields.text("path", "")?, labels: fields.lengths("labels")? },
+        "Webdataset" => Source::Webdataset { path: fields.text("path", "")?, texts: fields.texts("texts")? },
+        other => return Err(Diagnostic::error(format!("unknown source `{other}`")).label(spec.kind.span, "")),
+    })
+}
+
+/// Fields of a source; the reader has checked names and kinds.
+struct Fields<'a>(&'a Map<Spanned<Literal>>);
+
+impl Fields<'_> {
+    fn wrong<T>(&self, field: &str, expected: &str) -> Result<T> {
+        let error = Diagnostic::error(format!("`{field}` is not {expected}"));
+        Err(match self.0.get(field) {
+            Some(value) => error.label(value.span, format!("expected {expected}")),
+            None => error,
+        })
+    }
+
+    fn text(&self, field: &str, default: &str) -> Result<String> {
+        match self.0.get(field).map(|value| &value.node) {
+            Some(Literal::Str(text)) => Ok(text.clone()),
+            None => Ok(default.to_owned()),
+            _ => self.wrong(field, "a string"),
+        }
+    }
+
+    fn whole<N: TryFrom<i64>>(&self, field: &str, default: N) -> Result<N> {
+        match self.0.get(field).map(|value| &value.node) {
+            Some(Literal::Int(n)) => N::try_from(*n).or_else(|_| self.wrong(field, "a whole number in its range")),
+            None => Ok(default),
+            _ => self.wrong(field, "a whole number"),
+        }
+    }
+
+    fn share(&self, field: &str) -> Result<f64> {
+        match self.0.get(field).map(|value| &value.node) {
+            Some(Literal::Float(x)) => Ok(*x),
+            Some(Literal::Int(n)) => Ok(*n as f64),
+            None => Ok(0.0),
+            _ => self.wrong(field, "a number"),
+        }
+    }
+
+    fn entries(&self, field: &str) -> Result<&Map<Spanned<Literal>>> {
+        match self.0.get(field).map(|value| &value.node) {
+            Some(Literal::Map(entries)) => Ok(entries),
+            _ => self.wrong(field, "a map"),
+        }
+    }
+
+    fn lengths(&self, field: &str) -> Result<Vec<(String, u32)>> {
+        let length = |(name, value): (&Name, &Spanned<Literal>)| match &value.node {
+            Literal::Int(n) => match u32::try_from(*n) {
+                Ok(n) => Ok((name.text.clone(), n)),
+                Err(_) => self.wrong(field, "a map from names to lengths"),
+            },
+            _ => self.wrong(field, "a map from names to lengths"),
+        };
+        self.entries(field)?.iter().map(length).collect()
+    }
+
+    fn texts(&self, field: &str) -> Result<BTreeMap<String, String>> {
+        let text = |(name, value): (&Name, &Spanned<Literal>)| match &value.node {
+            Literal::Str(text) => Ok((name.text.clone(), text.clone())),
+            _ => self.wrong(field, "a map from names to file extensions"),
+        };
+        self.entries(field)?.iter().map(text).collect()
+    }
+}
+
+/// Compares what a pipeline delivers with what a graph takes.
+///
+/// # Errors
+/// An input that the pipeline lacks, or that differs in dtype or shape.
+pub(crate) fn check_inputs(
+    graph: &GraphSpec,
+    inputs: &BTreeMap<String, TensorType>,
+    spec: &PipelineSpec,
+    pipeline: &Pipeline,
+    at: Span,
+) -> Result<(), Diagnostics> {
+    let delivered = pipeline.check().map_err(|error| Diagnostic::error(error.message).label(at, ""))?;
+    let mut errors = Vec::new();
+    for (name, ty) in inputs {
+        let place = graph.inputs.get(name.as_str()).map_or(graph.name.span, |input| input.shape.span);
+        let Some(output) = delivered.get(name) else {
+            errors.push(
+                Diagnostic::error(format!("the pipeline `{}` does not deliver `{name}`", spec.name))
+                    .label(place, "an input of the graph")
+                    .context(at, "the pipeline")
+                    .suggest(name, delivered.keys().map(String::as_str)),
+            );
+            continue;
+        };
+        let row: Vec<u64> = ty.shape.sizes().into_iter().skip(1).collect();
+        if (output.dtype, &output.shape) != (ty.dtype, &row) {
+            let made = spec.outputs.get(name.as_str()).map_or(at, |expr| expr.span);
+            errors.push(
+                Diagnostic::error(format!(
+                    "`{name}` is {} {row:?} a sample in the graph, but {} {:?} in the pipeline",
+                    ty.dtype, output.dtype, output.shape
+                ))
+                .label(place, format!("the graph takes {ty}"))
+                .context(made, format!("the pipeline delivers {} {:?}", output.dtype, output.shape))
+                .help("change the size in the pipeline or in the graph, or name another pipeline with `data`"),
+            );
+        }
+    }
+    Diagnostics::check((), errors)
+}
