@@ -61,7 +61,7 @@ const WITHOUT_GRADIENT: [&str; 13] = [
 ];
 
 /// Names of all ops.
-fn names() -> impl Iterator<Item = &'static str> {
+fn op_names() -> impl Iterator<Item = &'static str> {
     OTHERS.into_iter().chain(pointwise_rows().iter().map(|row| row.name))
 }
 
@@ -83,7 +83,7 @@ fn every_op_has_a_case_with_a_distinct_name() {
     let names: BTreeSet<&str> = all.iter().map(|case| case.name.as_str()).collect();
     assert_eq!(names.len(), all.len(), "two cases have one name");
     let tested: BTreeSet<&str> = all.iter().flat_map(|case| case.graph.nodes()).map(|node| node.op.name()).collect();
-    let missing: Vec<&str> = names().filter(|name| !tested.contains(name)).collect();
+    let missing: Vec<&str> = op_names().filter(|name| !tested.contains(name)).collect();
     assert!(missing.is_empty(), "ops without a case: {missing:?}");
     // A new variant of Op fails to compile here, and so asks for its name above.
     fn listed(op: &Op) {
@@ -198,7 +198,7 @@ fn gradients_equal_finite_differences_in_mid_graph() {
             checked.insert(case.graph.node(y).op.name());
         }
     }
-    let expected = names().filter(|name| !WITHOUT_GRADIENT.contains(name));
+    let expected = op_names().filter(|name| !WITHOUT_GRADIENT.contains(name));
     let missing: Vec<&str> = expected.filter(|name| !checked.contains(name)).collect();
     assert!(missing.is_empty(), "differentiable ops without a case: {missing:?}");
 }
