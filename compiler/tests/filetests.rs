@@ -29,6 +29,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use alip_compiler::diag::{Diagnostics, SourceId, SourceMap};
+use alip_compiler::resolve::{self, Checked, Options};
 use alip_compiler::spec::{self, GraphSpec, ModuleSpec, SpecFile};
 
 /// A test file, taken apart.
@@ -43,7 +44,36 @@ struct Case {
 type Run = fn(&Case) -> String;
 
 /// Every command a filetest can name.
-const COMMANDS: &[(&str, Run)] = &[("parse", parse), ("expr", expr), ("fmt", fmt), ("merge", merge), ("set", set)];
+const COMMANDS: &[(&str, Run)] =
+    &[("check", check), ("parse", parse), ("expr", expr), ("fmt", fmt), ("merge", merge), ("set", set)];
+
+/// Checks a spec, to which the other files are visible; prints its state and programs with warnings, or its errors.
+fn check(case: &Case) -> String {
+    let mut sources = SourceMap::new();
+    let (name, text) = &case.files[0];
+    let source = sources.add(name.as_str(), text.as_str());
+    let set = case.args.split_whitespace().map(str::to_owned).collect();
+    let options = Options { files: case.files[1..].iter().cloned().collect(), set, ..Options::default() };
+    let checked = resolve::check_source(&mut sources, source, &options).map(|checked| match checked {
+        Checked::Graph(resolved) => {
+            let mut out: String = resolved.warnings.iter().map(|warning| warning.render(&sources, false)).collect();
+            resolved
+                .model
+                .state
+                .iter()
+                .for_each(|(path, decl)| line(&mut out, "state", &format!("{path} {}", decl.ty)));
+            for (name, graph) in &resolved.model.programs {
+                let outputs: Vec<String> =
+                    graph.outputs.iter().map(|(name, id)| format!("{name} {}", graph.ty(*id))).collect();
+                line(&mut out, "program", &format!("{name}: {}", outputs.join(", ")));
+            }
+            out
+        }
+        Checked::Modules(modules) => format!("{} modules\n", modules.len()),
+        Checked::Pipeline(pipeline) => format!("{} ops\n", pipeline.ops.len()),
+    });
+    show(&sources, checked)
+}
 
 /// Reads a spec and prints it in short, or its errors.
 fn parse(case: &Case) -> String {

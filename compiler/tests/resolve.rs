@@ -47,3 +47,61 @@ fn towers_have_as_many_parameters_as_published() {
         assert_eq!(parameters(&build(name, &Options { batch: Some(2), ..Options::default() })), count, "{name}");
     }
 }
+
+#[test]
+fn every_variant_differs_from_its_base_where_it_says() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/variants");
+    let base = build("alip_shapes", &Options::default());
+    let variant = |name: &str| build(&folder.join(format!("{name}.ron")).to_string_lossy(), &Options::default());
+    // Same parameters or not, and whether the training step is another one.
+    let table = [
+        ("linear_gate", 0),
+        ("quick_gelu", 0),
+        ("gamma_1", 0),
+        ("no_dcg", 0),
+        ("sigmoid_loss", 2),
+        // A block of width w has 12 w^2 + 13 w numbers.
+        ("shallow_text", -(12 * 96 * 96 + 13 * 96)),
+        ("frozen_image", 0),
+        ("averaged_sgd", 0),
+    ];
+    for (name, more) in table {
+        let resolved = variant(name);
+        assert_eq!(parameters(&resolved) as i64 - parameters(&base) as i64, more, "{name}");
+        assert_ne!(resolved.model.programs["train"], base.model.programs["train"], "{name}");
+    }
+    let count = std::fs::read_dir(&folder).expect("the folder is there");
+    let files = count.filter_map(Result::ok).filter(|entry| entry.path().extension().is_some_and(|e| e == "ron"));
+    assert_eq!(files.count(), table.len(), "every variant is in the table");
+}
+
+#[test]
+fn groups_freeze_and_average() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/variants");
+    let build = |name: &str| build(&folder.join(name).to_string_lossy(), &Options::default());
+    let frozen = build("frozen_image.ron");
+    let train = &frozen.model.programs["train"];
+    for (path, decl) in frozen.model.state.iter().filter(|(_, decl)| decl.kind == StateKind::Param) {
+        assert_eq!(decl.train.freeze, path.starts_with("visual."), "{path}");
+        assert_eq!(train.updates.contains_key(path), !decl.train.freeze, "{path}");
+        assert_eq!(frozen.model.state.contains_key(&format!("optimizer.m.{path}")), !decl.train.freeze, "{path}");
+    }
+    let averaged = build("averaged_sgd.ron");
+    for (path, _) in averaged.model.state.iter().filter(|(_, decl)| decl.kind == StateKind::Param) {
+        let kind = averaged.model.state[&format!("average.{path}")].kind;
+        assert_eq!(kind, StateKind::Average, "{path}");
+    }
+}
+
+#[test]
+fn disk_files_win_over_embedded_ones_and_are_found_beside_the_spec() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let gates = "Module(name: \"mine\", inputs: { \"x\": \"[..]\" }, body: [\"y = x * 2\"], outputs: [\"y\"])";
+    std::fs::write(folder.path().join("gates.ron"), gates).expect("written");
+    let graph = r#"Graph(name: "g", use: ["gates"], inputs: { "x": (dtype: F32, shape: "[4]") }, body: ["y = mine(x)"],
+        programs: { "run": (inputs: ["x"], outputs: ["y"]) })"#;
+    let path = folder.path().join("g.ron");
+    std::fs::write(&path, graph).expect("written");
+    let resolved = build(&path.to_string_lossy(), &Options::default());
+    assert!(resolved.model.programs.contains_key("run"));
+}

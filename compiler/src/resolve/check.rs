@@ -15,11 +15,24 @@ use crate::spec::{ArgSpec, Equation, Expr, ExprKind, Index, ModuleSpec, Name};
 /// Constants that every expression may name.
 pub(crate) const CONSTANTS: [(&str, f64); 1] = [("pi", std::f64::consts::PI)];
 
-/// Forms that look like calls of functions but take parts.
-pub(crate) const FORMS: [&str; 1] = ["chain"];
+/// Forms that look like calls of functions but take parts, with what they mean.
+pub const FORMS: [(&str, &str); 1] = [(
+    "chain(parts, x, more...)",
+    "Applies each of a list of parts to what the one before it yields, beginning with x.",
+)];
 
-/// Initialisers; known only in `init`.
-pub(crate) const INITIALISERS: [&str; 4] = ["zeros", "ones", "normal", "uniform"];
+/// Initialisers, known only in `init`, with what they mean; any other expression is a constant.
+pub const INITIALISERS: [(&str, &str); 4] = [
+    ("zeros", "0 everywhere."),
+    ("ones", "1 everywhere."),
+    ("normal(std)", "Normal with mean 0 and this standard deviation."),
+    ("uniform(bound)", "Uniform between -bound and bound."),
+];
+
+/// `chain` of `chain(parts, x)`.
+fn head(signature: &'static str) -> &'static str {
+    signature.split_once('(').map_or(signature, |(name, _)| name)
+}
 
 /// What is wrong with a module.
 pub(crate) fn module(spec: &ModuleSpec, scope: &Scope) -> Vec<Diagnostic> {
@@ -167,11 +180,11 @@ impl Check<'_> {
     }
 
     fn initialiser(&mut self, expr: &Expr) {
-        for name in INITIALISERS {
+        for name in INITIALISERS.map(|(name, _)| head(name)) {
             self.known.entry(name.to_owned()).or_insert(expr.span);
         }
         self.expr(expr);
-        for name in INITIALISERS {
+        for name in INITIALISERS.map(|(name, _)| head(name)) {
             self.known.retain(|known, span| known != name || *span != expr.span);
         }
     }
@@ -218,7 +231,7 @@ impl Check<'_> {
         let known = callables
             .chain(self.scope.keys().map(String::as_str))
             .chain(self.spec.parts.keys().map(Name::as_str))
-            .chain(FORMS);
+            .chain(FORMS.map(|(form, _)| head(form)));
         self.errors.push(
             Diagnostic::error(format!("unknown module or function `{name}`"))
                 .label(span, "nothing here has this name")
@@ -228,7 +241,9 @@ impl Check<'_> {
     }
 
     fn is_callable(&self, name: &str) -> bool {
-        self.scope.contains_key(name) || crate::ops::functions::function(name).is_some() || FORMS.contains(&name)
+        self.scope.contains_key(name)
+            || crate::ops::functions::function(name).is_some()
+            || FORMS.iter().any(|(form, _)| head(form) == name)
     }
 
     fn names(&self) -> impl Iterator<Item = &str> {

@@ -214,9 +214,11 @@ impl<'a> Evaluator<'a> {
                 .cloned()
                 .ok_or_else(|| unknown(&mut values.keys()).help(format!("it has {}", listed(values.keys())))),
             Value::Instance(instance) => match self.applied.get(&instance.id) {
-                Some(applied) if applied.count == 1 => {
-                    applied.values.get(name.as_str()).cloned().ok_or_else(|| unknown(&mut applied.values.keys()))
-                }
+                Some(applied) if applied.count == 1 => applied.values.get(name.as_str()).cloned().ok_or_else(|| {
+                    let mut names: Vec<&String> = applied.values.keys().collect();
+                    names.sort();
+                    unknown(&mut names.iter().copied()).help(format!("`{}` has {}", instance.name, listed(&names)))
+                }),
                 Some(applied) => Err(Diagnostic::error(format!("`{}` is applied more than once", instance.name))
                     .label(expr.span, format!("which `{name}` is meant?"))
                     .context(applied.span, "last applied here")

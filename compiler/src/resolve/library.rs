@@ -116,6 +116,14 @@ impl Library {
             .into())
     }
 
+    /// Reads a file of the standard library.
+    pub(crate) fn open_stdlib(&mut self, sources: &mut SourceMap, name: &str) -> Result<SpecFile, Diagnostics> {
+        match self.find(sources, None, Root::Stdlib, name)? {
+            Some(source) => parse_file(sources, source),
+            None => Err(Diagnostic::error(format!("there is no `{name}` in the standard library")).into()),
+        }
+    }
+
     /// A graph with its bases merged in.
     pub(crate) fn base(&mut self, sources: &mut SourceMap, name: &Name) -> Result<GraphSpec, Diagnostics> {
         let source = self.import(sources, Root::Graphs, name)?;
@@ -236,7 +244,7 @@ impl Library {
                 root.relative(name)
             ))
             .suggest(name, known.iter().map(String::as_str))
-            .help(format!("the embedded {} are: {}", root.folder(), known.join(", ")))
+            .help(format!("embedded in `{}` are: {}", root.folder(), known.join(", ")))
             .into())
     }
 

@@ -37,6 +37,7 @@ use programs::{Top, top_instance};
 use state::States;
 use value::Value;
 
+pub use check::{FORMS, INITIALISERS};
 pub use library::{graph_names, stdlib_names};
 pub use pipeline::pipeline;
 pub use programs::LOSS;
@@ -108,20 +109,69 @@ pub fn resolve_source(sources: &mut SourceMap, source: SourceId, options: &Optio
     }
 }
 
-/// Checks a file of modules: its imports, names, states and recursion.
-///
-/// # Errors
-/// What is wrong, each with its place.
-pub fn check_modules(sources: &mut SourceMap, specs: Vec<ModuleSpec>, options: &Options) -> Result<(), Diagnostics> {
-    Library::new(options.files.clone()).add(sources, specs).map(drop)
+/// A spec that was found to be right.
+#[derive(Debug)]
+pub enum Checked {
+    /// A graph, with its training step.
+    Graph(Box<Resolved>),
+    /// Modules: imports, names, states and recursion are right. Shapes show when they are applied.
+    Modules(Vec<ModuleSpec>),
+    /// A pipeline.
+    Pipeline(Pipeline),
 }
 
-/// Reads the spec that a user named, by path or name.
+/// Checks a spec given by path or name.
 ///
 /// # Errors
-/// No such file, or what is wrong with its text.
-pub fn open(sources: &mut SourceMap, spec: &str) -> Result<SpecFile, Diagnostics> {
-    Library::default().open(sources, spec)
+/// Everything that is wrong with it, each with its place.
+pub fn check(sources: &mut SourceMap, spec: &str, options: &Options) -> Result<Checked, Diagnostics> {
+    let mut library = Library::new(options.files.clone());
+    let file = library.open(sources, spec)?;
+    check_file(sources, library, file, options)
+}
+
+/// Checks the spec in a source.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_source(sources: &mut SourceMap, source: SourceId, options: &Options) -> Result<Checked, Diagnostics> {
+    let file = parse_file(sources, source)?;
+    check_file(sources, Library::new(options.files.clone()), file, options)
+}
+
+fn check_file(
+    sources: &mut SourceMap,
+    mut library: Library,
+    file: SpecFile,
+    options: &Options,
+) -> Result<Checked, Diagnostics> {
+    match file {
+        SpecFile::Graph(spec) => {
+            let mut resolved = resolve_graph(sources, library, spec, options)?;
+            crate::autodiff::update::add_update(&mut resolved, Default::default())?;
+            Ok(Checked::Graph(Box::new(resolved)))
+        }
+        SpecFile::Modules(specs) => {
+            library.add(sources, specs.clone())?;
+            Ok(Checked::Modules(specs))
+        }
+        SpecFile::Pipeline(spec) => pipeline(&spec).map(Checked::Pipeline),
+    }
+}
+
+/// The modules that ship with alip, by file.
+///
+/// # Errors
+/// A file on disk that takes the place of an embedded one is wrong.
+pub fn stdlib(sources: &mut SourceMap) -> Result<Vec<(String, Vec<ModuleSpec>)>, Diagnostics> {
+    let mut library = Library::default();
+    let mut files = Vec::new();
+    for name in stdlib_names() {
+        if let SpecFile::Modules(specs) = library.open_stdlib(sources, &name)? {
+            files.push((name, specs));
+        }
+    }
+    Ok(files)
 }
 
 fn not_a_graph(name: &str, what: &str) -> Diagnostic {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use alip_plan::pipeline::{Argument, Mode, Pipeline, PipelineNode, PipelineOp, PipelineSite, Shuffle, Source};
+use alip_plan::pipeline::{
+    Argument, Mode, Pipeline, PipelineNode, PipelineOp, PipelineSite, SIGNATURES, Shuffle, Source,
+};
 
 use crate::diag::{Diagnostic, Diagnostics, Span};
 use crate::ir::TensorType;
@@ -83,8 +85,10 @@ impl Body {
                 None => positional.push(value),
             }
         }
-        let (op, inputs) = PipelineOp::from_call(op, &positional, &named)
-            .map_err(|message| Diagnostic::error(message).label(expr.span, ""))?;
+        let (op, inputs) = PipelineOp::from_call(op, &positional, &named).map_err(|message| {
+            let known = SIGNATURES.iter().map(|signature| signature.name);
+            Diagnostic::error(message).label(expr.span, "").suggest(op, known)
+        })?;
         self.nodes.push(PipelineNode { name: name.to_owned(), op, inputs });
         self.spans.push(expr.span);
         Ok(name.to_owned())

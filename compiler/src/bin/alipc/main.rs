@@ -3,7 +3,9 @@
 //! Each command stands in its own file, with `Args` (clap) and `run(Args) -> ExitCode`. Results go to stdout, diagnostics
 //! and progress to stderr; the exit status is 0 if and only if all went well.
 
+mod check;
 mod fmt;
+mod ops;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -21,13 +23,19 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Check specs: names, shapes, types, gradients
+    Check(check::Args),
     /// Put spec files in house style
     Fmt(fmt::Args),
+    /// Show the functions, modules and data ops of the language
+    Ops(ops::Args),
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Check(args) => check::run(&args),
         Command::Fmt(args) => fmt::run(&args),
+        Command::Ops(args) => ops::run(&args),
     }
 }
 
