@@ -1,8 +1,12 @@
 //! Every graph of the house resolves to programs that verify, and has the parameters it should have.
 
+use std::collections::BTreeMap;
+
 use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::{Diagnostics, SourceMap};
+use alip_compiler::ir::{DType, Value, interpret};
 use alip_compiler::resolve::{Options, Resolved, graph_names, resolve};
+use alip_compiler::spec::Precision;
 use alip_plan::StateKind;
 
 fn build(graph: &str, options: &Options) -> Resolved {
@@ -23,7 +27,17 @@ fn parameters(resolved: &Resolved) -> u64 {
 fn every_graph_resolves_to_a_step_over_its_whole_state() {
     for name in graph_names() {
         let resolved = build(&name, &Options { batch: Some(4), ..Options::default() });
-        assert!(resolved.warnings.is_empty(), "{name}: {:?}", resolved.warnings);
+        let warned: Vec<&str> = resolved.warnings.iter().map(|warning| warning.message.as_str()).collect();
+        let mixed =
+            resolved.spec.train.as_ref().and_then(|train| train.precision).is_some_and(|p| p.node != Precision::F32);
+        assert_eq!(warned, if mixed { vec!["`precision: Bf16` is computed in f32"] } else { vec![] }, "{name}");
+        let info = resolved.train_info().expect("it trains");
+        assert_eq!((info.batch, info.loss.as_str()), (4, "loss"), "{name}");
+        assert_eq!(
+            info.metrics,
+            resolved.spec.metrics.keys().map(|name| name.text.clone()).collect::<Vec<_>>(),
+            "{name}"
+        );
         let init = &resolved.model.programs["init"];
         let train = &resolved.model.programs["train"];
         for (path, decl) in &resolved.model.state {
@@ -104,4 +118,71 @@ fn disk_files_win_over_embedded_ones_and_are_found_beside_the_spec() {
     std::fs::write(&path, graph).expect("written");
     let resolved = build(&path.to_string_lossy(), &Options::default());
     assert!(resolved.model.programs.contains_key("run"));
+}
+
+/// The first state of a model.
+fn first_state(resolved: &Resolved, seed: f64) -> BTreeMap<String, Value> {
+    let inputs = BTreeMap::from([("seed".to_owned(), Value::scalar(DType::I32, seed))]);
+    interpret(&resolved.model.programs["init"], &inputs, &BTreeMap::new()).expect("init runs").updates
+}
+
+/// Root of the mean square.
+fn rms(values: &[f64]) -> f64 {
+    (values.iter().map(|x| x * x).sum::<f64>() / values.len() as f64).sqrt()
+}
+
+#[test]
+fn parameters_start_as_published() {
+    let resolved = build("alip_tiny", &Options { set: vec!["train.ema.decay=0.9".into()], ..Options::default() });
+    let state = first_state(&resolved, 7.0);
+    // Normal: spread within four standard errors of what it should be. Widths are 64 (image) and 48 (text), 2 layers.
+    let normal = [
+        ("token_embedding.weight", 0.02),
+        ("positional_embedding", 0.01),
+        ("text_projection", 48f64.powf(-0.5)),
+        ("transformer.resblocks.0.attn.in_proj_weight", 48f64.powf(-0.5)),
+        ("transformer.resblocks.1.attn.out_proj.weight", 48f64.powf(-0.5) * 4f64.powf(-0.5)),
+        ("transformer.resblocks.0.mlp.c_fc.weight", 96f64.powf(-0.5)),
+        ("transformer.resblocks.0.mlp.c_proj.weight", 48f64.powf(-0.5) * 4f64.powf(-0.5)),
+        ("visual.positional_embedding", 64f64.powf(-0.5)),
+        ("visual.proj", 64f64.powf(-0.5)),
+    ];
+    for (path, std) in normal {
+        let data = &state[path].data;
+        let error = std / (2.0 * data.len() as f64).sqrt();
+        assert!((rms(data) - std).abs() < 4.0 * error, "{path}: {} instead of {std}", rms(data));
+        assert!(data.iter().any(|x| x.abs() > 2.5 * std), "{path} has tails");
+    }
+    let uniform = [
+        ("visual.conv1.weight", 1.0 / (3.0 * 64f64).sqrt()),
+        ("visual.transformer.resblocks.0.attn.in_proj_weight", (6.0 / 256f64).sqrt()),
+        ("visual.transformer.resblocks.0.attn.out_proj.weight", 1.0 / 8.0),
+        ("visual.transformer.resblocks.0.mlp.c_fc.weight", 1.0 / 8.0),
+        ("visual.transformer.resblocks.0.mlp.c_proj.bias", 1.0 / 16.0),
+        ("transformer.resblocks.0.mlp.c_fc.bias", 48f64.powf(-0.5)),
+    ];
+    for (path, bound) in uniform {
+        let largest = state[path].data.iter().fold(0f64, |largest, x| largest.max(x.abs()));
+        assert!(largest <= bound && largest > 0.9 * bound, "{path}: {largest} of {bound}");
+    }
+    let constant = [
+        ("logit_scale", (1.0 / 0.07f64).ln()),
+        ("lcg.ema", 1.0),
+        ("visual.transformer.resblocks.0.attn.in_proj_bias", 0.0),
+        ("transformer.resblocks.0.attn.out_proj.bias", 0.0),
+        ("visual.ln_pre.weight", 1.0),
+        ("optimizer.v.visual.proj", 0.0),
+        ("train.step", 0.0),
+        ("train.seed", 7.0),
+    ];
+    for (path, value) in constant {
+        assert!(state[path].data.iter().all(|x| (x - value).abs() < 1e-15), "{path}");
+    }
+    assert_eq!(state["average.visual.proj"], state["visual.proj"], "an average starts as its parameter");
+    assert_eq!(first_state(&resolved, 7.0), state, "the same seed gives the same numbers");
+    assert_ne!(first_state(&resolved, 8.0)["visual.proj"], state["visual.proj"], "another seed does not");
+    assert_eq!(
+        rms(&first_state(&build("alip_tiny_rn", &Options::default()), 0.0)["visual.layer1.0.bn3.weight"].data),
+        0.0
+    );
 }

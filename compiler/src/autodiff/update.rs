@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use alip_plan::{PROGRAM_TRAIN, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS, StateKind};
+use alip_plan::{PROGRAM_TRAIN, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS, StateKind, TrainInfo};
 use indexmap::IndexMap;
 
 use super::gradients;
@@ -23,7 +23,7 @@ use crate::resolve::training::{
     Evaluator, Frame, Given, Init, Instance, Mode, Place, Result, Template, Top, Value, decl, scalar, wrong_kind,
 };
 use crate::resolve::{LOSS, Resolved};
-use crate::spec::{Expr, GroupSpec, ModuleSpec, TrainSpec};
+use crate::spec::{Expr, GroupSpec, ModuleSpec, Precision, TrainSpec};
 
 /// What `train` yields besides its metrics, for comparisons with other programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,11 +75,32 @@ pub fn add_update(resolved: &mut Resolved, keep: Keep) -> Result<(), Diagnostics
         return Err(evaluator.explain(error).into());
     }
     let graph = evaluator.graph;
+    resolved.info = info(&graph, loss, &train, resolved.batch);
+    if let Some(precision) = train.precision.filter(|precision| precision.node != Precision::F32) {
+        resolved.warnings.push(
+            Diagnostic::warning(format!("`precision: {:?}` is computed in f32", precision.node))
+                .label(precision.span, "no target of this version has mixed precision")
+                .note("results are at least as exact; speed and memory are those of f32"),
+        );
+    }
     resolved.model.programs.insert(PROGRAM_TRAIN.into(), graph);
     resolved.model.state = resolved.states.decls();
     let init = resolved.states.init_program()?;
     resolved.model.programs.insert(init.name.clone(), init);
     Ok(())
+}
+
+/// What the training loop must know, but for the data.
+fn info(graph: &Graph, loss: NodeId, train: &TrainSpec, batch: Option<u64>) -> Option<TrainInfo> {
+    let metric = |name: &&String| !name.starts_with("grads.") && !name.starts_with("outputs.");
+    let (name, _) = graph.outputs.iter().find(|(_, node)| **node == loss)?;
+    Some(TrainInfo {
+        batch: batch.unwrap_or(1),
+        epochs: train.epochs.map_or(1.0, |epochs| epochs.node as f64),
+        loss: name.clone(),
+        metrics: graph.outputs.keys().filter(metric).cloned().collect(),
+        data: None,
+    })
 }
 
 /// The parameters that are trained, with their gradients.
@@ -173,7 +194,7 @@ impl Update<'_> {
         self.guard(loss, norm)?;
         known.insert("grad_norm".into(), Value::Tensor(norm));
         known.insert("clip_coef".into(), coef.map_or(Value::Float(1.0), Value::Tensor));
-        self.metrics(known)
+        self.metrics(loss, known)
     }
 
     fn emit<T>(
@@ -424,7 +445,7 @@ impl Update<'_> {
     }
 
     /// The metrics that read the update; all of them in the order of the spec.
-    fn metrics(&mut self, train: BTreeMap<String, Value>) -> Result<()> {
+    fn metrics(&mut self, loss: NodeId, train: BTreeMap<String, Value>) -> Result<()> {
         let mut frame = self.frame.clone();
         frame.values.insert("train".into(), Value::Record(Arc::new(train)));
         for name in self.top.spec.params.keys() {
@@ -441,6 +462,11 @@ impl Update<'_> {
                 _ => scalar(&mut self.evaluator, &frame, expr, "a metric")?,
             };
             outputs.insert(name.text.clone(), node);
+        }
+        // A step always tells its loss, also where no metric does.
+        if !outputs.values().any(|node| *node == loss) {
+            let name = if outputs.contains_key("loss") { LOSS } else { "loss" };
+            outputs.shift_insert(0, name.to_owned(), loss);
         }
         for (name, node) in std::mem::take(&mut self.evaluator.graph.outputs) {
             outputs.entry(name).or_insert(node);

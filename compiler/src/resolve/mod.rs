@@ -23,8 +23,8 @@ mod value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use alip_plan::PROGRAM_TRAIN;
 use alip_plan::pipeline::Pipeline;
+use alip_plan::{PROGRAM_TRAIN, TrainInfo};
 
 use crate::diag::{Diagnostic, Diagnostics, SourceId, SourceMap, Span};
 use crate::ir::{Dim, Model, NodeId, TensorType};
@@ -79,6 +79,8 @@ pub struct Resolved {
     pub batch: Option<u64>,
     /// What is odd but not wrong.
     pub warnings: Vec<Diagnostic>,
+    /// What the training loop must know, once the update is built.
+    pub(crate) info: Option<TrainInfo>,
     pub(crate) states: States,
     pub(crate) library: Library,
     pub(crate) module: Module,
@@ -219,6 +221,7 @@ fn resolve_graph(
         inputs,
         batch,
         warnings: Vec::new(),
+        info: None,
         states,
         library,
         module,
@@ -231,6 +234,12 @@ fn resolve_graph(
 }
 
 impl Resolved {
+    /// What the training loop must know, for the plan; none for a graph that does not train, or before
+    /// [`add_update`](crate::autodiff::update::add_update).
+    pub fn train_info(&self) -> Option<TrainInfo> {
+        self.info.clone().map(|info| TrainInfo { data: self.pipeline.clone(), ..info })
+    }
+
     /// Another pipeline for this graph, by path or name (`--data`).
     ///
     /// # Errors
