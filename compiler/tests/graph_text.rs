@@ -238,7 +238,7 @@ fn verification_finds_broken_contracts() {
         ty: graph.ty(w).clone(),
         origin: Origin::default(),
         clamp: None,
-        train: Default::default(),
+        frozen: false,
     };
     model.state.insert("w".into(), declared);
     let expected = "program `train` updates state `w` as f32[2], but it is f32[3]";

@@ -96,9 +96,9 @@ fn groups_freeze_and_average() {
     let frozen = build("frozen_image.ron");
     let train = &frozen.model.programs["train"];
     for (path, decl) in frozen.model.state.iter().filter(|(_, decl)| decl.kind == StateKind::Param) {
-        assert_eq!(decl.train.freeze, path.starts_with("visual."), "{path}");
-        assert_eq!(train.updates.contains_key(path), !decl.train.freeze, "{path}");
-        assert_eq!(frozen.model.state.contains_key(&format!("optimizer.m.{path}")), !decl.train.freeze, "{path}");
+        assert_eq!(decl.frozen, path.starts_with("visual."), "{path}");
+        assert_eq!(train.updates.contains_key(path), !decl.frozen, "{path}");
+        assert_eq!(frozen.model.state.contains_key(&format!("optimizer.m.{path}")), !decl.frozen, "{path}");
     }
     let averaged = build("averaged_sgd.ron");
     for (path, _) in averaged.model.state.iter().filter(|(_, decl)| decl.kind == StateKind::Param) {

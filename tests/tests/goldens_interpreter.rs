@@ -355,3 +355,78 @@ fn a_step_that_is_not_finite_changes_nothing() {
     }
     assert_eq!(run.state["train.step"].data, [1.0]);
 }
+
+/// The gate modules alone: similarities come in as the products of one-number embeddings.
+fn gates() -> Run {
+    let text = r#"Graph(
+        name: "gates",
+        use: ["gates", "optim/sgd", "schedule/constant"],
+        dims: { "N": 48 },
+        inputs: {
+            "text_sim": (dtype: F32, shape: "[N, 1]"),
+            "raw_sim": (dtype: F32, shape: "[N, 1]"),
+            "caption_sim": (dtype: F32, shape: "[N, 1]"),
+        },
+        parts: {
+            "lcg": "language_consistency_gate()",
+            "dcg_raw": "description_consistency_gate()",
+            "dcg_caption": "description_consistency_gate()",
+        },
+        params: { "w": (shape: "[]", init: "1") },
+        body: [
+            "one = 0 * text_sim + 1",
+            "sample_weight, gate = lcg(text_sim, one)",
+            "raw_weight = dcg_raw(raw_sim, one, gate)",
+            "caption_weight = dcg_caption(caption_sim, one, gate)",
+            "loss = w * mean(sample_weight)",
+        ],
+        metrics: { "text_momentum": "lcg.ema'", "raw_momentum": "dcg_raw.ema'", "caption_momentum": "dcg_caption.ema'" },
+        train: (loss: "loss", optimizer: "sgd()", schedule: "constant(max_lr: 0.1)"),
+    )"#;
+    let mut sources = SourceMap::new();
+    let source = sources.add("gates.ron", text);
+    let resolved = resolve_source(&mut sources, source, &Options::default())
+        .unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
+    let model = trained(resolved);
+    let seed = BTreeMap::from([("seed".to_owned(), Value::scalar(DType::I32, 0.0))]);
+    let state = interpret(&model.programs["init"], &seed, &BTreeMap::new()).expect("init runs").updates;
+    Run { model, state }
+}
+
+#[test]
+fn gates_alone_over_six_steps_from_two_starts() {
+    let golden = goldens::load("alip_tiny/gate_cases.safetensors");
+    let starts = [("unit_start", [1.0, 1.0, 1.0]), ("mid_training", [0.4375, 0.1875, 0.25])];
+    let outputs = [
+        ("sample_weight_unclamped", "outputs.gate"),
+        ("sample_weight", "outputs.sample_weight"),
+        ("raw_weight_ungated", "outputs.dcg_raw.ungated"),
+        ("raw_weight", "outputs.raw_weight"),
+        ("caption_weight_ungated", "outputs.dcg_caption.ungated"),
+        ("caption_weight", "outputs.caption_weight"),
+    ];
+    for (start, momenta) in starts {
+        let mut run = gates();
+        for (path, momentum) in ["lcg.ema", "dcg_raw.ema", "dcg_caption.ema"].into_iter().zip(momenta) {
+            run.set(path, momentum);
+        }
+        for step in 0..6 {
+            let row = |name: &str| golden[name].values[48 * step..48 * (step + 1)].to_vec();
+            let input =
+                |name: &str| (name.to_owned(), Value::new(TensorType::f32([48, 1]), row(&format!("input.{name}"))));
+            let found = run.step(&["text_sim", "raw_sim", "caption_sim"].map(input).into());
+            for (name, output) in outputs {
+                check(
+                    &format!("{start} {name} {step}"),
+                    &found[output].data,
+                    &row(&format!("{start}.f64.{name}")),
+                    1e-12,
+                );
+            }
+            for name in ["text_momentum", "raw_momentum", "caption_momentum"] {
+                let expected = golden[&format!("{start}.f64.{name}")].values[step];
+                check(&format!("{start} {name} {step}"), &found[name].data, &[expected], 1e-12);
+            }
+        }
+    }
+}

@@ -17,7 +17,7 @@ use indexmap::IndexMap;
 
 use super::gradients;
 use crate::diag::{Diagnostic, Diagnostics, Span};
-use crate::ir::{DType, Graph, NodeId, ParamTrain, TensorType};
+use crate::ir::{DType, Graph, NodeId, TensorType};
 use crate::ops::ReduceKind;
 use crate::resolve::training::{
     Evaluator, Frame, Given, Init, Instance, Mode, Place, Result, Template, Top, Value, decl, scalar, wrong_kind,
@@ -126,7 +126,7 @@ fn trained(
             group.lr = spec.lr.clone().or(group.lr);
             group.weight_decay = spec.weight_decay.clone().or(group.weight_decay);
         }
-        entry.decl.train = ParamTrain { freeze: group.freeze, ..ParamTrain::default() };
+        entry.decl.frozen = group.freeze;
         match reads.get(path) {
             Some(node) if !group.freeze => found.push((path.clone(), *node, group)),
             Some(_) => {}

@@ -284,7 +284,9 @@ fn split(group: &[Axis], dim: &Dim, pattern: &str, sizes: &[(&str, u64)], named:
         });
         let parts = parts.collect::<Vec<_>>().join(" ");
         let verb = if unknown.is_empty() { "is not the product of" } else { "is not divisible into" };
-        return Err(OpError::new(format!("{dim} {verb} ({parts}) in '{pattern}'")));
+        let error = OpError::new(format!("{dim} {verb} ({parts}) in '{pattern}'"));
+        return Err(error
+            .help(format!("choose sizes that divide {}, such as a number of heads that divides the width", dim.size)));
     }
     for axis in group {
         let size = match given(axis) {

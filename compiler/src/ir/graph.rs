@@ -154,25 +154,8 @@ pub struct StateDecl {
     pub origin: Origin,
     /// For parameters: values are clamped to this range after each update.
     pub clamp: Option<(f64, f64)>,
-    /// For parameters: how they are trained.
-    pub train: ParamTrain,
-}
-
-/// How a parameter is trained; set by the groups of a spec.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ParamTrain {
-    /// Left as it is.
-    pub freeze: bool,
-    /// Factor on the schedule's learning rate.
-    pub lr_scale: f64,
-    /// Instead of the optimiser's weight decay.
-    pub weight_decay: Option<f64>,
-}
-
-impl Default for ParamTrain {
-    fn default() -> ParamTrain {
-        ParamTrain { freeze: false, lr_scale: 1.0, weight_decay: None }
-    }
+    /// For parameters: a group of the spec keeps it as it is.
+    pub frozen: bool,
 }
 
 /// All programs of a spec over one state.

@@ -160,7 +160,7 @@ pub(crate) fn reads(graph: &Graph) -> HashMap<String, NodeId> {
 
 /// A buffer, optimiser state or parameter as it is declared.
 pub(crate) fn decl(kind: StateKind, ty: TensorType, origin: crate::ir::Origin) -> StateDecl {
-    StateDecl { kind, ty, origin, clamp: None, train: Default::default() }
+    StateDecl { kind, ty, origin, clamp: None, frozen: false }
 }
 
 #[cfg(test)]
