@@ -159,8 +159,13 @@ impl<'a> Evaluator<'a> {
                     return Err(Diagnostic::error(format!("{n} copies"))
                         .label(count.span, format!("expected 0 to {MAX_ITEMS}")));
                 }
-                let item = self.eval(frame, item)?;
-                Ok(Value::List(vec![item; n as usize]))
+                let value = self.eval(frame, item)?;
+                if matches!(value, Value::List(_) | Value::Tuple(_)) {
+                    return Err(
+                        wrong_kind(item, &value, "one thing to repeat").help("join lists with `+`: `[a; 2] + [b; 3]`")
+                    );
+                }
+                Ok(Value::List(vec![value; n as usize]))
             }
             ExprKind::If { then, condition, otherwise } => match self.eval(frame, condition)? {
                 Value::Bool(true) => self.eval(frame, then),

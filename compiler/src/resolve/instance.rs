@@ -16,6 +16,10 @@ use crate::spec::{ArgSpec, ModuleSpec, Name, PartSpec};
 
 type Result<T, E = Diagnostic> = std::result::Result<T, E>;
 
+/// Most instances of one model, those of its optimiser and of activations included. The largest graph of the house has about
+/// 5,000; the bound keeps repetitions of repetitions from taking all memory.
+const MAX_INSTANCES: usize = 200_000;
+
 /// How the paths of an instance's parameters are made.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Place {
@@ -94,8 +98,14 @@ impl Evaluator<'_> {
         };
         let args = self.all_args(&module.spec, template, &mut frame, span)?;
         let parts = self.parts(&module.spec.parts, &frame, &place)?;
+        let id = self.states.new_id();
+        if id > MAX_INSTANCES {
+            return Err(Diagnostic::error(format!("more than {MAX_INSTANCES} instances of modules"))
+                .label(span, "")
+                .help("is a repetition `[part; n]` larger than meant?"));
+        }
         self.leave();
-        Ok(Arc::new(Instance { id: self.states.new_id(), name, module: template.module, args, parts, place, span }))
+        Ok(Arc::new(Instance { id, name, module: template.module, args, parts, place, span }))
     }
 
     /// Instances for the `parts` of a module or graph.
