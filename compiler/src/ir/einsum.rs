@@ -285,8 +285,10 @@ fn split(group: &[Axis], dim: &Dim, pattern: &str, sizes: &[(&str, u64)], named:
         let parts = parts.collect::<Vec<_>>().join(" ");
         let verb = if unknown.is_empty() { "is not the product of" } else { "is not divisible into" };
         let error = OpError::new(format!("{dim} {verb} ({parts}) in '{pattern}'"));
-        return Err(error
-            .help(format!("choose sizes that divide {}, such as a number of heads that divides the width", dim.size)));
+        return Err(match unknown.is_empty() {
+            true => error,
+            false => error.help("choose sizes that divide it, such as a number of heads that divides the width"),
+        });
     }
     for axis in group {
         let size = match given(axis) {
