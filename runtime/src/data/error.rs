@@ -66,6 +66,12 @@ pub enum DataError {
         /// Replacements tried.
         attempts: u32,
     },
+    /// More scenes than there are.
+    #[error(transparent)]
+    Shapes(#[from] crate::data::shapes::TooManyScenes),
+    /// A batch has no valid shape.
+    #[error(transparent)]
+    Tensor(#[from] crate::tensor::TensorError),
     /// The loader's thread ended; a bug, not the user's doing.
     #[error("the data loader stopped without saying why; please report this")]
     Stopped,

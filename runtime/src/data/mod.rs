@@ -6,14 +6,28 @@
 //! - The cursor is one number, the global sample index. Epochs follow one another without a gap: global sample `g` is
 //!   position `g % n` of epoch `g / n`, so a batch may straddle two epochs and nothing is dropped.
 //! - A sample that cannot be read is replaced by a function of the same three numbers, named in the batch's
-//!   `Batch::skipped` and counted; too many of them stop the run. Nothing a file holds can panic, hang or exhaust memory.
+//!   [`Batch::skipped`] and counted; too many of them stop the run. Nothing a file holds can panic, hang or exhaust memory.
 //! - Nothing here knows a model or a device.
 
+mod augment;
+mod decode;
 mod error;
+mod folder;
+mod loader;
 mod order;
+mod resize;
 pub mod shapes;
 mod source;
+mod text;
+mod transform;
 
+pub use augment::{Crop, center_crop, mirror, normalize_rgb, random_area_crop};
+pub use decode::{DecodeLimits, decode_rgb, upright_size};
 pub use error::{DataError, SampleError};
+pub use folder::FolderSource;
+pub use loader::{Batch, Loader, LoaderOptions, Passes, Skipped, Throughput, measure};
 pub use order::Order;
-pub use source::{Field, RawSample, RgbImage, SampleSource};
+pub use resize::resize;
+pub use source::{Field, RawSample, RgbImage, SampleSource, open_source};
+pub use text::{Tokenizer, WordVocabulary, clean, split_words};
+pub use transform::Transform;

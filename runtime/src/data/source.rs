@@ -1,8 +1,12 @@
 //! What a source of samples is.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::SampleError;
+use alip_plan::pipeline::{Mode, Source};
+
+use super::shapes::{Scenes, ShapesSource, Split};
+use super::{DataError, FolderSource, SampleError};
 
 /// An 8-bit RGB image, rows from the top, three bytes per pixel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +26,7 @@ impl RgbImage {
     }
 }
 
-/// A named part of a sample; its kind is the one that [`Source::fields`](alip_plan::pipeline::Source::fields) states for the name.
+/// A named part of a sample; its kind is the one that [`Source::fields`] states for the name.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Field {
     /// The bytes of an image file.
@@ -38,7 +42,7 @@ pub enum Field {
 /// One sample as its source has it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RawSample {
-    /// The fields that [`Source::fields`](alip_plan::pipeline::Source::fields) promises.
+    /// The fields that [`Source::fields`] promises.
     pub fields: BTreeMap<String, Field>,
     /// What is known about the sample and not shown to the model, e.g. `raw_wrong` (0 or 1) or a class. Every sample of a
     /// source has the same labels.
@@ -75,4 +79,26 @@ pub trait SampleSource: Send + Sync {
     /// Words for a vocabulary of whole words, most important first and without repetition, at most `limit`; always taken
     /// from the training split, whatever is open.
     fn words(&self, limit: usize) -> Vec<String>;
+}
+
+/// Opens the samples of a pipeline's source: its training split, or its evaluation split.
+///
+/// # Errors
+/// What is wrong with the source's files, or that its kind is not supported yet.
+pub fn open_source(source: &Source, mode: Mode) -> Result<Arc<dyn SampleSource>, DataError> {
+    match source {
+        Source::Folder { .. } => Ok(Arc::new(FolderSource::open(source, mode)?)),
+        Source::Shapes { size, scenes, held_out, seed } => {
+            let (split, len) = match mode {
+                Mode::Train => (Split::Train, *scenes),
+                Mode::Eval => (Split::HeldOut, *held_out),
+            };
+            Ok(Arc::new(ShapesSource::new(Scenes::new(*seed, split, len)?, *size)))
+        }
+        Source::Recordio { .. } | Source::Webdataset { .. } => Err(DataError::Unsupported {
+            what: format!("the source `{}`", source.kind()),
+            advice: "use `Folder`, a folder of images with a `captions.jsonl`, or `Shapes`, which needs no files"
+                .into(),
+        }),
+    }
 }

@@ -1,0 +1,204 @@
+//! Crops, mirroring and normalisation. What is random takes its bits from a function `draw(block)`, so that it depends on
+//! nothing but (seed, epoch, sample, op).
+
+use alip_plan::philox::uniform_f64;
+
+use super::order::below;
+use super::{RgbImage, SampleError};
+
+/// A rectangle of an image, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crop {
+    /// Left edge.
+    pub x: u32,
+    /// Top edge.
+    pub y: u32,
+    /// Width, at least 1.
+    pub width: u32,
+    /// Height, at least 1.
+    pub height: u32,
+}
+
+/// A random rectangle of a `width` x `height` image: its area a uniform share, its aspect (width / height) log-uniform.
+/// `draw(i)` gives 128 random bits for attempt `i` and a second block for it.
+///
+/// After `attempts` rectangles that do not fit, the largest centred one whose aspect is allowed.
+pub fn random_area_crop(
+    (width, height): (u32, u32),
+    area: (f64, f64),
+    aspect: (f64, f64),
+    attempts: u32,
+    draw: impl Fn(u64) -> [u32; 4],
+) -> Crop {
+    let whole = f64::from(width) * f64::from(height);
+    let (log_low, log_high) = (libm::log(aspect.0), libm::log(aspect.1));
+    for attempt in 0..u64::from(attempts) {
+        let shape = draw(2 * attempt);
+        let share = area.0 + (area.1 - area.0) * uniform_f64(shape[0], shape[1]);
+        let ratio = libm::exp(log_low + (log_high - log_low) * uniform_f64(shape[2], shape[3]));
+        let w = libm::round(libm::sqrt(whole * share * ratio)) as u32;
+        let h = libm::round(libm::sqrt(whole * share / ratio)) as u32;
+        if (1..=width).contains(&w) && (1..=height).contains(&h) {
+            let place = draw(2 * attempt + 1);
+            let x = below(u64::from(width - w) + 1, [place[0], place[1], 0, 0]) as u32;
+            let y = below(u64::from(height - h) + 1, [place[2], place[3], 0, 0]) as u32;
+            return Crop { x, y, width: w, height: h };
+        }
+    }
+    let ratio = f64::from(width) / f64::from(height);
+    let (w, h) = if ratio < aspect.0 {
+        (width, (libm::round(f64::from(width) / aspect.0) as u32).clamp(1, height))
+    } else if ratio > aspect.1 {
+        ((libm::round(f64::from(height) * aspect.1) as u32).clamp(1, width), height)
+    } else {
+        (width, height)
+    };
+    Crop { x: (width - w) / 2, y: (height - h) / 2, width: w, height: h }
+}
+
+/// Cuts a rectangle out of an image.
+///
+/// # Errors
+/// It does not lie within the image.
+pub(super) fn cut(image: &RgbImage, crop: Crop) -> Result<RgbImage, SampleError> {
+    let Crop { x, y, width, height } = crop;
+    let inside =
+        |at: u32, length: u32, whole: u32| length >= 1 && at.checked_add(length).is_some_and(|end| end <= whole);
+    if !inside(x, width, image.width) || !inside(y, height, image.height) {
+        return Err(SampleError(format!("a crop {crop:?} outside the image {}x{}", image.width, image.height)));
+    }
+    let (from, bytes) = (x as usize * 3, width as usize * 3);
+    let mut pixels = Vec::with_capacity(bytes * height as usize);
+    for row in image.pixels.chunks_exact(image.stride()).skip(y as usize).take(height as usize) {
+        pixels.extend_from_slice(&row[from..from + bytes]);
+    }
+    Ok(RgbImage { width, height, pixels })
+}
+
+/// The middle of an image; odd margins are divided as torchvision does (half to even).
+///
+/// # Errors
+/// The image is smaller than the crop.
+pub fn center_crop(image: &RgbImage, height: u32, width: u32) -> Result<RgbImage, SampleError> {
+    if (image.height, image.width) == (height, width) {
+        return Ok(image.clone());
+    }
+    if image.height < height || image.width < width {
+        return Err(SampleError(format!(
+            "an image of {}x{} pixels is smaller than the centre crop {width}x{height}",
+            image.width, image.height
+        )));
+    }
+    let half = |margin: u32| margin / 2 + u32::from(margin % 4 == 3);
+    cut(image, Crop { x: half(image.width - width), y: half(image.height - height), width, height })
+}
+
+/// Swaps left and right.
+pub fn mirror(image: &mut RgbImage) {
+    let stride = image.stride();
+    for row in image.pixels.chunks_exact_mut(stride) {
+        let (pixels, _) = row.as_chunks_mut::<3>();
+        pixels.reverse();
+    }
+}
+
+/// `(x - 255 mean) / (255 std)` of every level of every channel, rounded once from f64.
+pub(super) fn level_table(mean: [f64; 3], std: [f64; 3]) -> [[f32; 256]; 3] {
+    std::array::from_fn(|channel| {
+        std::array::from_fn(|level| ((level as f64 - 255.0 * mean[channel]) / (255.0 * std[channel])) as f32)
+    })
+}
+
+/// Normalises an image into `out`, f32 `[3, height, width]`, by the table of each channel's 256 levels.
+pub(super) fn normalize_into(image: &RgbImage, table: &[[f32; 256]; 3], out: &mut [f32]) {
+    let plane = image.width as usize * image.height as usize;
+    let (pixels, _) = image.pixels.as_chunks::<3>();
+    for ((channel, levels), out) in table.iter().enumerate().zip(out.chunks_exact_mut(plane.max(1))) {
+        for (out, pixel) in out.iter_mut().zip(pixels) {
+            *out = levels[usize::from(pixel[channel])];
+        }
+    }
+}
+
+/// An image as f32 `[3, height, width]`: `(x - 255 mean) / (255 std)`.
+pub fn normalize_rgb(image: &RgbImage, mean: [f64; 3], std: [f64; 3]) -> Vec<f32> {
+    let mut out = vec![0.0; image.pixels.len()];
+    normalize_into(image, &level_table(mean, std), &mut out);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use alip_plan::philox::{counter, philox4x32};
+    use alip_plan::pipeline::{CLIP_MEAN, CLIP_STD};
+
+    use super::*;
+
+    fn numbered(height: u32, width: u32) -> RgbImage {
+        let pixels = (0..height * width).flat_map(|i| [i as u8, (i + 1) as u8, (i + 2) as u8]).collect();
+        RgbImage { width, height, pixels }
+    }
+
+    /// Area and aspect have the stated distributions where every draw fits, and every crop lies inside.
+    #[test]
+    fn crops_have_the_stated_distribution() {
+        let (n, size) = (4_000u64, (1000, 1000));
+        let (mut share, mut log_aspect, mut left) = (0.0, 0.0, 0.0);
+        for sample in 0..n {
+            let crop = random_area_crop(size, (0.3, 0.6), (0.8, 1.25), 100, |i| philox4x32(counter(sample, i), [1, 2]));
+            assert!(crop.x + crop.width <= 1000 && crop.y + crop.height <= 1000);
+            let area = f64::from(crop.width) * f64::from(crop.height) / 1e6;
+            assert!((0.298..=0.602).contains(&area), "{crop:?}");
+            share += area / n as f64;
+            log_aspect += (f64::from(crop.width) / f64::from(crop.height)).ln() / n as f64;
+            left += f64::from(crop.x) / f64::from(1000 - crop.width) / n as f64;
+        }
+        // Six standard deviations of the mean of n uniforms over each range.
+        let bound = |range: f64| 6.0 * range / (12.0 * n as f64).sqrt();
+        assert!((share - 0.45).abs() < bound(0.3), "mean share {share}");
+        assert!(log_aspect.abs() < bound((1.25f64 / 0.8).ln()), "mean log aspect {log_aspect}");
+        assert!((left - 0.5).abs() < bound(1.0), "mean left edge {left}");
+    }
+
+    #[test]
+    fn crops_that_cannot_fit_fall_back_to_the_centre() {
+        let draw = |i| philox4x32(counter(0, i), [3, 4]);
+        for ((width, height), expected) in [
+            ((3000, 2), Crop { x: 1498, y: 0, width: 3, height: 2 }),
+            ((2, 3000), Crop { x: 0, y: 1498, width: 2, height: 3 }),
+            ((1, 1), Crop { x: 0, y: 0, width: 1, height: 1 }),
+        ] {
+            assert_eq!(random_area_crop((width, height), (0.7, 1.0), (0.8, 1.25), 100, draw), expected);
+        }
+    }
+
+    #[test]
+    fn centre_crops_divide_odd_margins_half_to_even() {
+        let image = numbered(9, 12);
+        // Margins 1 -> 0, 3 -> 2, 5 -> 2 and 7 -> 4.
+        for (height, width, first) in [(8, 12, 0), (6, 11, 24), (4, 7, 2 * 12 + 2), (2, 5, 4 * 12 + 4)] {
+            let crop = center_crop(&image, height, width).unwrap();
+            assert_eq!((crop.height, crop.width, crop.pixels[0]), (height, width, first as u8), "{height}x{width}");
+        }
+        let error = center_crop(&image, 10, 12).unwrap_err().to_string();
+        assert_eq!(error, "an image of 12x9 pixels is smaller than the centre crop 12x10");
+    }
+
+    #[test]
+    fn mirror_swaps_pixels_and_not_channels() {
+        let mut image = numbered(1, 3);
+        mirror(&mut image);
+        assert_eq!(image.pixels, [2, 3, 4, 1, 2, 3, 0, 1, 2]);
+    }
+
+    #[test]
+    fn normalised_levels() {
+        let image = RgbImage { width: 2, height: 1, pixels: vec![0, 128, 255, 255, 0, 1] };
+        let out = normalize_rgb(&image, CLIP_MEAN, CLIP_STD);
+        let at = |level: f64, c: usize| ((level / 255.0 - CLIP_MEAN[c]) / CLIP_STD[c]) as f32;
+        let expected = [at(0.0, 0), at(255.0, 0), at(128.0, 1), at(0.0, 1), at(255.0, 2), at(1.0, 2)];
+        for (out, expected) in out.iter().zip(expected) {
+            assert!((out - expected).abs() <= f32::EPSILON * expected.abs().max(1.0), "{out} {expected}");
+        }
+    }
+}

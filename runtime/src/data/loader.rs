@@ -1,0 +1,442 @@
+//! Batches, in order, ahead of time.
+//!
+//! One thread makes batch after batch, each on a pool of `workers` threads that write their rows straight into the batch's
+//! tensors, and puts them into a queue of `prefetch` places. So at most `prefetch + 2` batches exist at a time (those in the
+//! queue, the one being made, the one the consumer holds), however slow the consumer is, and no result depends on timing.
+//!
+//! Dropping the loader stops the thread within one sample's work and joins it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use alip_plan::pipeline::{Mode, Pipeline, Source};
+use rayon::prelude::*;
+
+use super::transform::{Row, check_fields};
+use super::{DataError, Order, SampleError, SampleSource, Transform};
+use crate::tensor::{Data, HostTensor};
+
+/// Stand-ins tried for one sample before the data set is called unreadable.
+const MAX_ATTEMPTS: u32 = 32;
+
+/// A global batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// The pipeline's outputs by name, shape `[batch, ...]`.
+    pub tensors: BTreeMap<String, HostTensor>,
+    /// Global index of the first row: the cursor of this batch. Row `r` is global sample `first_sample + r`; the cursor after
+    /// the batch is `first_sample + batch`.
+    pub first_sample: u64,
+    /// Rows that count. All of them when training; the last batch of [`Passes::Once`] is filled up with samples from the
+    /// start, which do not.
+    pub valid: usize,
+    /// The source's index of the sample in each row.
+    pub rows: Vec<u64>,
+    /// The source's labels by name, one per row.
+    pub labels: BTreeMap<String, Vec<i64>>,
+    /// Samples of this batch that could not be used; their rows hold others.
+    pub skipped: Vec<Skipped>,
+    /// How long the consumer waited for this batch.
+    pub waited: Duration,
+}
+
+/// A sample that could not be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Its global sample number.
+    pub sample: u64,
+    /// Its row in the batch, where another sample stands now.
+    pub row: usize,
+    /// Its index in the source.
+    pub index: u64,
+    /// Its name in the source: a file, a record.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sample {} (index {}, {}): {}", self.sample, self.index, self.name, self.reason)
+    }
+}
+
+/// How far a loader goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passes {
+    /// Epoch after epoch, without end and without a gap.
+    Endless,
+    /// Every sample once.
+    Once,
+}
+
+/// How to load.
+#[derive(Clone, Debug)]
+pub struct LoaderOptions {
+    /// Training or evaluation body; only training shuffles.
+    pub mode: Mode,
+    /// Seed of order and augmentation.
+    pub seed: u64,
+    /// Where to begin: 0, or the cursor of a checkpoint.
+    pub start_sample: u64,
+    /// Samples of a global batch.
+    pub batch: usize,
+    /// Threads that decode.
+    pub workers: usize,
+    /// Batches made ahead.
+    pub prefetch: usize,
+    /// How far to go.
+    pub passes: Passes,
+    /// Largest share of samples that may be unusable, judged over what this loader has delivered.
+    pub max_bad: f64,
+    /// Samples to deliver before the share is judged, so that one bad file among the first few stops nothing.
+    pub judge_after: u64,
+}
+
+impl LoaderOptions {
+    /// Training from the start: endless, one worker per processor, two batches ahead, 1 % bad samples after 1,000.
+    pub fn train(seed: u64, batch: usize) -> LoaderOptions {
+        LoaderOptions {
+            mode: Mode::Train,
+            seed,
+            start_sample: 0,
+            batch,
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            prefetch: 2,
+            passes: Passes::Endless,
+            max_bad: 0.01,
+            judge_after: 1_000,
+        }
+    }
+
+    /// Evaluation: every sample once, in order, without randomness.
+    pub fn eval(batch: usize) -> LoaderOptions {
+        LoaderOptions { mode: Mode::Eval, passes: Passes::Once, ..LoaderOptions::train(0, batch) }
+    }
+}
+
+/// Delivers batches in order.
+pub struct Loader {
+    queue: Option<Receiver<Result<Batch, DataError>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    transform: Arc<Transform>,
+    order: Order,
+    waited: Duration,
+    delivered: u64,
+    skipped: u64,
+    max_bad: f64,
+    judge_after: u64,
+}
+
+impl Loader {
+    /// Starts to load. Resuming is starting with `start_sample`: the batches are those of the unbroken run.
+    ///
+    /// # Errors
+    /// The pipeline is not well formed, a word list cannot be had, or threads cannot be started.
+    pub fn new(
+        pipeline: &Pipeline,
+        source: Arc<dyn SampleSource>,
+        options: &LoaderOptions,
+    ) -> Result<Loader, DataError> {
+        let fail = |reason: String| DataError::Pipeline { pipeline: pipeline.name.clone(), reason };
+        if source.is_empty() || options.batch == 0 {
+            return Err(fail("a batch needs at least one sample".into()));
+        }
+        let transform = Arc::new(Transform::new(pipeline, options.mode, source.as_ref())?);
+        let shuffled = options.mode == Mode::Train && pipeline.shuffle.is_some();
+        let order = Order::new(source.len(), options.seed, shuffled);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.workers.max(1))
+            .thread_name(|i| format!("decode-{i}"))
+            .build()
+            .map_err(|error| fail(format!("cannot start decoding threads: {error}")))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (send, queue) = sync_channel(options.prefetch.max(1));
+        let maker = Maker {
+            declared: pipeline.source.clone(),
+            source,
+            transform: transform.clone(),
+            order,
+            stop: stop.clone(),
+            batch: options.batch,
+        };
+        let (start, passes) = (options.start_sample, options.passes);
+        let thread = std::thread::Builder::new()
+            .name("loader".into())
+            .spawn(move || pool.install(|| maker.make_all(start, passes, &send)))
+            .map_err(|error| fail(format!("cannot start the loading thread: {error}")))?;
+        Ok(Loader {
+            queue: Some(queue),
+            stop,
+            thread: Some(thread),
+            transform,
+            order,
+            waited: Duration::ZERO,
+            delivered: 0,
+            skipped: 0,
+            max_bad: options.max_bad,
+            judge_after: options.judge_after,
+        })
+    }
+
+    /// The next batch; `None` after the last of [`Passes::Once`].
+    ///
+    /// # Errors
+    /// Too many samples cannot be used.
+    // Not an iterator: an error must not be passed over.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<Batch>, DataError> {
+        let Some(queue) = &self.queue else { return Ok(None) };
+        let start = Instant::now();
+        let received = queue.recv();
+        let waited = start.elapsed();
+        self.waited += waited;
+        let mut batch = match received {
+            Ok(Ok(batch)) => batch,
+            Ok(Err(error)) => return Err(self.close_with(error)),
+            // The thread has ended: done, unless it ended by a panic.
+            Err(_) => {
+                self.queue = None;
+                return match self.thread.take().map(JoinHandle::join) {
+                    Some(Err(_)) => Err(DataError::Stopped),
+                    _ => Ok(None),
+                };
+            }
+        };
+        batch.waited = waited;
+        self.delivered += batch.valid as u64;
+        self.skipped += batch.skipped.len() as u64;
+        if let Some(last) = batch.skipped.last()
+            && self.delivered >= self.judge_after
+            && self.skipped as f64 > self.max_bad * self.delivered as f64
+        {
+            let error = DataError::TooManyBad {
+                bad: self.skipped,
+                seen: self.delivered,
+                allowed: self.max_bad,
+                last: last.to_string(),
+            };
+            return Err(self.close_with(error));
+        }
+        Ok(Some(batch))
+    }
+
+    fn close_with(&mut self, error: DataError) -> DataError {
+        self.queue = None;
+        error
+    }
+
+    /// The order of the samples: epoch length, steps.
+    pub fn order(&self) -> &Order {
+        &self.order
+    }
+
+    /// The body that runs; it has the tokenizer.
+    pub fn transform(&self) -> &Transform {
+        &self.transform
+    }
+
+    /// How long the consumer has waited for batches in all.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Samples delivered, and how many of them could not be used and were replaced.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.delivered, self.skipped)
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Frees the thread where it waits for a place in the queue.
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has nothing more to say here.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What makes batches.
+struct Maker {
+    declared: Source,
+    source: Arc<dyn SampleSource>,
+    transform: Arc<Transform>,
+    order: Order,
+    stop: Arc<AtomicBool>,
+    batch: usize,
+}
+
+/// What became of one row.
+struct Made {
+    index: u64,
+    labels: BTreeMap<String, i64>,
+    skipped: Vec<Skipped>,
+}
+
+impl Maker {
+    fn make_all(&self, start: u64, passes: Passes, send: &SyncSender<Result<Batch, DataError>>) {
+        let mut first = start;
+        while !self.stop.load(Ordering::Relaxed) {
+            let valid = match passes {
+                Passes::Endless => self.batch,
+                Passes::Once => self.order.epoch_len().saturating_sub(first).min(self.batch as u64) as usize,
+            };
+            if valid == 0 {
+                return;
+            }
+            let Some(made) = self.make(first, valid) else { return };
+            let failed = made.is_err();
+            if send.send(made).is_err() || failed {
+                return;
+            }
+            first += self.batch as u64;
+        }
+    }
+
+    /// One batch; `None` when told to stop.
+    fn make(&self, first: u64, valid: usize) -> Option<Result<Batch, DataError>> {
+        let mut tensors = match self.transform.allocate(self.batch) {
+            Ok(tensors) => tensors,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let made: Vec<Option<Result<Made, DataError>>> = rows_of(&mut tensors, self.batch)
+            .into_par_iter()
+            .enumerate()
+            .map(
+                |(row, mut slots)| {
+                    if self.stop.load(Ordering::Relaxed) { None } else { Some(self.fill(first, row, &mut slots)) }
+                },
+            )
+            .collect();
+        let mut batch = Batch {
+            tensors: BTreeMap::new(),
+            first_sample: first,
+            valid,
+            rows: Vec::with_capacity(self.batch),
+            labels: BTreeMap::new(),
+            skipped: Vec::new(),
+            waited: Duration::ZERO,
+        };
+        for made in made {
+            match made? {
+                Err(error) => return Some(Err(error)),
+                Ok(made) => {
+                    batch.rows.push(made.index);
+                    batch.skipped.extend(made.skipped);
+                    for (name, label) in made.labels {
+                        batch.labels.entry(name).or_default().push(label);
+                    }
+                }
+            }
+        }
+        // Rows beyond the end of a pass were counted in their own place.
+        batch.skipped.retain(|skipped| skipped.row < valid);
+        let names = self.transform.outputs().map(|(name, _)| name.to_string());
+        batch.tensors = names.zip(tensors).collect();
+        Some(Ok(batch))
+    }
+
+    /// Fills one row with its sample, or with the first usable stand-in.
+    fn fill(&self, first: u64, row: usize, slots: &mut [Row<'_>]) -> Result<Made, DataError> {
+        let sample = first + row as u64;
+        let (epoch, own) = self.order.at(sample);
+        let mut skipped: Vec<Skipped> = Vec::new();
+        for attempt in 0..MAX_ATTEMPTS {
+            let index = if attempt == 0 { own } else { self.order.reserve(sample, attempt) };
+            match self.read(epoch, index, slots) {
+                Ok(labels) => return Ok(Made { index, labels, skipped }),
+                // A stand-in that is bad too is not counted again: it will be in its own place.
+                Err(reason) if attempt == 0 => skipped.push(Skipped {
+                    sample,
+                    row,
+                    index,
+                    name: self.source.name(index),
+                    reason: reason.to_string(),
+                }),
+                Err(_) => {}
+            }
+        }
+        let first = skipped.first().map(Skipped::to_string).unwrap_or_default();
+        Err(DataError::NoReplacement { first, attempts: MAX_ATTEMPTS - 1 })
+    }
+
+    fn read(&self, epoch: u64, index: u64, slots: &mut [Row<'_>]) -> Result<BTreeMap<String, i64>, SampleError> {
+        // A decoder that panics on a hostile file loses that sample and nothing else; rows are overwritten by the next try.
+        catch_unwind(AssertUnwindSafe(|| {
+            let sample = self.source.read(index)?;
+            check_fields(&self.declared, &sample)?;
+            let labels = sample.labels.clone();
+            self.transform.run(sample, (&self.order, epoch, index), slots)?;
+            Ok(labels)
+        }))
+        .unwrap_or_else(|_| Err(SampleError("the decoder panicked on it".into())))
+    }
+}
+
+/// Cuts the tensors into the rows of each sample.
+fn rows_of(tensors: &mut [HostTensor], batch: usize) -> Vec<Vec<Row<'_>>> {
+    let mut rows: Vec<Vec<Row<'_>>> = (0..batch).map(|_| Vec::with_capacity(tensors.len())).collect();
+    for tensor in tensors {
+        match tensor.data_mut() {
+            Data::F32(data) => {
+                let length = (data.len() / batch).max(1);
+                data.chunks_exact_mut(length).zip(&mut rows).for_each(|(chunk, row)| row.push(Row::F32(chunk)));
+            }
+            Data::I32(data) => {
+                let length = (data.len() / batch).max(1);
+                data.chunks_exact_mut(length).zip(&mut rows).for_each(|(chunk, row)| row.push(Row::I32(chunk)));
+            }
+            // `Transform::allocate` makes no others.
+            Data::Bf16(_) | Data::F16(_) | Data::Bool(_) => {}
+        }
+    }
+    rows
+}
+
+/// What a pipeline delivers per second when nothing else runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Throughput {
+    /// Samples delivered.
+    pub samples: u64,
+    /// Wall time, without opening the source.
+    pub elapsed: Duration,
+    /// Samples that could not be used.
+    pub skipped: Vec<Skipped>,
+}
+
+impl Throughput {
+    /// Samples per second.
+    pub fn rate(&self) -> f64 {
+        self.samples as f64 / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+}
+
+/// Runs `batches` batches of a pipeline and throws them away.
+///
+/// # Errors
+/// As [`Loader::new`] and [`Loader::next`].
+pub fn measure(
+    pipeline: &Pipeline,
+    source: Arc<dyn SampleSource>,
+    options: &LoaderOptions,
+    batches: usize,
+) -> Result<Throughput, DataError> {
+    let mut loader = Loader::new(pipeline, source, options)?;
+    let start = Instant::now();
+    let mut skipped = Vec::new();
+    for _ in 0..batches {
+        let Some(batch) = loader.next()? else { break };
+        skipped.extend(batch.skipped);
+    }
+    Ok(Throughput { samples: loader.counts().0, elapsed: start.elapsed(), skipped })
+}

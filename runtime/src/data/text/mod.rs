@@ -1,0 +1,106 @@
+//! Texts to token ids.
+//!
+//! Invariants:
+//! - [`Tokenizer::encode`] gives exactly `context` ids: start, the text's tokens, end, zeros. A longer text is cut and its
+//!   last id is the end. The end is the largest id of the vocabulary, so the first largest id marks the end of the text.
+//! - It never fails: every string has ids. No text, however long or strange, takes more than bounded time.
+
+mod clean;
+mod clip;
+mod words;
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use alip_plan::pipeline::Vocab;
+
+pub use clean::clean;
+pub use words::{WordVocabulary, split_words};
+
+use super::{DataError, SampleSource};
+use clip::ClipTokenizer;
+
+/// Turns texts into rows of token ids. Cheap to clone.
+#[derive(Clone)]
+pub struct Tokenizer {
+    kind: Kind,
+}
+
+#[derive(Clone)]
+enum Kind {
+    Clip(&'static ClipTokenizer),
+    Words(Arc<WordVocabulary>),
+}
+
+impl Tokenizer {
+    /// CLIP's byte-pair tokenizer, 49408 ids.
+    pub fn clip() -> Tokenizer {
+        static CLIP: OnceLock<ClipTokenizer> = OnceLock::new();
+        Tokenizer { kind: Kind::Clip(CLIP.get_or_init(ClipTokenizer::new)) }
+    }
+
+    /// A tokenizer of whole words.
+    pub fn words(vocabulary: WordVocabulary) -> Tokenizer {
+        Tokenizer { kind: Kind::Words(Arc::new(vocabulary)) }
+    }
+
+    /// The tokenizer of a `tokenize` op; a word list that is not in a file comes from the source.
+    ///
+    /// # Errors
+    /// The word list cannot be read, is empty, or has more words than ids.
+    pub fn open(vocab: &Vocab, source: &dyn SampleSource) -> Result<Tokenizer, DataError> {
+        match vocab {
+            Vocab::Clip => Ok(Tokenizer::clip()),
+            Vocab::Words { size, file: Some(file) } => {
+                Ok(Tokenizer::words(WordVocabulary::read(Path::new(file), *size)?))
+            }
+            Vocab::Words { size, file: None } => {
+                let words = source.words(WordVocabulary::room(*size));
+                Ok(Tokenizer::words(WordVocabulary::new(words, *size)))
+            }
+        }
+    }
+
+    /// Number of ids.
+    pub fn vocab_size(&self) -> u32 {
+        match &self.kind {
+            Kind::Clip(_) => Vocab::Clip.size(),
+            Kind::Words(vocabulary) => vocabulary.size(),
+        }
+    }
+
+    /// The word list, where this is a tokenizer of whole words. It belongs to the trained model: write it beside a
+    /// checkpoint, and evaluate with `words:SIZE:FILE`.
+    pub fn word_list(&self) -> Option<&[String]> {
+        match &self.kind {
+            Kind::Clip(_) => None,
+            Kind::Words(vocabulary) => Some(vocabulary.list()),
+        }
+    }
+
+    /// The ids of a text: `context` of them (at least 2).
+    pub fn encode(&self, text: &str, context: usize) -> Vec<i32> {
+        let mut ids = vec![0; context];
+        self.encode_into(text, &mut ids);
+        ids
+    }
+
+    /// Fills a row with the ids of a text.
+    pub fn encode_into(&self, text: &str, row: &mut [i32]) {
+        let room = row.len().saturating_sub(2);
+        let end = self.vocab_size() as i32 - 1;
+        let mut ids = match &self.kind {
+            Kind::Clip(clip) => clip.tokens(text, room),
+            Kind::Words(vocabulary) => vocabulary.tokens(text, room),
+        };
+        ids.truncate(room);
+        row.fill(0);
+        let framed = std::iter::once(end - 1).chain(ids).chain(std::iter::once(end));
+        for (slot, id) in row.iter_mut().zip(framed) {
+            *slot = id;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

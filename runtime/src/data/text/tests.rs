@@ -1,0 +1,122 @@
+//! The published tokenizer's ids, and the word vocabulary.
+
+use super::*;
+
+#[derive(serde::Deserialize)]
+struct Case {
+    index: usize,
+    kind: String,
+    text: String,
+    cleaned: String,
+    token_count: usize,
+    ids: Vec<i32>,
+}
+
+fn cases() -> Vec<Case> {
+    include_str!("../../../../tests/goldens/tokenizer/captions.jsonl")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("golden line"))
+        .collect()
+}
+
+/// All 300 cases of the golden data, through cleaning and without it.
+#[test]
+fn clip_ids_are_the_published_ones() {
+    let clip = Tokenizer::clip();
+    let cases = cases();
+    assert_eq!(cases.len(), 300);
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let ids = clip.encode(&case.text, 77);
+        if ids != case.ids || clean(&case.text) != case.cleaned {
+            wrong.push(format!(
+                "{} ({}): {:?}\n  cleaned {:?}\n  not     {:?}",
+                case.index,
+                case.kind,
+                case.text,
+                clean(&case.text),
+                case.cleaned
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of 300 differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn other_context_lengths_cut_and_pad() {
+    let clip = Tokenizer::clip();
+    for case in cases().iter().step_by(7) {
+        for context in [3usize, 8, 16, 77, 100] {
+            let ids = clip.encode(&case.text, context);
+            assert_eq!(ids.len(), context);
+            let kept = (case.token_count + 2).min(context).min(77);
+            assert_eq!(ids[..kept - 1], case.ids[..kept - 1], "case {} at {context}", case.index);
+            if context <= 77 || case.token_count <= 75 {
+                assert_eq!(ids[kept - 1], 49407, "case {} at {context}", case.index);
+                assert!(ids[kept..].iter().all(|id| *id == 0), "case {} at {context}", case.index);
+            }
+        }
+    }
+    assert_eq!(clip.encode("", 4), [49406, 49407, 0, 0]);
+}
+
+/// Long texts, single words without end and repeated signs end within bounded time, and share their first ids with a
+/// moderately long text of the kind.
+#[test]
+fn long_texts_are_bounded() {
+    let clip = Tokenizer::clip();
+    for unit in ["a dog runs ", "ab", "&amp;", "â€œ", "é", "'ſ ", "<end_of_text>", "\u{1b}[31m", "😀", "&#xFFFF;"]
+    {
+        let start = std::time::Instant::now();
+        let long = clip.encode(&unit.repeat(3_000_000 / unit.len()), 77);
+        assert!(start.elapsed().as_secs() < 20, "{unit:?} took {:?}", start.elapsed());
+        assert_eq!(long.len(), 77);
+        assert_eq!(long[0], 49406);
+    }
+    assert_eq!(clip.encode(&"a dog runs ".repeat(300_000), 77), clip.encode(&"a dog runs ".repeat(100), 77));
+}
+
+fn small() -> WordVocabulary {
+    WordVocabulary::new(["a", "red", "circle", "above"].map(String::from).to_vec(), 9)
+}
+
+#[test]
+fn words_have_ids_between_padding_and_end() {
+    let words = Tokenizer::words(small());
+    assert_eq!(words.vocab_size(), 9);
+    for (text, expected) in [
+        ("A red circle.", [7, 2, 3, 4, 8, 0]),
+        ("a RED &quot;blob&quot;", [7, 2, 3, 1, 8, 0]),
+        ("circle above a red circle", [7, 4, 5, 2, 3, 8]),
+        ("", [7, 8, 0, 0, 0, 0]),
+    ] {
+        assert_eq!(words.encode(text, 6), expected, "{text}");
+    }
+    assert_eq!(words.word_list().map(<[String]>::len), Some(4));
+    assert_eq!(split_words("IMG_2041.jpg Two—dogs!"), ["img", "2", "0", "4", "1", "jpg", "two", "dogs"]);
+}
+
+#[test]
+fn word_lists_are_checked() {
+    let folder = std::env::temp_dir().join(format!("alip-words-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let check = |content: &str, expected: &str| {
+        let path = folder.join("words.txt");
+        std::fs::write(&path, content).unwrap();
+        let error = WordVocabulary::read(&path, 6).unwrap_err().to_string();
+        assert_eq!(error.replace(&folder.display().to_string(), "DIR"), expected);
+    };
+    check("red\nred\n", "DIR/words.txt:2: `red` stands here a second time; remove this line");
+    check(
+        "red\ntwo words\n",
+        "DIR/words.txt:2: `two words` is not one word in lower case (letters only, or a single digit); write one word per line",
+    );
+    check("a\nb\nc\n", "DIR/words.txt:3: more words than 6 ids have room for; write 'words:7:FILE'");
+    check("", "DIR/words.txt: no words in it; write one word per line");
+    std::fs::remove_file(folder.join("words.txt")).unwrap();
+    let error = WordVocabulary::read(&folder.join("words.txt"), 6).unwrap_err().to_string();
+    assert!(error.ends_with("; give the path of a word list, one word per line"), "{error}");
+    std::fs::write(folder.join("words.txt"), "red\nblue\n").unwrap();
+    assert_eq!(WordVocabulary::read(&folder.join("words.txt"), 6).unwrap().list(), ["red", "blue"]);
+    std::fs::remove_dir_all(&folder).unwrap();
+}
