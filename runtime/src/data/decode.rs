@@ -47,7 +47,7 @@ pub fn decode_rgb(bytes: &[u8], limits: DecodeLimits) -> Result<RgbImage, Sample
         ImageFormat::Jpeg => decode_jpeg(bytes, limits)?,
         format => decode_other(bytes, format, limits)?,
     };
-    Ok(turn(image, orientation))
+    turn(image, orientation)
 }
 
 /// (width, height) of an image after it is turned upright, from its header alone.
@@ -98,7 +98,9 @@ struct JpegHeader {
     orientation: Orientation,
 }
 
-fn open_jpeg(bytes: &[u8], limits: DecodeLimits) -> Result<(JpegDecoder<ZCursor<&[u8]>>, JpegHeader), SampleError> {
+type Jpeg<'a> = JpegDecoder<ZCursor<&'a [u8]>>;
+
+fn open_jpeg(bytes: &[u8], limits: DecodeLimits) -> Result<(Jpeg<'_>, JpegHeader), SampleError> {
     // Not strict: junk between markers and the like, which other decoders pass over, is no reason to lose an image.
     let options = DecoderOptions::default()
         .set_strict_mode(false)
@@ -191,22 +193,19 @@ fn swaps_sides(orientation: Orientation) -> bool {
     matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH)
 }
 
-fn turn(image: RgbImage, orientation: Orientation) -> RgbImage {
+fn turn(image: RgbImage, orientation: Orientation) -> Result<RgbImage, SampleError> {
     if orientation == Orientation::NoTransforms {
-        return image;
+        return Ok(image);
     }
     let RgbImage { width, height, pixels } = image;
-    match image::RgbImage::from_raw(width, height, pixels) {
-        Some(buffer) => {
-            let mut turned = DynamicImage::ImageRgb8(buffer);
-            turned.apply_orientation(orientation);
-            let turned = turned.into_rgb8();
-            let (width, height) = turned.dimensions();
-            RgbImage { width, height, pixels: turned.into_raw() }
-        }
-        // The pixels match the size, checked when they were decoded.
-        None => RgbImage { width: 1, height: 1, pixels: vec![0; 3] },
-    }
+    let Some(buffer) = image::RgbImage::from_raw(width, height, pixels) else {
+        return fail("an image whose pixels do not match its size");
+    };
+    let mut turned = DynamicImage::ImageRgb8(buffer);
+    turned.apply_orientation(orientation);
+    let turned = turned.into_rgb8();
+    let (width, height) = turned.dimensions();
+    Ok(RgbImage { width, height, pixels: turned.into_raw() })
 }
 
 #[cfg(test)]

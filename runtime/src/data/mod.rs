@@ -31,3 +31,6 @@ pub use resize::resize;
 pub use source::{Field, RawSample, RgbImage, SampleSource, open_source};
 pub use text::{Tokenizer, WordVocabulary, clean, split_words};
 pub use transform::Transform;
+
+#[cfg(test)]
+mod tests;

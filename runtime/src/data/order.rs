@@ -14,6 +14,7 @@ const ROUNDS: u64 = 8;
 
 /// Streams of random numbers of the data pipeline; different from those of a graph by their high half.
 #[derive(Clone, Copy)]
+#[repr(u32)]
 pub(crate) enum Stream {
     /// Feistel rounds.
     Shuffle = 0xDA7A_0001,

@@ -110,7 +110,7 @@ fn check_error(lines: &[Line<'_>], outputs: &[(&str, &str)], expected: &str) {
 fn errors_of_bodies() {
     let decode: Line<'_> = ("rgb", "decode_rgb", &[name("jpeg")], &[]);
     check_error(
-        &[decode.clone(), ("x", "normalize_rgb", &[name("rgb")], &[])],
+        &[decode, ("x", "normalize_rgb", &[name("rgb")], &[])],
         &[],
         "`normalize_rgb` needs an image of known size; `resize` or `center_crop` it first",
     );

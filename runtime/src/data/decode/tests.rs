@@ -43,7 +43,8 @@ fn encode(encoding: Encoding, pixels: &[u8], (width, height): (u32, u32), color:
 /// Two pixels of each layout, and the RGB that they stand for.
 #[test]
 fn layouts() {
-    let cases: [(&str, Encoding, Color, &[u8], [u8; 6]); 7] = [
+    type Case<'a> = (&'a str, Encoding, Color, &'a [u8], [u8; 6]);
+    let cases: [Case<'_>; 7] = [
         ("RGB", Encoding::Png, Color::Rgb8, &[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]),
         ("alpha is dropped", Encoding::Png, Color::Rgba8, &[1, 2, 3, 0, 4, 5, 6, 255], [1, 2, 3, 4, 5, 6]),
         ("gray", Encoding::Png, Color::L8, &[7, 250], [7, 7, 7, 250, 250, 250]),

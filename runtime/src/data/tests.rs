@@ -1,0 +1,384 @@
+//! The folder source and the loader together, on small folders made here.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use alip_plan::pipeline::{Argument, Mode, Pipeline, PipelineNode, PipelineOp, Shuffle, Source};
+use image::ImageEncoder;
+
+use super::*;
+
+/// A folder that is removed when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("alip-data-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(path.join("images")).expect("a temporary folder");
+        Folder(path)
+    }
+
+    /// `count` images of different colours, with two captions each; `bad` ones are no images.
+    fn with_images(name: &str, count: usize, bad: &[usize]) -> Folder {
+        let folder = Folder::new(name);
+        let mut lines = String::new();
+        for i in 0..count {
+            let image = format!("images/{i}.png");
+            let mut bytes = Vec::new();
+            let pixels: Vec<u8> = (0..12 * 10 * 3).map(|p| (p * 3 + i * 11) as u8).collect();
+            let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
+            encoder.write_image(&pixels, 12, 10, image::ExtendedColorType::Rgb8).expect("encode");
+            if bad.contains(&i) {
+                bytes = b"not an image".to_vec();
+            }
+            fs::write(folder.0.join(&image), bytes).expect("write");
+            let line = format!(r#"{{"image": "{image}", "captions": ["raw {i}", "caption {i}"], "split": "train"}}"#);
+            lines += &(line + "\n");
+        }
+        folder.list(&lines);
+        folder
+    }
+
+    fn list(&self, lines: &str) {
+        fs::write(self.0.join("captions.jsonl"), lines).expect("write");
+    }
+
+    fn source(&self, swap_raw: f64) -> Source {
+        Source::Folder {
+            path: self.0.display().to_string(),
+            split: "train".into(),
+            eval_split: "train".into(),
+            raw: 0,
+            caption: 1,
+            swap_raw,
+            swap_seed: 0,
+        }
+    }
+
+    fn message(&self, error: &DataError) -> String {
+        error.to_string().replace(&self.0.display().to_string(), "DIR")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn pipeline(source: Source) -> Pipeline {
+    let name = |text: &str| Argument::Name(text.into());
+    let n = Argument::Number;
+    let calls: &[(&str, &str, &[Argument])] = &[
+        ("crop", "random_area_crop", &[name("jpeg")]),
+        ("whole", "decode_rgb", &[name("jpeg"), name("crop")]),
+        ("small", "resize", &[name("whole"), n(8.0), n(8.0)]),
+        ("flipped", "mirror", &[name("small")]),
+        ("pixels", "normalize_rgb", &[name("flipped")]),
+        ("raw_ids", "tokenize", &[name("raw"), n(8.0)]),
+        ("caption_ids", "tokenize", &[name("caption"), n(8.0), Argument::Text("words:64".into())]),
+    ];
+    let node = |(result, op, arguments): &(&str, &str, &[Argument])| {
+        let (op, inputs) = PipelineOp::from_call(op, arguments, &[]).expect("a well-formed call");
+        PipelineNode { name: result.to_string(), op, inputs }
+    };
+    let outputs = [("image", "pixels"), ("raw", "raw_ids"), ("caption", "caption_ids")];
+    Pipeline {
+        name: "test".into(),
+        source,
+        shuffle: Some(Shuffle::default()),
+        ops: calls.iter().map(node).collect(),
+        eval_ops: None,
+        outputs: outputs.map(|(a, b)| (a.to_string(), b.to_string())).into(),
+    }
+}
+
+fn open(source: Source, options: &LoaderOptions) -> Result<Loader, DataError> {
+    let samples = open_source(&source, options.mode)?;
+    Loader::new(&pipeline(source), samples, options)
+}
+
+fn take(loader: &mut Loader, batches: usize) -> Vec<Batch> {
+    let mut taken: Vec<Batch> = (0..batches).map_while(|_| loader.next().expect("data")).collect();
+    taken.iter_mut().for_each(|batch| batch.waited = std::time::Duration::ZERO);
+    taken
+}
+
+/// Any number of workers, any prefetch, and resuming at any batch give the same bits.
+#[test]
+fn batches_do_not_depend_on_workers_or_restarts() {
+    let folder = Folder::with_images("workers", 23, &[4, 17]);
+    let options = LoaderOptions { workers: 1, max_bad: 1.0, ..LoaderOptions::train(5, 4) };
+    let whole = take(&mut open(folder.source(0.3), &options).unwrap(), 14);
+    assert!(whole.iter().any(|batch| !batch.skipped.is_empty()), "the bad images were met");
+    let many = LoaderOptions { workers: 5, prefetch: 4, ..options.clone() };
+    assert_eq!(take(&mut open(folder.source(0.3), &many).unwrap(), 14), whole);
+    for start in [1, 6, 11] {
+        let resumed = LoaderOptions { start_sample: start as u64 * 4, workers: 3, ..options.clone() };
+        assert_eq!(take(&mut open(folder.source(0.3), &resumed).unwrap(), 14 - start), whole[start..], "from {start}");
+    }
+    let other = LoaderOptions { seed: 6, ..options };
+    assert_ne!(take(&mut open(folder.source(0.3), &other).unwrap(), 14), whole);
+}
+
+/// Batches straddle epochs; each epoch still shows every sample once.
+#[test]
+fn epochs_follow_without_a_gap() {
+    let folder = Folder::with_images("epochs", 10, &[]);
+    let batches = take(&mut open(folder.source(0.0), &LoaderOptions::train(1, 4)).unwrap(), 5);
+    assert_eq!(batches.iter().map(|b| b.first_sample).collect::<Vec<_>>(), [0, 4, 8, 12, 16]);
+    let rows: Vec<u64> = batches.iter().flat_map(|batch| batch.rows.clone()).collect();
+    for epoch in rows.chunks_exact(10) {
+        let mut sorted = epoch.to_vec();
+        sorted.sort_unstable();
+        assert_eq!(sorted, Vec::from_iter(0..10));
+    }
+    assert_ne!(rows[..10], rows[10..]);
+}
+
+/// Evaluation is in order, without randomness, once; the last batch says how much of it counts.
+#[test]
+fn evaluation_passes_once() {
+    let folder = Folder::with_images("eval", 10, &[]);
+    let mut loader = open(folder.source(0.0), &LoaderOptions::eval(4)).unwrap();
+    let batches = take(&mut loader, 9);
+    let seen: Vec<(usize, Vec<u64>)> = batches.iter().map(|batch| (batch.valid, batch.rows.clone())).collect();
+    assert_eq!(seen, [(4, vec![0, 1, 2, 3]), (4, vec![4, 5, 6, 7]), (2, vec![8, 9, 0, 1])]);
+    assert_eq!(loader.counts(), (10, 0));
+    let shapes: Vec<(&str, &[u64])> = batches[0].tensors.iter().map(|(n, t)| (n.as_str(), t.shape())).collect();
+    assert_eq!(shapes, [("caption", &[4, 8][..]), ("image", &[4, 3, 8, 8]), ("raw", &[4, 8])]);
+    let ids = batches[0].tensors["raw"].as_i32().unwrap();
+    assert_eq!(ids[8..16], Tokenizer::clip().encode("raw 1", 8));
+    // `caption` and `raw` ten times each, the digits once: ids 2, 3, and 4 to 13; start 62, end 63.
+    assert_eq!(batches[0].tensors["caption"].as_i32().unwrap()[8..12], [62, 2, 5, 63]);
+}
+
+#[test]
+fn a_bad_image_is_named_and_replaced() {
+    let folder = Folder::with_images("bad", 20, &[7]);
+    let options = LoaderOptions { max_bad: 1.0, ..LoaderOptions::eval(10) };
+    let batches = take(&mut open(folder.source(0.0), &options).unwrap(), 2);
+    let [skipped] = &batches[0].skipped[..] else { panic!("{:?}", batches[0].skipped) };
+    assert_eq!(skipped.to_string(), "sample 7 (index 7, images/7.png): not a JPEG, PNG or WebP file");
+    assert_ne!(batches[0].rows[7], 7);
+    assert_eq!(batches[0].labels["raw_wrong"].len(), 10);
+    assert!(batches[1].skipped.is_empty());
+}
+
+#[test]
+fn too_many_bad_images_stop_the_run() {
+    let folder = Folder::with_images("stop", 20, &[3, 9]);
+    let options = LoaderOptions { judge_after: 10, max_bad: 0.05, ..LoaderOptions::eval(10) };
+    let error = open(folder.source(0.0), &options).unwrap().next().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "2 of the 10 samples read so far could not be used, more than the allowed share of 0.05; the last one: sample 9 \
+         (index 9, images/9.png): not a JPEG, PNG or WebP file. Repair or remove the files named in the log, or raise the \
+         share with `max_bad`"
+    );
+    let folder = Folder::with_images("none", 5, &[0, 1, 2, 3, 4]);
+    let error = open(folder.source(0.0), &LoaderOptions::eval(2)).unwrap().next().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "no usable sample found to replace sample 0 (index 0, images/0.png): not a JPEG, PNG or WebP file after 31 tries; \
+         the data set seems to be unreadable"
+    );
+}
+
+/// A source whose decoder panics on one sample and which has a wrong field in another.
+struct Hostile;
+
+impl SampleSource for Hostile {
+    fn len(&self) -> u64 {
+        8
+    }
+
+    fn read(&self, index: u64) -> Result<RawSample, SampleError> {
+        assert_ne!(index, 2, "a decoder's bug");
+        let side = if index == 5 { 3 } else { 4 };
+        let image = RgbImage { width: side, height: side, pixels: vec![index as u8; (side * side * 3) as usize] };
+        let text = || Field::Text("a text".into());
+        let fields = [("image", Field::Rgb(image)), ("raw", text()), ("caption", text())];
+        let fields = fields.map(|(name, field)| (name.to_string(), field)).into();
+        Ok(RawSample { fields, labels: BTreeMap::new() })
+    }
+
+    fn name(&self, index: u64) -> String {
+        format!("hostile {index}")
+    }
+
+    fn labels(&self, _: u64) -> BTreeMap<String, i64> {
+        BTreeMap::new()
+    }
+
+    fn captions(&self, _: u64) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn words(&self, _: usize) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+fn hostile() -> Pipeline {
+    let mut pipeline = pipeline(Source::Shapes { size: 4, scenes: 8, held_out: 8, seed: 0 });
+    let (op, inputs) = PipelineOp::from_call("normalize_rgb", &[Argument::Name("image".into())], &[]).unwrap();
+    pipeline.ops = vec![PipelineNode { name: "pixels".into(), op, inputs }];
+    pipeline.outputs = BTreeMap::from([("image".to_string(), "pixels".to_string())]);
+    pipeline
+}
+
+#[test]
+fn a_panic_costs_one_sample() {
+    let options = LoaderOptions { max_bad: 1.0, ..LoaderOptions::eval(8) };
+    let batches = take(&mut Loader::new(&hostile(), Arc::new(Hostile), &options).unwrap(), 1);
+    let skipped: Vec<String> = batches[0].skipped.iter().map(Skipped::to_string).collect();
+    assert_eq!(
+        skipped,
+        [
+            "sample 2 (index 2, hostile 2): the decoder panicked on it",
+            "sample 5 (index 5, hostile 5): `image` is not an RGB image 4x4"
+        ]
+    );
+}
+
+/// Dropping a loader that waits for room, and one that was never read, both end their threads.
+#[test]
+fn dropping_ends_the_threads() {
+    let folder = Folder::with_images("drop", 6, &[]);
+    for taken in [0, 1, 3] {
+        let source = folder.source(0.0);
+        let samples = open_source(&source, Mode::Train).unwrap();
+        let mut loader = Loader::new(&pipeline(source), samples.clone(), &LoaderOptions::train(0, 3)).unwrap();
+        take(&mut loader, taken);
+        drop(loader);
+        assert_eq!(Arc::strong_count(&samples), 1, "no thread holds the source");
+    }
+}
+
+/// The stated share of raw texts is another image's, the label knows which, and all is the same when opened again.
+#[test]
+fn swapped_raw_texts_are_remembered() {
+    let folder = Folder::with_images("swap", 400, &[]);
+    let source = open_source(&folder.source(0.3), Mode::Train).unwrap();
+    let again = open_source(&folder.source(0.3), Mode::Train).unwrap();
+    let mut wrong = 0;
+    for index in 0..source.len() {
+        let sample = source.read(index).unwrap();
+        assert_eq!(sample, again.read(index).unwrap());
+        assert_eq!(sample.fields["caption"], Field::Text(format!("caption {index}")));
+        let own = sample.fields["raw"] == Field::Text(format!("raw {index}"));
+        assert_eq!(sample.labels["raw_wrong"], i64::from(!own));
+        wrong += sample.labels["raw_wrong"];
+    }
+    // Binomial with 400 and 0.3: mean 120, standard deviation 9.2; five of them.
+    assert!((74..=166).contains(&wrong), "{wrong}");
+}
+
+#[test]
+fn errors_of_folders() {
+    let folder = Folder::with_images("errors", 2, &[]);
+    let check = |lines: &str, expected: &str| {
+        folder.list(lines);
+        let error = open_source(&folder.source(0.3), Mode::Train).err().expect("an error");
+        assert_eq!(folder.message(&error), expected);
+    };
+    let good = r#"{"image": "images/0.png", "captions": ["a", "b"], "split": "train"}"#;
+    let form = r#"{"image": "images/a.jpg", "captions": ["first", "second"], "split": "train"}"#;
+    check(
+        &format!("{good}\n\n{{\"image\": 3}}\n"),
+        &format!(
+            "DIR/captions.jsonl:3: not a line of the form {form}: invalid type: integer `3`, expected a string at column 11"
+        ),
+    );
+    check(
+        &format!("{good}\n{}\n", good.replace(r#""a", "b""#, r#""a""#)),
+        "DIR/captions.jsonl:2: `images/0.png` has 1 captions, but 2 are needed: give it more, or set `raw` and `caption` of \
+         the source to ones that it has",
+    );
+    check("\n", &format!("DIR/captions.jsonl: no lines in it; write one line per image: {form}"));
+    check(&good.replace("train", "dev"), "DIR/captions.jsonl: no line has the split `train`; it has the splits `dev`");
+    check(
+        &good.replace("0.png", "9.png"),
+        "DIR/images/9.png: this image of captions.jsonl is missing; put it there, or remove its line; paths are relative to DIR",
+    );
+    fs::remove_file(folder.0.join("captions.jsonl")).unwrap();
+    let error = open_source(&folder.source(0.3), Mode::Train).err().expect("an error");
+    assert!(folder.message(&error).ends_with(&format!("; write one line per image: {form}")), "{error}");
+    let at = |path: &str| {
+        let mut source = folder.source(0.3);
+        if let Source::Folder { path: place, .. } = &mut source {
+            *place = path.into();
+        }
+        open_source(&source, Mode::Train).err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    assert_eq!(
+        at("/nowhere"),
+        "/nowhere: no such folder; give a folder of images with its captions, e.g. `--data FOLDER`"
+    );
+    assert_eq!(
+        at("${ALIP_UNSET_VARIABLE}/x"),
+        "${ALIP_UNSET_VARIABLE}/x: the environment variable `ALIP_UNSET_VARIABLE` is not set; set it, or write the path itself"
+    );
+}
+
+#[test]
+fn errors_of_pipelines() {
+    let record = Source::Recordio { path: "x.rec".into(), labels: vec![("raw".into(), 77)] };
+    assert_eq!(
+        open_source(&record, Mode::Train).err().map(|error| error.to_string()).unwrap_or_default(),
+        "the source `Recordio` is not supported yet; use `Folder`, a folder of images with a `captions.jsonl`, or `Shapes`, \
+         which needs no files"
+    );
+    let source = Source::Shapes { size: 4, scenes: 8, held_out: 8, seed: 0 };
+    let samples = open_source(&source, Mode::Train).unwrap();
+    let mut pipeline = pipeline(source);
+    let call = [Argument::Name("raw".into()), Argument::Number(8.0), Argument::Text("words:20".into())];
+    let (op, inputs) = PipelineOp::from_call("tokenize", &call, &[]).unwrap();
+    pipeline.ops = vec![PipelineNode { name: "ids".into(), op, inputs }];
+    pipeline.outputs = BTreeMap::from([("raw".to_string(), "ids".to_string())]);
+    let error = Transform::new(&pipeline, Mode::Train, samples.as_ref()).err().expect("an error").to_string();
+    let (words, needed) = (samples.words(usize::MAX).len(), samples.words(usize::MAX).len() + 4);
+    assert_eq!(
+        error,
+        format!(
+            "pipeline `test`: its source has {words} words, more than 'words:20' has room for; write 'words:{needed}' or more"
+        )
+    );
+}
+
+/// Decode, random crop, triangle 224, mirror, normalise and two texts on real photographs; prints the rate.
+#[test]
+fn photographs() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/flickr8k");
+    if !folder.is_dir() {
+        eprintln!("skipped: no {}", folder.display());
+        return;
+    }
+    let source = Source::Folder {
+        path: folder.display().to_string(),
+        split: "train".into(),
+        eval_split: "test".into(),
+        raw: 0,
+        caption: 1,
+        swap_raw: 0.3,
+        swap_seed: 0,
+    };
+    let samples = open_source(&source, Mode::Train).unwrap();
+    let mut pipeline = pipeline(source);
+    for node in &mut pipeline.ops {
+        if let PipelineOp::Resize { height, width, .. } = &mut node.op {
+            (*height, *width) = (224, 224);
+        }
+    }
+    let mut options = LoaderOptions::train(0, 64);
+    for workers in [1, 2] {
+        options.workers = workers;
+        let measured = measure(&pipeline, samples.clone(), &options, 8).unwrap();
+        assert_eq!((measured.samples, measured.skipped.len()), (512, 0));
+        eprintln!("{workers} workers: {:.0} images/s", measured.rate());
+    }
+}
