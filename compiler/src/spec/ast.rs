@@ -320,4 +320,6 @@ pub struct ShuffleSpec {
     pub span: Span,
     /// How many samples are mixed; all of them if absent.
     pub buffer: Option<Spanned<u64>>,
+    /// The key of the order; the run's seed if absent.
+    pub seed: Option<Spanned<u64>>,
 }

@@ -126,8 +126,12 @@ pub(super) fn pipeline(cx: &mut Reader, node: &Node) -> Option<PipelineSpec> {
 }
 
 fn shuffle(cx: &mut Reader, node: &Node) -> Option<ShuffleSpec> {
-    let fields = cx.fields(node, "`shuffle`", &["buffer"], "(buffer: 16384)")?;
-    Some(ShuffleSpec { span: fields.span, buffer: fields.get("buffer").and_then(|node| cx.whole(node, "buffer", 1)) })
+    let fields = cx.fields(node, "`shuffle`", &["buffer", "seed"], "(buffer: 16384)")?;
+    Some(ShuffleSpec {
+        span: fields.span,
+        buffer: fields.get("buffer").and_then(|node| cx.whole(node, "buffer", 1)),
+        seed: fields.get("seed").and_then(|node| cx.whole(node, "seed", 0)),
+    })
 }
 
 fn source(cx: &mut Reader, node: &Node) -> Option<SourceSpec> {

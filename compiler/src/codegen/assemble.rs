@@ -1,0 +1,329 @@
+//! From launches and places to a plan.
+//!
+//! Invariants: equal kernels are one entry of the plan, buffers of a program are distinct, operands of a step too (a new
+//! state value written over the old one is one operand).
+
+use std::collections::BTreeMap;
+
+use alip_plan::kernel::{Code, Instr, Kernel, Loop, Map, ScalarOp, Stage, View};
+use alip_plan::{
+    Buffer, DType, Plan, Port, Program, ProgramReport, Report, Segment, SegmentKind, StateKind, StateTensor, Step,
+    Target, TargetKind, TrainInfo,
+};
+use indexmap::{IndexMap, IndexSet};
+
+use super::lower::Launch;
+use crate::diag::{Diagnostic, Diagnostics};
+use crate::ir::{Graph, Model, NodeId};
+use crate::ops::Op;
+use crate::schedule::check::{Intent, Intents, Value};
+use crate::schedule::memory::{Home, Placement, fits};
+
+/// A program ready for assembly.
+pub(crate) struct Part {
+    pub(crate) graph: Graph,
+    pub(crate) launches: Vec<Launch>,
+    pub(crate) placement: Placement,
+}
+
+/// A plan under construction.
+pub(crate) struct Assembly<'a> {
+    target: &'a Target,
+    segments: Vec<Segment>,
+    /// Segments that hold state come first.
+    arena: u32,
+    state: Vec<StateTensor>,
+    kernels: IndexMap<Kernel, ()>,
+    /// Loops as they were, so that each is emitted once.
+    emitted: IndexMap<Loop, u32>,
+}
+
+impl<'a> Assembly<'a> {
+    /// Places the state.
+    ///
+    /// # Errors
+    /// A state tensor is larger than what one kernel operand may cover.
+    pub(crate) fn new(model: &Model, target: &'a Target) -> Result<Assembly<'a>, Diagnostic> {
+        let mut segments: Vec<Segment> = Vec::new();
+        let mut state = Vec::new();
+        for (path, decl) in &model.state {
+            let bytes = decl.ty.shape.elements() * decl.ty.dtype.bytes();
+            fits(&format!("state `{path}` {}", decl.ty), bytes, target).map_err(|error| match decl.origin.span {
+                Some(span) => error.label(span, "declared here"),
+                None => error,
+            })?;
+            let room = |segment: &Segment| {
+                let offset = segment.bytes.next_multiple_of(target.alignment.max(4));
+                (offset + bytes <= target.max_segment_bytes).then_some(offset)
+            };
+            let offset = match segments.last().and_then(room) {
+                Some(offset) => offset,
+                None => {
+                    segments.push(Segment { kind: SegmentKind::State, bytes: 0 });
+                    0
+                }
+            };
+            let segment = segments.len() - 1;
+            segments[segment].bytes = offset + bytes;
+            let buffer = Buffer { segment: segment as u32, offset, dtype: decl.ty.dtype, shape: decl.ty.shape.sizes() };
+            state.push(StateTensor { path: path.clone(), kind: decl.kind, buffer });
+        }
+        let arena = segments.len() as u32;
+        Ok(Assembly { target, segments, arena, state, kernels: IndexMap::new(), emitted: IndexMap::new() })
+    }
+
+    /// Adds a program; what it means to do is for the check of memory.
+    ///
+    /// # Errors
+    /// A kernel that the target cannot run.
+    pub(crate) fn program(&mut self, part: &Part) -> Result<(Program, Intents), Diagnostics> {
+        let Part { graph, launches, placement } = part;
+        for (index, bytes) in placement.segments.iter().enumerate() {
+            let segment = self.arena as usize + index;
+            if segment == self.segments.len() {
+                self.segments.push(Segment { kind: SegmentKind::Arena, bytes: 0 });
+            }
+            self.segments[segment].bytes = self.segments[segment].bytes.max(*bytes);
+        }
+        let mut building =
+            Building { graph, placement, arena: self.arena, state: &self.state, buffers: IndexSet::new() };
+        let mut intents = Intents { before: building.old_state(), ..Intents::default() };
+        let mut program = Program::default();
+        for (name, id) in &graph.inputs {
+            let buffer = building.buffer(*id)?;
+            intents.inputs.push((buffer, building.value(*id)));
+            program.inputs.push(Port { name: name.clone(), buffer });
+        }
+        let mut loops = Vec::new();
+        for launch in launches {
+            let (step, kernel) = building.step(launch)?;
+            let named = |building: &mut Building<'_>, ids: &[NodeId]| -> Result<Vec<(u32, Value)>, Diagnostics> {
+                ids.iter().map(|id| Ok((building.buffer(*id)?, building.value(*id)))).collect()
+            };
+            let (reads, writes) = (named(&mut building, &launch.reads)?, named(&mut building, &launch.writes)?);
+            intents.steps.push(Intent { reads, writes });
+            program.steps.push(step);
+            loops.push(kernel);
+        }
+        for (id, state) in &placement.copies {
+            let (from, value) = (building.buffer(*id)?, building.value(*id));
+            let tensor = building.state[*state].buffer.clone();
+            let to = building.buffers.insert_full(tensor.clone()).0 as u32;
+            intents.steps.push(Intent { reads: vec![(from, value)], writes: vec![(to, value)] });
+            let origin = graph.origin(*id).path.to_string();
+            program.steps.push(Step { kernel: 0, operands: vec![from, to], origin, flops: 0 });
+            loops.push(copy(tensor.dtype, tensor.elements()));
+        }
+        for (name, id) in &graph.outputs {
+            let buffer = building.buffer(*id)?;
+            intents.outputs.push((buffer, building.value(*id)));
+            program.outputs.push(Port { name: name.clone(), buffer });
+        }
+        intents.after = building.new_state();
+        program.buffers = building.buffers.into_iter().collect();
+        for (step, kernel) in program.steps.iter_mut().zip(loops) {
+            step.kernel = self.kernel(kernel).map_err(|why| {
+                Diagnostic::error(format!(
+                    "target `{}` cannot run a kernel of `{}`: {why}",
+                    self.target.name, step.origin
+                ))
+                .help("use `--target cpu`")
+            })?;
+        }
+        Ok((program, intents))
+    }
+
+    /// The index of a loop's code for the target.
+    fn kernel(&mut self, kernel: Loop) -> Result<u32, String> {
+        if let Some(index) = self.emitted.get(&kernel) {
+            return Ok(*index);
+        }
+        let code = match self.target.kind {
+            TargetKind::Cpu => Kernel::Loop(kernel.clone()),
+            TargetKind::Wgpu => super::emit::wgsl::emit(&kernel, self.target).map_err(|error| error.to_string())?,
+            TargetKind::Cuda => return Err("target cuda: not built yet".into()),
+        };
+        let index = self.kernels.insert_full(code, ()).0 as u32;
+        self.emitted.insert(kernel, index);
+        Ok(index)
+    }
+
+    /// The plan of all programs added.
+    pub(crate) fn finish(
+        self,
+        model: &Model,
+        programs: BTreeMap<String, Program>,
+        input_bytes: u64,
+        train: Option<TrainInfo>,
+    ) -> Plan {
+        let report = self.report(&programs, input_bytes);
+        Plan {
+            name: model.name.clone(),
+            compiler: env!("CARGO_PKG_VERSION").into(),
+            target: self.target.clone(),
+            segments: self.segments,
+            state: self.state,
+            kernels: self.kernels.into_keys().collect(),
+            programs,
+            train,
+            report,
+        }
+    }
+
+    pub(crate) fn state(&self) -> &[StateTensor] {
+        &self.state
+    }
+
+    fn report(&self, programs: &BTreeMap<String, Program>, input_bytes: u64) -> Report {
+        let mut report = Report::default();
+        for tensor in &self.state {
+            let category = match tensor.kind {
+                StateKind::Param => "weights",
+                StateKind::Optimizer => "optimizer",
+                StateKind::Buffer => "buffers",
+                StateKind::Average => "average",
+            };
+            if tensor.kind == StateKind::Param {
+                report.parameters += tensor.buffer.elements();
+            }
+            *report.memory.entry(category.into()).or_default() += tensor.buffer.bytes();
+        }
+        let total: u64 = self.segments.iter().map(|segment| segment.bytes).sum();
+        let arena = self.segments.iter().filter(|segment| segment.kind == SegmentKind::Arena);
+        let arena: u64 = arena.map(|segment| segment.bytes).sum();
+        let inputs = input_bytes.min(arena);
+        let state: u64 = report.memory.values().sum();
+        report.memory.insert("inputs".into(), inputs);
+        report.memory.insert("activations".into(), arena - inputs);
+        report.memory.insert("alignment".into(), total - arena - state);
+        for (name, program) in programs {
+            let flops = program.steps.iter().map(|step| step.flops).sum();
+            let launches = program.steps.len() as u64;
+            report.programs.insert(name.clone(), ProgramReport { launches, flops });
+        }
+        report
+    }
+}
+
+/// One program on its way to steps and buffers.
+struct Building<'a> {
+    graph: &'a Graph,
+    placement: &'a Placement,
+    arena: u32,
+    state: &'a [StateTensor],
+    buffers: IndexSet<Buffer>,
+}
+
+impl Building<'_> {
+    fn buffer(&mut self, id: NodeId) -> Result<u32, Diagnostics> {
+        let ty = self.graph.ty(id);
+        let buffer = match self.placement.homes.get(&id) {
+            Some(Home::State(index)) => self.state[*index].buffer.clone(),
+            Some(Home::Arena(segment, offset)) => Buffer {
+                segment: self.arena + *segment as u32,
+                offset: *offset,
+                dtype: ty.dtype,
+                shape: ty.shape.sizes(),
+            },
+            None => {
+                let path = &self.graph.origin(id).path;
+                return Err(Diagnostic::error(format!("internal: a value {ty} of `{path}` has no place")).into());
+            }
+        };
+        Ok(self.buffers.insert_full(buffer).0 as u32)
+    }
+
+    fn old(&self, state: usize) -> Value {
+        self.graph.nodes().len() as Value + state as Value
+    }
+
+    /// The name of a node's value: old values of state are the same whoever reads them.
+    fn value(&self, id: NodeId) -> Value {
+        match (&self.graph.node(id).op, self.placement.homes.get(&id)) {
+            (Op::State { .. }, Some(Home::State(index))) => self.old(*index),
+            _ => Value::from(id.0),
+        }
+    }
+
+    fn old_state(&self) -> Vec<Value> {
+        (0..self.state.len()).map(|index| self.old(index)).collect()
+    }
+
+    fn new_state(&self) -> Vec<Value> {
+        let new = |(index, tensor): (usize, &StateTensor)| match self.graph.updates.get(&tensor.path) {
+            Some(id) => self.value(*id),
+            None => self.old(index),
+        };
+        self.state.iter().enumerate().map(new).collect()
+    }
+
+    /// A launch with operands as buffers, each once.
+    fn step(&mut self, launch: &Launch) -> Result<(Step, Loop), Diagnostics> {
+        let mut operands: IndexSet<u32> = IndexSet::new();
+        let mut moved = Vec::new();
+        for id in &launch.operands {
+            moved.push(operands.insert_full(self.buffer(*id)?).0 as u16);
+        }
+        let mut kernel = launch.kernel.clone();
+        if operands.len() < moved.len() {
+            renumber(&mut kernel, &moved);
+        }
+        let step = Step {
+            kernel: 0,
+            operands: operands.into_iter().collect(),
+            origin: launch.origin.clone(),
+            flops: launch.flops,
+        };
+        Ok((step, kernel))
+    }
+}
+
+/// Gives operands other numbers; views that become equal become one.
+fn renumber(kernel: &mut Loop, moved: &[u16]) {
+    let change = |view: &mut View| {
+        view.operand = moved[view.operand as usize];
+        if let Some(gather) = &mut view.gather {
+            gather.operand = moved[gather.operand as usize];
+        }
+    };
+    let views = |views: &mut Vec<View>, codes: Vec<&mut Code>| {
+        views.iter_mut().for_each(change);
+        let mut distinct: IndexSet<View> = IndexSet::new();
+        let of: Vec<u16> = views.drain(..).map(|view| distinct.insert_full(view).0 as u16).collect();
+        views.extend(distinct);
+        for instr in codes.into_iter().flat_map(|code| code.instrs.iter_mut()) {
+            match &mut instr.op {
+                ScalarOp::Load(view) | ScalarOp::Store(view) => *view = of[*view as usize],
+                _ => {}
+            }
+        }
+    };
+    match kernel {
+        Loop::Map(map) => views(&mut map.views, vec![&mut map.code]),
+        Loop::Reduction(reduction) => {
+            let code = |stage| match stage {
+                &mut Stage::Points { ref mut code, .. } | &mut Stage::Row { ref mut code, .. } => code,
+            };
+            views(&mut reduction.views, reduction.stages.iter_mut().map(code).collect());
+        }
+        Loop::Product(product) => {
+            change(&mut product.a);
+            change(&mut product.b);
+            views(&mut product.views, vec![&mut product.code]);
+        }
+        // Their operands are fixed by position and never share a place: they are not written over state.
+        Loop::Conv2d(_) | Loop::ScatterAdd(_) => {}
+    }
+}
+
+/// Copies a dense buffer.
+fn copy(dtype: DType, elements: u64) -> Loop {
+    let view = |operand| View { operand, dtype, offset: 0, strides: vec![1], gather: None };
+    let register = alip_plan::check::register_type(dtype);
+    let instr = |op| Instr { op, dtype: register, args: [0; 3] };
+    Loop::Map(Map {
+        domain: vec![elements],
+        views: vec![view(0), view(1)],
+        code: Code { instrs: vec![instr(ScalarOp::Load(0)), instr(ScalarOp::Store(1))] },
+    })
+}

@@ -1,0 +1,175 @@
+//! From a model to a plan: one list of named passes.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use alip_plan::{Plan, Target, TrainInfo};
+
+use crate::codegen::{Assembly, Part, lower};
+use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
+use crate::ir::Model;
+use crate::schedule::{self, ScheduleOptions, memory};
+
+/// The passes from a model to a plan, in order.
+pub const PASSES: [&str; 6] = ["model", "prepare", "schedule", "lower", "memory", "assemble"];
+
+/// How to compile.
+#[derive(Clone, Debug)]
+pub struct CompileOptions {
+    /// What to compile for.
+    pub target: Target,
+    /// What the schedule may do.
+    pub schedule: ScheduleOptions,
+    /// Passes after which to show the program (`--dump after:NAME`).
+    pub dump: Vec<String>,
+    /// The last pass to run (`--stop-after NAME`).
+    pub stop_after: Option<String>,
+}
+
+impl Default for CompileOptions {
+    fn default() -> Self {
+        CompileOptions {
+            target: Target::cpu(),
+            schedule: ScheduleOptions::default(),
+            dump: Vec::new(),
+            stop_after: None,
+        }
+    }
+}
+
+/// A compiled model and what was asked for on the way.
+#[derive(Clone, Debug, Default)]
+pub struct Compiled {
+    /// The plan; absent after `stop_after`.
+    pub plan: Option<Plan>,
+    /// Pass and program (`schedule train`) with its text, as asked for by `dump`.
+    pub dumps: Vec<(String, String)>,
+    /// Time per pass over all programs (`--timings`); nothing in a plan depends on it.
+    pub timings: Vec<(&'static str, Duration)>,
+}
+
+/// Compiles all programs of a model.
+///
+/// # Errors
+/// A tensor that does not fit the target's limits, a kernel that the target cannot run, an unknown pass in the options.
+pub fn compile_model(
+    model: &Model,
+    train: Option<TrainInfo>,
+    options: &CompileOptions,
+) -> Result<Compiled, Diagnostics> {
+    known_passes(options)?;
+    let mut run = Run { options, compiled: Compiled::default() };
+    let target = &options.target;
+    if cfg!(debug_assertions) {
+        for graph in model.programs.values() {
+            crate::ir::verify(graph)?;
+        }
+    }
+    for (name, graph) in &model.programs {
+        run.dump("model", name, || crate::ir::print(graph));
+    }
+    if run.stops("model") {
+        return Ok(run.compiled);
+    }
+    let mut graphs = Vec::new();
+    for (name, graph) in &model.programs {
+        let graph = run.timed("prepare", || schedule::prepare(graph))?;
+        if cfg!(debug_assertions) {
+            crate::ir::verify(&graph)?;
+        }
+        run.dump("prepare", name, || crate::ir::print(&graph));
+        graphs.push((name.clone(), graph));
+    }
+    if run.stops("prepare") {
+        return Ok(run.compiled);
+    }
+    let mut assembly = Assembly::new(model, target)?;
+    let mut parts = Vec::new();
+    for (name, graph) in graphs {
+        let scheduled = run.timed("schedule", || schedule::schedule(&graph, target, options.schedule));
+        run.dump("schedule", &name, || scheduled.table());
+        if run.stops("schedule") {
+            continue;
+        }
+        let launches = run.timed("lower", || lower(&scheduled));
+        drop(scheduled);
+        run.dump("lower", &name, || {
+            launches.iter().fold(String::new(), |mut text, launch| {
+                let _ = writeln!(text, "{:?} {:?}", launch.operands, launch.kernel);
+                text
+            })
+        });
+        if run.stops("lower") {
+            continue;
+        }
+        let state = |path: &str| model.state.get_index_of(path);
+        let placement = run.timed("memory", || memory::place(&graph, &launches, &state, target))?;
+        run.dump("memory", &name, || placement.table(&graph));
+        parts.push((name, Part { graph, launches, placement }));
+    }
+    if ["schedule", "lower", "memory"].into_iter().any(|pass| run.stops(pass)) {
+        return Ok(run.compiled);
+    }
+    let mut programs = BTreeMap::new();
+    let mut replays = Vec::new();
+    for (name, part) in &parts {
+        let (program, intents) = run.timed("assemble", || assembly.program(part))?;
+        if cfg!(debug_assertions) {
+            schedule::check::check(&program, assembly.state(), &intents)
+                .map_err(|why| Diagnostic::error(format!("internal: memory of program `{name}`: {why}")))?;
+        }
+        replays.push(intents);
+        programs.insert(name.clone(), program);
+    }
+    let inputs = parts.iter().map(|(_, part)| part.placement.input_bytes).max().unwrap_or(0);
+    let plan = assembly.finish(model, programs, inputs, train);
+    if cfg!(debug_assertions) {
+        alip_plan::check::check(&plan)
+            .map_err(|why| Diagnostic::error(format!("internal: the plan is not valid: {why}")))?;
+    }
+    run.compiled.plan = Some(plan);
+    Ok(run.compiled)
+}
+
+struct Run<'a> {
+    options: &'a CompileOptions,
+    compiled: Compiled,
+}
+
+impl Run<'_> {
+    fn timed<T>(&mut self, pass: &'static str, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = work();
+        let spent = start.elapsed();
+        match self.compiled.timings.iter_mut().find(|(name, _)| *name == pass) {
+            Some((_, total)) => *total += spent,
+            None => self.compiled.timings.push((pass, spent)),
+        }
+        result
+    }
+
+    fn dump(&mut self, pass: &str, program: &str, text: impl FnOnce() -> String) {
+        if self.options.dump.iter().any(|name| name == pass) {
+            self.compiled.dumps.push((format!("{pass} {program}"), text()));
+        }
+    }
+
+    fn stops(&self, pass: &str) -> bool {
+        self.options.stop_after.as_deref() == Some(pass)
+    }
+}
+
+fn known_passes(options: &CompileOptions) -> Result<(), Diagnostics> {
+    for name in options.dump.iter().chain(&options.stop_after) {
+        if !PASSES.contains(&name.as_str()) {
+            let error = Diagnostic::error(format!("unknown pass `{name}`"));
+            let error = match did_you_mean(name, PASSES) {
+                Some(near) => error.help(format!("did you mean `{near}`?")),
+                None => error.help(format!("passes are {}", PASSES.join(", "))),
+            };
+            return Err(error.into());
+        }
+    }
+    Ok(())
+}

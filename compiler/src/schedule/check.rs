@@ -1,0 +1,130 @@
+//! An independent check of memory plans: replays a program and proves that no live value is overwritten.
+//!
+//! It knows only the finished program, and which value each step means to read and write; nothing of lifetimes.
+
+use std::collections::{BTreeMap, HashMap};
+
+use alip_plan::{Buffer, Program, StateTensor};
+
+/// Names a value; equal names mean equal contents.
+pub type Value = u64;
+
+/// What a step means to do: buffers (indices into [`Program::buffers`]) with the values they should hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Intent {
+    /// Before the step.
+    pub reads: Vec<(u32, Value)>,
+    /// After the step.
+    pub writes: Vec<(u32, Value)>,
+}
+
+/// What a whole program means to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Intents {
+    /// What inputs hold at the start.
+    pub inputs: Vec<(u32, Value)>,
+    /// What state tensors hold at the start, by position.
+    pub before: Vec<Value>,
+    /// One for each step.
+    pub steps: Vec<Intent>,
+    /// What outputs hold at the end.
+    pub outputs: Vec<(u32, Value)>,
+    /// What state tensors hold at the end, by position.
+    pub after: Vec<Value>,
+}
+
+/// Which value the bytes of memory hold.
+#[derive(Default)]
+struct Memory {
+    /// By segment and start: end and value.
+    spans: HashMap<u32, BTreeMap<u64, (u64, Value)>>,
+}
+
+impl Memory {
+    /// Writes a value; what it overlaps is gone, unless it is part of the same value.
+    fn write(&mut self, buffer: &Buffer, value: Value) {
+        let (start, end) = (buffer.offset, buffer.offset + buffer.bytes());
+        let spans = self.spans.entry(buffer.segment).or_default();
+        let hit: Vec<u64> =
+            spans.range(..end).rev().take_while(|(_, (other, _))| *other > start).map(|(other, _)| *other).collect();
+        for other in hit {
+            spans.remove(&other);
+        }
+        spans.insert(start, (end, value));
+    }
+
+    fn holds(&self, buffer: &Buffer, value: Value) -> bool {
+        let span = self.spans.get(&buffer.segment).and_then(|spans| spans.get(&buffer.offset));
+        span == Some(&(buffer.offset + buffer.bytes(), value))
+    }
+}
+
+/// Replays a program.
+///
+/// # Errors
+/// The first buffer that does not hold what a step, an output or a state tensor needs.
+pub fn check(program: &Program, state: &[StateTensor], intents: &Intents) -> Result<(), String> {
+    let mut memory = Memory::default();
+    let buffer = |index: u32| program.buffers.get(index as usize).ok_or_else(|| format!("no buffer {index}"));
+    for (tensor, value) in state.iter().zip(&intents.before) {
+        memory.write(&tensor.buffer, *value);
+    }
+    for (index, value) in &intents.inputs {
+        memory.write(buffer(*index)?, *value);
+    }
+    for (number, intent) in intents.steps.iter().enumerate() {
+        for (index, value) in &intent.reads {
+            if !memory.holds(buffer(*index)?, *value) {
+                return Err(format!("step {number} reads value {value} from buffer {index}, which does not hold it"));
+            }
+        }
+        for (index, value) in &intent.writes {
+            memory.write(buffer(*index)?, *value);
+        }
+        for (index, value) in &intent.writes {
+            if !memory.holds(buffer(*index)?, *value) {
+                return Err(format!("step {number} writes value {value} over another of its results"));
+            }
+        }
+    }
+    for (index, value) in &intents.outputs {
+        if !memory.holds(buffer(*index)?, *value) {
+            return Err(format!("output value {value} is not in buffer {index} at the end"));
+        }
+    }
+    for (tensor, value) in state.iter().zip(&intents.after) {
+        if !memory.holds(&tensor.buffer, *value) {
+            return Err(format!("state `{}` does not hold value {value} at the end", tensor.path));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use alip_plan::DType;
+
+    use super::*;
+
+    fn program(offsets: &[u64]) -> Program {
+        let buffer = |offset: &u64| Buffer { segment: 0, offset: *offset, dtype: DType::F32, shape: vec![16] };
+        Program { buffers: offsets.iter().map(buffer).collect(), ..Program::default() }
+    }
+
+    #[test]
+    fn a_live_value_that_is_overwritten_is_found() {
+        let step =
+            |reads: &[(u32, Value)], writes: &[(u32, Value)]| Intent { reads: reads.to_vec(), writes: writes.to_vec() };
+        let intents = Intents {
+            inputs: vec![(0, 1)],
+            steps: vec![step(&[(0, 1)], &[(1, 2)]), step(&[(0, 1), (1, 2)], &[(2, 3)])],
+            outputs: vec![(2, 3)],
+            ..Intents::default()
+        };
+        assert_eq!(check(&program(&[0, 64, 128]), &[], &intents), Ok(()));
+        let overlapping = check(&program(&[0, 32, 128]), &[], &intents);
+        assert_eq!(overlapping, Err("step 1 reads value 1 from buffer 0, which does not hold it".into()));
+        // The last step may write over what nobody reads any more.
+        assert_eq!(check(&program(&[0, 64, 64]), &[], &intents), Ok(()));
+    }
+}

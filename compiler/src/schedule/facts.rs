@@ -1,0 +1,128 @@
+//! What grouping knows of every node before it starts, from one pass forward.
+
+use alip_plan::kernel::ScalarOp;
+use smallvec::SmallVec;
+
+use super::layout::view_op;
+use crate::ir::{Graph, NodeId};
+use crate::ops::Op;
+
+/// Most operations of an expression that is computed again rather than stored; a transcendental counts [`COSTLY`].
+const MOST_OPERATIONS: u32 = 24;
+const COSTLY: u32 = 4;
+/// A source this many times smaller than the value made from it costs nothing to read again.
+const MUCH_SMALLER: u64 = 8;
+
+/// Facts of one node.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Facts {
+    /// The number of nodes that use it, through views too.
+    pub(crate) readers: u32,
+    /// Large values an expression over it reads, if it is not stored itself; two stand for two or more.
+    sources: SmallVec<[NodeId; 2]>,
+    /// Operations since the sources.
+    operations: u32,
+    /// To compute it again costs less than to store and load it: at most one large source, few operations.
+    pub(crate) cheap: bool,
+    /// No inputs, one operation: a constant, a coordinate. Computed wherever it is used.
+    pub(crate) trivial: bool,
+    /// Number of elements reduced per element of this value, if it depends on a reduction at its own shape.
+    pub(crate) row_length: Option<u64>,
+    /// Computed pointwise from a product that has no other use: the product can take it as epilogue.
+    pub(crate) after_product: bool,
+}
+
+/// Facts of all nodes.
+pub(crate) fn facts(graph: &Graph) -> Vec<Facts> {
+    let mut all: Vec<Facts> = vec![Facts::default(); graph.nodes().len()];
+    for id in graph.ids().rev() {
+        let through = if view_op(graph, id).is_some() { all[id.index()].readers } else { 1 };
+        for input in &graph.node(id).inputs {
+            all[input.index()].readers += through;
+        }
+    }
+    for id in graph.outputs.values().chain(graph.updates.values()) {
+        all[id.index()].readers += 1;
+    }
+    for id in graph.ids() {
+        let facts = of(graph, id, &all);
+        all[id.index()] = facts;
+    }
+    all
+}
+
+fn of(graph: &Graph, id: NodeId, all: &[Facts]) -> Facts {
+    let node = graph.node(id);
+    let readers = all[id.index()].readers;
+    if view_op(graph, id).is_some() {
+        let input = &all[node.inputs[0].index()];
+        let same = graph.shape(node.inputs[0]).elements() == node.ty.shape.elements();
+        return Facts {
+            readers,
+            row_length: input.row_length.filter(|_| same),
+            after_product: input.after_product && same,
+            ..input.clone()
+        };
+    }
+    let mut facts = Facts { readers, ..Facts::default() };
+    match &node.op {
+        Op::Const { .. } | Op::Iota { .. } => (facts.cheap, facts.trivial) = (true, true),
+        Op::Pointwise(op) => pointwise(graph, id, *op, all, &mut facts),
+        Op::Random { .. } => {
+            facts.operations = 4 * COSTLY; // ten rounds of two wide products
+            facts.cheap = true;
+        }
+        Op::Reduce { axes, .. } => {
+            facts.sources.push(id);
+            facts.row_length = Some(axes.iter().map(|axis| graph.shape(node.inputs[0]).size(*axis)).product());
+        }
+        _ => {
+            facts.sources.push(id);
+            facts.cheap = matches!(node.op, Op::Gather { .. });
+            facts.after_product = matches!(node.op, Op::Dot(_));
+        }
+    }
+    facts
+}
+
+fn pointwise(graph: &Graph, id: NodeId, op: ScalarOp, all: &[Facts], facts: &mut Facts) {
+    use ScalarOp::*;
+    let node = graph.node(id);
+    let elements = node.ty.shape.elements();
+    facts.operations = match op {
+        Exp | Ln | Sin | Cos | Tanh | Erf | Pow => COSTLY,
+        _ => 1,
+    };
+    let mut large: SmallVec<[NodeId; 2]> = SmallVec::new();
+    for input in &node.inputs {
+        let given = &all[input.index()];
+        facts.operations += given.operations;
+        for source in &given.sources {
+            let small = graph.shape(*source).elements().saturating_mul(MUCH_SMALLER) <= elements;
+            if !small && !large.contains(source) && large.len() < 2 {
+                large.push(*source);
+            }
+        }
+        let same = graph.shape(*input).elements() == elements;
+        let product = matches!(base(graph, *input).1, Op::Dot(_));
+        facts.after_product |= given.after_product && same && (product || given.readers <= 1 || given.cheap);
+        facts.row_length = facts.row_length.or(given.row_length.filter(|_| same));
+    }
+    // Reading much more than it is keeps something large alive for something small.
+    let wasteful = large.iter().any(|source| graph.shape(*source).elements() > 2 * elements);
+    facts.cheap = large.len() <= 1 && facts.operations <= MOST_OPERATIONS && !wasteful;
+    facts.sources = large;
+    if !facts.cheap && facts.readers > 1 {
+        // It will be stored, so that what is computed from it reads it.
+        facts.sources = SmallVec::from_slice(&[id]);
+        facts.operations = 0;
+    }
+}
+
+/// The first value below views.
+pub(crate) fn base(graph: &Graph, mut id: NodeId) -> (NodeId, &Op) {
+    while view_op(graph, id).is_some() {
+        id = graph.node(id).inputs[0];
+    }
+    (id, &graph.node(id).op)
+}

@@ -1,0 +1,555 @@
+//! Groups: what becomes one kernel.
+//!
+//! A [`Group`] is a loop over a domain (`kept` rows, each over `reduced` points) with [`Member`]s: nodes of the graph as
+//! they are computed at a point, or once per row, of that domain. One node may be a member of several groups (computed
+//! again) or several times of one (under different views). What other groups read is stored once, by one group.
+//!
+//! Invariants:
+//! - A member's inputs are members of the same group or loads of stored values; while groups are being made, they may be
+//!   pending: the input node has not been placed yet. Nodes are placed from last to first, so that all readers of a node
+//!   are placed before it.
+//! - The edges from a value's writers to its readers never form a cycle: every decision to store a value in an existing
+//!   group asks [`Groups::reaches`] first.
+//! - Every access of a group is affine over the domain refined by the group's cuts.
+//! - A group never has more operands than the target allows.
+
+use std::collections::BTreeSet;
+
+use smallvec::{SmallVec, smallvec};
+
+use super::facts::{Facts, facts};
+use super::layout::{Chain, Cuts, Layout, ViewOp, view_op};
+use super::operands;
+use crate::ir::{Graph, NodeId};
+use crate::ops::Op;
+
+/// Index of a group.
+pub(crate) type GroupId = usize;
+/// Index of a member.
+pub(crate) type MemberId = usize;
+
+/// What a member computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// The node's operation.
+    Node,
+    /// The node is a view, a concatenation or a padding: the element of this input.
+    Copy(usize),
+    /// Zero, around the input of a padding.
+    Zero,
+}
+
+/// Where an operand of a member comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// A value not placed yet; it is the operand itself or lies below it through views.
+    Pending(NodeId),
+    /// Loaded.
+    Load(NodeId),
+    /// Another member of the group.
+    Member(MemberId),
+}
+
+/// A node as computed in a group.
+#[derive(Clone, Debug)]
+pub(crate) struct Member {
+    pub(crate) node: NodeId,
+    pub(crate) what: What,
+    pub(crate) group: GroupId,
+    /// Once per row rather than at every point.
+    pub(crate) row: bool,
+    /// From the node's own shape to the domain: `kept` for a row, else `kept` and `reduced`.
+    pub(crate) chain: Chain,
+    pub(crate) inputs: SmallVec<[Input; 3]>,
+    /// Number of reductions that follow it within the group.
+    pub(crate) height: u32,
+}
+
+/// A value that a group writes.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    pub(crate) member: MemberId,
+    /// The stored value.
+    pub(crate) target: NodeId,
+    /// The part of the target that the member's shape is; all of it if absent.
+    pub(crate) region: Option<ViewOp>,
+}
+
+/// Archetype of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Map,
+    Reduction,
+    /// The member is the product; `kept` is `[batch.., m, n]`.
+    Product(MemberId),
+    Conv2d,
+    ScatterAdd,
+}
+
+/// What becomes one kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    pub(crate) kind: Kind,
+    pub(crate) kept: Vec<u64>,
+    pub(crate) reduced: Vec<u64>,
+    pub(crate) cuts: Cuts,
+    pub(crate) members: Vec<MemberId>,
+    pub(crate) stores: Vec<Store>,
+    /// Values that are stored, loaded or pending.
+    pub(crate) operands: BTreeSet<NodeId>,
+    /// Groups that must run later although they read nothing from this one.
+    pub(crate) before: Vec<GroupId>,
+    /// The other ends of `before`.
+    pub(crate) after: Vec<GroupId>,
+    /// Longest way to a group without readers; falls along every edge.
+    pub(crate) level: u32,
+    /// Set when merged into another group.
+    pub(crate) merged_into: Option<GroupId>,
+}
+
+/// A node seen from one place of a group.
+#[derive(Clone, Debug)]
+pub(crate) struct Site {
+    pub(crate) group: GroupId,
+    pub(crate) row: bool,
+    pub(crate) chain: Chain,
+    pub(crate) layout: Layout,
+    pub(crate) uses: Vec<(MemberId, usize)>,
+    pub(crate) height: u32,
+    /// The group must first become a reduction whose rows start at this dimension.
+    pub(crate) split: Option<usize>,
+}
+
+/// An operand of a member to be, found below its views.
+pub(crate) struct Found {
+    value: NodeId,
+    chain: Chain,
+}
+
+/// Inputs of a member to be, and the group's cuts with them.
+pub(crate) struct Inputs {
+    found: Vec<Found>,
+    pub(crate) cuts: Cuts,
+    /// What the member adds to the group's operands.
+    pub(crate) operands: SmallVec<[NodeId; 3]>,
+}
+
+/// All groups of a graph while they are being made.
+pub(crate) struct Groups<'g> {
+    pub(crate) graph: &'g Graph,
+    pub(crate) facts: Vec<Facts>,
+    pub(crate) members: Vec<Member>,
+    pub(crate) groups: Vec<Group>,
+    /// Operands waiting for a node to be placed.
+    pub(crate) uses: Vec<Vec<(MemberId, usize)>>,
+    /// Members that load a value.
+    pub(crate) loads: Vec<Vec<MemberId>>,
+    /// Groups that store a value; several only for concatenations and paddings.
+    pub(crate) writers: Vec<SmallVec<[GroupId; 1]>>,
+    /// Outputs and updates.
+    pub(crate) required: Vec<bool>,
+    pub(crate) max_operands: usize,
+    pub(crate) fuse: bool,
+    /// The members that read the node which is being placed.
+    pub(crate) readers: Vec<MemberId>,
+    visited: Vec<u32>,
+    visit: u32,
+}
+
+impl<'g> Groups<'g> {
+    pub(crate) fn new(graph: &'g Graph, max_operands: usize, fuse: bool) -> Groups<'g> {
+        let count = graph.nodes().len();
+        let mut required = vec![false; count];
+        for id in graph.outputs.values().chain(graph.updates.values()) {
+            required[id.index()] = true;
+        }
+        Groups {
+            graph,
+            facts: facts(graph),
+            members: Vec::new(),
+            groups: Vec::new(),
+            uses: vec![Vec::new(); count],
+            loads: vec![Vec::new(); count],
+            writers: vec![SmallVec::new(); count],
+            required,
+            max_operands,
+            fuse,
+            readers: Vec::new(),
+            visited: Vec::new(),
+            visit: 0,
+        }
+    }
+
+    /// The group that a group has become part of.
+    pub(crate) fn find(&self, mut group: GroupId) -> GroupId {
+        while let Some(into) = self.groups[group].merged_into {
+            group = into;
+        }
+        group
+    }
+
+    pub(crate) fn is_alive(&self, group: GroupId) -> bool {
+        self.groups[group].merged_into.is_none()
+    }
+
+    pub(crate) fn sizes(&self, id: NodeId) -> Vec<u64> {
+        self.graph.shape(id).sizes()
+    }
+
+    pub(crate) fn new_group(&mut self, kind: Kind, kept: Vec<u64>, reduced: Vec<u64>) -> GroupId {
+        let sizes = [kept.as_slice(), &reduced].concat();
+        self.groups.push(Group {
+            kind,
+            cuts: Cuts::new(&sizes),
+            kept,
+            reduced,
+            members: Vec::new(),
+            stores: Vec::new(),
+            operands: BTreeSet::new(),
+            before: Vec::new(),
+            after: Vec::new(),
+            level: 0,
+            merged_into: None,
+        });
+        self.groups.len() - 1
+    }
+
+    /// The operand of a member as it stands in the graph, and the chain from it to the domain on which it is read.
+    pub(crate) fn operand(
+        &self,
+        node: NodeId,
+        what: What,
+        operand: usize,
+        chain: &Chain,
+        group: &Group,
+    ) -> (NodeId, Chain) {
+        let from = self.graph.node(node);
+        match (what, &from.op) {
+            (What::Copy(_), Op::Concat { .. } | Op::Pad { .. }) => {
+                let What::Copy(part) = what else { unreachable!("matched above") };
+                (from.inputs[part], chain.clone())
+            }
+            (What::Copy(_), _) => {
+                let view = view_op(self.graph, node);
+                (from.inputs[0], view.into_iter().chain(chain.iter().cloned()).collect())
+            }
+            (_, Op::Reduce { axes, .. }) => {
+                let input = from.inputs[operand];
+                (input, lifted(&self.sizes(input), axes, chain, group))
+            }
+            // Operands of these are read on domains of their own.
+            (_, Op::Dot(_) | Op::Conv2d(_) | Op::ScatterAdd { .. } | Op::Gather { .. }) => {
+                (from.inputs[operand], Chain::new())
+            }
+            (_, Op::Random { .. }) => {
+                let scalar = ViewOp::Broadcast(self.sizes(node), vec![]);
+                (from.inputs[operand], std::iter::once(scalar).chain(chain.iter().cloned()).collect())
+            }
+            _ => (from.inputs[operand], chain.clone()),
+        }
+    }
+
+    /// Where the elements of a value lie that is read through a chain; coordinates and constants are not in memory, but
+    /// have their place in the same form.
+    pub(crate) fn layout(&self, value: NodeId, chain: &[ViewOp]) -> Option<Layout> {
+        let sizes = self.sizes(value);
+        match &self.graph.node(value).op {
+            Op::Const { .. } => Some(Layout { offset: 0, dims: smallvec![] }),
+            Op::Iota { axis, .. } => Layout::coordinate(&sizes, *axis, chain),
+            _ => Layout::through(&sizes, chain),
+        }
+    }
+
+    /// From a stored value to the domain of the group that stores it.
+    pub(crate) fn store_chain(&self, store: &Store) -> Chain {
+        store.region.iter().chain(&self.members[store.member].chain).cloned().collect()
+    }
+
+    /// The views from `value` up to `top`, which lies above it.
+    pub(crate) fn views(&self, mut top: NodeId, value: NodeId) -> Chain {
+        let mut chain = Chain::new();
+        while top != value {
+            let Some(view) = view_op(self.graph, top) else { break };
+            chain.push(view);
+            top = self.graph.node(top).inputs[0];
+        }
+        chain.reverse();
+        chain
+    }
+
+    /// The chain through which a member reads the value below one of its operands.
+    pub(crate) fn chain_to(&self, member: MemberId, operand: usize, value: NodeId) -> Chain {
+        let m = &self.members[member];
+        let (top, chain) = self.operand(m.node, m.what, operand, &m.chain, &self.groups[self.find(m.group)]);
+        let mut all = self.views(top, value);
+        all.extend(chain);
+        all
+    }
+
+    /// Number of operands of a member.
+    pub(crate) fn arity(&self, node: NodeId, what: What) -> usize {
+        match what {
+            What::Zero => 0,
+            What::Copy(_) => 1,
+            What::Node => self.graph.node(node).inputs.len(),
+        }
+    }
+
+    /// Finds the inputs of a member to be below their views. Where views do not compose to something affine that agrees
+    /// with the rest of the group, the topmost view that does not becomes a value of its own.
+    ///
+    /// `None` if even the operands themselves cannot be read along this chain (only a reduction's can fail so).
+    pub(crate) fn inputs(&self, group: &Group, node: NodeId, what: What, chain: &Chain) -> Option<Inputs> {
+        let mut cuts = group.cuts.clone();
+        let mut found = Vec::new();
+        let mut operands = SmallVec::new();
+        for operand in 0..self.arity(node, what) {
+            let (top, chain) = self.operand(node, what, operand, chain, group);
+            let below = self.below(node, operand, top, chain, &mut cuts)?;
+            if !self.facts[below.value.index()].trivial || self.whole_operands(node) {
+                operands.push(below.value);
+            }
+            found.push(below);
+        }
+        if let (What::Node, Op::Gather { batch }) = (what, &self.graph.node(node).op)
+            && !self.gathers(node, *batch, &found, chain, &mut cuts)
+        {
+            let tops = self.graph.node(node).inputs.iter();
+            found = tops.map(|top| Found { value: *top, chain: Chain::new() }).collect();
+            self.gathers(node, *batch, &found, chain, &mut cuts).then_some(())?;
+            operands = self.graph.node(node).inputs.iter().copied().collect();
+        }
+        Some(Inputs { found, cuts, operands })
+    }
+
+    /// Does the node read its operands from memory, never from registers?
+    pub(crate) fn whole_operands(&self, node: NodeId) -> bool {
+        matches!(self.graph.node(node).op, Op::Dot(_) | Op::Conv2d(_) | Op::ScatterAdd { .. } | Op::Gather { .. })
+    }
+
+    /// The deepest value below `top` that can be read through the views above it.
+    fn below(&self, node: NodeId, operand: usize, top: NodeId, chain: Chain, cuts: &mut Cuts) -> Option<Found> {
+        let mut candidates = vec![Found { value: top, chain }];
+        while let Some(last) = candidates.last()
+            && let Some(view) = view_op(self.graph, last.value)
+        {
+            let chain = std::iter::once(view).chain(last.chain.iter().cloned()).collect();
+            candidates.push(Found { value: self.graph.node(last.value).inputs[0], chain });
+        }
+        candidates.into_iter().rev().find(|candidate| self.readable(node, operand, candidate, cuts))
+    }
+
+    fn readable(&self, node: NodeId, operand: usize, found: &Found, cuts: &mut Cuts) -> bool {
+        let whole = self.whole_operands(node);
+        let layout = if whole {
+            Layout::through(&self.sizes(found.value), &found.chain)
+        } else {
+            self.layout(found.value, &found.chain)
+        };
+        let Some(layout) = layout else { return false };
+        match &self.graph.node(node).op {
+            Op::Dot(dot) => {
+                let batch = Layout { offset: 0, dims: layout.dims[..dot.batch.len()].iter().cloned().collect() };
+                operands::product(&layout, dot.batch.len(), dot.contract.len()).is_some() && cuts.add(&batch)
+            }
+            Op::Conv2d(_) | Op::ScatterAdd { .. } => layout.is_identity(self.graph.shape(found.value).elements()),
+            // The member's own chain is over the gathered rows; `gathers` checks the whole.
+            Op::Gather { batch } if operand == 0 => layout.dims[*batch].len() <= 1,
+            Op::Gather { .. } => true,
+            _ => cuts.add(&layout),
+        }
+    }
+
+    /// Can a gather be read through these views and its own chain?
+    fn gathers(&self, node: NodeId, batch: usize, found: &[Found], chain: &Chain, cuts: &mut Cuts) -> bool {
+        let [data, index] = found else { return false };
+        let views = [(data.value, &data.chain), (index.value, &index.chain)];
+        let views = views.map(|(value, views)| Layout::through(&self.sizes(value), views));
+        let [Some(data), Some(index)] = views else { return false };
+        let rank = self.graph.shape(self.graph.node(node).inputs[1]).rank();
+        let Some(gathered) = operands::gather(&data, &index, batch, rank, chain) else { return false };
+        cuts.add(&gathered.data) && cuts.add(&gathered.index)
+    }
+
+    /// Adds a member with the inputs found for it.
+    pub(crate) fn add_member(
+        &mut self,
+        group: GroupId,
+        node: NodeId,
+        what: What,
+        row: bool,
+        chain: Chain,
+        height: u32,
+        inputs: Inputs,
+    ) -> MemberId {
+        let id = self.members.len();
+        self.members.push(Member { node, what, group, row, chain, inputs: SmallVec::new(), height });
+        self.groups[group].members.push(id);
+        self.groups[group].cuts = inputs.cuts;
+        let whole = self.whole_operands(node);
+        let reduces = matches!(self.graph.node(node).op, Op::Reduce { .. });
+        for (operand, Found { value, chain }) in inputs.found.into_iter().enumerate() {
+            let input = if self.facts[value.index()].trivial && !whole {
+                let none = Inputs { found: vec![], cuts: self.groups[group].cuts.clone(), operands: smallvec![] };
+                let row = row && !reduces;
+                Input::Member(self.add_member(group, value, What::Node, row, chain, height, none))
+            } else {
+                self.uses[value.index()].push((id, operand));
+                self.groups[group].operands.insert(value);
+                Input::Pending(value)
+            };
+            self.members[id].inputs.push(input);
+        }
+        id
+    }
+
+    /// A new group that stores this node and nothing else so far.
+    pub(crate) fn root(&mut self, kind: Kind, node: NodeId, what: What, kept: Vec<u64>, reduced: Vec<u64>) -> MemberId {
+        let row = kind == Kind::Reduction;
+        let group = self.new_group(kind, kept, reduced);
+        let inputs = self.inputs(&self.groups[group], node, what, &Chain::new());
+        let inputs = inputs.expect("on its own domain a node reads its operands as they are");
+        self.add_member(group, node, what, row, Chain::new(), 0, inputs)
+    }
+
+    pub(crate) fn store(&mut self, member: MemberId, target: NodeId, region: Option<ViewOp>) {
+        let group = self.find(self.members[member].group);
+        self.groups[group].stores.push(Store { member, target, region });
+        self.groups[group].operands.insert(target);
+        self.writers[target.index()].push(group);
+        for reader in self.loads[target.index()].clone() {
+            let reader = self.find(self.members[reader].group);
+            if reader != group {
+                self.edge(group, reader);
+            }
+        }
+    }
+
+    /// These uses load the value.
+    pub(crate) fn load(&mut self, value: NodeId, uses: &[(MemberId, usize)]) {
+        for (member, operand) in uses {
+            self.members[*member].inputs[*operand] = Input::Load(value);
+            self.loads[value.index()].push(*member);
+            let reader = self.find(self.members[*member].group);
+            for writer in self.writers[value.index()].clone() {
+                let writer = self.find(writer);
+                if writer != reader {
+                    self.edge(writer, reader);
+                }
+            }
+        }
+    }
+
+    /// Must `to` run after `from`?
+    pub(crate) fn reaches(&mut self, from: GroupId, to: GroupId) -> bool {
+        self.visit += 1;
+        self.visited.resize(self.groups.len(), 0);
+        let level = self.groups[to].level;
+        let mut stack = vec![from];
+        while let Some(group) = stack.pop() {
+            // Levels fall along every edge, so that most searches end where they begin.
+            if self.groups[group].level <= level || self.visited[group] == self.visit {
+                continue;
+            }
+            self.visited[group] = self.visit;
+            let here = &self.groups[group];
+            let readers = here.stores.iter().flat_map(|store| self.loads[store.target.index()].iter());
+            let next = readers.map(|member| self.members[*member].group).chain(here.before.iter().copied());
+            for next in next.map(|group| self.find(group)) {
+                if next == to && group != to {
+                    return true;
+                }
+                stack.push(next);
+            }
+        }
+        false
+    }
+
+    /// Notes that `to` runs after `from`: its level must be lower.
+    fn edge(&mut self, from: GroupId, to: GroupId) {
+        self.relevel(from, self.groups[to].level);
+    }
+
+    /// Lifts a group, and whatever must run before it, above a level.
+    fn relevel(&mut self, group: GroupId, below: u32) {
+        let mut stack = vec![(group, below)];
+        while let Some((group, below)) = stack.pop() {
+            if self.groups[group].level > below {
+                continue;
+            }
+            self.groups[group].level = below + 1;
+            let members = self.groups[group].members.iter().flat_map(|member| self.members[*member].inputs.iter());
+            let loaded = members.filter_map(|input| if let Input::Load(value) = input { Some(*value) } else { None });
+            let writers = loaded.flat_map(|value| self.writers[value.index()].iter().copied());
+            let before: Vec<GroupId> = writers.chain(self.groups[group].after.iter().copied()).collect();
+            stack.extend(before.into_iter().map(|writer| (self.find(writer), below + 1)).filter(|(w, _)| *w != group));
+        }
+    }
+
+    /// Makes one group run before another.
+    pub(crate) fn order(&mut self, first: GroupId, then: GroupId) {
+        self.groups[first].before.push(then);
+        self.groups[then].after.push(first);
+        self.edge(first, then);
+    }
+
+    /// Makes one group of two that loop over the same domain and do not depend on each other.
+    pub(crate) fn merge(&mut self, a: GroupId, b: GroupId) -> bool {
+        let (x, y) = (&self.groups[a], &self.groups[b]);
+        let alike = x.kind == y.kind && matches!(x.kind, Kind::Map | Kind::Reduction);
+        let mut cuts = x.cuts.clone();
+        if !alike || x.kept != y.kept || x.reduced != y.reduced || !cuts.join(&y.cuts) {
+            return false;
+        }
+        if x.operands.union(&y.operands).count() > self.max_operands || self.reaches(a, b) || self.reaches(b, a) {
+            return false;
+        }
+        let remains = Group { merged_into: Some(a), ..self.groups[a].clone() };
+        let gone = std::mem::replace(&mut self.groups[b], remains);
+        for member in &gone.members {
+            self.members[*member].group = a;
+        }
+        let into = &mut self.groups[a];
+        into.cuts = cuts;
+        into.members.extend(gone.members);
+        into.stores.extend(gone.stores);
+        into.operands.extend(gone.operands);
+        into.before.extend(gone.before);
+        into.after.extend(gone.after);
+        let level = std::mem::take(&mut into.level).max(gone.level);
+        if level > 0 {
+            self.relevel(a, level - 1);
+        }
+        true
+    }
+}
+
+/// The chain from the input of a reduction to the points of a group, given the chain from its result to the group's rows:
+/// reduced dimensions go last, and what happens to the result happens to the input beside them.
+fn lifted(sizes: &[u64], axes: &[usize], chain: &Chain, group: &Group) -> Chain {
+    let kept: Vec<usize> = (0..sizes.len()).filter(|dim| !axes.contains(dim)).collect();
+    let tail: Vec<u64> = axes.iter().map(|axis| sizes[*axis]).collect();
+    let mut rank = kept.len();
+    let mut result = vec![ViewOp::Transpose(kept.iter().chain(axes).copied().collect())];
+    for view in chain {
+        result.push(match view {
+            ViewOp::Reshape(new) => {
+                rank = new.len();
+                ViewOp::Reshape([new.as_slice(), &tail].concat())
+            }
+            ViewOp::Transpose(perm) => {
+                ViewOp::Transpose(perm.iter().copied().chain((0..tail.len()).map(|i| rank + i)).collect())
+            }
+            ViewOp::Broadcast(new, places) => {
+                rank = new.len();
+                let tail_places = (0..tail.len()).map(|i| rank + i);
+                ViewOp::Broadcast([new.as_slice(), &tail].concat(), places.iter().copied().chain(tail_places).collect())
+            }
+            ViewOp::Slice(ranges) => {
+                ViewOp::Slice(ranges.iter().copied().chain(tail.iter().map(|size| (0, *size, 1))).collect())
+            }
+        });
+    }
+    result.push(ViewOp::Reshape([group.kept.as_slice(), &group.reduced].concat()));
+    result
+}

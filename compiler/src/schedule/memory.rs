@@ -1,0 +1,261 @@
+//! Where every value of a program lies.
+//!
+//! State tensors have places of their own. A new value of a state tensor is written straight into them where no later step
+//! reads the old value; otherwise into the arena, and copied by a last step. Everything else lies in the arena, which all
+//! programs share, from the step that writes it to the last step that reads it: inputs during the whole program, outputs to
+//! its end.
+//!
+//! Invariants: offsets are multiples of the target's alignment, no segment is larger than its limit, and no operand larger
+//! than a binding. What lives at the same time does not overlap; [`super::check`] proves it independently.
+
+use std::collections::HashMap;
+
+use alip_plan::Target;
+
+use crate::codegen::Launch;
+use crate::diag::Diagnostic;
+use crate::ir::{Graph, NodeId};
+use crate::ops::Op;
+
+/// Where a value lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Home {
+    /// In the place of the state tensor with this index.
+    State(usize),
+    /// In an arena segment, at a byte offset.
+    Arena(usize, u64),
+}
+
+/// Places of one program.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Placement {
+    pub(crate) homes: HashMap<NodeId, Home>,
+    /// Steps after the last launch: a value and the state tensor it is copied to.
+    pub(crate) copies: Vec<(NodeId, usize)>,
+    /// Size of each arena segment.
+    pub(crate) segments: Vec<u64>,
+    /// Bytes of the inputs.
+    pub(crate) input_bytes: u64,
+}
+
+/// A span of memory that is live from one step to another, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Life {
+    value: NodeId,
+    bytes: u64,
+    first: usize,
+    last: usize,
+}
+
+/// Gives every value of a program its place; `states` finds a state tensor's index by path.
+///
+/// # Errors
+/// A value is larger than what one kernel operand may cover on the target.
+pub(crate) fn place(
+    graph: &Graph,
+    launches: &[Launch],
+    states: &dyn Fn(&str) -> Option<usize>,
+    target: &Target,
+) -> Result<Placement, Diagnostic> {
+    let mut placement = Placement::default();
+    let (writers, readers) = accesses(launches);
+    for id in graph.ids() {
+        if let Op::State { path, .. } = &graph.node(id).op
+            && let Some(state) = states(path)
+        {
+            placement.homes.insert(id, Home::State(state));
+        }
+    }
+    for (path, id) in &graph.updates {
+        let Some(state) = states(path) else { continue };
+        if placement.homes.get(id) == Some(&Home::State(state)) {
+            continue; // stays as it is
+        }
+        if !placement.homes.contains_key(id) && in_place(graph, launches, &writers, &readers, path, *id) {
+            placement.homes.insert(*id, Home::State(state));
+        } else {
+            placement.copies.push((*id, state));
+        }
+    }
+    let end = launches.len() + placement.copies.len();
+    let mut lives: HashMap<NodeId, (usize, usize)> = HashMap::new();
+    for id in graph.inputs.values() {
+        lives.insert(*id, (0, end));
+    }
+    for (value, steps) in &writers {
+        let last = readers.get(value).into_iter().flatten().chain(steps).max().copied().unwrap_or(end);
+        lives.insert(*value, (steps.iter().min().copied().unwrap_or(0), last));
+    }
+    for id in graph.outputs.values().chain(placement.copies.iter().map(|(id, _)| id)) {
+        if let Some(life) = lives.get_mut(id) {
+            life.1 = end;
+        }
+    }
+    let mut lives: Vec<Life> = lives
+        .into_iter()
+        .filter(|(value, _)| !placement.homes.contains_key(value))
+        .map(|(value, (first, last))| {
+            let ty = graph.ty(value);
+            Life { value, bytes: ty.shape.elements() * ty.dtype.bytes(), first, last }
+        })
+        .collect();
+    // Largest first: what is hard to place finds the most room.
+    lives.sort_by_key(|life| (std::cmp::Reverse(life.bytes), life.first, life.value));
+    for life in &lives {
+        fits_binding(graph, life, target)?;
+    }
+    let inputs = graph.inputs.values().map(|id| graph.ty(*id));
+    placement.input_bytes = inputs.map(|ty| ty.shape.elements() * ty.dtype.bytes()).sum();
+    let offsets = pack(&lives, target, &mut placement.segments);
+    for (life, (segment, offset)) in lives.iter().zip(offsets) {
+        placement.homes.insert(life.value, Home::Arena(segment, offset));
+    }
+    Ok(placement)
+}
+
+impl Placement {
+    /// One line per value, by place.
+    pub(crate) fn table(&self, graph: &Graph) -> String {
+        let mut homes: Vec<(Home, NodeId)> = self.homes.iter().map(|(id, home)| (*home, *id)).collect();
+        homes.sort_unstable();
+        let line = |(home, id): &(Home, NodeId)| match home {
+            Home::State(index) => format!("state {index}: %{} {}\n", id.0, graph.ty(*id)),
+            Home::Arena(segment, offset) => format!("arena {segment} + {offset}: %{} {}\n", id.0, graph.ty(*id)),
+        };
+        homes.iter().map(line).collect()
+    }
+}
+
+type Steps = HashMap<NodeId, Vec<usize>>;
+
+fn accesses(launches: &[Launch]) -> (Steps, Steps) {
+    let (mut writers, mut readers) = (Steps::new(), Steps::new());
+    for (step, launch) in launches.iter().enumerate() {
+        for value in &launch.writes {
+            writers.entry(*value).or_default().push(step);
+        }
+        for value in &launch.reads {
+            readers.entry(*value).or_default().push(step);
+        }
+    }
+    (writers, readers)
+}
+
+/// May the new value of a state tensor be written over the old one?
+fn in_place(graph: &Graph, launches: &[Launch], writers: &Steps, readers: &Steps, path: &str, new: NodeId) -> bool {
+    let Some([writer]) = writers.get(&new).map(Vec::as_slice) else { return false };
+    let is_old = |id: &NodeId| matches!(&graph.node(*id).op, Op::State { path: of, .. } if **of == *path);
+    graph.ids().filter(is_old).all(|old| {
+        readers
+            .get(&old)
+            .into_iter()
+            .flatten()
+            .all(|reader| reader < writer || reader == writer && launches[*writer].in_place.contains(&(new, old)))
+    })
+}
+
+pub(crate) fn fits(what: &str, bytes: u64, target: &Target) -> Result<(), Diagnostic> {
+    let limit = target.max_binding_bytes.min(target.max_segment_bytes);
+    if bytes <= limit {
+        return Ok(());
+    }
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+    let message = format!(
+        "{what} takes {}, but a kernel operand on target `{}` has at most {}",
+        mib(bytes),
+        target.name,
+        mib(limit)
+    );
+    Err(Diagnostic::error(message).help("use a smaller batch (`--batch N`), a smaller model, or `--target cpu`"))
+}
+
+fn fits_binding(graph: &Graph, life: &Life, target: &Target) -> Result<(), Diagnostic> {
+    let origin = graph.origin(life.value);
+    let place = if origin.path.is_empty() { graph.name.as_str() } else { &origin.path };
+    let result = fits(&format!("a value {} of `{place}`", graph.ty(life.value)), life.bytes, target);
+    match origin.span {
+        Some(span) => result.map_err(|error| error.label(span, "computed here")),
+        None => result,
+    }
+}
+
+/// Segment and offset of every life, in the given order; `segments` receives the sizes.
+fn pack(lives: &[Life], target: &Target, segments: &mut Vec<u64>) -> Vec<(usize, u64)> {
+    let align = target.alignment.max(4);
+    let mut placed: Vec<Vec<(u64, u64, usize, usize)>> = Vec::new(); // offset, end, first, last
+    let mut result = Vec::new();
+    for life in lives {
+        let bytes = life.bytes.next_multiple_of(align);
+        let mut segment = 0;
+        let offset = loop {
+            if segment == placed.len() {
+                placed.push(Vec::new());
+                segments.push(0);
+            }
+            let alive = placed[segment].iter().filter(|(_, _, first, last)| *first <= life.last && life.first <= *last);
+            let mut busy: Vec<(u64, u64)> = alive.map(|(offset, end, ..)| (*offset, *end)).collect();
+            busy.sort_unstable();
+            let offset = best_gap(&busy, bytes);
+            if offset + bytes <= target.max_segment_bytes || offset == 0 {
+                break offset;
+            }
+            segment += 1;
+        };
+        placed[segment].push((offset, offset + bytes, life.first, life.last));
+        segments[segment] = segments[segment].max(offset + bytes);
+        result.push((segment, offset));
+    }
+    result
+}
+
+/// The smallest gap between busy spans that has room, else the end of the last.
+fn best_gap(busy: &[(u64, u64)], bytes: u64) -> u64 {
+    let mut best: Option<(u64, u64)> = None;
+    let mut free = 0;
+    for (offset, end) in busy {
+        let gap = offset.saturating_sub(free);
+        if gap >= bytes && best.is_none_or(|(size, _)| gap < size) {
+            best = Some((gap, free));
+        }
+        free = free.max(*end);
+    }
+    best.map_or(free, |(_, offset)| offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_live_together_shares_memory() {
+        let life = |value, bytes, first, last| Life { value: NodeId(value), bytes, first, last };
+        let mut segments = Vec::new();
+        let lives = [life(0, 256, 0, 1), life(1, 256, 2, 3), life(2, 128, 1, 2), life(3, 64, 0, 3)];
+        let places = pack(&lives, &Target::cpu(), &mut segments);
+        assert_eq!(places, [(0, 0), (0, 0), (0, 256), (0, 384)]);
+        assert_eq!(segments, [448]);
+    }
+
+    #[test]
+    fn segments_stay_within_the_limit() {
+        let target = Target { max_segment_bytes: 512, ..Target::wgpu() };
+        let lives: Vec<Life> =
+            (0..5).map(|value| Life { value: NodeId(value), bytes: 200, first: 0, last: 9 }).collect();
+        let mut segments = Vec::new();
+        let places = pack(&lives, &target, &mut segments);
+        assert_eq!(places, [(0, 0), (0, 256), (1, 0), (1, 256), (2, 0)]);
+        assert_eq!(segments, [512, 512, 256]);
+    }
+
+    #[test]
+    fn a_value_that_no_binding_holds_is_an_error_that_says_what_to_do() {
+        let error = fits("a value f32[B=4096, 50, 3072] of `visual`", 4096 * 50 * 3072 * 4, &Target::wgpu());
+        let error = error.expect_err("2.3 GiB");
+        assert_eq!(
+            error.message,
+            "a value f32[B=4096, 50, 3072] of `visual` takes 2400.0 MiB, but a kernel operand on target `wgpu` has at \
+             most 128.0 MiB"
+        );
+        assert_eq!(error.help.len(), 1);
+    }
+}

@@ -1,0 +1,222 @@
+//! Puts a graph into the form that grouping expects; what is computed stays the same.
+//!
+//! Afterwards: every node is live (inputs aside) and distinct, there are no identities, the operands of every product are
+//! `[batch.., free.., contracted..]` with the contracted dimensions in one order, and no sum of very many elements into very
+//! few results is left in one piece.
+
+use std::collections::HashMap;
+
+use smallvec::SmallVec;
+
+use crate::diag::{Diagnostic, Diagnostics};
+use crate::ir::{Graph, NodeId, OriginId, Shape};
+use crate::ops::{Dot, Op, OpError, ReduceKind, ScalarOp};
+
+/// Reductions to fewer results than this are split, so that more than a few threads have work.
+const FEW_RESULTS: u64 = 32;
+/// Length of the pieces that long reductions are cut into, roughly: large against the cost of a launch, small against a
+/// cache and the number of threads.
+const PIECE: u64 = 4096;
+
+/// The same programs in the form that grouping expects.
+///
+/// # Errors
+/// An op refuses its inputs, which only a defect of a pass can cause.
+pub fn prepare(graph: &Graph) -> Result<Graph, Diagnostics> {
+    let live = live(graph);
+    let mut rebuild = Rebuild { graph: Graph::new(&graph.name), seen: HashMap::new(), origins: Vec::new() };
+    for origin in graph.origins() {
+        let id = rebuild.graph.add_origin(origin.clone());
+        rebuild.origins.push(id);
+    }
+    let mut moved: Vec<NodeId> = Vec::with_capacity(graph.nodes().len());
+    for id in graph.ids() {
+        let node = graph.node(id);
+        if !live[id.index()] {
+            moved.push(NodeId(u32::MAX));
+            continue;
+        }
+        let inputs: SmallVec<[NodeId; 3]> = node.inputs.iter().map(|input| moved[input.index()]).collect();
+        let origin = rebuild.origins.get(node.origin.0 as usize).copied().unwrap_or_default();
+        let new = rebuild.node(&node.op, &inputs, &node.ty.shape, origin).map_err(|error| {
+            let path = &graph.origin(id).path;
+            Diagnostic::error(format!("internal: preparing `{}` of program `{}`", path, graph.name)).note(error.message)
+        })?;
+        moved.push(new);
+    }
+    // Old values of state stay readable only until they are replaced, and inputs are not the program's to give away:
+    // an output or update that is one is a copy.
+    let mut copied: HashMap<NodeId, NodeId> = HashMap::new();
+    for id in graph.outputs.values().chain(graph.updates.values()).map(|id| moved[id.index()]) {
+        let node = rebuild.graph.node(id);
+        if matches!(node.op, Op::State { .. } | Op::Input { .. }) && !copied.contains_key(&id) {
+            let (dtype, origin) = (node.ty.dtype, node.origin);
+            let copy = rebuild.graph.add(Op::Pointwise(ScalarOp::Cast(dtype)), &[id], origin);
+            copied.insert(id, copy.map_err(|error| Diagnostic::error("internal: a copy").note(error.message))?);
+        }
+    }
+    let mut result = rebuild.graph;
+    let copy = |id: NodeId| copied.get(&id).copied().unwrap_or(id);
+    let port = |(name, id): (&String, &NodeId)| live[id.index()].then(|| (name.clone(), moved[id.index()]));
+    result.inputs = graph.inputs.iter().filter_map(port).collect();
+    result.outputs = graph.outputs.iter().filter_map(port).map(|(name, id)| (name, copy(id))).collect();
+    // A state tensor whose new value is its old one needs no update.
+    let same = |path: &str, id: NodeId| matches!(&result.node(id).op, Op::State { path: of, .. } if **of == *path);
+    let updates = graph.updates.iter().filter_map(port).filter(|(path, id)| !same(path, *id));
+    result.updates = updates.map(|(path, id)| (path, copy(id))).collect();
+    result.values = graph.values.iter().filter_map(port).collect();
+    Ok(result)
+}
+
+/// What outputs and updates depend on, and all inputs.
+fn live(graph: &Graph) -> Vec<bool> {
+    let mut live = vec![false; graph.nodes().len()];
+    for id in graph.inputs.values().chain(graph.outputs.values()).chain(graph.updates.values()) {
+        live[id.index()] = true;
+    }
+    for id in graph.ids().rev() {
+        if live[id.index()] {
+            for input in &graph.node(id).inputs {
+                live[input.index()] = true;
+            }
+        }
+    }
+    live
+}
+
+struct Rebuild {
+    graph: Graph,
+    seen: HashMap<(Op, SmallVec<[NodeId; 3]>), NodeId>,
+    origins: Vec<OriginId>,
+}
+
+impl Rebuild {
+    /// Adds a node unless there is an equal one.
+    fn add(&mut self, op: Op, inputs: &[NodeId], origin: OriginId) -> Result<NodeId, OpError> {
+        let key = (op, SmallVec::from_slice(inputs));
+        if let Some(id) = self.seen.get(&key) {
+            return Ok(*id);
+        }
+        let id = self.graph.add(key.0.clone(), inputs, origin)?;
+        self.seen.insert(key, id);
+        Ok(id)
+    }
+
+    fn node(&mut self, op: &Op, inputs: &[NodeId], shape: &Shape, origin: OriginId) -> Result<NodeId, OpError> {
+        match op {
+            Op::StopGradient => Ok(inputs[0]),
+            Op::Reshape { .. } | Op::Broadcast { .. } | Op::Transpose { .. } | Op::Slice { .. } => {
+                self.view(op, inputs[0], shape, origin)
+            }
+            Op::Pointwise(ScalarOp::Cast(to)) if self.graph.ty(inputs[0]).dtype == *to => Ok(inputs[0]),
+            // Exact: x * 1 and x / 1 are x.
+            Op::Pointwise(ScalarOp::Mul | ScalarOp::Div) if self.is_one(inputs[1]) => Ok(inputs[0]),
+            Op::Pointwise(ScalarOp::Mul) if self.is_one(inputs[0]) => Ok(inputs[1]),
+            Op::Dot(dot) => self.dot(dot, inputs, origin),
+            Op::Reduce { kind, axes } => self.reduce(*kind, axes, inputs[0], origin),
+            Op::Concat { .. } if inputs.len() == 1 => Ok(inputs[0]),
+            _ => self.add(op.clone(), inputs, origin),
+        }
+    }
+
+    /// Views that change nothing vanish; a reshape of a reshape is one.
+    fn view(&mut self, op: &Op, input: NodeId, shape: &Shape, origin: OriginId) -> Result<NodeId, OpError> {
+        let before = self.graph.shape(input);
+        let nothing = match op {
+            Op::Transpose { perm } => perm.iter().enumerate().all(|(to, from)| to == *from),
+            _ => before == shape,
+        };
+        if nothing {
+            return Ok(input);
+        }
+        let op = match op {
+            Op::Broadcast { .. } if before.elements() == shape.elements() => Op::Reshape { shape: shape.clone() },
+            _ => op.clone(),
+        };
+        let inner = self.graph.node(input);
+        match (&op, &inner.op) {
+            (Op::Reshape { .. }, Op::Reshape { .. }) => {
+                let base = inner.inputs[0];
+                if self.graph.shape(base) == shape { Ok(base) } else { self.add(op, &[base], origin) }
+            }
+            _ => self.add(op, &[input], origin),
+        }
+    }
+
+    fn is_one(&self, mut id: NodeId) -> bool {
+        loop {
+            let node = self.graph.node(id);
+            match node.op {
+                Op::Const { value, .. } => return value.0 == 1.0,
+                Op::Broadcast { .. } | Op::Reshape { .. } => id = node.inputs[0],
+                _ => return false,
+            }
+        }
+    }
+
+    fn dot(&mut self, dot: &Dot, inputs: &[NodeId], origin: OriginId) -> Result<NodeId, OpError> {
+        let mut contract = dot.contract.clone();
+        contract.sort_unstable();
+        let sides: [(Vec<usize>, Vec<usize>); 2] = [
+            (dot.batch.iter().map(|pair| pair.0).collect(), contract.iter().map(|pair| pair.0).collect()),
+            (dot.batch.iter().map(|pair| pair.1).collect(), contract.iter().map(|pair| pair.1).collect()),
+        ];
+        let mut operands = Vec::new();
+        let mut ranks = Vec::new();
+        for (input, (batch, contracted)) in inputs.iter().zip(sides) {
+            let rank = self.graph.shape(*input).rank();
+            let free = (0..rank).filter(|dim| !batch.contains(dim) && !contracted.contains(dim));
+            let perm: Vec<usize> = batch.iter().copied().chain(free).chain(contracted.iter().copied()).collect();
+            let shape: Shape = perm.iter().map(|from| self.graph.shape(*input).0[*from].clone()).collect();
+            operands.push(self.view(&Op::Transpose { perm }, *input, &shape, origin)?);
+            ranks.push(rank);
+        }
+        let count = contract.len();
+        let contract = (0..count).map(|i| (ranks[0] - count + i, ranks[1] - count + i)).collect();
+        let batch = (0..dot.batch.len()).map(|i| (i, i)).collect();
+        self.add(Op::Dot(Dot { batch, contract }), &operands, origin)
+    }
+
+    fn reduce(&mut self, kind: ReduceKind, axes: &[usize], x: NodeId, origin: OriginId) -> Result<NodeId, OpError> {
+        let shape = self.graph.shape(x).clone();
+        let kept: Shape = (0..shape.rank()).filter(|dim| !axes.contains(dim)).map(|dim| shape.0[dim].clone()).collect();
+        let length: u64 = axes.iter().map(|axis| shape.size(*axis)).product();
+        if length == 1 && kind != ReduceKind::ArgMax {
+            return self.view(&Op::Reshape { shape: kept.clone() }, x, &kept, origin);
+        }
+        let trailing = axes.iter().enumerate().all(|(i, axis)| *axis == shape.rank() - axes.len() + i);
+        let pieces = pieces(length);
+        if kind == ReduceKind::ArgMax || kept.elements() >= FEW_RESULTS || !trailing || pieces == 1 {
+            return self.add(Op::Reduce { kind, axes: axes.to_vec() }, &[x], origin);
+        }
+        let rank = kept.rank();
+        let cut: Shape = kept.0.iter().cloned().chain([pieces.into(), (length / pieces).into()]).collect();
+        let cut = self.view(&Op::Reshape { shape: cut.clone() }, x, &cut, origin)?;
+        let partial = self.add(Op::Reduce { kind, axes: vec![rank + 1] }, &[cut], origin)?;
+        self.reduce(kind, &[rank], partial, origin)
+    }
+}
+
+/// Into how many equal pieces a reduction of this length is cut: the divisor that makes pieces nearest to [`PIECE`].
+fn pieces(length: u64) -> u64 {
+    if length < 2 * PIECE {
+        return 1;
+    }
+    let wanted = length / PIECE;
+    // Within a factor of eight; a length without such a divisor (a large prime) stays whole.
+    let candidates = (wanted.div_ceil(8)..=wanted * 8).filter(|pieces| length.is_multiple_of(*pieces));
+    candidates.min_by_key(|pieces| pieces.abs_diff(wanted)).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_reductions_are_cut_near_the_wanted_length() {
+        assert_eq!(pieces(4096), 1);
+        assert_eq!(pieces(768 * 768), 144);
+        assert_eq!(pieces(8191 * 4096), 8191);
+        assert_eq!(pieces(104_729), 1, "a prime");
+    }
+}

@@ -1,0 +1,181 @@
+//! Compiled programs against the interpreter: every op's cases and whole training steps, fused and not, on the reference
+//! device, which runs kernels in f64, so that only the compiler can be wrong.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use alip_compiler::autodiff::update::{Keep, add_update};
+use alip_compiler::diag::SourceMap;
+use alip_compiler::ir::{DType, Graph, Model, Origin, StateDecl, TensorType, Value, interpret};
+use alip_compiler::ops::cases;
+use alip_compiler::resolve::{Options, resolve};
+use alip_compiler::schedule::ScheduleOptions;
+use alip_compiler::{CompileOptions, compile_model};
+use alip_plan::bounds::{F32, Roundings, assert_within, bound, largest};
+use alip_plan::{Plan, StateKind, Target};
+use alip_runtime::device::{DeviceOptions, choose};
+use alip_runtime::exec::Session;
+use alip_runtime::tensor::HostTensor;
+use alip_tests::goldens;
+
+fn plan(model: &Model, target: Target, fuse: bool) -> Plan {
+    let options = CompileOptions { target, schedule: ScheduleOptions { fuse }, ..CompileOptions::default() };
+    let compiled = compile_model(model, None, &options).unwrap_or_else(|errors| panic!("{}: {errors}", model.name));
+    compiled.plan.expect("no pass was asked to be the last")
+}
+
+fn tensor(value: &Value) -> HostTensor {
+    let shape = value.ty.shape.sizes();
+    let tensor = match value.ty.dtype {
+        DType::I32 => HostTensor::i32(&shape, value.data.iter().map(|x| *x as i32).collect()),
+        DType::Bool => {
+            let words: Vec<u8> = value.data.iter().flat_map(|x| u32::from(*x != 0.0).to_le_bytes()).collect();
+            HostTensor::from_bytes(DType::Bool, &shape, &words)
+        }
+        _ => HostTensor::f32(&shape, value.data.iter().map(|x| *x as f32).collect()),
+    };
+    tensor.expect("as many elements as the shape says")
+}
+
+fn numbers(tensor: &HostTensor) -> Vec<f64> {
+    match tensor.dtype() {
+        DType::F32 => tensor.to_f32().iter().map(|x| f64::from(*x)).collect(),
+        _ => tensor.bytes().chunks_exact(4).map(|b| f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect(),
+    }
+}
+
+type Values = BTreeMap<String, Value>;
+
+/// Runs a program once on the reference device: outputs and the new state.
+fn run(
+    plan: Plan,
+    program: &str,
+    inputs: &Values,
+    state: &Values,
+) -> (BTreeMap<String, Vec<f64>>, BTreeMap<String, Vec<f64>>) {
+    let device = choose("reference", &DeviceOptions::default()).expect("always there").device;
+    let mut session = Session::new(Arc::new(plan), device).expect("the plan loads");
+    for (path, value) in state {
+        session.write_state(path, &tensor(value)).expect("state fits");
+    }
+    let inputs = inputs.iter().map(|(name, value)| (name.clone(), tensor(value))).collect();
+    let outputs = session.run(program, &inputs).expect("the program runs");
+    let read = |path: &String| (path.clone(), numbers(&session.read_state(path).expect("state is there")));
+    let state = state.keys().cloned().collect::<Vec<_>>();
+    let state = state.iter().map(read).collect();
+    (outputs.iter().map(|(name, tensor)| (name.clone(), numbers(tensor))).collect(), state)
+}
+
+/// The values as an f32 device receives them.
+fn rounded(values: &Values) -> Values {
+    let round = |value: &Value| match value.ty.dtype {
+        DType::F32 => Value::new(value.ty.clone(), value.data.iter().map(|x| f64::from(*x as f32)).collect()),
+        _ => value.clone(),
+    };
+    values.iter().map(|(name, value)| (name.clone(), round(value))).collect()
+}
+
+fn decl(ty: &TensorType) -> StateDecl {
+    StateDecl { kind: StateKind::Buffer, ty: ty.clone(), origin: Origin::default(), clamp: None, frozen: false }
+}
+
+/// A model of one program over this state.
+fn model(name: &str, graph: &Graph, state: &Values) -> Model {
+    let mut model = Model { name: name.into(), ..Model::default() };
+    model.state.extend(state.iter().map(|(path, value)| (path.clone(), decl(&value.ty))));
+    model.programs.insert(graph.name.clone(), graph.clone());
+    model
+}
+
+/// Compiles and runs a program fused and not, on small and large operand limits, and compares with the interpreter.
+/// `roundings` is how many roundings in f32 the deepest result goes through: stored values are f32.
+fn check(model: &Model, program: &str, inputs: &Values, state: &Values, roundings: usize) {
+    let (inputs, state) = (rounded(inputs), rounded(state));
+    let expected = interpret(&model.programs[program], &inputs, &state).expect("the interpreter runs it");
+    let few = Target { max_operands: 8, ..Target::cpu() };
+    for (name, target, fuse) in
+        [("fused", Target::cpu(), true), ("few operands", few, true), ("unfused", Target::cpu(), false)]
+    {
+        let plan = plan(model, target.clone(), fuse);
+        assert_eq!(plan.to_bytes(), self::plan(model, target, fuse).to_bytes(), "the same plan twice");
+        alip_plan::check::check(&plan).unwrap_or_else(|why| panic!("{}, {name}: {why}", model.name));
+        let (outputs, after) = run(plan, program, &inputs, &state);
+        let outputs = expected.outputs.iter().map(|(name, value)| (name, value, &outputs[name]));
+        let updates = expected.updates.iter().map(|(path, value)| (path, value, &after[path]));
+        for (of, expected, actual) in outputs.chain(updates) {
+            let exact = expected.ty.dtype != DType::F32;
+            let size = largest(&expected.data);
+            let bound = if exact { 0.0 } else { bound(F32, Roundings::reduction(roundings), size) };
+            assert_within(actual, &expected.data, bound)
+                .unwrap_or_else(|wrong| panic!("{}, {name}: `{of}` {wrong}", model.name));
+        }
+        for (path, value) in state.iter().filter(|(path, _)| !expected.updates.contains_key(*path)) {
+            assert_eq!(after[path], value.data, "{}, {name}: `{path}` stays", model.name);
+        }
+    }
+}
+
+#[test]
+fn every_case_of_every_op() {
+    for case in cases() {
+        let program = case.graph.name.clone();
+        // One op on inputs of moderate size: a handful of roundings and short sums.
+        check(&model(&case.name, &case.graph, &case.state), &program, &case.inputs, &case.state, 64);
+    }
+}
+
+fn trained(graph: &str) -> Model {
+    let mut sources = SourceMap::new();
+    let mut resolved = resolve(&mut sources, graph, &Options::default())
+        .unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
+    add_update(&mut resolved, Keep { grads: true, values: false }).unwrap_or_else(|errors| panic!("{errors}"));
+    resolved.model
+}
+
+/// One training step from the golden weights.
+fn check_step(graph: &str, folder: &str) {
+    let model = trained(graph);
+    let seed = BTreeMap::from([("seed".to_owned(), Value::scalar(DType::I32, 0.0))]);
+    let init = interpret(&model.programs["init"], &seed, &BTreeMap::new()).expect("init runs");
+    let mut state = init.updates;
+    let weights = goldens::load(&format!("{folder}/weights_initial.safetensors"));
+    for (path, value) in &mut state {
+        if weights.iter().any(|(name, _)| name == path) {
+            value.data = weights[path].values.clone();
+        }
+    }
+    state.insert("train.total_steps".into(), Value::scalar(DType::I32, 20.0));
+    let tensors = goldens::load(&format!("{folder}/inputs.safetensors"));
+    let train = &model.programs["train"];
+    let batch = |(name, id): (&String, &alip_compiler::ir::NodeId)| {
+        (name.clone(), Value::new(train.ty(*id).clone(), tensors[&format!("batch.0.{name}")].values.clone()))
+    };
+    let inputs = train.inputs.iter().map(batch).collect();
+    let (inputs, state): (Values, Values) = (rounded(&inputs), rounded(&state));
+    let expected = interpret(train, &inputs, &state).expect("the interpreter runs it");
+    for fuse in [true, false] {
+        let (outputs, _) = run(plan(&model, Target::cpu(), fuse), "train", &inputs, &state);
+        for (name, value) in &expected.outputs {
+            let relative = if name.starts_with("grads.") { 2e-5 } else { 2e-6 };
+            // The gradient of a key bias is exactly zero: what is computed is noise (goldens/README.md).
+            if name.ends_with("in_proj_bias") || name.ends_with("k_proj.bias") || value.ty.dtype != DType::F32 {
+                continue;
+            }
+            // A margin is the difference of similarities and gates, which are near 1: their size, not its own, is what rounds.
+            let size = if name.ends_with("margin") { 1.0 } else { largest(&value.data) };
+            let bound = relative * size.max(1e-6);
+            assert_within(&outputs[name], &value.data, bound)
+                .unwrap_or_else(|wrong| panic!("{graph}, fuse {fuse}: `{name}` {wrong}"));
+        }
+    }
+}
+
+#[test]
+fn a_step_of_alip_tiny() {
+    check_step("alip_tiny", "alip_tiny");
+}
+
+#[test]
+fn a_step_of_alip_tiny_rn() {
+    check_step("alip_tiny_rn", "alip_tiny_rn");
+}
