@@ -77,6 +77,9 @@ struct Lowering<'a> {
     times: HashMap<MemberId, i32>,
 }
 
+/// A stage before it is finished: once per row or at every point, its code, and the members it leaves in slots.
+type RawStage = (bool, Block, Vec<(MemberId, u16)>);
+
 /// Where code stands in a kernel.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -258,7 +261,7 @@ impl<'a> Lowering<'a> {
         let stored = self.stored();
         let last = reduces.iter().chain(&stored).map(|member| self.time(*member)).max().unwrap_or(0);
         // Backwards, so that every use of a slot is known before what sets it.
-        let mut stages: Vec<(bool, Block, Vec<(MemberId, u16)>)> = Vec::new();
+        let mut stages: Vec<RawStage> = Vec::new();
         for now in (-1..=last).rev() {
             let mut row = Block::default();
             for member in &stored {
@@ -298,11 +301,7 @@ impl<'a> Lowering<'a> {
         self.finish_reduction(stages, operands)
     }
 
-    fn finish_reduction(
-        &mut self,
-        stages: Vec<(bool, Block, Vec<(MemberId, u16)>)>,
-        operands: &mut IndexSet<NodeId>,
-    ) -> (Loop, u64) {
+    fn finish_reduction(&mut self, stages: Vec<RawStage>, operands: &mut IndexSet<NodeId>) -> (Loop, u64) {
         self.domain.simplify(self.domain.sizes.len());
         self.kept = self.domain.segments[0];
         let (kept, reduced) = self.domain.sizes.split_at(self.kept);

@@ -372,6 +372,7 @@ impl<'g> Groups<'g> {
     }
 
     /// Adds a member with the inputs found for it.
+    #[expect(clippy::too_many_arguments, reason = "the fields of a member; a struct would only repeat them")]
     pub(crate) fn add_member(
         &mut self,
         group: GroupId,

@@ -248,11 +248,11 @@ fn slice(atoms: &[Atom], start: u64, len: u64, step: u64) -> Option<(i64, Atoms)
         let (shift, sliced) = slice(rest, start % inner, len, step)?;
         return Some((offset + shift, sliced));
     }
-    if step == 1 && start % inner == 0 && len % inner == 0 {
+    if step == 1 && start.is_multiple_of(inner) && len.is_multiple_of(inner) {
         let whole = Atom { size: len / inner, stride: outer.stride };
         return Some((offset, merged(std::iter::once(whole).chain(rest.iter().copied()))));
     }
-    if step % inner == 0 {
+    if step.is_multiple_of(inner) {
         let (shift, _) = slice(rest, start % inner, 1, 1)?;
         let stride = outer.stride * (step / inner) as i64;
         return Some((offset + shift, merged([Atom { size: len, stride }])));
@@ -339,7 +339,7 @@ impl Cuts {
         let mut inner = 1;
         let mut parts: Vec<u64> = Vec::new();
         for cut in self.cuts[dim].iter().chain(std::iter::once(&self.sizes[dim])) {
-            parts.push(if inner == 0 { 0 } else { cut / inner });
+            parts.push(cut / inner);
             inner = *cut;
         }
         parts.reverse();
@@ -363,9 +363,7 @@ impl Cuts {
                     current = atoms.next().unwrap_or(Atom { size: part, stride: 0 });
                 }
                 inner_first.push(current.stride);
-                if part > 0 {
-                    current = Atom { size: current.size / part, stride: current.stride * part as i64 };
-                }
+                current = Atom { size: current.size / part, stride: current.stride * part as i64 };
             }
             strides.extend(inner_first.into_iter().rev());
         }
@@ -452,21 +450,10 @@ mod tests {
         use ViewOp::*;
         check(&[2, 3, 8], &[Reshape(vec![2, 3, 2, 4]), Transpose(vec![0, 2, 1, 3])]);
         check(&[2, 2, 3, 4], &[Transpose(vec![0, 2, 1, 3]), Reshape(vec![2, 3, 8])]);
-        check(&[2, 2, 3, 4], &[Transpose(vec![0, 2, 1, 3]), Reshape(vec![6, 8]), Slice(vec![(1, 4, 1), (4, 4, 1)])]);
+        check(&[2, 2, 3, 4], &[Transpose(vec![0, 2, 1, 3]), Reshape(vec![6, 8]), Slice(vec![(3, 3, 1), (4, 4, 1)])]);
         check(&[3, 8], &[Slice(vec![(1, 2, 1), (1, 3, 2)]), Broadcast(vec![2, 5, 3], vec![0, 2])]);
         check(&[4, 1], &[Broadcast(vec![4, 6], vec![0, 1]), Reshape(vec![2, 2, 2, 3])]);
-        check(
-            &[2, 3, 4],
-            &[
-                Transpose(vec![2, 0, 1]),
-                Slice(
-                    vec![(3, 1, 1), (0, 2, 1), (0, 3, 2)]
-                        .into_iter()
-                        .map(|(a, b, c)| (a, if c == 2 { 2 } else { b }, c))
-                        .collect(),
-                ),
-            ],
-        );
+        check(&[2, 3, 4], &[Transpose(vec![2, 0, 1]), Slice(vec![(3, 1, 1), (0, 2, 1), (0, 2, 2)])]);
         check(&[2, 3, 4], &[Transpose(vec![2, 1, 0]), Reshape(vec![4, 6]), Slice(vec![(0, 2, 3), (1, 3, 2)])]);
     }
 

@@ -118,9 +118,8 @@ impl Groups<'_> {
         let (mut sites, whole) = self.sites(id, uses);
         let needed = self.required[id.index()] || !whole.is_empty();
         if self.fuse && !needed {
-            if self.facts[id.index()].cheap || sites.len() == 1 {
-                sites = self.inline(id, sites);
-            } else if self.merge_readers(&mut sites) {
+            let anywhere = self.facts[id.index()].cheap || sites.len() == 1;
+            if anywhere || self.merge_readers(&mut sites) {
                 sites = self.inline(id, sites);
             }
             if sites.is_empty() {
