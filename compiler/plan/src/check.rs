@@ -61,7 +61,7 @@ fn buffer(plan: &Plan, buffer: &Buffer) -> Checked {
     if end.is_none_or(|end| end > segment.bytes) {
         return Err(format!("{:?} at {} leaves its segment of {} bytes", buffer.shape, buffer.offset, segment.bytes));
     }
-    if buffer.offset % size != 0 {
+    if !buffer.offset.is_multiple_of(size) {
         return Err(format!("offset {} is not a multiple of the {size} bytes of {}", buffer.offset, buffer.dtype));
     }
     Ok(())

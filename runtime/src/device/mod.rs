@@ -11,6 +11,9 @@
 
 mod host;
 pub mod reference;
+// Not in the registry until its shaders are tested against the reference device.
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 use std::ops::Range;
 use std::sync::Arc;

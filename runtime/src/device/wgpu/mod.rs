@@ -1,0 +1,429 @@
+//! Any Vulkan, Metal or DX12 adapter, through wgpu.
+//!
+//! A segment of the plan is one storage buffer; an operand of a step is a binding of a slice of it, always read-write,
+//! since one buffer cannot be bound both ways in one dispatch. Pipelines and bind groups are made when the plan is loaded;
+//! running only records dispatches. wgpu orders dispatches that touch the same buffers.
+//!
+//! The adapter's own limits are requested: the defaults are far below what most hardware has.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, mpsc};
+
+use alip_plan::kernel::Kernel;
+use alip_plan::{Plan, Program, TargetKind};
+
+use super::{Device, DeviceError, DeviceOptions, Download, LoadedPlan, MemoryFacts, Slice};
+
+/// Dispatches per submission: long queues trip the watchdogs of desktop drivers, short ones cost a call each.
+const STEPS_PER_SUBMISSION: usize = 128;
+
+/// An opened adapter.
+pub struct Wgpu {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    limits: wgpu::Limits,
+    /// The first error the driver reported outside a call that returns one.
+    fault: Arc<Mutex<Option<String>>>,
+}
+
+/// Opens the adapter that the system prefers for speed.
+///
+/// # Errors
+/// No adapter, or one that refuses its own limits.
+pub fn open(_options: &DeviceOptions) -> Result<Box<dyn Device>, String> {
+    Ok(Box::new(Wgpu::open()?))
+}
+
+/// Whether `--device auto` may take this device: a software adapter is slower than the cpu device.
+///
+/// # Errors
+/// Why not.
+pub fn fit_for_auto(device: &dyn Device) -> Result<(), String> {
+    let description = device.description();
+    if description.contains(SOFTWARE) { Err(format!("{description}, slower than the cpu device")) } else { Ok(()) }
+}
+
+/// How [`Device::description`] marks adapters that run on the processor.
+const SOFTWARE: &str = "software adapter";
+
+impl Wgpu {
+    /// See [`open`].
+    ///
+    /// # Errors
+    /// No adapter, or one that refuses its own limits.
+    pub fn open() -> Result<Wgpu, String> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+        let options = wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..wgpu::RequestAdapterOptions::default()
+        };
+        let adapter = pollster::block_on(instance.request_adapter(&options)).map_err(|error| {
+            format!(
+                "no Vulkan, Metal or DX12 adapter ({error}); install the card's driver, or Mesa's lavapipe for tests"
+            )
+        })?;
+        let limits = adapter.limits();
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("alip"),
+            required_limits: limits.clone(),
+            // Segments are few and large; sub-allocation blocks would only waste memory.
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..wgpu::DeviceDescriptor::default()
+        };
+        let (device, queue) =
+            pollster::block_on(adapter.request_device(&descriptor)).map_err(|error| error.to_string())?;
+        let fault = Arc::new(Mutex::new(None));
+        let report = |fault: &Arc<Mutex<Option<String>>>, why: String| {
+            if let Ok(mut slot) = fault.lock() {
+                slot.get_or_insert(why);
+            }
+        };
+        let slot = fault.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| report(&slot, error.to_string())));
+        let slot = fault.clone();
+        device.set_device_lost_callback(move |reason, why| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                report(&slot, format!("the adapter was lost: {why}"));
+            }
+        });
+        Ok(Wgpu { device, queue, info: adapter.get_info(), limits, fault })
+    }
+
+    fn check(&self) -> Result<(), DeviceError> {
+        check(&self.fault)
+    }
+
+    /// The plan's segments must fit what this adapter allows.
+    fn check_limits(&self, plan: &Plan) -> Result<(), DeviceError> {
+        let wrong = |what: &str, needed: u64, has: u64| {
+            Err(DeviceError::InvalidPlan(format!(
+                "target {} allows {what} of {needed}, the adapter {} only {has}",
+                plan.target.name, self.info.name
+            )))
+        };
+        let largest = plan.segments.iter().map(|segment| segment.bytes).max().unwrap_or(0);
+        if largest > self.limits.max_buffer_size {
+            return wrong("a memory segment", largest, self.limits.max_buffer_size);
+        }
+        let operands = plan.programs.values().flat_map(|program| &program.steps).map(|step| step.operands.len()).max();
+        let bindings = u64::from(self.limits.max_storage_buffers_per_shader_stage);
+        if operands.unwrap_or(0) as u64 > bindings {
+            return wrong("a number of operands", operands.unwrap_or(0) as u64, bindings);
+        }
+        Ok(())
+    }
+}
+
+fn check(fault: &Mutex<Option<String>>) -> Result<(), DeviceError> {
+    match fault.lock().ok().and_then(|mut slot| slot.take()) {
+        Some(why) => Err(DeviceError::Driver { device: "wgpu".into(), why }),
+        None => Ok(()),
+    }
+}
+
+impl Device for Wgpu {
+    fn name(&self) -> &'static str {
+        "wgpu"
+    }
+
+    fn description(&self) -> String {
+        let software =
+            if self.info.device_type == wgpu::DeviceType::Cpu { format!(", {SOFTWARE}") } else { String::new() };
+        format!(
+            "{} ({:?}, {} {}{software})",
+            self.info.name, self.info.backend, self.info.driver, self.info.driver_info
+        )
+    }
+
+    fn kind(&self) -> TargetKind {
+        TargetKind::Wgpu
+    }
+
+    fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {
+        if plan.target.kind != TargetKind::Wgpu {
+            return Err(DeviceError::WrongTarget {
+                target: plan.target.name.clone(),
+                device: "wgpu".into(),
+                wanted: "wgpu".into(),
+            });
+        }
+        self.check_limits(&plan)?;
+        let segments: Vec<wgpu::Buffer> = plan
+            .segments
+            .iter()
+            .map(|segment| {
+                self.device.create_buffer(&wgpu::BufferDescriptor {
+                    label: None,
+                    size: segment.bytes.next_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT),
+                    usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+                    mapped_at_creation: false,
+                })
+            })
+            .collect();
+        if let Err(error) = self.check() {
+            let bytes = plan.segments.iter().map(|segment| segment.bytes).max().unwrap_or(0);
+            return match error {
+                DeviceError::Driver { why, .. } if why.to_lowercase().contains("memory") => {
+                    Err(DeviceError::OutOfMemory { device: "wgpu".into(), bytes })
+                }
+                other => Err(other),
+            };
+        }
+        let launcher = Launcher::new(self, &plan);
+        let mut programs = BTreeMap::new();
+        for (name, program) in &plan.programs {
+            programs.insert(name.clone(), launcher.prepare(program, &segments)?);
+        }
+        self.check()?;
+        Ok(Box::new(Loaded {
+            device: self.device.clone(),
+            queue: self.queue.clone(),
+            fault: self.fault.clone(),
+            memory: MemoryFacts { segments: plan.segments.iter().map(|segment| segment.bytes).sum(), scratch: 0 },
+            segments,
+            programs,
+        }))
+    }
+}
+
+/// One dispatch, ready to be recorded.
+struct Dispatch {
+    pipeline: wgpu::ComputePipeline,
+    group: wgpu::BindGroup,
+    workgroups: [u32; 3],
+}
+
+/// Makes dispatches from steps; pipelines are made once per kernel, layouts once per number of operands.
+struct Launcher<'d> {
+    device: &'d wgpu::Device,
+    pipelines: Vec<Option<(wgpu::ComputePipeline, wgpu::BindGroupLayout, [u32; 3])>>,
+}
+
+impl<'d> Launcher<'d> {
+    fn new(device: &'d Wgpu, plan: &Plan) -> Launcher<'d> {
+        // A kernel's operand count is that of the steps that use it.
+        let mut operands = vec![None; plan.kernels.len()];
+        for step in plan.programs.values().flat_map(|program| &program.steps) {
+            if let Some(count) = operands.get_mut(step.kernel as usize) {
+                *count = Some(step.operands.len());
+            }
+        }
+        let device = &device.device;
+        let mut layouts: BTreeMap<usize, wgpu::BindGroupLayout> = BTreeMap::new();
+        let pipelines = plan.kernels.iter().zip(operands).map(|(kernel, operands)| match (kernel, operands) {
+            (Kernel::Wgsl { source, workgroups }, Some(count)) => {
+                let layout = layouts.entry(count).or_insert_with(|| bind_group_layout(device, count)).clone();
+                Some((pipeline(device, source, &layout), layout, *workgroups))
+            }
+            _ => None,
+        });
+        Launcher { device, pipelines: pipelines.collect() }
+    }
+
+    fn prepare(&self, program: &Program, segments: &[wgpu::Buffer]) -> Result<Vec<Dispatch>, DeviceError> {
+        let invalid = |what: &str| DeviceError::InvalidPlan(what.to_string());
+        let mut dispatches = Vec::with_capacity(program.steps.len());
+        for step in &program.steps {
+            let (pipeline, layout, workgroups) = self
+                .pipelines
+                .get(step.kernel as usize)
+                .and_then(Option::as_ref)
+                .ok_or_else(|| invalid("a step names a kernel that is not WGSL"))?;
+            let mut entries = Vec::with_capacity(step.operands.len());
+            for (binding, operand) in step.operands.iter().enumerate() {
+                let buffer = program.buffers.get(*operand as usize).ok_or_else(|| invalid("a step names no buffer"))?;
+                let bytes = buffer.bytes().next_multiple_of(4);
+                let segment =
+                    segments.get(buffer.segment as usize).ok_or_else(|| invalid("a buffer names no segment"))?;
+                if buffer.offset.checked_add(bytes).is_none_or(|end| end > segment.size()) {
+                    return Err(invalid("a buffer leaves its segment"));
+                }
+                let size = std::num::NonZeroU64::new(bytes).ok_or_else(|| invalid("an operand is empty"))?;
+                entries.push(wgpu::BindGroupEntry {
+                    binding: binding as u32,
+                    resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                        buffer: segment,
+                        offset: buffer.offset,
+                        size: Some(size),
+                    }),
+                });
+            }
+            let group =
+                self.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries });
+            dispatches.push(Dispatch { pipeline: pipeline.clone(), group, workgroups: *workgroups });
+        }
+        Ok(dispatches)
+    }
+}
+
+fn bind_group_layout(device: &wgpu::Device, operands: usize) -> wgpu::BindGroupLayout {
+    let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..operands as u32)
+        .map(|binding| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Storage { read_only: false },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        })
+        .collect();
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
+}
+
+fn pipeline(device: &wgpu::Device, source: &str, layout: &wgpu::BindGroupLayout) -> wgpu::ComputePipeline {
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label: None,
+        source: wgpu::ShaderSource::Wgsl(source.into()),
+    });
+    let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: None,
+        bind_group_layouts: &[Some(layout)],
+        immediate_size: 0,
+    });
+    device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: None,
+        layout: Some(&layout),
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            // Shaders write all workgroup memory before they read it.
+            zero_initialize_workgroup_memory: false,
+            ..wgpu::PipelineCompilationOptions::default()
+        },
+        cache: None,
+    })
+}
+
+/// A plan in the adapter's memory.
+struct Loaded {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    fault: Arc<Mutex<Option<String>>>,
+    segments: Vec<wgpu::Buffer>,
+    programs: BTreeMap<String, Vec<Dispatch>>,
+    memory: MemoryFacts,
+}
+
+impl Loaded {
+    fn segment(&self, slice: Slice) -> Result<&wgpu::Buffer, DeviceError> {
+        let inside =
+            |buffer: &&wgpu::Buffer| slice.offset.checked_add(slice.bytes).is_some_and(|end| end <= buffer.size());
+        self.segments
+            .get(slice.segment as usize)
+            .filter(inside)
+            .ok_or_else(|| DeviceError::Misuse(format!("{slice:?} is outside the plan's memory")))
+    }
+}
+
+impl LoadedPlan for Loaded {
+    fn write(&mut self, slice: Slice, bytes: &[u8]) -> Result<(), DeviceError> {
+        let segment = self.segment(slice)?;
+        if bytes.len() as u64 != slice.bytes {
+            return Err(DeviceError::Misuse(format!(
+                "{} bytes were given for a slice of {}",
+                bytes.len(),
+                slice.bytes
+            )));
+        }
+        self.queue.write_buffer(segment, slice.offset, bytes);
+        check(&self.fault)
+    }
+
+    fn read(&mut self, slice: Slice) -> Result<Box<dyn Download>, DeviceError> {
+        let segment = self.segment(slice)?;
+        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: slice.bytes.next_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(segment, slice.offset, &staging, 0, staging.size());
+        self.queue.submit([encoder.finish()]);
+        let (sender, done) = mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            // The receiver is gone when nobody waits any more.
+            let _ = sender.send(result.map_err(|error| error.to_string()));
+        });
+        check(&self.fault)?;
+        Ok(Box::new(Pending { device: self.device.clone(), staging, bytes: slice.bytes as usize, done, result: None }))
+    }
+
+    fn run_steps(&mut self, program: &str, steps: Range<usize>) -> Result<(), DeviceError> {
+        let dispatches = self
+            .programs
+            .get(program)
+            .ok_or_else(|| DeviceError::Misuse(format!("the plan has no program `{program}`")))?
+            .get(steps.clone())
+            .ok_or_else(|| DeviceError::Misuse(format!("program `{program}` has no steps {steps:?}")))?;
+        for chunk in dispatches.chunks(STEPS_PER_SUBMISSION) {
+            let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for dispatch in chunk {
+                pass.set_pipeline(&dispatch.pipeline);
+                pass.set_bind_group(0, &dispatch.group, &[]);
+                let [x, y, z] = dispatch.workgroups;
+                pass.dispatch_workgroups(x, y, z);
+            }
+            drop(pass);
+            self.queue.submit([encoder.finish()]);
+        }
+        check(&self.fault)
+    }
+
+    fn synchronize(&mut self) -> Result<(), DeviceError> {
+        wait(&self.device)?;
+        check(&self.fault)
+    }
+
+    fn memory(&self) -> MemoryFacts {
+        self.memory
+    }
+}
+
+fn wait(device: &wgpu::Device) -> Result<(), DeviceError> {
+    match device.poll(wgpu::PollType::wait_indefinitely()) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(DeviceError::Driver { device: "wgpu".into(), why: error.to_string() }),
+    }
+}
+
+/// A download: a copy in host-visible memory that is being mapped.
+struct Pending {
+    device: wgpu::Device,
+    staging: wgpu::Buffer,
+    bytes: usize,
+    done: mpsc::Receiver<Result<(), String>>,
+    result: Option<Result<(), String>>,
+}
+
+impl Download for Pending {
+    fn poll(&mut self) -> bool {
+        if self.result.is_none() {
+            // Progress only; a failure shows up in the mapping's own result.
+            let _ = self.device.poll(wgpu::PollType::Poll);
+            self.result = self.done.try_recv().ok();
+        }
+        self.result.is_some()
+    }
+
+    fn wait(mut self: Box<Self>) -> Result<Vec<u8>, DeviceError> {
+        let failed = |why: String| DeviceError::Driver { device: "wgpu".into(), why };
+        if !self.poll() {
+            wait(&self.device)?;
+            self.result = self.done.recv().ok();
+        }
+        match self.result.take() {
+            Some(Ok(())) => {
+                let view = self.staging.get_mapped_range(..).map_err(|error| failed(error.to_string()))?;
+                Ok(view[..self.bytes].to_vec())
+            }
+            Some(Err(why)) => Err(failed(why)),
+            None => Err(failed("a download was dropped by the driver".into())),
+        }
+    }
+}
