@@ -1,0 +1,331 @@
+//! Checkpoints: the state of a plan by path, and where in the data the run stands.
+//!
+//! A checkpoint is a safetensors file with every state tensor under its path, logical and unsharded, so that any device
+//! loads it; weights keep the names of PyTorch's state dict. The header key `alip` holds a [`Header`] as JSON.
+//!
+//! Invariants:
+//! - A checkpoint is complete or absent: it is written beside and renamed ([`super::file`]).
+//! - Restoring checks every tensor before it changes the first one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use alip_plan::{Plan, STATE_STEP};
+use serde::{Deserialize, Serialize};
+
+use super::file::{self, Entry, FileError, TensorFile, file_type};
+use crate::exec::{ExecError, Session};
+
+/// Version of the checkpoint format; a reader accepts exactly its own.
+pub const FORMAT: u32 = 1;
+
+/// Header key of a checkpoint.
+const KEY: &str = "alip";
+
+/// What a checkpoint knows beside the tensors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Name of the graph spec.
+    pub spec: String,
+    /// Steps taken.
+    pub step: u64,
+    /// Global index of the next sample.
+    pub cursor: u64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// [`fingerprint`] of the plan that wrote it.
+    pub plan: String,
+}
+
+/// Why a checkpoint could not be saved or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file cannot be read or written, or is damaged.
+    #[error("{file}{advice}", file = .0, advice = advice(.0))]
+    File(#[from] FileError),
+    /// The session failed.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// A safetensors file that is no checkpoint.
+    #[error("{}: this is no checkpoint of alip-run ({why})", path.display())]
+    NoCheckpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is missing or wrong.
+        why: String,
+    },
+    /// Written by another version.
+    #[error("{}: checkpoint format {found}, but this program reads format {FORMAT}; resume with the version that wrote it", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The version found.
+        found: u32,
+    },
+    /// The state of the checkpoint is not that of the plan.
+    #[error(
+        "{}: the checkpoint does not fit the plan of `{plan}`: state tensor `{tensor}` is {found} in the checkpoint and {wanted} in the \
+         plan; compile the spec that the run was started with",
+        path.display()
+    )]
+    Differs {
+        /// The file.
+        path: PathBuf,
+        /// Name of the plan's graph.
+        plan: String,
+        /// The first tensor that differs.
+        tensor: String,
+        /// What the checkpoint has.
+        found: String,
+        /// What the plan has.
+        wanted: String,
+    },
+}
+
+fn advice(error: &FileError) -> &'static str {
+    match error {
+        FileError::Damaged { .. } => "; delete it, and the run resumes from the checkpoint before it",
+        _ => "",
+    }
+}
+
+/// A short hash of the plan's bytes: equal plans, equal fingerprints. FNV-1a, 64 bits; it tells plans apart that
+/// people mixed up, not plans that somebody forged.
+pub fn fingerprint(plan: &Plan) -> String {
+    let hash = plan
+        .to_bytes()
+        .iter()
+        .fold(0xCBF2_9CE4_8422_2325u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3));
+    format!("{hash:016x}")
+}
+
+/// Bytes of a checkpoint of this plan, up to its header.
+pub fn size(plan: &Plan) -> u64 {
+    plan.state.iter().map(|state| state.buffer.bytes()).sum()
+}
+
+/// The checkpoints of a run: a folder, and how many of them are kept.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    folder: PathBuf,
+    keep: usize,
+}
+
+impl Checkpoints {
+    /// Checkpoints in `folder`, of which the newest `keep` (at least 1) are kept.
+    pub fn new(folder: PathBuf, keep: usize) -> Checkpoints {
+        Checkpoints { folder, keep: keep.max(1) }
+    }
+
+    /// Step and file of every checkpoint, oldest first.
+    pub fn list(&self) -> Vec<(u64, PathBuf)> {
+        let step = |path: &Path| {
+            let name = path.file_name()?.to_str()?;
+            name.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
+        };
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let mut found: Vec<(u64, PathBuf)> =
+            entries.filter_map(|entry| Some((step(&entry.path())?, entry.path()))).collect();
+        found.sort();
+        found
+    }
+
+    /// The newest checkpoint.
+    pub fn latest(&self) -> Option<PathBuf> {
+        self.list().pop().map(|(_, path)| path)
+    }
+
+    /// Saves the state of the session, then removes checkpoints beyond the number kept.
+    ///
+    /// # Errors
+    /// The device fails or the file cannot be written; older checkpoints are untouched then.
+    pub fn save(&self, session: &mut Session, header: &Header) -> Result<PathBuf, CheckpointError> {
+        fs::create_dir_all(&self.folder).map_err(FileError::io(&self.folder, "create the folder"))?;
+        let path = self.folder.join(format!("step-{:08}.safetensors", header.step));
+        let plan = session.plan().clone();
+        let entries: Vec<Entry> = plan
+            .state
+            .iter()
+            .map(|state| Entry {
+                name: state.path.clone(),
+                dtype: file_type(state.buffer.dtype),
+                shape: state.buffer.shape.clone(),
+            })
+            .collect();
+        let json = serde_json::to_string(header).map_err(|error| damaged(&path, error))?;
+        file::write(&path, &[(KEY, json)], &entries, |entry| -> Result<_, CheckpointError> {
+            Ok(session.read_state(&entry.name)?.bytes().to_vec())
+        })?;
+        let mut all = self.list();
+        for (_, old) in all.drain(..all.len().saturating_sub(self.keep)) {
+            fs::remove_file(&old).map_err(FileError::io(&old, "remove the old checkpoint"))?;
+        }
+        Ok(path)
+    }
+}
+
+/// Reads the header of a checkpoint.
+///
+/// # Errors
+/// The file cannot be read, is damaged, or is no checkpoint of this format.
+pub fn header(file: &TensorFile) -> Result<Header, CheckpointError> {
+    let no_checkpoint = |why: String| CheckpointError::NoCheckpoint { path: file.path().to_path_buf(), why };
+    let json = file.text(KEY).ok_or_else(|| no_checkpoint(format!("its header has no `{KEY}`")))?;
+    // The version first: a later format may have other fields.
+    let value: serde_json::Value = serde_json::from_str(json).map_err(|error| no_checkpoint(error.to_string()))?;
+    match value.get("format").and_then(serde_json::Value::as_u64) {
+        Some(found) if found == u64::from(FORMAT) => {}
+        Some(found) => {
+            return Err(CheckpointError::Version { path: file.path().to_path_buf(), found: found as u32 });
+        }
+        None => return Err(no_checkpoint("it has no format version".into())),
+    }
+    serde_json::from_value(value).map_err(|error| no_checkpoint(error.to_string()))
+}
+
+/// Puts the state of a checkpoint into the session.
+///
+/// # Errors
+/// The file is damaged or no checkpoint, or its state is not the plan's: the first tensor that differs is named, and
+/// nothing has changed.
+pub fn restore(path: &Path, session: &mut Session) -> Result<Header, CheckpointError> {
+    let mut file = TensorFile::open(path)?;
+    let header = header(&file)?;
+    let plan = session.plan().clone();
+    let differs = |tensor: &str, found: String, wanted: String| CheckpointError::Differs {
+        path: path.to_path_buf(),
+        plan: plan.name.clone(),
+        tensor: tensor.to_string(),
+        found,
+        wanted,
+    };
+    let shown = |dtype: &dyn std::fmt::Display, shape: &dyn std::fmt::Debug| format!("{dtype} {shape:?}");
+    let mut names = file.names();
+    for state in &plan.state {
+        let wanted = shown(&state.buffer.dtype, &state.buffer.shape);
+        names.remove(&state.path);
+        let Some(info) = file.info(&state.path) else {
+            return Err(differs(&state.path, "absent".into(), wanted));
+        };
+        let fits = info.dtype == file_type(state.buffer.dtype)
+            && info.shape.iter().map(|&size| size as u64).eq(state.buffer.shape.iter().copied());
+        if !fits {
+            let found = shown(&format!("{:?}", info.dtype).to_lowercase(), &info.shape);
+            return Err(differs(&state.path, found, wanted));
+        }
+    }
+    if let Some(extra) = names.first() {
+        let found = file
+            .info(extra)
+            .map_or_else(String::new, |info| shown(&format!("{:?}", info.dtype).to_lowercase(), &info.shape));
+        return Err(differs(extra, found, "absent".into()));
+    }
+    for state in &plan.state {
+        let tensor = file.read(&state.path, state.buffer.dtype)?;
+        session.write_state(&state.path, &tensor)?;
+    }
+    if plan.state(STATE_STEP).is_some() {
+        let step = session.read_state(STATE_STEP)?.first().unwrap_or(-1.0);
+        if step != header.step as f64 {
+            let why = format!("its header says step {}, its state step {step}", header.step);
+            return Err(CheckpointError::NoCheckpoint { path: path.to_path_buf(), why });
+        }
+    }
+    Ok(header)
+}
+
+fn damaged(path: &Path, error: impl std::fmt::Display) -> FileError {
+    FileError::Damaged { path: path.to_path_buf(), why: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::HostTensor;
+    use crate::train::session;
+    use crate::train::testing::{folder, linear};
+
+    fn saved(name: &str) -> (PathBuf, Session, Header) {
+        let mut session = session(&linear());
+        session.init(3).unwrap();
+        session.write_state(STATE_STEP, &HostTensor::scalar_i32(5)).unwrap();
+        let header = Header {
+            format: FORMAT,
+            spec: "linear".into(),
+            step: 5,
+            cursor: 20,
+            seed: 3,
+            plan: fingerprint(session.plan()),
+        };
+        let checkpoints = Checkpoints::new(folder(name), 2);
+        let path = checkpoints.save(&mut session, &header).unwrap();
+        (path, session, header)
+    }
+
+    #[test]
+    fn a_restored_session_has_the_same_state() {
+        let (path, mut first, header) = saved("checkpoint_round_trip");
+        let mut second = session(&linear());
+        assert_eq!(restore(&path, &mut second).unwrap(), header);
+        for state in &first.plan().clone().state {
+            assert_eq!(first.read_state(&state.path).unwrap(), second.read_state(&state.path).unwrap());
+        }
+    }
+
+    #[test]
+    fn only_the_newest_are_kept() {
+        let mut session = session(&linear());
+        let folder = folder("checkpoint_keep");
+        let checkpoints = Checkpoints::new(folder, 2);
+        for step in [1, 2, 3] {
+            let header =
+                Header { format: FORMAT, spec: "linear".into(), step, cursor: step, seed: 0, plan: String::new() };
+            checkpoints.save(&mut session, &header).unwrap();
+        }
+        assert_eq!(checkpoints.list().into_iter().map(|(step, _)| step).collect::<Vec<_>>(), [2, 3]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let (path, ..) = saved("checkpoint_differs");
+        let check = |change: &dyn Fn(&mut Plan), message: &str| {
+            let mut plan = linear();
+            change(&mut plan);
+            let error = restore(&path, &mut session(&plan)).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        };
+        check(&|plan| plan.state[0].path = "v".into(), "state tensor `v` is absent in the checkpoint and f32 [");
+        check(
+            &|plan| plan.state[0].buffer.shape[0] -= 1,
+            "state tensor `w` is f32 [48] in the checkpoint and f32 [47] in the plan; compile the spec",
+        );
+        check(
+            &|plan| drop(plan.state.remove(0)),
+            "state tensor `w` is f32 [48] in the checkpoint and absent in the plan",
+        );
+    }
+
+    #[test]
+    fn damage_is_told_with_a_way_out() {
+        let (path, mut session, _) = saved("checkpoint_damage");
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
+        let error = restore(&path, &mut session).unwrap_err().to_string();
+        assert!(error.contains("the file is cut short"), "{error}");
+        assert!(error.ends_with("; delete it, and the run resumes from the checkpoint before it"), "{error}");
+        file::write(&path, &[], &[], |_| -> Result<_, FileError> { Ok(vec![]) }).unwrap();
+        let error = restore(&path, &mut session).unwrap_err().to_string();
+        assert!(error.ends_with("this is no checkpoint of alip-run (its header has no `alip`)"), "{error}");
+        let texts = [(KEY, r#"{"format": 99}"#.to_string())];
+        file::write(&path, &texts, &[], |_| -> Result<_, FileError> { Ok(vec![]) }).unwrap();
+        let error = restore(&path, &mut session).unwrap_err().to_string();
+        assert!(
+            error.ends_with(
+                "checkpoint format 99, but this program reads format 1; resume with the version that wrote it"
+            ),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,358 @@
+//! A plan small enough to write by hand, for tests of everything around the kernels.
+//!
+//! It regresses the mean of a text's ids on the pixels: `loss = mean((image . w - mean(raw) / 100)^2)`, one step of gradient
+//! descent with a falling rate, update guarded as the compiler's is. It depends on `alip_plan` alone, so that tests of
+//! the binary use it too.
+
+#![allow(missing_docs, unreachable_pub, dead_code)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use alip_plan::kernel::{
+    Code, Instr, Kernel, Lanes, Loop, Map, Product, Reduce, ReduceKind, Reduction, ScalarOp, Stage, View,
+};
+use alip_plan::pipeline::{Argument, Pipeline, PipelineNode, PipelineOp, Shuffle, Source};
+use alip_plan::{
+    Buffer, DType, PROGRAM_INIT, PROGRAM_TRAIN, Plan, Port, Program, Real, Report, STATE_SEED, STATE_STEP,
+    STATE_TOTAL_STEPS, Segment, SegmentKind, StateKind, StateTensor, Step, Target, TrainInfo,
+};
+
+pub const BATCH: u64 = 4;
+pub const SIDE: u64 = 4;
+pub const CONTEXT: u64 = 6;
+const PIXELS: u64 = 3 * SIDE * SIDE;
+
+/// An empty folder for a test.
+pub fn folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("alip-{}-{name}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// Code as it is written: `op(kind, dtype, args)` gives the number of the value.
+#[derive(Default)]
+struct Writer(Code);
+
+impl Writer {
+    fn op(&mut self, op: ScalarOp, dtype: DType, args: &[u16]) -> u16 {
+        let mut all = [0; 3];
+        all[..args.len()].copy_from_slice(args);
+        self.0.instrs.push(Instr { op, dtype, args: all });
+        self.0.instrs.len() as u16 - 1
+    }
+    fn f(&mut self, op: ScalarOp, args: &[u16]) -> u16 {
+        self.op(op, DType::F32, args)
+    }
+    fn constant(&mut self, value: f64, dtype: DType) -> u16 {
+        self.op(ScalarOp::Const(Real(value)), dtype, &[])
+    }
+    /// Whether a value is finite.
+    fn finite(&mut self, value: u16) -> u16 {
+        let size = self.f(ScalarOp::Abs, &[value]);
+        let infinity = self.constant(f64::INFINITY, DType::F32);
+        self.f(ScalarOp::Lt, &[size, infinity])
+    }
+}
+
+fn view(operand: u16, dtype: DType, strides: &[i64]) -> View {
+    View { operand, dtype, offset: 0, strides: strides.to_vec(), gather: None }
+}
+
+/// Places buffers one after the other.
+struct Memory {
+    end: [u64; 2],
+}
+
+impl Memory {
+    fn buffer(&mut self, segment: u32, dtype: DType, shape: &[u64]) -> Buffer {
+        let end = &mut self.end[segment as usize];
+        let buffer = Buffer { segment, offset: *end, dtype, shape: shape.to_vec() };
+        *end += buffer.bytes().next_multiple_of(64);
+        buffer
+    }
+}
+
+/// The plan `linear`.
+pub fn linear() -> Plan {
+    plan(None)
+}
+
+/// The plan `linear`, where the node `tower.broken` takes the root of `steps - steps taken - 1`, which is NaN in the step after
+/// `steps` of them.
+pub fn breaking(steps: u64) -> Plan {
+    plan(Some(steps))
+}
+
+fn plan(breaks_after: Option<u64>) -> Plan {
+    use DType::{F32, I32};
+    let mut memory = Memory { end: [0, 0] };
+    let w = memory.buffer(0, F32, &[PIXELS]);
+    let counters: Vec<Buffer> = (0..3).map(|_| memory.buffer(0, I32, &[])).collect();
+    let state = |path: &str, kind, buffer: &Buffer| StateTensor { path: path.into(), kind, buffer: buffer.clone() };
+    let states = vec![
+        state("w", StateKind::Param, &w),
+        state(STATE_STEP, StateKind::Optimizer, &counters[0]),
+        state(STATE_TOTAL_STEPS, StateKind::Optimizer, &counters[1]),
+        state(STATE_SEED, StateKind::Optimizer, &counters[2]),
+    ];
+    let image = memory.buffer(1, F32, &[BATCH, 3, SIDE, SIDE]);
+    let raw = memory.buffer(1, I32, &[BATCH, CONTEXT]);
+    let error = memory.buffer(1, F32, &[BATCH]);
+    let loss = memory.buffer(1, F32, &[]);
+    let odd = memory.buffer(1, F32, &[]);
+    let rate = memory.buffer(1, F32, &[]);
+    let seed = memory.buffer(1, I32, &[]);
+
+    let mut kernels = vec![init(), set(), forward(), residual(), mean_square(), schedule(), update(), count()];
+    let buffers =
+        vec![w, counters[0].clone(), counters[1].clone(), counters[2].clone(), image, raw, error, loss, rate, odd];
+    let step = |kernel, operands: &[u32], origin: &str| Step {
+        kernel,
+        operands: operands.to_vec(),
+        origin: origin.into(),
+        flops: 2 * BATCH * PIXELS,
+    };
+    let mut steps = vec![step(2, &[4, 0, 6], "tower"), step(3, &[5, 6], "target"), step(4, &[6, 7], "loss")];
+    if let Some(limit) = breaks_after {
+        kernels.push(root(limit));
+        steps.push(step(8, &[1, 9, 7], "tower.broken"));
+    }
+    steps.extend([
+        step(5, &[1, 2, 8], "train.schedule"),
+        step(6, &[6, 4, 0, 7, 8], "train.update"),
+        step(7, &[7, 1], "train.step"),
+    ]);
+    let port = |name: &str, buffer| Port { name: name.into(), buffer };
+    let train = Program {
+        inputs: vec![port("image", 4), port("raw", 5)],
+        outputs: vec![port("loss", 7), port("lr", 8)],
+        buffers: buffers.clone(),
+        steps,
+    };
+    let start = Program {
+        inputs: vec![port("seed", 4)],
+        outputs: vec![],
+        buffers: [&buffers[..4], &[seed]].concat(),
+        steps: vec![step(0, &[4, 0], "w"), step(1, &[1, 2, 4, 3], "train")],
+    };
+    Plan {
+        name: "linear".into(),
+        compiler: "by hand".into(),
+        target: Target::cpu(),
+        segments: vec![
+            Segment { kind: SegmentKind::State, bytes: memory.end[0] },
+            Segment { kind: SegmentKind::Arena, bytes: memory.end[1] },
+        ],
+        state: states,
+        kernels,
+        programs: BTreeMap::from([(PROGRAM_INIT.to_string(), start), (PROGRAM_TRAIN.to_string(), train)]),
+        train: Some(TrainInfo {
+            batch: BATCH,
+            epochs: 2.0,
+            loss: "loss".into(),
+            metrics: vec!["loss".into(), "lr".into()],
+            data: Some(shapes(10)),
+        }),
+        report: Report { parameters: PIXELS, ..Report::default() },
+    }
+}
+
+/// A pipeline over `scenes` rendered scenes that fits the plan.
+pub fn shapes(scenes: u64) -> Pipeline {
+    let call = |name: &str, op: &str, inputs: &[&str], args: &[(&str, Argument)]| {
+        let inputs: Vec<Argument> = inputs.iter().map(|input| Argument::Name(input.to_string())).collect();
+        let named: Vec<(String, Argument)> =
+            args.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
+        let (op, inputs) = PipelineOp::from_call(op, &inputs, &named).unwrap();
+        PipelineNode { name: name.into(), op, inputs }
+    };
+    let text = |text: &str| Argument::Text(text.into());
+    let ops = vec![
+        call("mirrored", "mirror", &["image"], &[]),
+        call("pixels", "normalize_rgb", &["mirrored"], &[]),
+        call(
+            "ids",
+            "tokenize",
+            &["raw"],
+            &[("context", Argument::Number(CONTEXT as f64)), ("vocab", text("words:512"))],
+        ),
+    ];
+    let outputs = [("image", "pixels"), ("raw", "ids")];
+    Pipeline {
+        name: "shapes_test".into(),
+        source: Source::Shapes { size: SIDE as u32, scenes, held_out: 8, seed: 0 },
+        shuffle: Some(Shuffle::default()),
+        ops,
+        eval_ops: None,
+        outputs: outputs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+    }
+}
+
+/// `w = uniform(seed) / 100`; operands seed, w.
+fn init() -> Kernel {
+    let mut code = Writer::default();
+    let seed = code.op(ScalarOp::Load(0), DType::I32, &[]);
+    let zero = code.constant(0.0, DType::I32);
+    let index = code.op(ScalarOp::Index(0), DType::I32, &[]);
+    let draw = code.f(ScalarOp::Uniform { stream: 1, lane: 0 }, &[seed, zero, index]);
+    let scale = code.constant(0.01, DType::F32);
+    let value = code.f(ScalarOp::Mul, &[draw, scale]);
+    code.f(ScalarOp::Store(1), &[value]);
+    map(vec![PIXELS], vec![view(0, DType::I32, &[0]), view(1, DType::F32, &[1])], code)
+}
+
+/// `step = 0, total = 1, seed = seed`; operands step, total, seed given, seed.
+fn set() -> Kernel {
+    let mut code = Writer::default();
+    for (at, value) in [(0, 0.0), (1, 1.0)] {
+        let value = code.constant(value, DType::I32);
+        code.op(ScalarOp::Store(at), DType::I32, &[value]);
+    }
+    let seed = code.op(ScalarOp::Load(2), DType::I32, &[]);
+    code.op(ScalarOp::Store(3), DType::I32, &[seed]);
+    map(vec![1], (0..4).map(|operand| view(operand, DType::I32, &[0])).collect(), code)
+}
+
+/// `error = image @ w`; operands image, w, error.
+fn forward() -> Kernel {
+    let mut code = Writer::default();
+    let product = code.f(ScalarOp::Product, &[]);
+    code.f(ScalarOp::Store(0), &[product]);
+    Kernel::Loop(Loop::Product(Product {
+        batch: vec![],
+        m: BATCH,
+        n: 1,
+        k: PIXELS,
+        a: view(0, DType::F32, &[PIXELS as i64, 1]),
+        b: view(1, DType::F32, &[1, 0]),
+        views: vec![view(2, DType::F32, &[1, 0])],
+        code: code.0,
+    }))
+}
+
+/// `error -= mean(raw) / 100`; operands raw, error.
+fn residual() -> Kernel {
+    let mut points = Writer::default();
+    let id = points.op(ScalarOp::Load(0), DType::I32, &[]);
+    let value = points.op(ScalarOp::Cast(DType::F32), DType::I32, &[id]);
+    let mut row = Writer::default();
+    let sum = row.f(ScalarOp::Slot(0), &[]);
+    let scale = row.constant(0.01 / CONTEXT as f64, DType::F32);
+    let target = row.f(ScalarOp::Mul, &[sum, scale]);
+    let product = row.f(ScalarOp::Load(1), &[]);
+    let error = row.f(ScalarOp::Sub, &[product, target]);
+    row.f(ScalarOp::Store(1), &[error]);
+    reduction(
+        (vec![BATCH], vec![CONTEXT]),
+        vec![view(0, DType::I32, &[CONTEXT as i64, 1]), view(1, DType::F32, &[1, 0])],
+        (points, value),
+        row,
+    )
+}
+
+/// `loss = mean(error^2)`; operands error, loss.
+fn mean_square() -> Kernel {
+    let mut points = Writer::default();
+    let error = points.f(ScalarOp::Load(0), &[]);
+    let square = points.f(ScalarOp::Mul, &[error, error]);
+    let mut row = Writer::default();
+    let sum = row.f(ScalarOp::Slot(0), &[]);
+    let scale = row.constant(1.0 / BATCH as f64, DType::F32);
+    let loss = row.f(ScalarOp::Mul, &[sum, scale]);
+    row.f(ScalarOp::Store(1), &[loss]);
+    let views = vec![view(0, DType::F32, &[0, 1]), view(1, DType::F32, &[0, 0])];
+    reduction((vec![1], vec![BATCH]), views, (points, square), row)
+}
+
+/// `rate = (1 - step / total) / 1000`; operands step, total, rate.
+fn schedule() -> Kernel {
+    let mut code = Writer::default();
+    let mut count = |at| {
+        let value = code.op(ScalarOp::Load(at), DType::I32, &[]);
+        code.op(ScalarOp::Cast(DType::F32), DType::I32, &[value])
+    };
+    let (step, total) = (count(0), count(1));
+    let share = code.f(ScalarOp::Div, &[step, total]);
+    let one = code.constant(1.0, DType::F32);
+    let left = code.f(ScalarOp::Sub, &[one, share]);
+    let scale = code.constant(0.001, DType::F32);
+    let rate = code.f(ScalarOp::Mul, &[left, scale]);
+    code.f(ScalarOp::Store(2), &[rate]);
+    let counter = |operand| view(operand, DType::I32, &[0]);
+    map(vec![1], vec![counter(0), counter(1), view(2, DType::F32, &[0])], code)
+}
+
+/// `odd = sqrt(limit - step - 0.5); loss += 0 * odd`; operands step, odd, loss.
+fn root(limit: u64) -> Kernel {
+    let mut code = Writer::default();
+    let step = code.op(ScalarOp::Load(0), DType::I32, &[]);
+    let step = code.op(ScalarOp::Cast(DType::F32), DType::I32, &[step]);
+    let limit = code.constant(limit as f64 - 0.5, DType::F32);
+    let left = code.f(ScalarOp::Sub, &[limit, step]);
+    let root = code.f(ScalarOp::Sqrt, &[left]);
+    code.f(ScalarOp::Store(1), &[root]);
+    let zero = code.constant(0.0, DType::F32);
+    let nothing = code.f(ScalarOp::Mul, &[zero, root]);
+    let loss = code.f(ScalarOp::Load(2), &[]);
+    let sum = code.f(ScalarOp::Add, &[loss, nothing]);
+    code.f(ScalarOp::Store(2), &[sum]);
+    let scalar = |operand| view(operand, DType::F32, &[0]);
+    map(vec![1], vec![view(0, DType::I32, &[0]), scalar(1), scalar(2)], code)
+}
+
+/// `w -= rate * 2 / batch * image^T @ error`, unless the loss is not finite; operands error, image, w, loss, rate.
+fn update() -> Kernel {
+    let mut code = Writer::default();
+    let gradient = code.f(ScalarOp::Product, &[]);
+    let rate = code.f(ScalarOp::Load(2), &[]);
+    let scale = code.constant(2.0 / BATCH as f64, DType::F32);
+    let scale = code.f(ScalarOp::Mul, &[rate, scale]);
+    let change = code.f(ScalarOp::Mul, &[scale, gradient]);
+    let old = code.f(ScalarOp::Load(0), &[]);
+    let new = code.f(ScalarOp::Sub, &[old, change]);
+    let loss = code.f(ScalarOp::Load(1), &[]);
+    let finite = code.finite(loss);
+    let next = code.f(ScalarOp::Select, &[finite, new, old]);
+    code.f(ScalarOp::Store(0), &[next]);
+    let scalar = |operand| view(operand, DType::F32, &[0, 0]);
+    Kernel::Loop(Loop::Product(Product {
+        batch: vec![],
+        m: 1,
+        n: PIXELS,
+        k: BATCH,
+        a: view(0, DType::F32, &[0, 1]),
+        b: view(1, DType::F32, &[PIXELS as i64, 1]),
+        views: vec![view(2, DType::F32, &[0, 1]), scalar(3), scalar(4)],
+        code: code.0,
+    }))
+}
+
+/// `step += 1`, unless the loss is not finite; operands loss, step.
+fn count() -> Kernel {
+    let mut code = Writer::default();
+    let loss = code.f(ScalarOp::Load(0), &[]);
+    let finite = code.finite(loss);
+    let step = code.op(ScalarOp::Load(1), DType::I32, &[]);
+    let one = code.constant(1.0, DType::I32);
+    let next = code.op(ScalarOp::Add, DType::I32, &[step, one]);
+    let next = code.op(ScalarOp::Select, DType::I32, &[finite, next, step]);
+    code.op(ScalarOp::Store(1), DType::I32, &[next]);
+    map(vec![1], vec![view(0, DType::F32, &[0]), view(1, DType::I32, &[0])], code)
+}
+
+fn map(domain: Vec<u64>, views: Vec<View>, code: Writer) -> Kernel {
+    Kernel::Loop(Loop::Map(Map { domain, views, code: code.0 }))
+}
+
+fn reduction(
+    (kept, reduced): (Vec<u64>, Vec<u64>),
+    views: Vec<View>,
+    (points, value): (Writer, u16),
+    row: Writer,
+) -> Kernel {
+    let reduce = vec![Reduce { kind: ReduceKind::Sum, value, slot: 0 }];
+    let stages = vec![Stage::Points { code: points.0, reduce }, Stage::Row { code: row.0, slots: vec![] }];
+    Kernel::Loop(Loop::Reduction(Reduction { kept, reduced, views, stages, slots: 1, lanes: Lanes::Reduced }))
+}
