@@ -11,7 +11,6 @@
 
 mod host;
 pub mod reference;
-// Not in the registry until its shaders are tested against the reference device.
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
@@ -173,11 +172,15 @@ struct Entry {
 
 /// Known devices, in the order `auto` prefers them.
 fn registry() -> Vec<Entry> {
-    vec![Entry {
-        name: "reference",
-        open: |_| Ok(Box::new(reference::Reference)),
-        auto: |_| Err("it is for finding errors".into()),
-    }]
+    vec![
+        #[cfg(feature = "wgpu")]
+        Entry { name: "wgpu", open: wgpu::open, auto: wgpu::fit_for_auto },
+        Entry {
+            name: "reference",
+            open: |_| Ok(Box::new(reference::Reference)),
+            auto: |_| Err("it is for finding errors".into()),
+        },
+    ]
 }
 
 /// Names of all devices of this build.
