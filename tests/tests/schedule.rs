@@ -1,5 +1,5 @@
-//! Compiled programs against the interpreter: every op's cases and whole training steps, fused and not, on the reference
-//! device, which runs kernels in f64, so that only the compiler can be wrong.
+//! Compiled programs against the interpreter: every op's cases and whole training steps, fused and not, on every device.
+//! The reference device runs kernels in f64: when it alone agrees, the compiler is right and the other device wrong.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use alip_plan::{Plan, StateKind, Target};
 use alip_runtime::device::{DeviceOptions, choose};
 use alip_runtime::exec::Session;
 use alip_runtime::tensor::HostTensor;
-use alip_tests::goldens;
+use alip_tests::{goldens, skip};
 
 fn plan(model: &Model, target: Target, fuse: bool) -> Plan {
     let options = CompileOptions { target, schedule: ScheduleOptions { fuse }, ..CompileOptions::default() };
@@ -46,14 +46,28 @@ fn numbers(tensor: &HostTensor) -> Vec<f64> {
 
 type Values = BTreeMap<String, Value>;
 
-/// Runs a program once on the reference device: outputs and the new state.
+/// Devices of this machine, and what to compile for each.
+fn devices() -> Vec<(&'static str, Target)> {
+    let known = [("reference", Target::cpu()), ("wgpu", Target::wgpu())];
+    let here = |(device, _): &(&str, Target)| match choose(device, &DeviceOptions::default()) {
+        Ok(_) => true,
+        Err(why) => {
+            skip::skipped_outside_ci(&why.to_string());
+            false
+        }
+    };
+    known.into_iter().filter(here).collect()
+}
+
+/// Runs a program once on a device: outputs and the new state.
 fn run(
+    device: &str,
     plan: Plan,
     program: &str,
     inputs: &Values,
     state: &Values,
 ) -> (BTreeMap<String, Vec<f64>>, BTreeMap<String, Vec<f64>>) {
-    let device = choose("reference", &DeviceOptions::default()).expect("always there").device;
+    let device = choose(device, &DeviceOptions::default()).expect("it was there before").device;
     let mut session = Session::new(Arc::new(plan), device).expect("the plan loads");
     for (path, value) in state {
         session.write_state(path, &tensor(value)).expect("state fits");
@@ -87,19 +101,19 @@ fn model(name: &str, graph: &Graph, state: &Values) -> Model {
     model
 }
 
-/// Compiles and runs a program fused and not, on small and large operand limits, and compares with the interpreter.
+/// Compiles and runs a program fused and not, on all devices and on a target of few operands, and compares with the interpreter.
 /// `roundings` is how many roundings in f32 the deepest result goes through: stored values are f32.
 fn check(model: &Model, program: &str, inputs: &Values, state: &Values, roundings: usize) {
     let (inputs, state) = (rounded(inputs), rounded(state));
     let expected = interpret(&model.programs[program], &inputs, &state).expect("the interpreter runs it");
-    let few = Target { max_operands: 8, ..Target::cpu() };
-    for (name, target, fuse) in
-        [("fused", Target::cpu(), true), ("few operands", few, true), ("unfused", Target::cpu(), false)]
+    let few = ("reference", Target { max_operands: 8, ..Target::cpu() });
+    for ((device, target), fuse) in devices().into_iter().chain([few]).flat_map(|on| [(on.clone(), true), (on, false)])
     {
+        let name = format!("{device}, {} operands, fuse {fuse}", target.max_operands);
         let plan = plan(model, target.clone(), fuse);
         assert_eq!(plan.to_bytes(), self::plan(model, target, fuse).to_bytes(), "the same plan twice");
         alip_plan::check::check(&plan).unwrap_or_else(|why| panic!("{}, {name}: {why}", model.name));
-        let (outputs, after) = run(plan, program, &inputs, &state);
+        let (outputs, after) = run(device, plan, program, &inputs, &state);
         let outputs = expected.outputs.iter().map(|(name, value)| (name, value, &outputs[name]));
         let updates = expected.updates.iter().map(|(path, value)| (path, value, &after[path]));
         for (of, expected, actual) in outputs.chain(updates) {
@@ -153,8 +167,8 @@ fn check_step(graph: &str, folder: &str) {
     let inputs = train.inputs.iter().map(batch).collect();
     let (inputs, state): (Values, Values) = (rounded(&inputs), rounded(&state));
     let expected = interpret(train, &inputs, &state).expect("the interpreter runs it");
-    for fuse in [true, false] {
-        let (outputs, _) = run(plan(&model, Target::cpu(), fuse), "train", &inputs, &state);
+    for ((device, target), fuse) in devices().into_iter().flat_map(|on| [(on.clone(), true), (on, false)]) {
+        let (outputs, _) = run(device, plan(&model, target, fuse), "train", &inputs, &state);
         for (name, value) in &expected.outputs {
             let relative = if name.starts_with("grads.") { 2e-5 } else { 2e-6 };
             // The gradient of a key bias is exactly zero: what is computed is noise (goldens/README.md).
@@ -165,7 +179,7 @@ fn check_step(graph: &str, folder: &str) {
             let size = if name.ends_with("margin") { 1.0 } else { largest(&value.data) };
             let bound = relative * size.max(1e-6);
             assert_within(&outputs[name], &value.data, bound)
-                .unwrap_or_else(|wrong| panic!("{graph}, fuse {fuse}: `{name}` {wrong}"));
+                .unwrap_or_else(|wrong| panic!("{graph}, {device}, fuse {fuse}: `{name}` {wrong}"));
         }
     }
 }
