@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use alip_plan::{Plan, Target, TrainInfo};
+use alip_plan::{Buffer, Plan, Program, Target, TrainInfo};
 
+use crate::PASSES;
 use crate::codegen::{Assembly, Part, lower};
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
 use crate::ir::Model;
 use crate::schedule::{self, ScheduleOptions, memory};
-
-/// The passes from a model to a plan, in order.
-pub const PASSES: [&str; 6] = ["model", "prepare", "schedule", "lower", "memory", "assemble"];
 
 /// How to compile.
 #[derive(Clone, Debug)]
@@ -120,6 +118,7 @@ pub fn compile_model(
                 .map_err(|why| Diagnostic::error(format!("internal: memory of program `{name}`: {why}")))?;
         }
         replays.push(intents);
+        run.dump("assemble", name, || steps(&program));
         programs.insert(name.clone(), program);
     }
     let inputs = parts.iter().map(|(_, part)| part.placement.input_bytes).max().unwrap_or(0);
@@ -160,7 +159,21 @@ impl Run<'_> {
     }
 }
 
-fn known_passes(options: &CompileOptions) -> Result<(), Diagnostics> {
+/// One line per launch of a program: the bytes it reads and writes, what it costs, where it comes from.
+fn steps(program: &Program) -> String {
+    let mut text = String::new();
+    for step in &program.steps {
+        for operand in &step.operands {
+            let Buffer { segment, offset, dtype, shape } = &program.buffers[*operand as usize];
+            let _ = write!(text, "{dtype}{shape:?} at {segment}+{offset}, ");
+        }
+        let _ = writeln!(text, "{} flops: {}", step.flops, step.origin);
+    }
+    text
+}
+
+/// Refuses names in the options that are no passes.
+pub(crate) fn known_passes(options: &CompileOptions) -> Result<(), Diagnostics> {
     for name in options.dump.iter().chain(&options.stop_after) {
         if !PASSES.contains(&name.as_str()) {
             let error = Diagnostic::error(format!("unknown pass `{name}`"));

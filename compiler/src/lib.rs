@@ -1,4 +1,8 @@
 //! Compiles RON graph specs of language-image models to plans.
+//!
+//! [`compile_spec`] is the whole of it: `resolve` makes a model of a spec, `model` adds gradients and the optimiser to its
+//! training program, and [`compile_model`] takes the model through the remaining [`PASSES`] to a plan. Nothing here depends
+//! on a driver, a clock (timings are only reported) or the machine, so that equal inputs give equal bytes.
 
 pub mod autodiff;
 pub mod codegen;
@@ -10,4 +14,79 @@ pub mod resolve;
 pub mod schedule;
 pub mod spec;
 
+use std::time::{Duration, Instant};
+
+use alip_plan::Plan;
+
+use crate::autodiff::update::{Keep, add_update};
+use crate::diag::{Diagnostic, Diagnostics, SourceMap};
+use crate::resolve::{Resolved, resolve};
 pub use compile::*;
+
+/// All passes, in order: names for `--dump after:NAME` and `--stop-after NAME`.
+pub const PASSES: [&str; 7] = ["resolve", "model", "prepare", "schedule", "lower", "memory", "assemble"];
+
+/// How to compile a spec; the default is the spec as it stands, for the embedded cpu target.
+#[derive(Clone, Debug, Default)]
+pub struct SpecOptions {
+    /// Batch, `--set` and files in memory.
+    pub spec: resolve::Options,
+    /// The data pipeline in place of the spec's, by path or name (`--data`).
+    pub data: Option<String>,
+    /// What the training program yields besides its metrics.
+    pub keep: Keep,
+    /// Target, fusion, dumps and the last pass.
+    pub compile: CompileOptions,
+}
+
+/// A compiled spec and what was found on the way.
+#[derive(Debug)]
+pub struct CompiledSpec {
+    /// The model with its training step, the merged spec, its inputs and pipeline.
+    pub resolved: Resolved,
+    /// The plan; absent after `stop_after`.
+    pub plan: Option<Plan>,
+    /// What is odd but not wrong, each with its place.
+    pub warnings: Vec<Diagnostic>,
+    /// Pass and program (`schedule train`) with its text, as asked for by `dump`.
+    pub dumps: Vec<(String, String)>,
+    /// Time per pass over all programs; no plan depends on it.
+    pub timings: Vec<(&'static str, Duration)>,
+}
+
+/// Compiles a graph given by path or name: from text to plan.
+///
+/// # Errors
+/// Everything that is wrong with the spec or a file it uses, each with its place; a tensor or kernel that the target cannot
+/// hold; an unknown pass in the options.
+pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) -> Result<CompiledSpec, Diagnostics> {
+    let CompileOptions { dump, stop_after, .. } = &options.compile;
+    known_passes(&options.compile)?;
+    let stops = |pass| stop_after.as_deref() == Some(pass);
+
+    let start = Instant::now();
+    let mut resolved = resolve(sources, spec, &options.spec)?;
+    if let Some(data) = &options.data {
+        resolved.pipeline = Some(resolved.pipeline_named(sources, data)?);
+    }
+    let mut timings = vec![("resolve", start.elapsed())];
+    let mut dumps = Vec::new();
+    if dump.iter().any(|pass| pass == "resolve") {
+        let text = |(name, graph)| (format!("resolve {name}"), ir::print(graph));
+        dumps.extend(resolved.model.programs.iter().map(text));
+    }
+
+    let mut plan = None;
+    if !stops("resolve") {
+        let start = Instant::now();
+        add_update(&mut resolved, options.keep)?;
+        timings.push(("model", start.elapsed()));
+
+        let compiled = compile_model(&resolved.model, resolved.train_info(), &options.compile)?;
+        plan = compiled.plan;
+        dumps.extend(compiled.dumps);
+        timings.extend(compiled.timings);
+    }
+    let warnings = resolved.warnings.clone();
+    Ok(CompiledSpec { resolved, plan, warnings, dumps, timings })
+}

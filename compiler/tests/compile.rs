@@ -1,0 +1,55 @@
+//! From spec to plan in one call.
+
+use alip_compiler::diag::SourceMap;
+use alip_compiler::resolve::Options;
+use alip_compiler::{CompileOptions, CompiledSpec, PASSES, SpecOptions, compile_spec};
+
+fn compile(options: &SpecOptions) -> Result<CompiledSpec, String> {
+    let mut sources = SourceMap::new();
+    compile_spec(&mut sources, "alip_tiny", options).map_err(|errors| errors.render(&sources, false))
+}
+
+#[test]
+fn a_plan_holds_all_programs_and_how_to_train() {
+    let options = Options { batch: Some(4), set: vec!["train.epochs=3".into()], ..Options::default() };
+    let compiled = compile(&SpecOptions { spec: options, ..SpecOptions::default() }).unwrap();
+    let plan = compiled.plan.expect("nothing stopped it");
+    let programs: Vec<&str> = plan.programs.keys().map(String::as_str).collect();
+    assert_eq!(programs, ["encode_image", "encode_text", "init", "train"]);
+    let train = plan.train.expect("the spec trains");
+    assert_eq!((train.batch, train.epochs), (4, 3.0));
+    let timed: Vec<&str> = compiled.timings.iter().map(|(pass, _)| *pass).collect();
+    assert_eq!(timed, ["resolve", "model", "prepare", "schedule", "lower", "memory", "assemble"]);
+}
+
+#[test]
+fn it_stops_after_the_pass_that_was_named_and_dumps_what_was_asked_for() {
+    for (index, pass) in PASSES.iter().enumerate() {
+        let dump = PASSES.map(str::to_owned).to_vec();
+        let compile_options = CompileOptions { dump, stop_after: Some((*pass).into()), ..CompileOptions::default() };
+        let compiled = compile(&SpecOptions { compile: compile_options, ..SpecOptions::default() }).unwrap();
+        assert_eq!(compiled.plan.is_some(), *pass == "assemble", "{pass}");
+        let mut dumped: Vec<&str> =
+            compiled.dumps.iter().filter_map(|(name, _)| name.split_once(' ')).map(|(pass, _)| pass).collect();
+        dumped.dedup();
+        dumped.sort_by_key(|pass| PASSES.iter().position(|name| name == pass));
+        dumped.dedup();
+        assert_eq!(dumped, PASSES[..=index], "{pass}");
+    }
+}
+
+#[test]
+fn an_unknown_pass_is_named_before_anything_else_is_looked_at() {
+    let check = |pass: &str, expected: &str| {
+        let compile_options = CompileOptions { stop_after: Some(pass.into()), ..CompileOptions::default() };
+        let error = compile_spec(
+            &mut SourceMap::new(),
+            "no_such_graph",
+            &SpecOptions { compile: compile_options, ..SpecOptions::default() },
+        );
+        assert_eq!(error.err().expect("no such pass").render(&SourceMap::new(), false), expected);
+    };
+    check("shedule", "error: unknown pass `shedule`\n |\n = help: did you mean `schedule`?\n");
+    let passes = "resolve, model, prepare, schedule, lower, memory, assemble";
+    check("fuse", &format!("error: unknown pass `fuse`\n |\n = help: passes are {passes}\n"));
+}
