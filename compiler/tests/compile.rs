@@ -47,7 +47,7 @@ fn an_unknown_pass_is_named_before_anything_else_is_looked_at() {
             "no_such_graph",
             &SpecOptions { compile: compile_options, ..SpecOptions::default() },
         );
-        assert_eq!(error.err().expect("no such pass").render(&SourceMap::new(), false), expected);
+        assert_eq!(error.expect_err("no such pass").render(&SourceMap::new(), false), expected);
     };
     check("shedule", "error: unknown pass `shedule`\n |\n = help: did you mean `schedule`?\n");
     let passes = "resolve, model, prepare, schedule, lower, memory, assemble";
