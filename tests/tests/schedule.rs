@@ -13,7 +13,7 @@ use alip_compiler::schedule::ScheduleOptions;
 use alip_compiler::{CompileOptions, compile_model};
 use alip_plan::bounds::{F32, Roundings, assert_within, bound, largest};
 use alip_plan::{Plan, StateKind, Target};
-use alip_runtime::device::{DeviceOptions, choose};
+use alip_runtime::device::{Device, DeviceOptions, choose};
 use alip_runtime::exec::Session;
 use alip_runtime::tensor::HostTensor;
 use alip_tests::{goldens, skip};
@@ -48,7 +48,7 @@ type Values = BTreeMap<String, Value>;
 
 /// Devices of this machine, and what to compile for each.
 fn devices() -> Vec<(&'static str, Target)> {
-    let known = [("reference", Target::cpu()), ("wgpu", Target::wgpu())];
+    let known = [("reference", Target::cpu()), ("cpu", Target::cpu()), ("wgpu", Target::wgpu())];
     let here = |(device, _): &(&str, Target)| match choose(device, &DeviceOptions::default()) {
         Ok(_) => true,
         Err(why) => {
@@ -59,15 +59,15 @@ fn devices() -> Vec<(&'static str, Target)> {
     known.into_iter().filter(here).collect()
 }
 
+type Numbers = BTreeMap<String, Vec<f64>>;
+
 /// Runs a program once on a device: outputs and the new state.
-fn run(
-    device: &str,
-    plan: Plan,
-    program: &str,
-    inputs: &Values,
-    state: &Values,
-) -> (BTreeMap<String, Vec<f64>>, BTreeMap<String, Vec<f64>>) {
+fn run(device: &str, plan: Plan, program: &str, inputs: &Values, state: &Values) -> (Numbers, Numbers) {
     let device = choose(device, &DeviceOptions::default()).expect("it was there before").device;
+    run_on(device, plan, program, inputs, state)
+}
+
+fn run_on(device: Box<dyn Device>, plan: Plan, program: &str, inputs: &Values, state: &Values) -> (Numbers, Numbers) {
     let mut session = Session::new(Arc::new(plan), device).expect("the plan loads");
     for (path, value) in state {
         session.write_state(path, &tensor(value)).expect("state fits");
@@ -106,9 +106,8 @@ fn model(name: &str, graph: &Graph, state: &Values) -> Model {
 fn check(model: &Model, program: &str, inputs: &Values, state: &Values, roundings: usize) {
     let (inputs, state) = (rounded(inputs), rounded(state));
     let expected = interpret(&model.programs[program], &inputs, &state).expect("the interpreter runs it");
-    let few = ("reference", Target { max_operands: 8, ..Target::cpu() });
-    for ((device, target), fuse) in devices().into_iter().chain([few]).flat_map(|on| [(on.clone(), true), (on, false)])
-    {
+    let few = ["reference", "cpu"].map(|device| (device, Target { max_operands: 8, ..Target::cpu() }));
+    for ((device, target), fuse) in devices().into_iter().chain(few).flat_map(|on| [(on.clone(), true), (on, false)]) {
         let name = format!("{device}, {} operands, fuse {fuse}", target.max_operands);
         let plan = plan(model, target.clone(), fuse);
         assert_eq!(plan.to_bytes(), self::plan(model, target, fuse).to_bytes(), "the same plan twice");
@@ -146,9 +145,8 @@ fn trained(graph: &str) -> Model {
     resolved.model
 }
 
-/// One training step from the golden weights.
-fn check_step(graph: &str, folder: &str) {
-    let model = trained(graph);
+/// The golden weights and the first golden batch of a graph, as an f32 device receives them: inputs and state.
+fn first_step(model: &Model, folder: &str) -> (Values, Values) {
     let seed = BTreeMap::from([("seed".to_owned(), Value::scalar(DType::I32, 0.0))]);
     let init = interpret(&model.programs["init"], &seed, &BTreeMap::new()).expect("init runs");
     let mut state = init.updates;
@@ -165,7 +163,14 @@ fn check_step(graph: &str, folder: &str) {
         (name.clone(), Value::new(train.ty(*id).clone(), tensors[&format!("batch.0.{name}")].values.clone()))
     };
     let inputs = train.inputs.iter().map(batch).collect();
-    let (inputs, state): (Values, Values) = (rounded(&inputs), rounded(&state));
+    (rounded(&inputs), rounded(&state))
+}
+
+/// One training step from the golden weights.
+fn check_step(graph: &str, folder: &str) {
+    let model = trained(graph);
+    let (inputs, state) = first_step(&model, folder);
+    let train = &model.programs["train"];
     let expected = interpret(train, &inputs, &state).expect("the interpreter runs it");
     for ((device, target), fuse) in devices().into_iter().flat_map(|on| [(on.clone(), true), (on, false)]) {
         let (outputs, _) = run(device, plan(&model, target, fuse), "train", &inputs, &state);
@@ -192,4 +197,20 @@ fn a_step_of_alip_tiny() {
 #[test]
 fn a_step_of_alip_tiny_rn() {
     check_step("alip_tiny_rn", "alip_tiny_rn");
+}
+
+#[test]
+fn a_step_on_the_cpu_does_not_depend_on_the_number_of_threads() {
+    let model = trained("alip_tiny");
+    let (inputs, state) = first_step(&model, "alip_tiny");
+    let plan = plan(&model, Target::cpu(), true);
+    let step = |threads| {
+        let device = choose("cpu", &DeviceOptions { threads: Some(threads) }).expect("always there").device;
+        run_on(device, plan.clone(), "train", &inputs, &state)
+    };
+    let one = step(1);
+    assert!(one.0.contains_key("loss"));
+    for threads in [2, 3] {
+        assert_eq!(one, step(threads), "{threads} threads");
+    }
 }

@@ -9,6 +9,7 @@
 //! - Steps take effect in order. `run_steps` may return before they are done; `read` and `synchronize` see them done.
 //! - Downloads are asynchronous in form ([`Download`]), so that the same runtime can live where blocking is forbidden.
 
+pub mod cpu;
 mod host;
 pub mod reference;
 #[cfg(feature = "wgpu")]
@@ -175,6 +176,7 @@ fn registry() -> Vec<Entry> {
     vec![
         #[cfg(feature = "wgpu")]
         Entry { name: "wgpu", open: wgpu::open, auto: wgpu::fit_for_auto },
+        Entry { name: "cpu", open: cpu::open, auto: |_| Ok(()) },
         Entry {
             name: "reference",
             open: |_| Ok(Box::new(reference::Reference)),
@@ -237,5 +239,11 @@ mod tests {
     fn unknown_devices_are_named() {
         let Err(error) = choose("cuba", &DeviceOptions::default()) else { panic!("there is no such device") };
         assert!(error.to_string().starts_with("device `cuba` cannot be used: this build has "), "{error}");
+    }
+
+    #[test]
+    fn auto_says_what_it_took() {
+        let choice = choose("auto", &DeviceOptions { threads: Some(1) }).unwrap();
+        assert!(choice.reason.starts_with(choice.device.name()), "{}", choice.reason);
     }
 }

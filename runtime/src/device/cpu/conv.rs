@@ -1,0 +1,218 @@
+//! Convolutions as products with image columns (im2col), one image and a group of rows or channels at a time.
+
+use alip_plan::kernel::{Conv2d, ConvKind};
+use gemm::{Parallelism, gemm};
+use rayon::prelude::*;
+
+use super::Threads;
+use super::run::Operands;
+
+/// Most elements of a column matrix: 16 MiB per thread.
+const COLUMNS: usize = 4 << 20;
+
+/// A convolution ready to run.
+pub(super) struct PreparedConv {
+    kind: ConvKind,
+    n: usize,
+    c: usize,
+    h: usize,
+    w: usize,
+    o: usize,
+    kh: usize,
+    kw: usize,
+    stride: usize,
+    padding: usize,
+    oh: usize,
+    ow: usize,
+    /// Output rows whose columns are made at a time.
+    rows: usize,
+}
+
+/// A row-major matrix: pointer and row stride.
+type Matrix = (*mut f32, isize);
+
+impl PreparedConv {
+    pub(super) fn new(conv: &Conv2d) -> PreparedConv {
+        let (oh, ow) = conv.out();
+        let [n, c, h, w, o, kh, kw, stride, padding, oh, ow] =
+            [conv.n, conv.c, conv.h, conv.w, conv.o, conv.kh, conv.kw, conv.stride, conv.padding, oh, ow]
+                .map(|size| size as usize);
+        let rows = (COLUMNS / (c * kh * kw * ow).max(1)).clamp(1, oh.max(1));
+        PreparedConv { kind: conv.kind, n, c, h, w, o, kh, kw, stride, padding, oh, ow, rows }
+    }
+
+    pub(super) fn run(&self, operands: &Operands, threads: &Threads) {
+        let [first, second, result] = [0, 1, 2].map(|operand| operands.0[operand] as usize);
+        let (image, out) = (self.c * self.h * self.w, self.o * self.oh * self.ow);
+        match self.kind {
+            ConvKind::Forward => (0..self.n).into_par_iter().for_each(|n| {
+                // SAFETY: image `n` of operands that `check` sized.
+                let (image, out) = unsafe { ((first as *mut f32).add(n * image), (result as *mut f32).add(n * out)) };
+                threads.with_scratch(|scratch| {
+                    let mut columns = scratch.take_block(self.c * self.kh * self.kw * self.rows * self.ow);
+                    self.forward(image, second as *mut f32, out, &mut columns);
+                    scratch.return_block(columns);
+                });
+            }),
+            ConvKind::ImageGrad => (0..self.n).into_par_iter().for_each(|n| {
+                // SAFETY: as above.
+                let (out, image) = unsafe { ((first as *mut f32).add(n * out), (result as *mut f32).add(n * image)) };
+                threads.with_scratch(|scratch| {
+                    let mut columns = scratch.take_block(self.c * self.kh * self.kw * self.rows * self.ow);
+                    self.image_grad(out, second as *mut f32, image, &mut columns);
+                    scratch.return_block(columns);
+                });
+            }),
+            // Channels are independent: each sums over the images in order.
+            ConvKind::WeightGrad => (0..self.c).into_par_iter().for_each(|c| {
+                threads.with_scratch(|scratch| {
+                    let mut columns = scratch.take_block(self.kh * self.kw * self.rows * self.ow);
+                    for n in 0..self.n {
+                        // SAFETY: as above.
+                        let (image, out) =
+                            unsafe { ((first as *mut f32).add(n * image), (second as *mut f32).add(n * out)) };
+                        self.weight_grad(c, n > 0, image, out, result as *mut f32, &mut columns);
+                    }
+                    scratch.return_block(columns);
+                });
+            }),
+        }
+    }
+
+    fn forward(&self, image: *mut f32, weight: *mut f32, out: *mut f32, columns: &mut [f32]) {
+        let depth = self.c * self.kh * self.kw;
+        for y in (0..self.oh).step_by(self.rows) {
+            let width = self.rows.min(self.oh - y) * self.ow;
+            self.gather(image, 0..self.c, y, width / self.ow, columns);
+            // SAFETY: rows `y..` of every output channel.
+            let out = unsafe { out.add(y * self.ow) };
+            multiply(
+                [self.o, width, depth],
+                (out, (self.oh * self.ow) as isize),
+                false,
+                (weight, depth as isize, 1),
+                (columns.as_mut_ptr(), width as isize, 1),
+            );
+        }
+    }
+
+    fn image_grad(&self, out: *mut f32, weight: *mut f32, image: *mut f32, columns: &mut [f32]) {
+        let depth = self.c * self.kh * self.kw;
+        // SAFETY: the image of this task.
+        unsafe { std::slice::from_raw_parts_mut(image, self.c * self.h * self.w) }.fill(0.0);
+        for y in (0..self.oh).step_by(self.rows) {
+            let width = self.rows.min(self.oh - y) * self.ow;
+            // SAFETY: rows `y..` of every output channel.
+            let out = unsafe { out.add(y * self.ow) };
+            multiply(
+                [depth, width, self.o],
+                (columns.as_mut_ptr(), width as isize),
+                false,
+                (weight, 1, depth as isize),
+                (out, (self.oh * self.ow) as isize, 1),
+            );
+            self.visit(
+                0..self.c,
+                y,
+                width / self.ow,
+                |element, column| {
+                    // SAFETY: `visit` stays inside image and columns.
+                    unsafe { *image.add(element) += *columns.get_unchecked(column) };
+                },
+                |_| {},
+            );
+        }
+    }
+
+    fn weight_grad(&self, c: usize, add: bool, image: *mut f32, out: *mut f32, weight: *mut f32, columns: &mut [f32]) {
+        let (window, depth) = (self.kh * self.kw, self.c * self.kh * self.kw);
+        for y in (0..self.oh).step_by(self.rows) {
+            let width = self.rows.min(self.oh - y) * self.ow;
+            self.gather(image, c..c + 1, y, width / self.ow, columns);
+            // SAFETY: rows `y..` of every output channel; channel `c` of the weight, which is this task's.
+            let (out, weight) = unsafe { (out.add(y * self.ow), weight.add(c * window)) };
+            multiply(
+                [self.o, window, width],
+                (weight, depth as isize),
+                add || y > 0,
+                (out, (self.oh * self.ow) as isize, 1),
+                (columns.as_mut_ptr(), 1, width as isize),
+            );
+        }
+    }
+
+    /// The columns of output rows `y..y + rows`: a matrix [channels * kh * kw, rows * ow].
+    fn gather(&self, image: *mut f32, channels: std::ops::Range<usize>, y: usize, rows: usize, columns: &mut [f32]) {
+        let columns = columns.as_mut_ptr();
+        self.visit(
+            channels,
+            y,
+            rows,
+            // SAFETY: `visit` stays inside image and columns.
+            |element, column| unsafe { *columns.add(column) = *image.add(element) },
+            // SAFETY: as above.
+            |column| unsafe { *columns.add(column) = 0.0 },
+        );
+    }
+
+    /// Calls `inside(element of the image, element of the columns)` or, in the padding, `outside(element of the columns)`.
+    #[inline(always)]
+    fn visit(
+        &self,
+        channels: std::ops::Range<usize>,
+        y: usize,
+        rows: usize,
+        inside: impl Fn(usize, usize),
+        outside: impl Fn(usize),
+    ) {
+        let mut column = 0;
+        for c in channels {
+            for ky in 0..self.kh {
+                for kx in 0..self.kw {
+                    // Outputs whose x lies inside the image: kx + x * stride - padding in 0..w.
+                    let low = self.padding.saturating_sub(kx).div_ceil(self.stride).min(self.ow);
+                    let high = (self.w + self.padding).saturating_sub(kx).div_ceil(self.stride).clamp(low, self.ow);
+                    for row in y..y + rows {
+                        let iy = (row * self.stride + ky).wrapping_sub(self.padding);
+                        let (low, high) = if iy < self.h { (low, high) } else { (0, 0) };
+                        (0..low).for_each(|x| outside(column + x));
+                        if low < high {
+                            let first = (c * self.h + iy) * self.w + low * self.stride + kx - self.padding;
+                            (low..high).for_each(|x| inside(first + (x - low) * self.stride, column + x));
+                        }
+                        (high..self.ow).for_each(|x| outside(column + x));
+                        column += self.ow;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `to [m, n] (+)= a [m, k] * b [k, n]`; operands with row and column stride.
+fn multiply([m, n, k]: [usize; 3], to: Matrix, add: bool, a: (*mut f32, isize, isize), b: (*mut f32, isize, isize)) {
+    // SAFETY: callers give matrices inside their memory and a result apart from the operands.
+    unsafe {
+        gemm(
+            m,
+            n,
+            k,
+            to.0,
+            1,
+            to.1,
+            add,
+            a.0,
+            a.2,
+            a.1,
+            b.0,
+            b.2,
+            b.1,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}

@@ -1,0 +1,429 @@
+//! Random loops on the cpu device against the reference device.
+//!
+//! Tensors hold small integers and code keeps to operations that are exact on them, so the two devices must agree bit for
+//! bit: what is tested is where values come from, in which order stages run, and where results go. How far rounded
+//! operations may be off is tested beside them (`device/cpu/math.rs`) and in `accuracy` below.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use alip_plan::kernel::*;
+use alip_plan::philox;
+use alip_plan::*;
+use alip_runtime::device::{self, DeviceOptions};
+use alip_runtime::exec::{Session, Tensors};
+use alip_runtime::tensor::HostTensor;
+
+/// A random number generator for test cases.
+struct Random {
+    key: [u32; 2],
+    drawn: u64,
+}
+
+impl Random {
+    fn new(case: u64) -> Random {
+        Random { key: philox::stream_key(case, 0, 7), drawn: 0 }
+    }
+    fn below(&mut self, limit: usize) -> usize {
+        self.drawn += 1;
+        philox::philox4x32(philox::counter(self.drawn, 0), self.key)[0] as usize % limit.max(1)
+    }
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+    fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// Builds a plan of one step; every operand is an input, the written ones are outputs as well.
+#[derive(Default)]
+struct Case {
+    operands: Vec<(DType, u64)>,
+    outputs: Vec<usize>,
+    views: Vec<View>,
+    instrs: Vec<Instr>,
+}
+
+impl Case {
+    fn operand(&mut self, dtype: DType, elements: u64) -> u16 {
+        self.operands.push((dtype, elements));
+        self.operands.len() as u16 - 1
+    }
+
+    fn view(&mut self, view: View) -> u16 {
+        self.views.push(view);
+        self.views.len() as u16 - 1
+    }
+
+    fn op(&mut self, op: ScalarOp, dtype: DType, args: &[u16]) -> u16 {
+        let mut all = [0; 3];
+        all[..args.len()].copy_from_slice(args);
+        self.instrs.push(Instr { op, dtype, args: all });
+        self.instrs.len() as u16 - 1
+    }
+
+    fn constant(&mut self, value: f64) -> u16 {
+        self.op(ScalarOp::Const(Real(value)), DType::F32, &[])
+    }
+
+    fn code(&mut self) -> Code {
+        Code { instrs: std::mem::take(&mut self.instrs) }
+    }
+
+    /// A new operand that is dense over some dimensions in some order, perhaps with room around.
+    fn dense(&mut self, random: &mut Random, dtype: DType, domain: &[u64], dims: &[usize]) -> View {
+        let mut strides = vec![0; domain.len()];
+        let mut size = 1;
+        for &dim in dims.iter().rev() {
+            strides[dim] = size as i64;
+            size *= domain[dim];
+            if random.chance(10) {
+                size += 3;
+            }
+        }
+        let offset = if random.chance(20) { 5 } else { 0 };
+        let operand = self.operand(dtype, size + offset);
+        View { operand, dtype, offset: offset as i64, strides, gather: None }
+    }
+
+    fn plan(&self, kernel: Loop) -> Plan {
+        let mut buffers = Vec::new();
+        let mut end = 0u64;
+        for &(dtype, elements) in &self.operands {
+            buffers.push(Buffer { segment: 0, offset: end, dtype, shape: vec![elements] });
+            end = (end + elements * dtype.bytes()).next_multiple_of(64);
+        }
+        let port = |index: usize| Port { name: format!("t{index}"), buffer: index as u32 };
+        let step = Step { kernel: 0, operands: (0..buffers.len() as u32).collect(), origin: "case".into(), flops: 0 };
+        let program = Program {
+            inputs: (0..buffers.len()).map(port).collect(),
+            outputs: self.outputs.iter().map(|&index| port(index)).collect(),
+            buffers,
+            steps: vec![step],
+        };
+        Plan {
+            name: "case".into(),
+            compiler: "test".into(),
+            target: Target::cpu(),
+            segments: vec![Segment { kind: SegmentKind::Arena, bytes: end.max(64) }],
+            state: Vec::new(),
+            kernels: vec![Kernel::Loop(kernel)],
+            programs: BTreeMap::from([("p".to_string(), program)]),
+            train: None,
+            report: Report::default(),
+        }
+    }
+
+    /// Runs a kernel on a device with small integers in every operand.
+    fn run(&self, kernel: &Loop, device: &str, threads: usize, seed: u64) -> Result<Tensors, String> {
+        let options = DeviceOptions { threads: Some(threads) };
+        let device = device::choose(device, &options).map_err(|error| error.to_string())?.device;
+        let plan = Arc::new(self.plan(kernel.clone()));
+        let mut session = Session::new(plan, device).map_err(|error| error.to_string())?;
+        let mut random = Random::new(seed ^ 0x5EED);
+        let mut inputs = Tensors::new();
+        for (index, &(dtype, elements)) in self.operands.iter().enumerate() {
+            let tensor = match dtype {
+                DType::I32 => {
+                    HostTensor::i32(&[elements], (0..elements).map(|_| random.below(14) as i32 - 2).collect())
+                }
+                _ => HostTensor::f32(&[elements], (0..elements).map(|_| random.below(17) as f32 - 8.0).collect()),
+            };
+            inputs.insert(format!("t{index}"), tensor.map_err(|error| error.to_string())?);
+        }
+        session.run("p", &inputs).map_err(|error| error.to_string())
+    }
+
+    /// Checks that the cpu device, with one thread and with three, does what the reference does.
+    fn check(&self, kernel: Loop, seed: u64) {
+        let expected =
+            self.run(&kernel, "reference", 1, seed).unwrap_or_else(|why| panic!("case {seed}: {why}\n{kernel:#?}"));
+        for threads in [1, 3] {
+            let found = self.run(&kernel, "cpu", threads, seed).unwrap_or_else(|why| panic!("case {seed}: {why}"));
+            for (name, expected) in &expected {
+                let (found, expected) = (found[name].to_f32(), expected.to_f32());
+                let wrong = found.iter().zip(expected.iter()).position(|(a, b)| a != b);
+                if let Some(at) = wrong {
+                    let values = (found[at], expected[at]);
+                    panic!("case {seed}, {threads} threads: {name}[{at}] is {values:?}\n{kernel:#?}");
+                }
+            }
+        }
+    }
+}
+
+/// A random domain of up to four dimensions and 6,000 points.
+fn domain(random: &mut Random, dims: usize) -> Vec<u64> {
+    let mut sizes: Vec<u64> = Vec::new();
+    for _ in 0..dims {
+        let room = 6000 / sizes.iter().product::<u64>();
+        let fitting: Vec<u64> = [1, 2, 3, 5, 7, 12, 16, 31, 64, 77, 300, 1100, 2500]
+            .into_iter()
+            .filter(|&size| size <= room.max(1))
+            .collect();
+        sizes.push(random.pick(&fitting));
+    }
+    for i in (1..sizes.len()).rev() {
+        sizes.swap(i, random.below(i + 1));
+    }
+    sizes
+}
+
+fn shuffled(random: &mut Random, dims: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..dims).collect();
+    if random.chance(50) {
+        for i in (1..dims).rev() {
+            order.swap(i, random.below(i + 1));
+        }
+    }
+    order
+}
+
+/// A view to load from: dense, permuted, broadcast, or gathered.
+fn load_view(case: &mut Case, random: &mut Random, domain: &[u64]) -> u16 {
+    let mut dims = shuffled(random, domain.len());
+    if random.chance(40) {
+        dims.retain(|_| random.below(2) == 0);
+    }
+    let mut view = case.dense(random, DType::F32, domain, &dims);
+    if random.chance(20) {
+        let mut over: Vec<usize> = (0..domain.len()).collect();
+        over.retain(|_| random.below(2) == 0);
+        let index = case.dense(random, DType::I32, domain, &over);
+        let limit = 9;
+        let row = case.operands[view.operand as usize].1;
+        case.operands[view.operand as usize].1 = row * limit;
+        view.gather = Some(Gather {
+            operand: index.operand,
+            offset: index.offset,
+            strides: index.strides,
+            stride: row as i64,
+            limit: limit as i64,
+        });
+    }
+    case.view(view)
+}
+
+/// Random exact operations on the values so far.
+fn operations(case: &mut Case, random: &mut Random, values: &mut Vec<u16>, count: usize) {
+    use ScalarOp::*;
+    for _ in 0..count {
+        let (a, b) = (random.pick(values), random.pick(values));
+        let value = match random.below(9) {
+            0 => case.op(Sub, DType::F32, &[a, b]),
+            1 => case.op(Min, DType::F32, &[a, b]),
+            2 => case.op(Max, DType::F32, &[a, b]),
+            3 => case.op(Neg, DType::F32, &[a]),
+            4 => {
+                let two = case.constant(-2.0);
+                case.op(Mul, DType::F32, &[a, two])
+            }
+            5 => {
+                let less = case.op(Lt, DType::F32, &[a, b]);
+                let other = random.pick(values);
+                case.op(Select, DType::F32, &[less, a, other])
+            }
+            6 => {
+                let whole = case.op(Cast(DType::I32), DType::F32, &[a]);
+                let abs = case.op(Abs, DType::I32, &[whole]);
+                case.op(Cast(DType::F32), DType::I32, &[abs])
+            }
+            _ => case.op(Add, DType::F32, &[a, b]),
+        };
+        values.push(value);
+    }
+}
+
+#[test]
+fn maps() {
+    for seed in 0..400 {
+        let mut random = Random::new(seed);
+        let dims = 1 + random.below(4);
+        let domain = domain(&mut random, dims);
+        let mut case = Case::default();
+        let mut values = Vec::new();
+        for _ in 0..1 + random.below(4) {
+            let view = load_view(&mut case, &mut random, &domain);
+            values.push(case.op(ScalarOp::Load(view), DType::F32, &[]));
+        }
+        if random.chance(30) {
+            let dim = random.below(dims) as u8;
+            let index = case.op(ScalarOp::Index(dim), DType::I32, &[]);
+            values.push(case.op(ScalarOp::Cast(DType::F32), DType::I32, &[index]));
+        }
+        values.push(case.constant(3.0));
+        for _ in 0..1 + random.below(3) {
+            let count = 1 + random.below(4);
+            operations(&mut case, &mut random, &mut values, count);
+            // Store to a new buffer, or in place through a view that was loaded.
+            let order = shuffled(&mut random, dims);
+            let mut view = case.dense(&mut random, DType::F32, &domain, &order);
+            if random.chance(40) {
+                let old = case.view(view.clone());
+                values.push(case.op(ScalarOp::Load(old), DType::F32, &[]));
+                operations(&mut case, &mut random, &mut values, 1);
+                view = case.views[old as usize].clone();
+            }
+            case.outputs.push(view.operand as usize);
+            let view = case.view(view);
+            let value = random.pick(&values);
+            values.push(case.op(ScalarOp::Store(view), DType::F32, &[value]));
+        }
+        let code = case.code();
+        let kernel = Loop::Map(Map { domain, views: case.views.clone(), code });
+        case.check(kernel, seed);
+    }
+}
+
+#[test]
+fn reductions() {
+    for seed in 0..400 {
+        let mut random = Random::new(seed);
+        let dims = 1 + random.below(4);
+        let domain = match random.below(20) {
+            0 => vec![2, 70_000], // cut into parts
+            1 => vec![300, 1000],
+            _ => domain(&mut random, dims),
+        };
+        let kept = random.below(domain.len() + 1);
+        let kind = random.pick(&[ReduceKind::Sum, ReduceKind::Max, ReduceKind::Min, ReduceKind::ArgMax]);
+        let mut case = Case::default();
+        let x = load_view(&mut case, &mut random, &domain);
+        let mut values = vec![case.op(ScalarOp::Load(x), DType::F32, &[])];
+        operations(&mut case, &mut random, &mut values, 2);
+        let last = values[values.len() - 1];
+        let reduce =
+            vec![Reduce { kind: ReduceKind::Sum, value: values[0], slot: 0 }, Reduce { kind, value: last, slot: 1 }];
+        let mut stages = vec![Stage::Points { code: case.code(), reduce }];
+        // Once per row: combine the slots, store one value per row.
+        let row_dims: Vec<usize> = (0..kept).collect();
+        let row_view = case.dense(&mut random, DType::F32, &domain, &row_dims);
+        case.outputs.push(row_view.operand as usize);
+        let row_view = case.view(row_view);
+        let a = case.op(ScalarOp::Slot(0), DType::F32, &[]);
+        let mut b = case.op(ScalarOp::Slot(1), if kind == ReduceKind::ArgMax { DType::I32 } else { DType::F32 }, &[]);
+        if kind == ReduceKind::ArgMax {
+            b = case.op(ScalarOp::Cast(DType::F32), DType::I32, &[b]);
+        }
+        let sum = case.op(ScalarOp::Sub, DType::F32, &[a, b]);
+        case.op(ScalarOp::Store(row_view), DType::F32, &[sum]);
+        stages.push(Stage::Row { code: case.code(), slots: vec![(sum, 2), (a, 0)] });
+        if random.chance(60) {
+            let order = shuffled(&mut random, domain.len());
+            let out = case.dense(&mut random, DType::F32, &domain, &order);
+            case.outputs.push(out.operand as usize);
+            let out = case.view(out);
+            let x = case.op(ScalarOp::Load(x), DType::F32, &[]);
+            let slot = case.op(ScalarOp::Slot(2), DType::F32, &[]);
+            let value = case.op(ScalarOp::Add, DType::F32, &[x, slot]);
+            case.op(ScalarOp::Store(out), DType::F32, &[value]);
+            stages.push(Stage::Points { code: case.code(), reduce: Vec::new() });
+        }
+        let kernel = Loop::Reduction(Reduction {
+            kept: domain[..kept].to_vec(),
+            reduced: domain[kept..].to_vec(),
+            views: case.views.clone(),
+            stages,
+            slots: 3,
+            lanes: random.pick(&[Lanes::Reduced, Lanes::Kept]),
+        });
+        case.check(kernel, seed);
+    }
+}
+
+#[test]
+fn products() {
+    for seed in 0..200 {
+        let mut random = Random::new(seed);
+        let batches = random.below(3);
+        let batch: Vec<u64> = (0..batches).map(|_| 1 + random.below(4) as u64).collect();
+        let sizes = [1, 2, 5, 16, 33, 77];
+        let (m, mut n, k) = (random.pick(&sizes), random.pick(&sizes), random.pick(&[1, 3, 16, 64]));
+        if random.chance(5) {
+            n = 1300; // several blocks
+        }
+        let over = |tail: [u64; 2]| [batch.as_slice(), &tail].concat();
+        let dims = batch.len() + 2;
+        let mut case = Case::default();
+        let operand = |case: &mut Case, random: &mut Random, tail| {
+            let mut order = shuffled(random, dims);
+            order.retain(|&dim| dim >= batches || random.chance(80));
+            case.dense(random, DType::F32, &over(tail), &order)
+        };
+        let a = operand(&mut case, &mut random, [m, k]);
+        let b = operand(&mut case, &mut random, [k, n]);
+        let domain = over([m, n]);
+        let order = shuffled(&mut random, dims);
+        let out = case.dense(&mut random, DType::F32, &domain, &order);
+        case.outputs.push(out.operand as usize);
+        let out = case.view(out);
+        let mut value = case.op(ScalarOp::Product, DType::F32, &[]);
+        match random.below(4) {
+            0 => {}
+            1 => {
+                let two = case.constant(2.0);
+                value = case.op(ScalarOp::Mul, DType::F32, &[value, two]);
+            }
+            _ => {
+                // A bias, and what the result held before.
+                let bias = load_view(&mut case, &mut random, &domain);
+                let bias = case.op(ScalarOp::Load(bias), DType::F32, &[]);
+                value = case.op(ScalarOp::Add, DType::F32, &[value, bias]);
+                if random.chance(50) {
+                    let old = case.op(ScalarOp::Load(out), DType::F32, &[]);
+                    value = case.op(ScalarOp::Sub, DType::F32, &[value, old]);
+                }
+            }
+        }
+        case.op(ScalarOp::Store(out), DType::F32, &[value]);
+        let code = case.code();
+        let kernel = Loop::Product(Product { batch, m, n, k, a, b, views: case.views.clone(), code });
+        case.check(kernel, seed);
+    }
+}
+
+#[test]
+fn convolutions() {
+    for seed in 0..150 {
+        let mut random = Random::new(seed);
+        let mut small = |limit: usize| 1 + random.below(limit) as u64;
+        let (n, c, o, kh, kw, stride) = (small(3), small(4), small(5), small(3), small(3), small(3));
+        let padding = small(3) - 1;
+        let (h, w) = (kh + small(9) - 1, kw + small(9) - 1);
+        let kind = match seed % 3 {
+            0 => ConvKind::Forward,
+            1 => ConvKind::ImageGrad,
+            _ => ConvKind::WeightGrad,
+        };
+        let conv = Conv2d { kind, n, c, h, w, o, kh, kw, stride, padding };
+        let (oh, ow) = conv.out();
+        let (image, weight, out) = (n * c * h * w, o * c * kh * kw, n * o * oh * ow);
+        let mut case = Case::default();
+        let sizes = match kind {
+            ConvKind::Forward => [image, weight, out],
+            ConvKind::ImageGrad => [out, weight, image],
+            ConvKind::WeightGrad => [image, out, weight],
+        };
+        for size in sizes {
+            case.operand(DType::F32, size);
+        }
+        case.outputs.push(2);
+        case.check(Loop::Conv2d(conv), seed);
+    }
+}
+
+#[test]
+fn scatters() {
+    for seed in 0..50 {
+        let mut random = Random::new(seed);
+        let mut small = |limit: usize| 1 + random.below(limit) as u64;
+        let (batch, count, rows, inner) = (small(3), small(40), small(12), small(300));
+        let mut case = Case::default();
+        case.operand(DType::I32, batch * count);
+        case.operand(DType::F32, batch * count * inner);
+        case.operand(DType::F32, batch * rows * inner);
+        case.outputs.push(2);
+        case.check(Loop::ScatterAdd(ScatterAdd { batch, count, rows, inner }), seed);
+    }
+}
