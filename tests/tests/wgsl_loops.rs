@@ -79,7 +79,20 @@ fn run(device: &str, plan: Plan, inputs: &BTreeMap<String, HostTensor>) -> Optio
     Some(outputs[&output].to_f32().iter().map(|value| f64::from(*value)).collect())
 }
 
-/// Runs `kernel` on the adapter and on the reference device. Results agree within `roundings` of `magnitude`, or of the
+/// What the adapter and what the reference device computes; none without an adapter.
+fn run_both(
+    name: &str,
+    kernel: Loop,
+    operands: &[Operand],
+    inputs: &BTreeMap<String, HostTensor>,
+) -> Option<(Vec<f64>, Vec<f64>)> {
+    let shader = wgsl::emit(&kernel, &Target::wgpu()).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let actual = run("wgpu", plan(shader, Target::wgpu(), operands), inputs)?;
+    let expected = run("reference", plan(Kernel::Loop(kernel), Target::cpu(), operands), inputs).expect("always there");
+    Some((actual, expected))
+}
+
+/// Runs `kernel` on the adapter and on the reference device on uniform inputs. Results agree within `roundings` of `magnitude`, or of the
 /// largest result when `magnitude` is 0.
 fn check(name: &str, kernel: Loop, operands: &[Operand], range: f32, roundings: Roundings, magnitude: f64) {
     let inputs = inputs(operands, range);
@@ -139,6 +152,76 @@ fn scalar_functions() {
             check(&format!("{op:?} to {range}"), kernel, &operands, *range, Roundings::pointwise(FUNCTION_ULPS), 0.0);
         }
     }
+}
+
+/// Numbers that shaders may get wrong: not finite, zeros, the ends of the range, and where exp leaves it.
+const SPECIAL: [f32; 20] = [
+    f32::NAN,
+    f32::INFINITY,
+    f32::NEG_INFINITY,
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    0.5,
+    2.5,
+    -2.5,
+    f32::MAX,
+    f32::MIN,
+    f32::MIN_POSITIVE,
+    1e-30,
+    -1e-30,
+    88.7,
+    88.8,
+    -87.0,
+    -110.0,
+    1e4,
+];
+
+/// `out[i, j] = op(x[i], x[j])`, where unary operations ignore j and bool results become 0 and 1.
+fn check_special(op: ScalarOp, with: Option<f32>, bool_result: bool) {
+    let count = SPECIAL.len() as u64;
+    let second = with.map_or(ScalarOp::Load(1), |value| ScalarOp::Const(Real(f64::from(value))));
+    let from = if bool_result { DType::Bool } else { DType::F32 };
+    let map = Map {
+        domain: vec![count, count],
+        views: vec![
+            view(0, DType::F32, &[1, 0]),
+            view(0, DType::F32, &[0, 1]),
+            view(1, DType::F32, &[count as i64, 1]),
+        ],
+        code: code(&[
+            (ScalarOp::Load(0), DType::F32, NONE),
+            (second, DType::F32, NONE),
+            (op, DType::F32, [0, 1, 0]),
+            (ScalarOp::Cast(DType::F32), from, [2, 0, 0]),
+            (ScalarOp::Store(2), DType::F32, [3, 0, 0]),
+        ]),
+    };
+    let name = format!("{op:?} with {with:?}");
+    let operands = [(DType::F32, vec![count]), (DType::F32, vec![count, count])];
+    let inputs = BTreeMap::from([("p0".into(), HostTensor::f32(&[count], SPECIAL.to_vec()).expect("as many"))]);
+    let Some((actual, expected)) = run_both(&name, Loop::Map(map), &operands, &inputs) else { return };
+    for (index, (actual, expected)) in actual.iter().zip(&expected).enumerate() {
+        let size = if expected.is_finite() { *expected } else { 0.0 };
+        let bound = bound(F32, Roundings::pointwise(FUNCTION_ULPS), size);
+        if let Err(wrong) = assert_within(&[*actual], &[*expected], bound) {
+            panic!("{name} of {} and {}: {wrong}", SPECIAL[index / SPECIAL.len()], SPECIAL[index % SPECIAL.len()]);
+        }
+    }
+}
+
+#[test]
+fn numbers_that_are_not_finite_stay_what_they_are() {
+    use ScalarOp::*;
+    for op in [Neg, Abs, Exp, Ln, Sqrt, Erf, Tanh, Floor, Add, Sub, Mul, Div, Min, Max] {
+        check_special(op, None, false);
+    }
+    for op in [Lt, Le, Eq] {
+        check_special(op, None, true);
+    }
+    // What `is_finite` compiles to.
+    check_special(Le, Some(f32::MAX), true);
 }
 
 #[test]
@@ -240,6 +323,69 @@ fn argmax_takes_the_first_largest() {
     // Values below 9 in rows of 77: every row has several largest ones.
     let operands = [(DType::I32, vec![50, 77]), (DType::I32, vec![50])];
     check("argmax", Loop::Reduction(reduction), &operands, 9.0, Roundings::NONE, 1.0);
+}
+
+#[test]
+fn a_row_without_a_largest_element_gives_its_first() {
+    for length in [5, 70] {
+        let reduction = Reduction {
+            kept: vec![3],
+            reduced: vec![length],
+            views: vec![view(0, DType::F32, &[length as i64, 1]), view(1, DType::I32, &[1, 0])],
+            stages: vec![
+                Stage::Points {
+                    code: code(&[
+                        (ScalarOp::Load(0), DType::F32, NONE),
+                        (ScalarOp::Const(Real(f64::NAN)), DType::F32, NONE),
+                        (ScalarOp::Add, DType::F32, [0, 1, 0]),
+                    ]),
+                    reduce: vec![Reduce { kind: ReduceKind::ArgMax, value: 2, slot: 0 }],
+                },
+                Stage::Row {
+                    code: code(&[(ScalarOp::Slot(0), DType::I32, NONE), (ScalarOp::Store(1), DType::I32, NONE)]),
+                    slots: vec![],
+                },
+            ],
+            slots: 1,
+            lanes: Lanes::Reduced,
+        };
+        let operands = [(DType::F32, vec![3, length]), (DType::I32, vec![3])];
+        check("argmax of NaN", Loop::Reduction(reduction), &operands, 1.0, Roundings::NONE, 1.0);
+    }
+}
+
+/// A gate's moving mean: `mean += x's mean` in its own place, and every point of the row sees the new value.
+#[test]
+fn a_value_replaced_once_per_row_is_the_same_for_all_points() {
+    use ScalarOp::*;
+    let (rows, length) = (40, 3000);
+    let load = (Load(0), DType::F32, NONE);
+    let replace = [
+        (Slot(0), DType::F32, NONE),
+        (Load(1), DType::F32, NONE),
+        (Add, DType::F32, [0, 1, 0]),
+        (Store(1), DType::F32, [2, 0, 0]),
+    ];
+    let spread = [load, (Slot(1), DType::F32, NONE), (Add, DType::F32, [0, 1, 0]), (Store(2), DType::F32, [2, 0, 0])];
+    let reduction = Reduction {
+        kept: vec![rows],
+        reduced: vec![length],
+        views: vec![
+            view(0, DType::F32, &[length as i64, 1]),
+            view(1, DType::F32, &[1, 0]),
+            view(2, DType::F32, &[length as i64, 1]),
+        ],
+        stages: vec![
+            Stage::Points { code: code(&[load]), reduce: vec![Reduce { kind: ReduceKind::Sum, value: 0, slot: 0 }] },
+            Stage::Row { code: code(&replace), slots: vec![(2, 1)] },
+            Stage::Points { code: code(&spread), reduce: vec![] },
+        ],
+        slots: 2,
+        lanes: Lanes::Reduced,
+    };
+    let operands = [vec![rows, length], vec![rows], vec![rows, length]].map(|shape| (DType::F32, shape));
+    let roundings = Roundings::reduction(length as usize) + Roundings::ONE * 2;
+    check("replaced", Loop::Reduction(reduction), &operands, 1.0, roundings, length as f64);
 }
 
 #[test]

@@ -15,6 +15,8 @@ const TILE: u64 = 64;
 const TILE_K: u64 = 16;
 /// Elements of a table row that one thread of a scatter owns.
 const SCATTER_CHUNK: u64 = 64;
+/// Index of a largest element before there is one: loses against every other.
+const NO_INDEX: &str = "0x7fffffffi";
 
 pub(super) fn emit(kernel: &Loop, shader: &mut Shader<'_>) -> Result<(), EmitError> {
     match kernel {
@@ -107,7 +109,7 @@ impl PointsStage<'_> {
             let start = start(shader, item.kind, dtype(item));
             shader.line(format!("var a{} = {start};", item.slot));
             if item.kind == ReduceKind::ArgMax {
-                shader.line(format!("var i{} = 0x7fffffffi;", item.slot));
+                shader.line(format!("var i{} = {NO_INDEX};", item.slot));
             }
         }
         let (first, step) = if self.width > 1 { ("lane", self.width) } else { ("0u", 1) };
@@ -156,11 +158,16 @@ impl PointsStage<'_> {
             shader.line("}");
             shader.line("workgroupBarrier();");
             shader.line("}");
-            let result = if arg { format!("x{slot}[0]") } else { format!("w{slot}[0]") };
-            shader.line(format!("let s{slot} = {result};"));
-        } else {
-            shader.line(format!("let s{slot} = {}{slot};", if arg { "i" } else { "a" }));
         }
+        let result = match (arg, self.width > 1) {
+            (true, true) => format!("x{slot}[0]"),
+            (false, true) => format!("w{slot}[0]"),
+            (true, false) => format!("i{slot}"),
+            (false, false) => format!("a{slot}"),
+        };
+        // A row of NaN has no largest element; its first one stands for it.
+        let result = if arg { format!("select({result}, 0i, {result} == {NO_INDEX})") } else { result };
+        shader.line(format!("let s{slot} = {result};"));
     }
 }
 

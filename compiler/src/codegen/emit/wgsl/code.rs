@@ -71,8 +71,15 @@ pub(super) fn write(shader: &mut Shader<'_>, code: &Code, scope: &Scope<'_>) -> 
             ScalarOp::Load(view) => (load(shader, &scope.views[usize::from(view)], scope)?, false),
             ScalarOp::Store(view) => {
                 let value = arg(0).to_string();
+                if scope.store_if.is_some() && loads(&code.instrs[..index], scope.views, view) {
+                    // Every thread has read the old value before one thread replaces it.
+                    shader.line("storageBarrier();");
+                }
                 store(shader, &scope.views[usize::from(view)], scope, &value)?;
                 (value, true)
+            }
+            ScalarOp::Le if instr.dtype == DType::F32 && is_largest(code, instr.args[1]) => {
+                (format!("{}({})", shader.functions.use_("below_inf_f"), arg(0)), false)
             }
             _ => (expression(shader, instr, [arg(0), second(instr, &values), third(instr, &values)]), false),
         };
@@ -85,6 +92,17 @@ pub(super) fn write(shader: &mut Shader<'_>, code: &Code, scope: &Scope<'_>) -> 
         }
     }
     Ok(values)
+}
+
+/// Whether `code` reads the operand of this view.
+fn loads(code: &[Instr], views: &[View], stored: u16) -> bool {
+    let operand = |view: u16| views[usize::from(view)].operand;
+    code.iter().any(|instr| matches!(instr.op, ScalarOp::Load(view) if operand(view) == operand(stored)))
+}
+
+/// Whether value `index` is the largest finite number: a comparison with it asks for infinities and NaN.
+fn is_largest(code: &Code, index: u16) -> bool {
+    matches!(code.instrs.get(usize::from(index)), Some(Instr { op: ScalarOp::Const(value), .. }) if value.0 as f32 == f32::MAX)
 }
 
 fn second<'v>(instr: &Instr, values: &'v [String]) -> &'v str {

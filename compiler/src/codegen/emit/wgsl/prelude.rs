@@ -28,13 +28,15 @@ impl Functions {
 }
 
 const CALLS: &[(&str, &[&str])] = &[
-    ("exp_f", &["inf_f"]),
-    ("ln_f", &["inf_f", "nan_f"]),
-    ("erf_f", &["exp_f"]),
-    ("tanh_f", &["exp_f"]),
+    ("min_f", &["nan_f", "is_nan_f"]),
+    ("max_f", &["nan_f", "is_nan_f"]),
+    ("exp_f", &["inf_f", "is_nan_f"]),
+    ("ln_f", &["inf_f", "nan_f", "is_nan_f"]),
+    ("erf_f", &["exp_f", "is_nan_f"]),
+    ("tanh_f", &["exp_f", "is_nan_f"]),
     ("sin_f", &["quadrant_f"]),
     ("cos_f", &["quadrant_f"]),
-    ("quadrant_f", &["nan_f"]),
+    ("quadrant_f", &["nan_f", "is_nan_f"]),
     ("pow_f", &["ln_f", "exp_f"]),
     ("uniform_f", &["mul_hi"]),
 ];
@@ -42,14 +44,27 @@ const CALLS: &[(&str, &[&str])] = &[
 const HELPERS: &[(&str, &str)] = &[
     ("inf_f", "fn inf_f() -> f32 { return bitcast<f32>(0x7f800000u + zero); }\n"),
     ("nan_f", "fn nan_f() -> f32 { return bitcast<f32>(0x7fc00000u + zero); }\n"),
+    (
+        "is_nan_f",
+        "fn is_nan_f(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }\n",
+    ),
+    // x <= the largest finite number: what `is_finite` asks of |x|. True of -inf, false of NaN.
+    (
+        "below_inf_f",
+        "fn below_inf_f(x: f32) -> bool {
+  let bits = bitcast<u32>(x);
+  return bits < 0x7f800000u || (bits >= 0x80000000u && bits <= 0xff800000u);
+}
+",
+    ),
     // NaN if either argument is NaN; the built-in functions may drop it.
     (
         "min_f",
-        "fn min_f(a: f32, b: f32) -> f32 { return select(select(b, a, a < b), a + b, (a != a) || (b != b)); }\n",
+        "fn min_f(a: f32, b: f32) -> f32 { return select(select(b, a, a < b), nan_f(), is_nan_f(a) || is_nan_f(b)); }\n",
     ),
     (
         "max_f",
-        "fn max_f(a: f32, b: f32) -> f32 { return select(select(b, a, a > b), a + b, (a != a) || (b != b)); }\n",
+        "fn max_f(a: f32, b: f32) -> f32 { return select(select(b, a, a > b), nan_f(), is_nan_f(a) || is_nan_f(b)); }\n",
     ),
     // e^r = 1 + r + r^2 p(r) on |r| <= ln(2) / 2, error 1e-9; below -87.3 the result, subnormal, is 0.
     (
@@ -63,7 +78,7 @@ const HELPERS: &[(&str, &str)] = &[
   let rest_n = i32(clamp(n, -126.0f, 128.0f)) - half_n;
   let scaled = y * bitcast<f32>(u32(half_n + 127) << 23u) * bitcast<f32>(u32(rest_n + 127) << 23u);
   let bounded = select(select(scaled, inf_f(), x > 88.72284f), 0.0f, x < -87.33655f);
-  return select(bounded, x, x != x);
+  return select(bounded, x, is_nan_f(x));
 }
 ",
     ),
@@ -83,7 +98,7 @@ const HELPERS: &[(&str, &str)] = &[
   let k = f32(e);
   let y = k * 0.693359375f + (f - (h - (s * (h + p) + k * -2.12194440e-4f)));
   let bounded = select(select(y, -inf_f(), x == 0.0f), nan_f(), x < 0.0f);
-  return select(bounded, x, (x != x) || (x == inf_f()));
+  return select(bounded, x, is_nan_f(x) || bitcast<u32>(x) == 0x7f800000u);
 }
 ",
     ),
@@ -97,7 +112,7 @@ const HELPERS: &[(&str, &str)] = &[
   let q = -1.8855596e-4f + a * (1.1295807f + a * (0.6332154f + a * (0.10842320f + a * (-0.025211070f + a * (0.0042055692f + a * (-4.4153249e-4f + a * 2.1702865e-5f))))));
   let tail = select(1.0f - exp_f(-q), 1.0f, a > 3.95f);
   let large = select(tail, -tail, x < 0.0f);
-  return select(select(large, x + x * p, a < 1.0f), x, x != x);
+  return select(select(large, x + x * p, a < 1.0f), x, is_nan_f(x));
 }
 ",
     ),
@@ -110,7 +125,7 @@ const HELPERS: &[(&str, &str)] = &[
   let p = z * (-0.33333284f + z * (0.13331485f + z * (-0.053742904f + z * (0.020648543f + z * -0.0057146554f))));
   let tail = 1.0f - 2.0f / (exp_f(min(2.0f * a, 40.0f)) + 1.0f);
   let large = select(tail, -tail, x < 0.0f);
-  return select(select(large, x + x * p, a < 0.625f), x, x != x);
+  return select(select(large, x + x * p, a < 0.625f), x, is_nan_f(x));
 }
 ",
     ),
@@ -120,7 +135,7 @@ const HELPERS: &[(&str, &str)] = &[
         "fn quadrant_f(x: f32) -> vec2<f32> {
   let n = floor(x * 0.63661977f + 0.5f);
   let r = ((x - n * 1.5703125f) - n * 4.8375130e-4f) - n * 7.5497900e-8f;
-  return select(vec2<f32>(r, n), vec2<f32>(nan_f(), 0.0f), abs(x) > 1.0e9f || x != x);
+  return select(vec2<f32>(r, n), vec2<f32>(nan_f(), 0.0f), abs(x) > 1.0e9f || is_nan_f(x));
 }
 fn sin_poly(r: f32) -> f32 {
   let z = r * r;
