@@ -10,6 +10,7 @@ mod compile;
 pub mod diag;
 pub mod ir;
 pub mod ops;
+pub mod picture;
 pub mod resolve;
 pub mod schedule;
 pub mod spec;

@@ -27,17 +27,19 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> ExitCode {
     let options = Options { batch: args.batch, set: args.set.clone(), ..Options::default() };
     let mut failed = false;
+    let mut lines = String::new();
     for spec in &args.specs {
         let mut sources = SourceMap::new();
         match check(&mut sources, spec, &options) {
-            Ok(checked) => println!("{spec}: {}", summary(&checked, &sources)),
+            Ok(checked) => lines += &format!("{spec}: {}\n", summary(&checked, &sources)),
             Err(diagnostics) => {
                 crate::report(&diagnostics, &sources);
                 failed = true;
             }
         }
     }
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    let printed = crate::print(&lines);
+    if failed { ExitCode::FAILURE } else { printed }
 }
 
 fn summary(checked: &Checked, sources: &SourceMap) -> String {

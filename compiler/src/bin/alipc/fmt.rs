@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use alip_compiler::diag::{Diagnostic, Diagnostics, SourceMap};
+use alip_compiler::diag::{Diagnostics, SourceMap};
 use alip_compiler::spec::fmt::format;
 
 /// Put spec files in house style
@@ -25,6 +25,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> ExitCode {
     let mut failed = false;
+    let mut names = String::new();
     for path in &args.files {
         let files = match spec_files(path) {
             Ok(files) => files,
@@ -39,7 +40,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
             match format_file(&mut sources, &file, args.check) {
                 Ok(changed) => {
                     if changed {
-                        println!("{}", file.display());
+                        names += &format!("{}\n", file.display());
                     }
                     failed |= changed && args.check;
                 }
@@ -50,7 +51,8 @@ pub(crate) fn run(args: &Args) -> ExitCode {
             }
         }
     }
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    let printed = crate::print(&names);
+    if failed { ExitCode::FAILURE } else { printed }
 }
 
 /// The file itself, or all `.ron` files in a folder and below, sorted.
@@ -77,27 +79,7 @@ fn format_file(sources: &mut SourceMap, path: &Path, check: bool) -> Result<bool
     let formatted = format(sources, source)?;
     let changed = formatted != sources.text(source);
     if changed && !check {
-        replace(path, &formatted).map_err(|error| {
-            Diagnostic::error(format!("cannot write `{}`: {error}", path.display()))
-                .help("the file is as it was; check the permissions and the space of its folder")
-        })?;
+        crate::files::replace(path, formatted.as_bytes())?;
     }
     Ok(changed)
-}
-
-/// Writes beside the file and renames, so that a full disk or a crash leaves either the old or the new text.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    // Through a link, the file it points to is replaced, not the link.
-    let path = fs::canonicalize(path)?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let beside = path.with_file_name(name);
-    let written = fs::write(&beside, text)
-        .and_then(|()| fs::set_permissions(&beside, fs::metadata(&path)?.permissions()))
-        .and_then(|()| fs::rename(&beside, &path));
-    if written.is_err() {
-        // What failed is reported; a leftover that cannot be removed either adds nothing to it.
-        let _ = fs::remove_file(&beside);
-    }
-    written
 }

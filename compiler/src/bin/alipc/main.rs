@@ -4,10 +4,13 @@
 //! and progress to stderr; the exit status is 0 if and only if all went well.
 
 mod check;
+mod compile;
+mod files;
 mod fmt;
+mod graph;
 mod ops;
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use alip_compiler::diag::{Diagnostics, SourceMap};
@@ -25,8 +28,12 @@ struct Cli {
 enum Command {
     /// Check specs: names, shapes, types, gradients
     Check(check::Args),
+    /// Compile a graph to a plan
+    Compile(compile::Args),
     /// Put spec files in house style
     Fmt(fmt::Args),
+    /// Draw a graph as a web page
+    Graph(graph::Args),
     /// Show the functions, modules and data ops of the language
     Ops(ops::Args),
 }
@@ -34,7 +41,9 @@ enum Command {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Check(args) => check::run(&args),
+        Command::Compile(args) => compile::run(&args),
         Command::Fmt(args) => fmt::run(&args),
+        Command::Graph(args) => graph::run(&args),
         Command::Ops(args) => ops::run(&args),
     }
 }
@@ -43,4 +52,16 @@ fn main() -> ExitCode {
 fn report(diagnostics: &Diagnostics, sources: &SourceMap) {
     let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     eprintln!("{}", diagnostics.render(sources, color));
+}
+
+/// Prints a result. A reader that has seen enough (`| head`) is no failure of the command; a full disk is.
+fn print(text: &str) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("error: cannot write the result: {error}");
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }

@@ -50,17 +50,18 @@ pub(crate) fn run(args: &Args) -> ExitCode {
             failed = true;
         }
     }
-    let mut section = "";
+    let (mut section, mut text) = ("", String::new());
     for entry in entries.iter().filter(|entry| args.names.is_empty() || args.names.iter().any(|name| entry.is(name))) {
         if section != entry.section {
             section = &entry.section;
-            println!("# {section}\n");
+            text += &format!("# {section}\n\n");
         }
-        println!("{}", entry.signature);
-        entry.lines.iter().for_each(|line| println!("    {line}"));
-        println!();
+        text += &format!("{}\n", entry.signature);
+        entry.lines.iter().for_each(|line| text += &format!("    {line}\n"));
+        text += "\n";
     }
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    let printed = crate::print(&text);
+    if failed { ExitCode::FAILURE } else { printed }
 }
 
 impl Entry {

@@ -1,0 +1,179 @@
+//! `alipc compile` and `alipc graph` as a user calls them: what they print, what they write, what they say when they cannot.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use alip_compiler::ir;
+use alip_plan::{Plan, kernel::Kernel};
+
+fn alipc(args: &[&str], folder: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_alipc"));
+    command.args(args).current_dir(folder).output().expect("alipc runs")
+}
+
+/// Runs a command that must succeed; what it prints.
+fn succeed(args: &[&str], folder: &Path) -> String {
+    let output = alipc(args, folder);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Runs a command that must fail with this message, and print nothing else.
+fn fail(args: &[&str], folder: &Path, expected: &str) {
+    let output = alipc(args, folder);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((stderr.trim_end(), output.status.code()), (expected.trim_end(), Some(1)), "{args:?}");
+    assert_eq!(output.stdout, b"", "{args:?}");
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+#[test]
+fn two_compilations_give_the_same_bytes_and_no_other_files() {
+    let folder = folder();
+    for target in ["cpu", "wgpu"] {
+        let compile = |to: &str| {
+            succeed(&["compile", "alip_tiny", "-o", to, "--target", target], folder.path());
+            fs::read(folder.path().join(to).join("plan.alip")).expect("written")
+        };
+        let first = compile("a/b");
+        assert_eq!(first, compile("c"), "{target}");
+        assert_eq!(first, compile("c"), "{target}, over an old one");
+        let plan = Plan::from_bytes(&first).expect("a plan");
+        assert_eq!((plan.name.as_str(), plan.target.name.as_str()), ("alip_tiny", target));
+        assert_eq!(fs::read_dir(folder.path().join("c")).expect("read").count(), 1, "no temporary file is left");
+    }
+}
+
+#[test]
+fn it_says_what_the_plan_costs() {
+    let folder = folder();
+    let printed = succeed(&["compile", "alip_b32", "--batch", "16"], folder.path());
+    for line in ["alip_b32 for cpu, batch 16\n", "\nparameters    151,277,313\n", "\nkernels  ", "\npeak memory  "] {
+        assert!(printed.contains(line), "{line:?} in {printed}");
+    }
+    for program in ["encode_image", "encode_text", "init", "train"] {
+        let of = |line: &&str| line.starts_with(&format!("{program} ")) && line.contains(" launches, ");
+        assert_eq!(printed.lines().filter(of).count(), 1, "{program} in {printed}");
+    }
+}
+
+#[test]
+fn json_holds_the_same_and_dumps() {
+    let folder = folder();
+    let printed = succeed(
+        &["compile", "alip_tiny", "--json", "-o", "out", "--timings", "--dump", "after:schedule"],
+        folder.path(),
+    );
+    let value: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+    let plan = Plan::from_bytes(&fs::read(folder.path().join("out/plan.alip")).expect("written")).expect("a plan");
+    assert_eq!(value["parameters"], plan.report.parameters);
+    assert_eq!(value["kernels"], plan.kernels.len());
+    assert_eq!(value["peak_bytes"], plan.report.peak_bytes());
+    assert_eq!(value["programs"]["train"]["launches"], plan.programs["train"].steps.len());
+    assert_eq!(value["files"], serde_json::json!(["out/plan.alip"]));
+    assert!(value["dumps"]["schedule train"].as_str().is_some_and(|text| text.contains("product")));
+    assert!(value["seconds"]["resolve"].as_f64().is_some_and(|seconds| seconds > 0.0));
+}
+
+#[test]
+fn every_kind_of_file_is_written_and_old_shaders_go() {
+    let folder = folder();
+    fs::create_dir_all(folder.path().join("out/wgsl")).expect("made");
+    // Numbers of kernels are consecutive; this one is the first after those of the plan below.
+    let emit = ["compile", "alip_tiny", "--target", "wgpu", "-o", "out", "--emit", "plan,wgsl,ir,dot"];
+    succeed(&emit, folder.path());
+    let read = |name: &str| fs::read_to_string(folder.path().join("out").join(name)).expect(name);
+    let plan = Plan::from_bytes(&fs::read(folder.path().join("out/plan.alip")).expect("written")).expect("a plan");
+    let old = folder.path().join(format!("out/wgsl/{:04}.wgsl", plan.kernels.len()));
+    fs::write(&old, "of a longer plan").expect("written");
+    succeed(&emit, folder.path());
+    assert!(!old.exists());
+    for (index, kernel) in plan.kernels.iter().enumerate() {
+        let Kernel::Wgsl { source, .. } = kernel else { panic!("kernels for wgpu are WGSL") };
+        assert_eq!(&read(&format!("wgsl/{index:04}.wgsl")), source);
+    }
+    for name in plan.programs.keys() {
+        let text = read(&format!("{name}.ir"));
+        let graph = ir::parse(&text).unwrap_or_else(|errors| panic!("{name}: {errors}"));
+        assert_eq!(ir::print(&graph), text);
+        let dot = read(&format!("{name}.dot"));
+        assert!(dot.starts_with("digraph ") && dot.matches('{').count() == dot.matches('}').count(), "{name}");
+    }
+}
+
+#[test]
+fn it_stops_where_it_was_told_to() {
+    let folder = folder();
+    let args = ["compile", "alip_tiny", "-o", "out", "--stop-after", "schedule", "--dump", "after:schedule"];
+    let printed = succeed(&args, folder.path());
+    assert!(printed.starts_with("== schedule train\n"), "{printed}");
+    assert!(printed.ends_with("no plan: `--stop-after` came before the last pass\n"), "{printed}");
+    assert!(!folder.path().join("out").exists());
+}
+
+#[test]
+fn without_fusion_there_are_more_launches() {
+    let folder = folder();
+    let launches = |more: &[&str]| {
+        let printed = succeed(&[&["compile", "alip_tiny", "--json"], more].concat(), folder.path());
+        let value: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+        value["programs"]["train"]["launches"].as_u64().expect("a number")
+    };
+    assert!(launches(&["--no-fuse"]) > 2 * launches(&[]));
+}
+
+#[test]
+fn what_cannot_be_done_is_said_with_a_way_out() {
+    let folder = folder();
+    fs::write(folder.path().join("file"), "in the way").expect("written");
+    let check =
+        |args: &[&str], expected: &str| fail(&[&["compile", "alip_tiny"], args].concat(), folder.path(), expected);
+    check(&["--target", "wgp"], "error: unknown target `wgp`\n |\n = help: did you mean `wgpu`?");
+    check(&["--target", "tpu_v5"], "error: unknown target `tpu_v5`\n |\n = help: targets are cpu, wgpu");
+    check(&["--stop-after", "shedule"], "error: unknown pass `shedule`\n |\n = help: did you mean `schedule`?");
+    check(&["--dump", "after:lowered"], "error: unknown pass `lowered`\n |\n = help: did you mean `lower`?");
+    check(
+        &["--dump", "memory"],
+        "error: `--dump memory` does not say after which pass\n |\n = help: write `--dump after:memory`",
+    );
+    check(
+        &["--emit", "wgsl", "-o", "out"],
+        "error: `--emit wgsl`: the target `cpu` has no shaders\n |\n = help: add `--target wgpu`",
+    );
+    check(
+        &["-o", "file/out"],
+        "error: cannot make the folder `file/out`: a part of the path is a file\n |\n = help: give a folder that you may write to",
+    );
+    check(
+        &["-o", "file"],
+        "error: cannot make the folder `file`: a part of the path is a file\n |\n = help: give a folder that you may write to",
+    );
+    fs::create_dir_all(folder.path().join("taken/plan.alip")).expect("made");
+    check(
+        &["-o", "taken"],
+        "error: cannot write `taken/plan.alip`: it is a folder\n |\n = help: check the permissions and the space of its folder",
+    );
+}
+
+#[test]
+fn a_page_is_written_and_other_programs_can_be_drawn() {
+    let folder = folder();
+    let printed = succeed(&["graph", "alip_tiny", "-o", "page.html"], folder.path());
+    assert!(printed.starts_with("wrote page.html: alip_tiny: train, "), "{printed}");
+    let page = fs::read_to_string(folder.path().join("page.html")).expect("written");
+    assert!(page.contains("<title>alip_tiny: train</title>"));
+    succeed(&["graph", "alip_tiny", "-o", "page.html", "--program", "encode_text"], folder.path());
+    let page = fs::read_to_string(folder.path().join("page.html")).expect("written");
+    assert!(page.contains("<title>alip_tiny: encode_text</title>"));
+    fail(
+        &["graph", "alip_tiny", "-o", "other.html", "--program", "encode_txt"],
+        folder.path(),
+        "error: `alip_tiny` has no program `encode_txt`\n |\n = note: its programs are train, encode_image, encode_text, init\n \
+         = help: did you mean `encode_text`?",
+    );
+    assert!(!folder.path().join("other.html").exists());
+}
