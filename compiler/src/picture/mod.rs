@@ -31,8 +31,7 @@ pub fn html(graph: &Graph, title: &str, doc: &str, sources: &SourceMap) -> Strin
     let json = page(&tree, title, doc, left_out).to_string();
     // Inside a script element, `</script` and `<!--` would not be data.
     let json = json.replace('<', "\\u003c");
-    let page = PAGE.replacen("{title}", &escape(title), 1);
-    page.replacen("{data}", &json, 1)
+    PAGE.replacen("{data}", &json, 1).replacen("{title}", &escape(title), 1)
 }
 
 /// Lists of numbers and indices into one list of texts: most texts occur in every block of a tower.
@@ -51,12 +50,9 @@ fn page(tree: &Tree, title: &str, doc: &str, left_out: bool) -> Value {
                 return json!(0);
             }
             let params: Vec<_> = block.params.iter().map(|(name, ty)| [text(name), text(ty)]).collect();
-            let layers = block
-                .layers
-                .iter()
-                .map(|layer| layer.iter().copied().filter(|child| kept(&tree.blocks[*child])).collect::<Vec<_>>());
-            let layers: Vec<Vec<usize>> = layers.filter(|layer| !layer.is_empty()).collect();
-            json!([block.kind as u8, text(&block.name), text(&block.module), text(&block.code), params, layers])
+            let children = block.children.iter().copied().filter(|child| kept(&tree.blocks[*child]));
+            let children: Vec<usize> = children.collect();
+            json!([block.kind as u8, text(&block.name), text(&block.module), text(&block.code), params, children])
         })
         .collect();
     let mut edges = indexmap::IndexSet::new();
@@ -99,7 +95,10 @@ fn cluster(tree: &Tree, block: usize, depth: usize, text: &mut String) {
                 cluster(tree, *child, depth + 1, text);
                 writeln!(text, "{indent}}}")
             }
-            Kind::Op => writeln!(text, "{indent}n{child} [label={}];", quoted(name)),
+            Kind::Op => {
+                let label = if module.is_empty() { name.clone() } else { format!("{name} {module}") };
+                writeln!(text, "{indent}n{child} [label={}];", quoted(&label))
+            }
             Kind::Input | Kind::Output => writeln!(text, "{indent}n{child} [label={}, style=bold];", quoted(name)),
         };
     }

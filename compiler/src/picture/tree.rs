@@ -1,8 +1,8 @@
 //! A graph as nested boxes: module instances that hold instances and operations, and the edges between operations.
 //!
-//! - Constants, broadcasts and `stop_gradient` are left out: their readers take what they pass on.
-//! - Parameters and state are lines in the box that reads them.
-//! - Children of a box stand in layers: what depends on nothing beside it first, independent towers side by side.
+//! - Broadcasts and `stop_gradient` are left out: their readers take what they pass on.
+//! - Constants, parameters and state are words beside the operations that read them; parameters and state are lines in the
+//!   box that does so, too.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -30,14 +30,13 @@ pub(super) struct Block {
     pub(super) kind: Kind,
     /// Last part of the path, or the operation's name.
     pub(super) name: String,
-    /// Name of the module; empty for operations.
+    /// Name of the module; for an operation, its operands that have no box.
     pub(super) module: String,
     /// The equation that the operation comes from.
     pub(super) code: String,
     /// Parameters and state read here: name and type.
     pub(super) params: Vec<(String, String)>,
-    /// Children in layers.
-    pub(super) layers: Vec<Vec<usize>>,
+    /// In the order of their first nodes.
     pub(super) children: Vec<usize>,
     parent: usize,
 }
@@ -49,8 +48,16 @@ pub(super) struct Tree {
     /// From block, to block, the tensor: its name in the spec, if it has one, and its type.
     pub(super) edges: Vec<(usize, usize, String)>,
     by_path: BTreeMap<String, usize>,
-    /// For each node, the block that shows its value, and the tensor as it is there.
-    shown: Vec<Option<(usize, String)>>,
+    shown: Vec<Shown>,
+}
+
+/// How the value of a node is shown.
+#[derive(Clone)]
+enum Shown {
+    /// By a block, and the tensor as it is there.
+    Block(usize, String),
+    /// By a word beside its readers.
+    Word(String),
 }
 
 impl Tree {
@@ -64,21 +71,24 @@ impl Tree {
             tree.shown.push(shown);
         }
         for (name, id) in &graph.outputs {
-            let output = Block { kind: Kind::Output, name: name.clone(), ..Block::default() };
+            let module = match &tree.shown[id.index()] {
+                Shown::Word(word) => word.clone(),
+                Shown::Block(..) => String::new(),
+            };
+            let output = Block { kind: Kind::Output, name: name.clone(), module, ..Block::default() };
             let output = tree.push(0, output);
             tree.edge(*id, output);
         }
         tree.name_lists();
-        tree.layer();
         tree
     }
 
-    fn add(&mut self, graph: &Graph, id: NodeId, sources: &SourceMap, name: Option<&str>) -> Option<(usize, String)> {
+    fn add(&mut self, graph: &Graph, id: NodeId, sources: &SourceMap, name: Option<&str>) -> Shown {
         let node = graph.node(id);
         let origin = graph.origin(id);
         let parent = self.instance(&origin.path, &origin.module);
         let (kind, op) = match &node.op {
-            Op::Const { .. } => return None,
+            Op::Const { value, .. } => return Shown::Word((value.0 as f32).to_string()),
             Op::Broadcast { .. } | Op::StopGradient => return self.shown[node.inputs[0].index()].clone(),
             Op::State { path, ty } => {
                 let name = path.rsplit('.').next().unwrap_or(path);
@@ -86,22 +96,27 @@ impl Tree {
                 if !self.blocks[parent].params.contains(&line) {
                     self.blocks[parent].params.push(line);
                 }
-                return None;
+                return Shown::Word(name.to_owned());
             }
             Op::Input { name, .. } => (Kind::Input, name.to_string()),
             op => (Kind::Op, op.name().to_owned()),
         };
         let code = origin.span.filter(|_| kind == Kind::Op).map_or("", |span| sources.slice(span)).to_owned();
-        let block = self.push(parent, Block { kind, name: op, code, ..Block::default() });
+        let words = node.inputs.iter().filter_map(|input| match &self.shown[input.index()] {
+            Shown::Word(word) => Some(word.as_str()),
+            Shown::Block(..) => None,
+        });
+        let module = words.collect::<Vec<_>>().join(", ");
+        let block = self.push(parent, Block { kind, name: op, module, code, ..Block::default() });
         for input in &node.inputs {
             self.edge(*input, block);
         }
         let name = name.filter(|_| kind == Kind::Op).map_or(String::new(), |name| format!("{name} "));
-        Some((block, format!("{name}{}", node.ty)))
+        Shown::Block(block, format!("{name}{}", node.ty))
     }
 
     fn edge(&mut self, from: NodeId, to: usize) {
-        if let Some((source, tensor)) = &self.shown[from.index()] {
+        if let Shown::Block(source, tensor) = &self.shown[from.index()] {
             self.edges.push((*source, to, tensor.clone()));
         }
     }
@@ -137,7 +152,10 @@ impl Tree {
             if block.kind != Kind::Instance || !block.module.is_empty() {
                 continue;
             }
-            let mut modules = block.children.iter().map(|child| self.blocks[*child].module.as_str());
+            let mut modules = block.children.iter().map(|child| match &self.blocks[*child] {
+                Block { kind: Kind::Instance, module, .. } => module.as_str(),
+                _ => "",
+            });
             let Some(first) = modules.next().filter(|first| !first.is_empty()) else { continue };
             if block.children.len() > 1 && modules.all(|module| module == first) {
                 self.blocks[index].module = format!("{} \u{d7} {first}", self.blocks[index].children.len());
@@ -148,49 +166,5 @@ impl Tree {
     /// The innermost instance, input or output that shows a block.
     pub(super) fn box_of(&self, block: usize) -> usize {
         if self.blocks[block].kind == Kind::Op { self.blocks[block].parent } else { block }
-    }
-
-    /// The ancestors of a block from the root down to itself.
-    fn lineage(&self, mut block: usize) -> Vec<usize> {
-        let mut lineage = vec![block];
-        while block != 0 {
-            block = self.blocks[block].parent;
-            lineage.push(block);
-        }
-        lineage.reverse();
-        lineage
-    }
-
-    /// Puts the children of every block in layers by the edges between them.
-    fn layer(&mut self) {
-        let mut siblings: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
-        for (from, to, _) in &self.edges {
-            let (from, to) = (self.lineage(*from), self.lineage(*to));
-            let shared = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
-            if let (Some(a), Some(b)) = (from.get(shared), to.get(shared)) {
-                siblings.entry(from[shared - 1]).or_default().push((*a, *b));
-            }
-        }
-        for index in 0..self.blocks.len() {
-            // A child is numbered by its first node. Where two boxes feed each other, the edge back is left out, so that
-            // the order of numbers is one of dependencies.
-            let mut edges = siblings.remove(&index).unwrap_or_default();
-            edges.retain(|(from, to)| from < to);
-            edges.sort_unstable_by_key(|(from, to)| (*to, *from));
-            edges.dedup();
-            let mut depth: BTreeMap<usize, usize> = BTreeMap::new();
-            for (from, to) in edges {
-                let below = depth.get(&from).map_or(1, |depth| depth + 1);
-                let entry = depth.entry(to).or_default();
-                *entry = below.max(*entry);
-            }
-            let mut layers: Vec<Vec<usize>> = Vec::new();
-            for child in &self.blocks[index].children {
-                let layer = depth.get(child).copied().unwrap_or(0);
-                layers.resize_with(layers.len().max(layer + 1), Vec::new);
-                layers[layer].push(*child);
-            }
-            self.blocks[index].layers = layers;
-        }
     }
 }
