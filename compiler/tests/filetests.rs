@@ -28,9 +28,13 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::{Diagnostics, SourceId, SourceMap};
+use alip_compiler::ir;
 use alip_compiler::resolve::{self, Checked, Options};
+use alip_compiler::schedule::{self, ScheduleOptions};
 use alip_compiler::spec::{self, GraphSpec, ModuleSpec, SpecFile};
+use alip_plan::Target;
 
 /// A test file, taken apart.
 struct Case {
@@ -44,8 +48,15 @@ struct Case {
 type Run = fn(&Case) -> String;
 
 /// Every command a filetest can name.
-const COMMANDS: &[(&str, Run)] =
-    &[("check", check), ("parse", parse), ("expr", expr), ("fmt", fmt), ("merge", merge), ("set", set)];
+const COMMANDS: &[(&str, Run)] = &[
+    ("check", check),
+    ("parse", parse),
+    ("expr", expr),
+    ("fmt", fmt),
+    ("merge", merge),
+    ("set", set),
+    ("schedule", groups),
+];
 
 /// Checks a spec, to which the other files are visible; prints its state and programs with warnings, or its errors.
 fn check(case: &Case) -> String {
@@ -124,6 +135,31 @@ fn set(case: &Case) -> String {
         }
     }
     out + &dump(&SpecFile::Graph(graph))
+}
+
+/// Shows how a program, the first argument, is grouped into kernels: its nodes in normal form, then one line per kernel.
+/// Further arguments: `no-fuse`; `operands:N`, the limit of the target.
+fn groups(case: &Case) -> String {
+    let mut args = case.args.split_whitespace();
+    let program = args.next().expect("schedule wants the name of a program");
+    let (mut target, mut options) = (Target::cpu(), ScheduleOptions::default());
+    for arg in args {
+        match arg.split_once(':') {
+            None if arg == "no-fuse" => options.fuse = false,
+            Some(("operands", limit)) => target.max_operands = limit.parse().expect("a number"),
+            _ => panic!("schedule does not know `{arg}`"),
+        }
+    }
+    let (mut sources, ids) = load(case);
+    let scheduled = resolve::resolve_source(&mut sources, ids[0], &Options::default()).and_then(|mut resolved| {
+        add_update(&mut resolved, Keep::default())?;
+        let graph = schedule::prepare(&resolved.model.programs[program])?;
+        let origins = |line: &&str| !line.starts_with("origin ");
+        let node = |line: &str| format!("{}\n", line.rsplit_once(" @").map_or(line, |(node, _)| node));
+        let nodes: String = ir::print(&graph).lines().filter(origins).map(node).collect();
+        Ok(nodes + "\n" + &schedule::schedule(&graph, &target, options).table())
+    });
+    show(&sources, scheduled)
 }
 
 fn load(case: &Case) -> (SourceMap, Vec<SourceId>) {
