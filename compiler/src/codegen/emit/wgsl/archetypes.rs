@@ -230,8 +230,8 @@ fn emit_product(product: &Product, shader: &mut Shader<'_>) -> Result<(), EmitEr
     shader.operand(product.b.operand, product.b.dtype)?;
     let store = epilogue(product, shader)?;
     shader.globals.push_str(&format!(
-        "var<workgroup> ta: array<f32, {size}>;\nvar<workgroup> tb: array<f32, {size}>;\n{store}",
-        size = TILE * TILE_K
+        "var<workgroup> ta: array<vec4<f32>, {size}>;\nvar<workgroup> tb: array<vec4<f32>, {size}>;\n{store}",
+        size = TILE * TILE_K / 4
     ));
 
     shader.line(format!("let batch = work / {}u;", tiles_m * tiles_n));
@@ -243,11 +243,11 @@ fn emit_product(product: &Product, shader: &mut Shader<'_>) -> Result<(), EmitEr
     let rank = product.batch.len();
     shader.line(format!("let base_a = {};", code::offset(&coords, &a.strides[..rank], a.offset)));
     shader.line(format!("let base_b = {};", code::offset(&coords, &b.strides[..rank], b.offset)));
-    // Thread (ty, tx) owns rows ty, ty + 16, ... and columns tx, tx + 16, ... of the tile.
+    // Thread (ty, tx) owns rows 4 ty to 4 ty + 3 and columns 4 tx to 4 tx + 3 of the tile; r{i} is a row.
     shader.line("let tx = lane % 16u;");
     shader.line("let ty = lane / 16u;");
-    for (i, j) in (0..4).flat_map(|i| (0..4).map(move |j| (i, j))) {
-        shader.line(format!("var r{i}{j} = 0.0f;"));
+    for i in 0..4 {
+        shader.line(format!("var r{i} = vec4<f32>();"));
     }
     shader.line(format!("for (var k0 = 0u; k0 < {k}u; k0 += {TILE_K}u) {{"));
     let rows =
@@ -258,18 +258,16 @@ fn emit_product(product: &Product, shader: &mut Shader<'_>) -> Result<(), EmitEr
     columns.load_tile(shader, b.strides[rank], k);
     shader.line("workgroupBarrier();");
     shader.line(format!("for (var q = 0u; q < {TILE_K}u; q++) {{"));
+    shader.line(format!("let a = ta[q * {}u + ty];", TILE / 4));
+    shader.line(format!("let b = tb[q * {}u + tx];", TILE / 4));
     for i in 0..4 {
-        shader.line(format!("let a{i} = ta[q * {TILE}u + ty + {}u];", i * 16));
-        shader.line(format!("let b{i} = tb[q * {TILE}u + tx + {}u];", i * 16));
-    }
-    for (i, j) in (0..4).flat_map(|i| (0..4).map(move |j| (i, j))) {
-        shader.line(format!("r{i}{j} += a{i} * b{j};"));
+        shader.line(format!("r{i} += a[{i}] * b;"));
     }
     shader.line("}");
     shader.line("workgroupBarrier();");
     shader.line("}");
     for (i, j) in (0..4).flat_map(|i| (0..4).map(move |j| (i, j))) {
-        shader.line(format!("finish(batch, tile_m + ty + {}u, tile_n + tx + {}u, r{i}{j});", i * 16, j * 16));
+        shader.line(format!("finish(batch, tile_m + ty * 4u + {i}u, tile_n + tx * 4u + {j}u, r{i}[{j}]);"));
     }
     Ok(())
 }
@@ -288,7 +286,7 @@ fn epilogue(product: &Product, shader: &mut Shader<'_>) -> Result<String, EmitEr
 
 /// One factor of a product, seen along its free dimension.
 struct Side<'a> {
-    /// Workgroup array that holds the tile, k outermost.
+    /// Workgroup array that holds the tile, k outermost, four neighbours of the free dimension in a vector.
     tile: &'a str,
     operand: u16,
     /// Offset of the batch in the operand.
@@ -320,7 +318,7 @@ impl Side<'_> {
         let at = code::offset(&["free".into(), "deep".into()], &[*stride, k_stride], 0);
         shader.line(format!("x = p{operand}[{base} + {at}];"));
         shader.line("}");
-        shader.line(format!("{tile}[q * {TILE}u + o] = x;"));
+        shader.line(format!("{tile}[q * {}u + o / 4u][o % 4u] = x;", TILE / 4));
         shader.line("}");
     }
 }
