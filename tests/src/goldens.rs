@@ -98,6 +98,46 @@ fn tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, String> {
     Ok(Tensor { shape: view.shape().to_vec(), values })
 }
 
+/// Where a quantity of `step1` stands among the outputs of a `train` that keeps named values.
+const STEP1: [(&str, &str); 22] = [
+    ("embedding.image", "outputs.x"),
+    ("embedding.raw", "outputs.tr"),
+    ("embedding.caption", "outputs.tc"),
+    ("logit_scale_exp", "outputs.s"),
+    ("loss.rows_raw", "outputs.rows_raw"),
+    ("loss.rows_caption", "outputs.rows_caption"),
+    ("loss.loss_raw", "loss_raw"),
+    ("loss.loss_caption", "loss_caption"),
+    ("loss.loss", "loss"),
+    ("gate.text_sim", "outputs.lcg.sim"),
+    ("gate.raw_sim", "outputs.dcg_raw.sim"),
+    ("gate.caption_sim", "outputs.dcg_caption.sim"),
+    ("gate.text_momentum", "text_momentum"),
+    ("gate.raw_momentum", "raw_momentum"),
+    ("gate.caption_momentum", "caption_momentum"),
+    ("gate.sample_weight_unclamped", "outputs.gate"),
+    ("gate.sample_weight", "outputs.sample_weight"),
+    ("gate.raw_weight_ungated", "outputs.dcg_raw.ungated"),
+    ("gate.raw_weight", "outputs.raw_weight"),
+    ("gate.caption_weight_ungated", "outputs.dcg_caption.ungated"),
+    ("gate.caption_weight", "outputs.caption_weight"),
+    ("grad_norm", "grad_norm"),
+];
+
+/// Every quantity of a golden `step1` but activations and gradients of embeddings: its name, the output of `train` that
+/// holds it, and the truth.
+pub fn step1(golden: &Tensors) -> Vec<(&str, &'static str, &Tensor)> {
+    let apart = ["activation.", "embedding_grad.", "relu_margin"];
+    let quantities = golden.iter().filter_map(|(name, tensor)| Some((name.strip_prefix("f64.")?, tensor)));
+    quantities
+        .filter(|(name, _)| !apart.iter().any(|apart| name.starts_with(apart)))
+        .map(|(name, tensor)| {
+            let output = STEP1.iter().find(|(quantity, _)| *quantity == name);
+            (name, output.unwrap_or_else(|| panic!("no output for {name}")).1, tensor)
+        })
+        .collect()
+}
+
 /// The entries of a parameter (or of its gradient) that can be compared: all but key biases, whose true gradient is
 /// zero and whose f32 gradient is noise.
 pub fn without_key_bias(path: &str, values: &[f64]) -> Vec<f64> {

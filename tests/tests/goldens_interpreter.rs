@@ -81,39 +81,10 @@ fn check(what: &str, actual: &[f64], expected: &[f64], relative: f64) {
     }
 }
 
-/// Where a quantity of `step1` stands among the outputs of `train`.
-const STEP1: [(&str, &str); 22] = [
-    ("embedding.image", "outputs.x"),
-    ("embedding.raw", "outputs.tr"),
-    ("embedding.caption", "outputs.tc"),
-    ("logit_scale_exp", "outputs.s"),
-    ("loss.rows_raw", "outputs.rows_raw"),
-    ("loss.rows_caption", "outputs.rows_caption"),
-    ("loss.loss_raw", "loss_raw"),
-    ("loss.loss_caption", "loss_caption"),
-    ("loss.loss", "loss"),
-    ("gate.text_sim", "outputs.lcg.sim"),
-    ("gate.raw_sim", "outputs.dcg_raw.sim"),
-    ("gate.caption_sim", "outputs.dcg_caption.sim"),
-    ("gate.text_momentum", "text_momentum"),
-    ("gate.raw_momentum", "raw_momentum"),
-    ("gate.caption_momentum", "caption_momentum"),
-    ("gate.sample_weight_unclamped", "outputs.gate"),
-    ("gate.sample_weight", "outputs.sample_weight"),
-    ("gate.raw_weight_ungated", "outputs.dcg_raw.ungated"),
-    ("gate.raw_weight", "outputs.raw_weight"),
-    ("gate.caption_weight_ungated", "outputs.dcg_caption.ungated"),
-    ("gate.caption_weight", "outputs.caption_weight"),
-    ("grad_norm", "grad_norm"),
-];
-
-/// Compares every quantity of a golden `step1` but activations and gradients of embeddings.
+/// Compares every quantity of a golden `step1`.
 fn check_step1(outputs: &BTreeMap<String, Value>, golden: &Tensors) {
-    let apart =
-        |name: &str| name.starts_with("activation.") || name.starts_with("embedding_grad.") || name == "relu_margin";
-    for (name, expected) in golden.section("f64.").iter().filter(|(name, _)| !apart(name)) {
-        let output = STEP1.iter().find(|(golden, _)| *golden == name).unwrap_or_else(|| panic!("no output for {name}"));
-        check(name, &outputs[output.1].data, &expected.values, BOUND);
+    for (name, output, expected) in goldens::step1(golden) {
+        check(name, &outputs[output].data, &expected.values, BOUND);
     }
 }
 

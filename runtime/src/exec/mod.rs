@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use alip_plan::kernel::{Code, Kernel, Loop, ScalarOp, Stage, View};
 use alip_plan::{Buffer, DType, PROGRAM_INIT, Plan, Program, Step};
@@ -213,6 +214,30 @@ impl Session {
             }
         }
         Ok(None)
+    }
+
+    /// Runs a program step by step and tells how long each took. The sum is more than the time of [`Session::submit`],
+    /// since the device is waited for after every step.
+    ///
+    /// # Errors
+    /// As [`Session::run_for`].
+    pub fn run_each(
+        &mut self,
+        program: &str,
+        inputs: &Tensors,
+        mut timed: impl FnMut(usize, Duration),
+    ) -> Result<(), ExecError> {
+        let plan = Arc::clone(&self.plan);
+        let found = self.find(&plan, program)?;
+        self.upload(program, found, inputs)?;
+        self.loaded.synchronize()?;
+        for index in 0..found.steps.len() {
+            let start = Instant::now();
+            self.loaded.run_steps(program, index..index + 1)?;
+            self.loaded.synchronize()?;
+            timed(index, start.elapsed());
+        }
+        Ok(())
     }
 
     fn find<'a>(&self, plan: &'a Plan, program: &str) -> Result<&'a Program, ExecError> {

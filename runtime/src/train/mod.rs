@@ -7,13 +7,17 @@ pub mod checkpoint;
 pub mod evaluate;
 mod events;
 pub mod file;
+pub mod measure;
 pub mod metrics;
+pub mod replay;
 pub mod report;
 mod run_dir;
+pub mod summary;
 #[cfg(test)]
 pub(crate) mod testing;
 mod trainer;
 
+pub(crate) use file::write_beside;
 pub use metrics::StepRecord;
 pub use run_dir::{PLAN, RunDir, RunDirError, RunInfo, bytes, read_plan};
 pub use trainer::{Divergence, Feed, Position, Summary, TrainError, Trainer, Watch, begin, resume};

@@ -1,0 +1,183 @@
+//! `alip-run bench`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use alip_plan::{DType, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, philox};
+use alip_runtime::exec::{Session, Tensors};
+use alip_runtime::tensor::HostTensor;
+use alip_runtime::train::bytes;
+
+use crate::model::{DeviceArgs, Keep, ModelArgs};
+use crate::{Failure, Outcome, profile};
+
+/// Measure training steps on synthetic data
+///
+/// Images are noise; texts have 5 to 30 tokens between the start and end tokens and are padded with zeros. The figure is that of the
+/// median step. Data loading is not part of it; `train` reports the share of time it waits.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  alip-run bench alip_b32 --batch 16 --device cpu\n  alip-run bench alip_shapes --profile"
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Steps before the first measured one
+    #[arg(long, default_value_t = 2)]
+    warmup: u64,
+    /// Steps measured
+    #[arg(long, default_value_t = 5)]
+    steps: u64,
+    /// Run one more step launch by launch, and show where the time goes
+    #[arg(long)]
+    profile: bool,
+    /// One JSON object instead of lines
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is measured of a run.
+struct Figures {
+    compile: Duration,
+    load: Duration,
+    steps: Vec<Duration>,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let device = args.device.open()?.device;
+    let description = format!("{}: {}", device.name(), device.description());
+    let start = Instant::now();
+    let plan = Arc::new(args.model.plan(device.kind(), Keep::default())?);
+    let compile = start.elapsed();
+    let Some(train) = &plan.train else {
+        return Err(Failure::message(format!(
+            "graph `{}` has no `train` section, so there is no step to measure",
+            plan.name
+        )));
+    };
+    let batch = train.batch;
+    let start = Instant::now();
+    let mut session = Session::new(Arc::clone(&plan), device)?;
+    session.init(0)?;
+    if plan.state(STATE_TOTAL_STEPS).is_some() {
+        // The schedule must not end within the run; its length does not change the work.
+        session.write_state(STATE_TOTAL_STEPS, &HostTensor::scalar_i32(1000))?;
+    }
+    session.synchronize()?;
+    let mut figures = Figures { compile, load: start.elapsed(), steps: Vec::new() };
+    let inputs = synthetic(&plan)?;
+    for step in 0..args.warmup + args.steps.max(1) {
+        let start = Instant::now();
+        session.run_for(PROGRAM_TRAIN, &inputs, &[&train.loss])?;
+        if step >= args.warmup {
+            figures.steps.push(start.elapsed());
+        }
+    }
+    figures.steps.sort();
+    let profile = args.profile.then(|| profile::profile(&mut session, &inputs)).transpose()?;
+    let median = figures.steps[figures.steps.len() / 2].as_secs_f64();
+    let flops = plan.report.programs.get(PROGRAM_TRAIN).map_or(0, |program| program.flops);
+    let launches = plan.report.programs.get(PROGRAM_TRAIN).map_or(0, |program| program.launches);
+    if args.json {
+        let object = serde_json::json!({
+            "graph": plan.name, "batch": batch, "device": description,
+            "samples_per_s": batch as f64 / median, "step_s": median,
+            "steps_s": figures.steps.iter().map(Duration::as_secs_f64).collect::<Vec<_>>(),
+            "gflop_per_step": flops as f64 / 1e9, "gflop_per_s": flops as f64 / 1e9 / median, "launches": launches,
+            "compile_s": figures.compile.as_secs_f64(), "load_s": figures.load.as_secs_f64(),
+            "planned_peak_bytes": plan.report.peak_bytes(), "device_bytes": session.memory().segments + session.memory().scratch,
+            "peak_resident_bytes": peak_resident(),
+        });
+        println!("{object}");
+    } else {
+        println!("{} at batch {batch} on {description}", plan.name);
+        println!("{:<18} {:.3}", "samples/s", batch as f64 / median);
+        let range = (figures.steps[0].as_secs_f64(), figures.steps[figures.steps.len() - 1].as_secs_f64());
+        println!(
+            "{:<18} {:.1} ms (median of {}, {:.1} to {:.1})",
+            "step",
+            median * 1e3,
+            figures.steps.len(),
+            range.0 * 1e3,
+            range.1 * 1e3
+        );
+        println!(
+            "{:<18} {:.1} GFLOP in {launches} launches, {:.1} GFLOP/s",
+            "work",
+            flops as f64 / 1e9,
+            flops as f64 / 1e9 / median
+        );
+        println!(
+            "{:<18} {:.2} s to compile, {:.2} s to load",
+            "before",
+            figures.compile.as_secs_f64(),
+            figures.load.as_secs_f64()
+        );
+        println!(
+            "{:<18} {} planned, {} on the device",
+            "memory",
+            bytes(plan.report.peak_bytes()),
+            bytes(session.memory().segments + session.memory().scratch)
+        );
+        if let Some(peak) = peak_resident() {
+            println!("{:<18} {} (VmHWM)", "peak resident", bytes(peak));
+        }
+    }
+    if let Some(profile) = profile {
+        print!("{profile}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A batch of noise and random texts for every input of `train`.
+fn synthetic(plan: &Plan) -> Outcome<Tensors> {
+    let Some(train) = plan.programs.get(PROGRAM_TRAIN) else { return Ok(Tensors::new()) };
+    let vocabulary = vocabulary(plan);
+    let mut inputs = Tensors::new();
+    for (number, port) in train.inputs.iter().enumerate() {
+        let Some(buffer) = train.input(&port.name) else { continue };
+        let draw = |index: u64| philox::philox4x32([index as u32, (index >> 32) as u32, number as u32, 0], [0, 0]);
+        let elements = buffer.elements();
+        let tensor = if buffer.dtype == DType::F32 {
+            let values = (0..elements).map(|index| {
+                let bits = draw(index);
+                // Irwin and Hall: four uniforms are near enough to a normal for timing.
+                bits.iter().map(|bits| philox::uniform(*bits) - 0.5).sum::<f32>() * 3f32.sqrt()
+            });
+            HostTensor::f32(&buffer.shape, values.collect())
+        } else {
+            let context = buffer.shape.last().copied().unwrap_or(1) as usize;
+            let mut ids = vec![0i32; elements as usize];
+            for (row, ids) in ids.chunks_exact_mut(context.max(1)).enumerate() {
+                let length = (5 + draw(row as u64)[0] as usize % 26).min(context.saturating_sub(2));
+                for (place, id) in ids.iter_mut().enumerate().take(length + 2) {
+                    *id = match place {
+                        0 => vocabulary - 2,
+                        last if last == length + 1 => vocabulary - 1,
+                        _ => 1 + (draw((row * context + place) as u64 + (1 << 32))[0] % (vocabulary as u32 - 3)) as i32,
+                    };
+                }
+            }
+            HostTensor::i32(&buffer.shape, ids)
+        };
+        inputs.insert(port.name.clone(), tensor?);
+    }
+    Ok(inputs)
+}
+
+/// Rows of the token embedding; 512 where the plan has none of the usual name.
+fn vocabulary(plan: &Plan) -> i32 {
+    let table = plan.state.iter().find(|state| state.path.ends_with("token_embedding.weight"));
+    let rows = table.and_then(|state| state.buffer.shape.first().copied()).unwrap_or(512);
+    i32::try_from(rows).unwrap_or(i32::MAX).max(8)
+}
+
+/// The largest resident size of this process so far, where the system tells it (Linux).
+fn peak_resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? * 1024)
+}

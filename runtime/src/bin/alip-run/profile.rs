@@ -1,0 +1,98 @@
+//! Where the time of a training step goes, launch by launch.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use alip_plan::kernel::{Kernel, Loop};
+use alip_plan::{PROGRAM_TRAIN, Plan, Step};
+use alip_runtime::exec::{Session, Tensors};
+
+use crate::Outcome;
+
+/// Rows of each table.
+const ROWS: usize = 24;
+
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    time: Duration,
+    launches: u64,
+    flops: u64,
+}
+
+/// Runs one step launch by launch and shows the time by kind of kernel and by the most expensive kernels.
+pub(crate) fn profile(session: &mut Session, inputs: &Tensors) -> Outcome<String> {
+    let plan = session.plan().clone();
+    let Some(train) = plan.programs.get(PROGRAM_TRAIN) else { return Ok(String::new()) };
+    let mut kinds: BTreeMap<String, Cost> = BTreeMap::new();
+    let mut kernels: BTreeMap<u32, (Cost, String)> = BTreeMap::new();
+    let mut total = Cost::default();
+    session.run_each(PROGRAM_TRAIN, inputs, |index, time| {
+        let Some(step) = train.steps.get(index) else { return };
+        let kind = kind(&plan, step);
+        let (own, _) = kernels.entry(step.kernel).or_insert_with(|| (Cost::default(), step.origin.clone()));
+        for cost in [kinds.entry(kind).or_default(), own, &mut total] {
+            cost.time += time;
+            cost.launches += 1;
+            cost.flops += step.flops;
+        }
+    })?;
+    let mut text = format!("\nby kind of kernel, of {:.1} ms launch by launch\n", total.time.as_secs_f64() * 1e3);
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_by_key(|(_, cost)| std::cmp::Reverse(cost.time));
+    for (kind, cost) in kinds {
+        row(&mut text, &cost, &total, &kind);
+    }
+    text += "by kernel, with the first place that uses it\n";
+    let mut kernels: Vec<_> = kernels.into_iter().collect();
+    kernels.sort_by_key(|(_, (cost, _))| std::cmp::Reverse(cost.time));
+    for (kernel, (cost, origin)) in kernels.into_iter().take(ROWS) {
+        let what = plan.kernels.get(kernel as usize).map_or_else(String::new, describe);
+        row(&mut text, &cost, &total, &format!("{what}  {origin}"));
+    }
+    Ok(text)
+}
+
+fn row(text: &mut String, cost: &Cost, total: &Cost, what: &str) {
+    let seconds = cost.time.as_secs_f64();
+    let share = 100.0 * seconds / total.time.as_secs_f64().max(1e-9);
+    let rate = cost.flops as f64 / 1e9 / seconds.max(1e-9);
+    let _ =
+        writeln!(text, "{:>9.2} ms {share:>5.1} % {:>5} x {rate:>7.1} GFLOP/s  {what}", seconds * 1e3, cost.launches);
+}
+
+fn kind(plan: &Plan, step: &Step) -> String {
+    let name = match plan.kernels.get(step.kernel as usize) {
+        Some(Kernel::Loop(Loop::Map(_))) => "map",
+        Some(Kernel::Loop(Loop::Reduction(_))) => "reduction",
+        Some(Kernel::Loop(Loop::Product(_))) => "product",
+        Some(Kernel::Loop(Loop::Conv2d(_))) => "conv2d",
+        Some(Kernel::Loop(Loop::ScatterAdd(_))) => "scatter_add",
+        Some(Kernel::Wgsl { .. }) => "wgsl",
+        None => "none",
+    };
+    name.into()
+}
+
+/// Kind and sizes of a kernel.
+fn describe(kernel: &Kernel) -> String {
+    match kernel {
+        Kernel::Loop(Loop::Map(map)) => {
+            format!("map {:?}, {} operands, {} instructions", map.domain, map.views.len(), map.code.instrs.len())
+        }
+        Kernel::Loop(Loop::Reduction(reduction)) => {
+            let stages = reduction.stages.len();
+            format!(
+                "reduction {:?} over {:?}, {stages} stages, {:?} lanes",
+                reduction.kept, reduction.reduced, reduction.lanes
+            )
+        }
+        Kernel::Loop(Loop::Product(product)) => {
+            let strides = (&product.a.strides, &product.b.strides);
+            format!("product {:?} {}x{}x{} {strides:?}", product.batch, product.m, product.n, product.k)
+        }
+        Kernel::Loop(Loop::Conv2d(_)) => "conv2d".into(),
+        Kernel::Loop(Loop::ScatterAdd(_)) => "scatter_add".into(),
+        Kernel::Wgsl { .. } => "wgsl".into(),
+    }
+}

@@ -1,0 +1,215 @@
+//! Training on exactly the batches in a file, and a record of exactly what happened: the way to compare with any other
+//! framework.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use alip_plan::{Buffer, DType, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, StateKind};
+use safetensors::tensor::Dtype as FileType;
+
+use super::file::{self, Entry, FileError, TensorFile, file_type};
+use crate::exec::{ExecError, Session, Tensors};
+use crate::tensor::HostTensor;
+
+/// What is written of a replay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Dump {
+    /// `outputs.NAME` of the first step.
+    Outputs,
+    /// `grads.PATH` of the first step, before clipping.
+    Grads,
+    /// `params.PATH` and `state.PATH` after the last step.
+    Params,
+    /// `metrics.NAME`, f64 \[steps\].
+    Metrics,
+}
+
+/// Why a replay failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// A file cannot be read or written, or holds no tensor of a name.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The session failed.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// The weights are not those of the graph.
+    #[error("{}: the weights do not fit graph `{plan}`: {why}", path.display())]
+    Weights {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Name of the graph.
+        plan: String,
+        /// What is missing or too much.
+        why: String,
+    },
+    /// No batch in the file.
+    #[error("{}: there is no batch: tensors are named `batch.0.{input}`, `batch.1.{input}`, ...", path.display())]
+    NoBatch {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The first input of the graph.
+        input: String,
+    },
+}
+
+/// What to replay.
+#[derive(Debug)]
+pub struct Replay<'a> {
+    /// Weights by path, every parameter among them; other state by path or as `state.PATH`.
+    pub weights: &'a Path,
+    /// `batch.0.NAME`, ...; steps cycle over them.
+    pub batches: &'a Path,
+    /// Steps to take.
+    pub steps: u64,
+    /// Length of the schedule.
+    pub total_steps: u64,
+    /// What to write.
+    pub dump: &'a BTreeSet<Dump>,
+    /// Where to write it.
+    pub out: &'a Path,
+}
+
+/// Replays; afterwards `out` holds what was asked for.
+///
+/// # Errors
+/// A file or the device fails, or names and shapes do not fit the plan.
+pub fn replay(session: &mut Session, what: &Replay<'_>) -> Result<(), ReplayError> {
+    let plan = session.plan().clone();
+    session.init(0)?;
+    load(session, &plan, what.weights)?;
+    if plan.state(STATE_TOTAL_STEPS).is_some() {
+        let total = i32::try_from(what.total_steps).unwrap_or(i32::MAX);
+        session.write_state(STATE_TOTAL_STEPS, &HostTensor::scalar_i32(total))?;
+    }
+    let mut batches = TensorFile::open(what.batches)?;
+    let names: Vec<String> = plan
+        .programs
+        .get(PROGRAM_TRAIN)
+        .map_or_else(Vec::new, |train| train.outputs.iter().map(|port| port.name.clone()).collect());
+    let scalar = |name: &&String| {
+        let train = plan.programs.get(PROGRAM_TRAIN);
+        train.and_then(|train| train.output(name)).is_some_and(|buffer| buffer.shape.is_empty())
+    };
+    let kept = |name: &str| name.starts_with("grads.") || name.starts_with("outputs.");
+    let metrics: Vec<&String> = names.iter().filter(|name| !kept(name)).filter(scalar).collect();
+    let mut series: Vec<Vec<f64>> = vec![Vec::new(); metrics.len()];
+    let mut first = Tensors::new();
+    let count = count_batches(&plan, &batches, what.batches)?;
+    for step in 0..what.steps {
+        let inputs = batch(&plan, &mut batches, step % count)?;
+        let wanted: Vec<&str> = match step {
+            0 => names.iter().map(String::as_str).collect(),
+            _ => metrics.iter().map(|name| name.as_str()).collect(),
+        };
+        let outputs = session.run_for(PROGRAM_TRAIN, &inputs, &wanted)?;
+        for (name, values) in metrics.iter().zip(&mut series) {
+            values.push(outputs.get(*name).and_then(HostTensor::first).unwrap_or(f64::NAN));
+        }
+        if step == 0 {
+            first = outputs;
+        }
+    }
+    let series = metrics.into_iter().cloned().zip(series).collect();
+    write(session, &plan, what, first, series)
+}
+
+/// Puts the tensors of a file into the state.
+fn load(session: &mut Session, plan: &Plan, path: &Path) -> Result<(), ReplayError> {
+    let mut file = TensorFile::open(path)?;
+    let fail = |why: String| ReplayError::Weights { path: path.to_path_buf(), plan: plan.name.clone(), why };
+    let names = file.names();
+    let place = |name: &str| plan.state(name).or_else(|| plan.state(name.strip_prefix("state.")?));
+    let missing: Vec<&str> = plan
+        .state
+        .iter()
+        .filter(|state| state.kind == StateKind::Param && !names.contains(&state.path))
+        .map(|state| state.path.as_str())
+        .collect();
+    if let Some(path) = missing.first() {
+        let more = if missing.len() > 1 { format!(" and {} more", missing.len() - 1) } else { String::new() };
+        return Err(fail(format!("parameter `{path}`{more} is not in the file")));
+    }
+    for name in names {
+        let state = place(&name).ok_or_else(|| fail(format!("`{name}` of the file is no state of the graph")))?;
+        let tensor = file.read(&name, state.buffer.dtype)?;
+        session.write_state(&state.path, &tensor)?;
+    }
+    Ok(())
+}
+
+fn count_batches(plan: &Plan, batches: &TensorFile, path: &Path) -> Result<u64, ReplayError> {
+    let inputs = plan.programs.get(PROGRAM_TRAIN).map_or(&[][..], |train| &train.inputs);
+    let input = inputs.first().map_or_else(String::new, |port| port.name.clone());
+    let names = batches.names();
+    let count = (0u64..).take_while(|batch| names.contains(&format!("batch.{batch}.{input}"))).count() as u64;
+    if count == 0 && !inputs.is_empty() {
+        return Err(ReplayError::NoBatch { path: path.to_path_buf(), input });
+    }
+    Ok(count.max(1))
+}
+
+fn batch(plan: &Plan, batches: &mut TensorFile, number: u64) -> Result<Tensors, ReplayError> {
+    let Some(train) = plan.programs.get(PROGRAM_TRAIN) else { return Ok(Tensors::new()) };
+    let mut inputs = Tensors::new();
+    for port in &train.inputs {
+        let dtype = train.input(&port.name).map_or(DType::F32, |buffer| buffer.dtype);
+        inputs.insert(port.name.clone(), batches.read(&format!("batch.{number}.{}", port.name), dtype)?);
+    }
+    Ok(inputs)
+}
+
+/// A tensor of the result: from a download, from the state, or a series.
+enum Content {
+    Tensor(HostTensor),
+    State(String),
+    Series(Vec<f64>),
+}
+
+fn write(
+    session: &mut Session,
+    plan: &Plan,
+    what: &Replay<'_>,
+    first: Tensors,
+    series: Vec<(String, Vec<f64>)>,
+) -> Result<(), ReplayError> {
+    let mut contents: Vec<(Entry, Content)> = Vec::new();
+    let entry = |name: String, buffer: &Buffer| {
+        let (dtype, shape) = (file_type(buffer.dtype), buffer.shape.clone());
+        Entry { name, dtype, shape }
+    };
+    for (name, tensor) in first {
+        let asked = match name.split_once('.') {
+            Some(("outputs", _)) => what.dump.contains(&Dump::Outputs),
+            Some(("grads", _)) => what.dump.contains(&Dump::Grads),
+            _ => false,
+        };
+        if asked {
+            let shape = tensor.shape().to_vec();
+            contents.push((Entry { name, dtype: file_type(tensor.dtype()), shape }, Content::Tensor(tensor)));
+        }
+    }
+    if what.dump.contains(&Dump::Params) {
+        for state in &plan.state {
+            let kind = if state.kind == StateKind::Param { "params" } else { "state" };
+            let entry = entry(format!("{kind}.{}", state.path), &state.buffer);
+            contents.push((entry, Content::State(state.path.clone())));
+        }
+    }
+    if what.dump.contains(&Dump::Metrics) {
+        for (name, values) in series {
+            let shape = vec![values.len() as u64];
+            let entry = Entry { name: format!("metrics.{name}"), dtype: FileType::F64, shape };
+            contents.push((entry, Content::Series(values)));
+        }
+    }
+    let (entries, mut contents): (Vec<Entry>, Vec<Content>) = contents.into_iter().unzip();
+    // `file::write` asks for the tensors in the order of the entries.
+    let mut contents = contents.drain(..);
+    file::write(what.out, &[("graph", plan.name.clone())], &entries, |_| match contents.next() {
+        Some(Content::Tensor(tensor)) => Ok(tensor.bytes().to_vec()),
+        Some(Content::State(path)) => Ok(session.read_state(&path)?.bytes().to_vec()),
+        Some(Content::Series(values)) => Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+        None => Ok(Vec::new()),
+    })
+}

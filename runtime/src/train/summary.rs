@@ -1,0 +1,197 @@
+//! The report of a run, from its log and what was measured.
+
+use alip_plan::Plan;
+use serde::{Deserialize, Serialize};
+
+use super::file::FileError;
+use super::measure::Results;
+use super::report::{Chart, Measure, Other, Report, Sample, Series, Unit};
+use super::run_dir::{RunDir, RunInfo};
+use super::{metrics, write_beside};
+
+/// Name of the results in a run directory.
+pub const RESULTS: &str = "results.json";
+/// Name of the page in a run directory.
+pub const REPORT: &str = "report.html";
+
+/// Most points of a line; a chart is a few hundred pixels wide.
+const POINTS: usize = 300;
+
+/// What is kept of a measured run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// What was measured.
+    pub results: Results,
+    /// Samples with what the model finds for them.
+    pub samples: Vec<Sample>,
+    /// Parameters of the model.
+    pub parameters: u64,
+}
+
+impl Measured {
+    /// What was measured of a plan.
+    pub fn new(plan: &Plan, (results, samples): (Results, Vec<Sample>)) -> Measured {
+        Measured { results, samples, parameters: plan.report.parameters }
+    }
+
+    /// Writes the results of a run.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, run: &RunDir) -> Result<(), FileError> {
+        let path = run.root().join(RESULTS);
+        // Plain data always serialise.
+        let json = serde_json::to_vec(self).unwrap_or_default();
+        write_beside(&path, |file| std::io::Write::write_all(file, &json).map_err(FileError::io(&path, "write")))
+    }
+
+    /// Reads the results of a run; none if it was not measured.
+    ///
+    /// # Errors
+    /// The file cannot be read or is damaged.
+    pub fn load(run: &RunDir) -> Result<Option<Measured>, FileError> {
+        let path = run.root().join(RESULTS);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = std::fs::read(&path).map_err(FileError::io(&path, "read"))?;
+        let damaged = |error: serde_json::Error| FileError::Damaged { path: path.clone(), why: error.to_string() };
+        serde_json::from_slice(&text).map(Some).map_err(damaged)
+    }
+
+    /// Every result against chance, in the order of a table.
+    pub fn measures(&self) -> Vec<Measure> {
+        let results = &self.results;
+        let mut measures = Vec::new();
+        let directions = [
+            ("image to text", &results.retrieval.image_to_text, results.retrieval.images),
+            ("text to image", &results.retrieval.text_to_image, results.retrieval.texts),
+        ];
+        for (direction, recalls, count) in directions {
+            for recall in recalls {
+                let name = format!("{direction} R@{}", recall.k);
+                let (value, chance) = (recall.recall, recall.chance);
+                measures.push(Measure { name, value, chance, other: None, count, unit: Unit::Share });
+            }
+        }
+        if let Some(zero_shot) = &results.zero_shot {
+            let name = format!("zero-shot accuracy of {} classes", zero_shot.per_class.len());
+            let (value, chance, count) = (zero_shot.top1, zero_shot.chance, zero_shot.images);
+            measures.push(Measure { name, value, chance, other: None, count, unit: Unit::Share });
+        }
+        if let Some(found) = &results.weights {
+            let name = "sample weight tells right raw texts from wrong (AUC)".to_string();
+            let count = found.weights.right.len().min(found.weights.wrong.len());
+            measures.push(Measure { name, value: found.auc, chance: 0.5, other: None, count, unit: Unit::Area });
+        }
+        measures
+    }
+}
+
+/// A run with its results.
+pub struct Shown<'a> {
+    /// Its directory, which holds the log.
+    pub run: &'a RunDir,
+    /// What it was asked to do.
+    pub info: &'a RunInfo,
+    /// What was measured.
+    pub measured: &'a Measured,
+}
+
+/// The report of a run, beside another one if there is one.
+///
+/// # Errors
+/// A log cannot be read.
+pub fn report(own: &Shown<'_>, other: Option<&Shown<'_>>) -> Result<Report, FileError> {
+    let series = metrics::read(own.run.root())?;
+    let mut measures = own.measured.measures();
+    if let Some(other) = other {
+        for theirs in other.measured.measures() {
+            if let Some(measure) = measures.iter_mut().find(|measure| measure.name == theirs.name) {
+                measure.other = Some(theirs.value);
+            }
+        }
+    }
+    let lines = |names: &[&str]| -> Vec<Series> {
+        let line = |name: &&str| Some(Series { name: name.to_string(), points: thinned(series.get(*name)?) });
+        names.iter().filter_map(line).collect()
+    };
+    let chart = |title: &str, names: &[&str]| Chart { title: title.into(), series: lines(names) };
+    let charts = [
+        chart("Loss", &["loss", "loss_raw", "loss_caption"]),
+        chart("Momenta of the gates", &["text_momentum", "raw_momentum", "caption_momentum"]),
+        chart("Mean weights", &["sample_weight_mean", "raw_weight_mean", "caption_weight_mean"]),
+        chart("Learning rate", &["lr"]),
+        chart("Gradient norm", &["grad_norm"]),
+        chart("Samples per second", &["samples_per_s"]),
+        chart("Share of time waiting for data", &["data_wait"]),
+    ];
+    let results = &own.measured.results;
+    let mut notes = vec![format!(
+        "Measured on {} held-out samples that training never saw{}.",
+        results.samples,
+        if results.skipped > 0 { format!("; {} more could not be read", results.skipped) } else { String::new() }
+    )];
+    if own.measured.results.weights.is_some() {
+        notes.push(
+            "Shares of right and wrong raw texts are known to the data set and never shown to the model. A weight below 1 \
+             lowers a sample's part in the loss."
+                .into(),
+        );
+    }
+    Ok(Report {
+        title: own.info.spec.clone(),
+        summary: format!("{} steps of {} samples, seed {}.", results.step, own.info.batch, own.info.seed),
+        facts: vec![
+            ("graph".into(), own.info.spec.clone()),
+            ("parameters".into(), own.measured.parameters.to_string()),
+            ("device".into(), own.info.device.clone()),
+            ("steps".into(), results.step.to_string()),
+            ("batch".into(), own.info.batch.to_string()),
+            ("seed".into(), own.info.seed.to_string()),
+        ],
+        measures,
+        other: other.map(|other| Other { name: other.info.spec.clone(), summary: difference(own, other) }),
+        charts: charts.into_iter().filter(|chart| !chart.series.is_empty()).collect(),
+        weights: results.weights.as_ref().map(|found| found.weights.clone()),
+        samples: own.measured.samples.clone(),
+        notes,
+    })
+}
+
+/// What is the same and what differs between two runs.
+fn difference(own: &Shown<'_>, other: &Shown<'_>) -> String {
+    let facts = |shown: &Shown<'_>| {
+        let data = shown.info.data.as_ref().map(|data| format!("{:?}", data.source));
+        [
+            ("data", data.unwrap_or_default()),
+            ("steps", shown.measured.results.step.to_string()),
+            ("batch", shown.info.batch.to_string()),
+            ("seed", shown.info.seed.to_string()),
+            ("parameters", shown.measured.parameters.to_string()),
+        ]
+    };
+    let (mut same, mut differ) = (Vec::new(), Vec::new());
+    for ((name, mine), (_, theirs)) in facts(own).into_iter().zip(facts(other)) {
+        if mine == theirs { same.push(name) } else { differ.push(name) }
+    }
+    let mut text = format!("Compared with a run of {}.", other.info.spec);
+    if !same.is_empty() {
+        text += &format!(" The same: {}.", same.join(", "));
+    }
+    if !differ.is_empty() {
+        text += &format!(" Different: {}.", differ.join(", "));
+    }
+    text
+}
+
+/// At most [`POINTS`] points, each the mean of its stretch, so that noise does not hide the course.
+fn thinned(points: &[(u64, f64)]) -> Vec<(f64, f64)> {
+    let stretch = points.len().div_ceil(POINTS).max(1);
+    let mean = |points: &[(u64, f64)]| {
+        let count = points.len().max(1) as f64;
+        let sum = points.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0 as f64, sum.1 + point.1));
+        (sum.0 / count, sum.1 / count)
+    };
+    points.chunks(stretch).map(mean).collect()
+}
