@@ -106,7 +106,7 @@ fn two_layers_of_the_published_widths() {
 #[test]
 fn all_of_alip_b32() {
     if std::env::var_os("ALIP_WIDE").is_none() {
-        return skip::skipped("takes 15 minutes on a software adapter; ALIP_WIDE=1 runs it");
+        return skip::skipped("takes minutes on a software adapter; ALIP_WIDE=1 runs it");
     }
     check(4, &[], 1);
 }

@@ -28,6 +28,8 @@ pub enum Kernel {
         source: String,
         /// Workgroups to dispatch.
         workgroups: [u32; 3],
+        /// Iterations of all loops together that one thread may take: some drivers end long loops.
+        iterations: u64,
     },
 }
 

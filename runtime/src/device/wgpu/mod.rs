@@ -18,6 +18,10 @@ use super::{Device, DeviceError, DeviceOptions, Download, LoadedPlan, MemoryFact
 /// Dispatches per submission: long queues trip the watchdogs of desktop drivers, short ones cost a call each.
 const STEPS_PER_SUBMISSION: usize = 128;
 
+/// Mesa's software rasteriser leaves all loops of a thread, without a word, after this many iterations together
+/// (`LP_MAX_TGSI_LOOP_ITERATIONS` in its gallivm; seen in version 22.3).
+const LLVMPIPE_ITERATIONS: u64 = 65_535;
+
 /// An opened adapter.
 pub struct Wgpu {
     device: wgpu::Device,
@@ -111,6 +115,21 @@ impl Wgpu {
         let bindings = u64::from(self.limits.max_storage_buffers_per_shader_stage);
         if operands.unwrap_or(0) as u64 > bindings {
             return wrong("a number of operands", operands.unwrap_or(0) as u64, bindings);
+        }
+        let iterations = plan.kernels.iter().map(|kernel| match kernel {
+            Kernel::Wgsl { iterations, .. } => *iterations,
+            Kernel::Loop(_) => 0,
+        });
+        let iterations = iterations.max().unwrap_or(0);
+        if iterations > LLVMPIPE_ITERATIONS && self.info.name.contains("llvmpipe") {
+            return Err(DeviceError::Unavailable {
+                name: "wgpu".into(),
+                why: format!(
+                    "the adapter {} ends loops after {LLVMPIPE_ITERATIONS} iterations, and a kernel of this plan takes \
+                     {iterations}; use a smaller --batch or --device cpu",
+                    self.info.name
+                ),
+            });
         }
         Ok(())
     }
@@ -213,7 +232,7 @@ impl<'d> Launcher<'d> {
         let device = &device.device;
         let mut layouts: BTreeMap<usize, wgpu::BindGroupLayout> = BTreeMap::new();
         let pipelines = plan.kernels.iter().zip(operands).map(|(kernel, operands)| match (kernel, operands) {
-            (Kernel::Wgsl { source, workgroups }, Some(count)) => {
+            (Kernel::Wgsl { source, workgroups, .. }, Some(count)) => {
                 let layout = layouts.entry(count).or_insert_with(|| bind_group_layout(device, count)).clone();
                 Some((pipeline(device, source, &layout), layout, *workgroups))
             }

@@ -13,8 +13,8 @@ const SHORT_ROW: u64 = 32;
 /// Product tile: 64 x 64 results by 16 x 16 threads, 16 steps of k at a time; 8 KiB of the 16 KiB of workgroup memory.
 const TILE: u64 = 64;
 const TILE_K: u64 = 16;
-/// Elements of a table row that one thread of a scatter owns.
-const SCATTER_CHUNK: u64 = 64;
+/// Elements of a table row that one thread of a scatter owns, in registers.
+const SCATTER_CHUNK: u64 = 32;
 /// Index of a largest element before there is one: loses against every other.
 const NO_INDEX: &str = "0x7fffffffi";
 
@@ -45,7 +45,7 @@ fn thread_per(shader: &mut Shader<'_>, count: u64) -> Result<(), EmitError> {
 fn emit_map(map: &Map, shader: &mut Shader<'_>) -> Result<(), EmitError> {
     thread_per(shader, map.domain.iter().product())?;
     let coords = code::unravel(shader, "point", &map.domain, "c");
-    let scope = Scope { views: &map.views, coords: &coords, product: None, prefix: "v", store_if: None };
+    let scope = Scope { views: &map.views, coords: &coords, slots: &[], prefix: "v", store_if: None, product: None };
     code::write(shader, &map.code, &scope)?;
     Ok(())
 }
@@ -66,22 +66,29 @@ fn emit_reduction(reduction: &Reduction, shader: &mut Shader<'_>) -> Result<(), 
         1
     };
     let kept = code::unravel(shader, "row", &reduction.kept, "c");
+    // What holds a slot's value: each stage that sets it names a new one.
+    let mut slots = vec![String::new(); usize::from(reduction.slots)];
     for (index, stage) in reduction.stages.iter().enumerate() {
         match stage {
-            Stage::Row { code, slots } => {
+            Stage::Row { code, slots: set } => {
                 let first: Vec<String> =
                     kept.iter().cloned().chain(reduction.reduced.iter().map(|_| "0u".to_string())).collect();
                 let prefix = format!("r{index}_");
                 let store_if = group.then_some("lane == 0u");
-                let scope = Scope { views: &reduction.views, coords: &first, product: None, prefix: &prefix, store_if };
+                let views = &reduction.views;
+                let scope = Scope { views, coords: &first, slots: &slots, prefix: &prefix, store_if, product: None };
                 let values = code::write(shader, code, &scope)?;
-                for (value, slot) in slots {
-                    shader.line(format!("let s{slot} = {};", values[usize::from(*value)]));
+                for (value, slot) in set {
+                    slots[usize::from(*slot)] = format!("s{slot}_{index}");
+                    shader.line(format!("let s{slot}_{index} = {};", values[usize::from(*value)]));
                 }
             }
             Stage::Points { code, reduce } => {
                 let stage = PointsStage { reduction, index, kept: &kept, length, width };
-                stage.emit(shader, code, reduce)?;
+                stage.emit(shader, code, reduce, &slots)?;
+                for item in reduce {
+                    slots[usize::from(item.slot)] = format!("s{}", stage.name(item));
+                }
             }
         }
     }
@@ -98,30 +105,37 @@ struct PointsStage<'a> {
 }
 
 impl PointsStage<'_> {
+    /// What the names of a reduction's variables end in.
+    fn name(&self, item: &Reduce) -> String {
+        format!("{}_{}", item.slot, self.index)
+    }
+
     fn emit(
         &self,
         shader: &mut Shader<'_>,
         code: &alip_plan::kernel::Code,
         reduce: &[Reduce],
+        slots: &[String],
     ) -> Result<(), EmitError> {
         let dtype = |reduce: &Reduce| code_dtype(code, reduce.value);
         for item in reduce {
             let start = start(shader, item.kind, dtype(item));
-            shader.line(format!("var a{} = {start};", item.slot));
+            shader.line(format!("var a{} = {start};", self.name(item)));
             if item.kind == ReduceKind::ArgMax {
-                shader.line(format!("var i{} = {NO_INDEX};", item.slot));
+                shader.line(format!("var i{} = {NO_INDEX};", self.name(item)));
             }
         }
         let (first, step) = if self.width > 1 { ("lane", self.width) } else { ("0u", 1) };
-        shader.line(format!("for (var j = {first}; j < {}u; j += {step}u) {{", self.length));
+        let trips = self.length.div_ceil(step.into());
+        shader.repeat(&format!("for (var j = {first}; j < {}u; j += {step}u)", self.length), trips);
         let reduced = code::unravel(shader, "j", &self.reduction.reduced, "d");
         let coords: Vec<String> = self.kept.iter().cloned().chain(reduced).collect();
         let prefix = format!("v{}_", self.index);
-        let scope =
-            Scope { views: &self.reduction.views, coords: &coords, product: None, prefix: &prefix, store_if: None };
+        let views = &self.reduction.views;
+        let scope = Scope { views, coords: &coords, slots, prefix: &prefix, store_if: None, product: None };
         let values = code::write(shader, code, &scope)?;
         for item in reduce {
-            combine(shader, item.kind, dtype(item), item.slot, &values[usize::from(item.value)], "i32(j)");
+            combine(shader, item.kind, dtype(item), &self.name(item), &values[usize::from(item.value)], "i32(j)");
         }
         shader.line("}");
         for item in reduce {
@@ -136,7 +150,7 @@ impl PointsStage<'_> {
 
     /// Joins the threads' partial results in a tree of fixed shape and declares the slot.
     fn finish(&self, shader: &mut Shader<'_>, item: &Reduce, dtype: DType) {
-        let slot = item.slot;
+        let slot = self.name(item);
         let arg = item.kind == ReduceKind::ArgMax;
         if self.width > 1 {
             let ty = super::storage_type(dtype);
@@ -147,10 +161,11 @@ impl PointsStage<'_> {
                 shader.line(format!("x{slot}[lane] = i{slot};"));
             }
             shader.line("workgroupBarrier();");
-            shader.line(format!("for (var half = {}u; half > 0u; half = half >> 1u) {{", self.width / 2));
+            let head = format!("for (var half = {}u; half > 0u; half = half >> 1u)", self.width / 2);
+            shader.repeat(&head, self.width.ilog2().into());
             shader.line("if (lane < half) {");
             let other = format!("w{slot}[lane + half]");
-            combine(shader, item.kind, dtype, slot, &other, &format!("x{slot}[lane + half]"));
+            combine(shader, item.kind, dtype, &slot, &other, &format!("x{slot}[lane + half]"));
             shader.line(format!("w{slot}[lane] = a{slot};"));
             if arg {
                 shader.line(format!("x{slot}[lane] = i{slot};"));
@@ -197,8 +212,8 @@ fn start(shader: &mut Shader<'_>, kind: ReduceKind, dtype: DType) -> String {
     code::constant(shader, value, dtype)
 }
 
-/// Takes one more value (and, for ArgMax, its index) into accumulator `slot`.
-fn combine(shader: &mut Shader<'_>, kind: ReduceKind, dtype: DType, slot: u16, value: &str, index: &str) {
+/// Takes one more value (and, for ArgMax, its index) into the accumulator whose name ends in `slot`.
+fn combine(shader: &mut Shader<'_>, kind: ReduceKind, dtype: DType, slot: &str, value: &str, index: &str) {
     let float = dtype == DType::F32;
     match kind {
         ReduceKind::Sum => shader.line(format!("a{slot} = a{slot} + {value};")),
@@ -249,7 +264,7 @@ fn emit_product(product: &Product, shader: &mut Shader<'_>) -> Result<(), EmitEr
     for i in 0..4 {
         shader.line(format!("var r{i} = vec4<f32>();"));
     }
-    shader.line(format!("for (var k0 = 0u; k0 < {k}u; k0 += {TILE_K}u) {{"));
+    shader.repeat(&format!("for (var k0 = 0u; k0 < {k}u; k0 += {TILE_K}u)"), k.div_ceil(TILE_K));
     let rows =
         Side { tile: "ta", operand: a.operand, base: "base_a", stride: a.strides[rank], start: "tile_m", size: m };
     rows.load_tile(shader, a.strides[rank + 1], k);
@@ -257,7 +272,7 @@ fn emit_product(product: &Product, shader: &mut Shader<'_>) -> Result<(), EmitEr
         Side { tile: "tb", operand: b.operand, base: "base_b", stride: b.strides[rank + 1], start: "tile_n", size: n };
     columns.load_tile(shader, b.strides[rank], k);
     shader.line("workgroupBarrier();");
-    shader.line(format!("for (var q = 0u; q < {TILE_K}u; q++) {{"));
+    shader.repeat(&format!("for (var q = 0u; q < {TILE_K}u; q++)"), TILE_K);
     shader.line(format!("let a = ta[q * {}u + ty];", TILE / 4));
     shader.line(format!("let b = tb[q * {}u + tx];", TILE / 4));
     for i in 0..4 {
@@ -278,7 +293,14 @@ fn epilogue(product: &Product, shader: &mut Shader<'_>) -> Result<String, EmitEr
     shader.line(format!("if (row >= {}u || column >= {}u) {{ return; }}", product.m, product.n));
     let mut coords = code::unravel(shader, "batch", &product.batch, "c");
     coords.extend(["row".to_string(), "column".to_string()]);
-    let scope = Scope { views: &product.views, coords: &coords, product: Some("value"), prefix: "v", store_if: None };
+    let scope = Scope {
+        views: &product.views,
+        coords: &coords,
+        slots: &[],
+        prefix: "v",
+        store_if: None,
+        product: Some("value"),
+    };
     code::write(shader, &product.code, &scope)?;
     let body = shader.take_since(mark);
     Ok(format!("fn finish(batch: u32, row: u32, column: u32, value: f32) {{\n{body}}}\n"))
@@ -303,7 +325,7 @@ impl Side<'_> {
     /// Loads a 64 x 16 tile, zeros beyond the edges; neighbouring threads read along the dimension with the smaller stride.
     fn load_tile(&self, shader: &mut Shader<'_>, k_stride: i64, k: u64) {
         let Side { tile, operand, base, stride, start, size } = self;
-        shader.line(format!("for (var e = lane; e < {}u; e += 256u) {{", TILE * TILE_K));
+        shader.repeat(&format!("for (var e = lane; e < {}u; e += 256u)", TILE * TILE_K), TILE * TILE_K / 256);
         if k_stride < *stride {
             shader.line(format!("let q = e % {TILE_K}u;"));
             shader.line(format!("let o = e / {TILE_K}u;"));
@@ -335,12 +357,12 @@ fn emit_conv(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
             thread_per(shader, n * o * oh * ow)?;
             let at = code::unravel(shader, "point", &[n, o, oh, ow], "c");
             shader.line("var total = 0.0f;");
-            shader.line(format!("for (var i = 0u; i < {c}u; i++) {{"));
+            shader.count_to("i", c);
             shader.line("var part = 0.0f;");
-            shader.line(format!("for (var ky = 0u; ky < {kh}u; ky++) {{"));
+            shader.count_to("ky", kh);
             shader.line(format!("let y = i32({} * {stride}u + ky) - {padding};", at[2]));
             shader.line(format!("if (y < 0 || y >= {h}) {{ continue; }}"));
-            shader.line(format!("for (var kx = 0u; kx < {kw}u; kx++) {{"));
+            shader.count_to("kx", kw);
             shader.line(format!("let x = i32({} * {stride}u + kx) - {padding};", at[3]));
             shader.line(format!("if (x < 0 || x >= {w}) {{ continue; }}"));
             shader.line(format!(
@@ -352,12 +374,12 @@ fn emit_conv(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
             thread_per(shader, n * c * h * w)?;
             let at = code::unravel(shader, "point", &[n, c, h, w], "c");
             shader.line("var total = 0.0f;");
-            shader.line(format!("for (var i = 0u; i < {o}u; i++) {{"));
+            shader.count_to("i", o);
             shader.line("var part = 0.0f;");
-            shader.line(format!("for (var ky = 0u; ky < {kh}u; ky++) {{"));
+            shader.count_to("ky", kh);
             shader.line(format!("let y = i32({}) + {padding} - i32(ky);", at[2]));
             shader.line(format!("if (y < 0 || y % {stride} != 0 || y / {stride} >= {oh}) {{ continue; }}"));
-            shader.line(format!("for (var kx = 0u; kx < {kw}u; kx++) {{"));
+            shader.count_to("kx", kw);
             shader.line(format!("let x = i32({}) + {padding} - i32(kx);", at[3]));
             shader.line(format!("if (x < 0 || x % {stride} != 0 || x / {stride} >= {ow}) {{ continue; }}"));
             shader.line(format!(
@@ -369,12 +391,12 @@ fn emit_conv(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
             thread_per(shader, o * c * kh * kw)?;
             let at = code::unravel(shader, "point", &[o, c, kh, kw], "c");
             shader.line("var total = 0.0f;");
-            shader.line(format!("for (var i = 0u; i < {n}u; i++) {{"));
+            shader.count_to("i", n);
             shader.line("var part = 0.0f;");
-            shader.line(format!("for (var oy = 0u; oy < {oh}u; oy++) {{"));
+            shader.count_to("oy", oh);
             shader.line(format!("let y = i32(oy * {stride}u + {}) - {padding};", at[2]));
             shader.line(format!("if (y < 0 || y >= {h}) {{ continue; }}"));
-            shader.line(format!("for (var ox = 0u; ox < {ow}u; ox++) {{"));
+            shader.count_to("ox", ow);
             shader.line(format!("let x = i32(ox * {stride}u + {}) - {padding};", at[3]));
             shader.line(format!("if (x < 0 || x >= {w}) {{ continue; }}"));
             shader.line(format!(
@@ -402,18 +424,24 @@ fn emit_scatter(scatter: &ScatterAdd, shader: &mut Shader<'_>) -> Result<(), Emi
     thread_per(shader, batch * chunks * rows)?;
     let at = code::unravel(shader, "point", &[batch, chunks, rows], "c");
     shader.line(format!("let first = {} * {chunk}u;", at[1]));
-    shader.line(format!("let last = min(first + {chunk}u, {inner}u);"));
-    shader.line(format!("let out = ({} * {rows}u + {}) * {inner}u;", at[0], at[2]));
-    shader.line("for (var e = first; e < last; e++) {");
-    shader.line("p2[out + e] = 0.0f;");
+    let inside = |e: u64, statement: String| match inner % chunk {
+        0 => statement,
+        _ => format!("if (first + {e}u < {inner}u) {{ {statement} }}"),
+    };
+    for e in 0..chunk {
+        shader.line(format!("var a{e} = 0.0f;"));
+    }
+    shader.count_to("i", count);
+    shader.line(format!("if (clamp(p0[{} * {count}u + i], 0, {}) == i32({})) {{", at[0], rows - 1, at[2]));
+    shader.line(format!("let update = ({} * {count}u + i) * {inner}u + first;", at[0]));
+    for e in 0..chunk {
+        shader.line(inside(e, format!("a{e} += p1[update + {e}u];")));
+    }
     shader.line("}");
-    shader.line(format!("for (var i = 0u; i < {count}u; i++) {{"));
-    shader.line(format!("let index = clamp(p0[{} * {count}u + i], 0, {});", at[0], rows - 1));
-    shader.line(format!("if (index == i32({})) {{", at[2]));
-    shader.line("for (var e = first; e < last; e++) {");
-    shader.line(format!("p2[out + e] = p2[out + e] + p1[({} * {count}u + i) * {inner}u + e];", at[0]));
     shader.line("}");
-    shader.line("}");
-    shader.line("}");
+    shader.line(format!("let out = ({} * {rows}u + {}) * {inner}u + first;", at[0], at[2]));
+    for e in 0..chunk {
+        shader.line(inside(e, format!("p2[out + {e}u] = a{e};")));
+    }
     Ok(())
 }

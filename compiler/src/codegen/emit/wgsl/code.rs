@@ -5,12 +5,17 @@ use alip_plan::kernel::{Code, Gather, Instr, ScalarOp, View};
 
 use super::{EmitError, Shader};
 
+/// Iterations of the loop in `uniform_f`.
+const PHILOX_ROUNDS: u64 = 10;
+
 /// What the code of a point can refer to.
 pub(super) struct Scope<'a> {
     /// Views of the kernel.
     pub(super) views: &'a [View],
     /// Coordinates of the point, u32 expressions, one per domain dimension.
     pub(super) coords: &'a [String],
+    /// What holds each row slot now, in a reduction.
+    pub(super) slots: &'a [String],
     /// The product's value, in an epilogue.
     pub(super) product: Option<&'a str>,
     /// Prefix of the names of values, distinct among code of one block.
@@ -19,18 +24,18 @@ pub(super) struct Scope<'a> {
     pub(super) store_if: Option<&'a str>,
 }
 
-/// `sum(coordinate * stride) + offset` as a u32 expression.
+/// `sum(coordinate * stride) + offset` as a u32 expression. Negative numbers wrap around, and so back, modulo 2^32.
 pub(super) fn offset(coords: &[String], strides: &[i64], offset: i64) -> String {
     let mut terms: Vec<String> = Vec::new();
     for (coord, stride) in coords.iter().zip(strides) {
         match stride {
             0 => {}
             1 => terms.push(coord.clone()),
-            _ => terms.push(format!("{coord} * {stride}u")),
+            _ => terms.push(format!("{coord} * {}u", *stride as u32)),
         }
     }
     if offset != 0 || terms.is_empty() {
-        terms.push(format!("{offset}u"));
+        terms.push(format!("{}u", offset as u32));
     }
     terms.join(" + ")
 }
@@ -66,7 +71,7 @@ pub(super) fn write(shader: &mut Shader<'_>, code: &Code, scope: &Scope<'_>) -> 
         let (text, simple) = match instr.op {
             ScalarOp::Const(value) => (constant(shader, value.0, instr.dtype), true),
             ScalarOp::Index(axis) => (format!("i32({})", scope.coords[usize::from(axis)]), true),
-            ScalarOp::Slot(slot) => (format!("s{slot}"), true),
+            ScalarOp::Slot(slot) => (scope.slots[usize::from(slot)].clone(), true),
             ScalarOp::Product => (scope.product.unwrap_or("0.0f").to_string(), true),
             ScalarOp::Load(view) => (load(shader, &scope.views[usize::from(view)], scope)?, false),
             ScalarOp::Store(view) => {
@@ -125,7 +130,7 @@ fn element(shader: &mut Shader<'_>, view: &View, scope: &Scope<'_>) -> Result<St
 
 fn gathered(gather: &Gather, scope: &Scope<'_>) -> String {
     let index = offset(scope.coords, &gather.strides, gather.offset);
-    format!("u32(clamp(p{}[{index}], 0, {})) * {}u", gather.operand, gather.limit - 1, gather.stride)
+    format!("u32(clamp(p{}[{index}], 0, {})) * {}u", gather.operand, gather.limit - 1, gather.stride as u32)
 }
 
 fn load(shader: &mut Shader<'_>, view: &View, scope: &Scope<'_>) -> Result<String, EmitError> {
@@ -165,6 +170,9 @@ pub(super) fn constant(shader: &mut Shader<'_>, value: f64, dtype: DType) -> Str
 fn expression(shader: &mut Shader<'_>, instr: &Instr, [a, b, c]: [&str; 3]) -> String {
     use ScalarOp::*;
     let float = instr.dtype.is_float();
+    if matches!(instr.op, Uniform { .. }) {
+        shader.count(PHILOX_ROUNDS);
+    }
     let mut call = |name: &'static str, args: &str| format!("{}({args})", shader.functions.use_(name));
     match instr.op {
         Neg => format!("-({a})"),

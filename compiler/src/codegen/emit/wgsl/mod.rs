@@ -38,9 +38,10 @@ impl std::error::Error for EmitError {}
 pub fn emit(kernel: &Loop, target: &Target) -> Result<Kernel, EmitError> {
     let mut shader = Shader::new(target);
     archetypes::emit(kernel, &mut shader)?;
+    let iterations = shader.iterations;
     let (source, workgroups) = shader.finish()?;
     validate(&source)?;
-    Ok(Kernel::Wgsl { source, workgroups })
+    Ok(Kernel::Wgsl { source, workgroups, iterations })
 }
 
 /// A shader under construction.
@@ -52,6 +53,10 @@ struct Shader<'t> {
     globals: String,
     body: String,
     indent: usize,
+    /// Loops that are open: the indent of their body, and how often they go round.
+    loops: Vec<(usize, u64)>,
+    /// Iterations of all loops together that a thread may take.
+    iterations: u64,
     workgroup_size: u32,
     workgroups: u64,
 }
@@ -65,6 +70,8 @@ impl<'t> Shader<'t> {
             globals: String::new(),
             body: String::new(),
             indent: 1,
+            loops: Vec::new(),
+            iterations: 0,
             workgroup_size: target.workgroup_size,
             workgroups: 0,
         }
@@ -75,6 +82,7 @@ impl<'t> Shader<'t> {
         let text = text.as_ref();
         if text.starts_with('}') {
             self.indent -= 1;
+            self.loops.retain(|(body, _)| *body <= self.indent);
         }
         for _ in 0..self.indent {
             self.body.push_str("  ");
@@ -84,6 +92,23 @@ impl<'t> Shader<'t> {
         if text.ends_with('{') {
             self.indent += 1;
         }
+    }
+
+    /// Opens a loop that goes round at most `trips` times.
+    fn repeat(&mut self, head: &str, trips: u64) {
+        self.count(trips);
+        self.line(format!("{head} {{"));
+        self.loops.push((self.indent, trips));
+    }
+
+    /// Opens the loop of `name` from 0 to below `limit`.
+    fn count_to(&mut self, name: &str, limit: u64) {
+        self.repeat(&format!("for (var {name} = 0u; {name} < {limit}u; {name}++)"), limit);
+    }
+
+    /// Takes note of a loop that is written here.
+    fn count(&mut self, trips: u64) {
+        self.iterations += self.loops.iter().map(|(_, trips)| trips).product::<u64>() * trips;
     }
 
     /// Moves the lines written since `mark` out of the body, to become a helper function.

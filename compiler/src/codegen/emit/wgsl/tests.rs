@@ -21,7 +21,7 @@ fn code(instrs: &[(ScalarOp, DType, [u16; 3])]) -> Code {
 /// Emits for the default wgpu target; the text holds each of `expected`.
 fn check(kernel: Loop, workgroups: [u32; 3], expected: &[&str]) {
     match emit(&kernel, &Target::wgpu()) {
-        Ok(Kernel::Wgsl { source, workgroups: found }) => {
+        Ok(Kernel::Wgsl { source, workgroups: found, .. }) => {
             assert_eq!(found, workgroups, "workgroups of\n{source}");
             for part in expected {
                 assert!(source.contains(part), "no `{part}` in\n{source}");
@@ -182,7 +182,7 @@ fn reductions() {
         slots: 1,
         lanes: Lanes::Reduced,
     };
-    check(Loop::Reduction(argmax), [4, 1, 1], &["x0[lane]", "if (lane == 0u)"]);
+    check(Loop::Reduction(argmax), [4, 1, 1], &["x0_0[lane]", "if (lane == 0u)"]);
 }
 
 #[test]
@@ -213,7 +213,25 @@ fn convolutions_and_scatter() {
         check(Loop::Conv2d(conv), [if kind == ConvKind::ImageGrad { 2 } else { 1 }, 1, 1], &["p2[point] = total;"]);
     }
     let scatter = ScatterAdd { batch: 1, count: 20, rows: 512, inner: 100 };
-    check(Loop::ScatterAdd(scatter), [4, 1, 1], &["clamp(p0["]);
+    check(Loop::ScatterAdd(scatter), [8, 1, 1], &["clamp(p0["]);
+}
+
+#[test]
+fn iterations_of_a_thread_are_counted() {
+    let conv = Conv2d { kind: ConvKind::Forward, n: 2, c: 5, h: 9, w: 9, o: 4, kh: 3, kw: 2, stride: 2, padding: 1 };
+    let cases = [
+        (softmax(Lanes::Kept, 300), 3 * 300),
+        // 64 threads take 2 points each in three stages, and join two slots in 6 rounds.
+        (softmax(Lanes::Reduced, 77), 3 * 2 + 2 * 6),
+        (Loop::Conv2d(conv), 5 + 5 * 3 + 5 * 3 * 2),
+        (Loop::ScatterAdd(ScatterAdd { batch: 1, count: 20, rows: 512, inner: 100 }), 20),
+    ];
+    for (kernel, expected) in cases {
+        match emit(&kernel, &Target::wgpu()) {
+            Ok(Kernel::Wgsl { iterations, source, .. }) => assert_eq!(iterations, expected, "{source}"),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]

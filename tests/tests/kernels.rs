@@ -1,18 +1,23 @@
-//! Random loops on the cpu device against the reference device.
+//! Random loops on the cpu and wgpu devices against the reference device.
 //!
-//! Tensors hold small integers and code keeps to operations that are exact on them, so the two devices must agree bit for
+//! Tensors hold small integers and code keeps to operations that are exact on them, so all devices must agree bit for
 //! bit: what is tested is where values come from, in which order stages run, and where results go. How far rounded
-//! operations may be off is tested beside them (`device/cpu/math.rs`) and in `accuracy` below.
+//! operations may be off is tested beside them (`device/cpu/math.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use alip_compiler::codegen::emit::wgsl;
 use alip_plan::kernel::*;
 use alip_plan::philox;
 use alip_plan::*;
-use alip_runtime::device::{self, DeviceOptions};
+use alip_runtime::device::{self, Device, DeviceOptions};
 use alip_runtime::exec::{Session, Tensors};
 use alip_runtime::tensor::HostTensor;
+use alip_tests::skip;
+
+/// One case in so many runs on the wgpu device too: an adapter takes long to compile a shader that runs once.
+const WGPU_EVERY: u64 = 4;
 
 /// A random number generator for test cases.
 struct Random {
@@ -35,6 +40,9 @@ impl Random {
         self.below(100) < percent
     }
 }
+
+/// Mesa's software adapter takes no plans with longer loops.
+const MAX_ITERATIONS: u64 = 65_535;
 
 /// Builds a plan of one step; every operand is an input, the written ones are outputs as well.
 #[derive(Default)]
@@ -87,12 +95,12 @@ impl Case {
         View { operand, dtype, offset: offset as i64, strides, gather: None }
     }
 
-    fn plan(&self, kernel: Loop) -> Plan {
+    fn plan(&self, kernel: Kernel, target: Target) -> Plan {
         let mut buffers = Vec::new();
         let mut end = 0u64;
         for &(dtype, elements) in &self.operands {
             buffers.push(Buffer { segment: 0, offset: end, dtype, shape: vec![elements] });
-            end = (end + elements * dtype.bytes()).next_multiple_of(64);
+            end = (end + elements * dtype.bytes()).next_multiple_of(target.alignment);
         }
         let port = |index: usize| Port { name: format!("t{index}"), buffer: index as u32 };
         let step = Step { kernel: 0, operands: (0..buffers.len() as u32).collect(), origin: "case".into(), flops: 0 };
@@ -105,10 +113,10 @@ impl Case {
         Plan {
             name: "case".into(),
             compiler: "test".into(),
-            target: Target::cpu(),
+            target,
             segments: vec![Segment { kind: SegmentKind::Arena, bytes: end.max(64) }],
             state: Vec::new(),
-            kernels: vec![Kernel::Loop(kernel)],
+            kernels: vec![kernel],
             programs: BTreeMap::from([("p".to_string(), program)]),
             train: None,
             report: Report::default(),
@@ -116,11 +124,8 @@ impl Case {
     }
 
     /// Runs a kernel on a device with small integers in every operand.
-    fn run(&self, kernel: &Loop, device: &str, threads: usize, seed: u64) -> Result<Tensors, String> {
-        let options = DeviceOptions { threads: Some(threads) };
-        let device = device::choose(device, &options).map_err(|error| error.to_string())?.device;
-        let plan = Arc::new(self.plan(kernel.clone()));
-        let mut session = Session::new(plan, device).map_err(|error| error.to_string())?;
+    fn run(&self, plan: Plan, device: Box<dyn Device>, seed: u64) -> Result<Tensors, String> {
+        let mut session = Session::new(Arc::new(plan), device).map_err(|error| error.to_string())?;
         let mut random = Random::new(seed ^ 0x5EED);
         let mut inputs = Tensors::new();
         for (index, &(dtype, elements)) in self.operands.iter().enumerate() {
@@ -135,21 +140,57 @@ impl Case {
         session.run("p", &inputs).map_err(|error| error.to_string())
     }
 
-    /// Checks that the cpu device, with one thread and with three, does what the reference does.
+    /// Checks that the cpu device, with one thread and with three, and the wgpu device do what the reference does.
     fn check(&self, kernel: Loop, seed: u64) {
-        let expected =
-            self.run(&kernel, "reference", 1, seed).unwrap_or_else(|why| panic!("case {seed}: {why}\n{kernel:#?}"));
-        for threads in [1, 3] {
-            let found = self.run(&kernel, "cpu", threads, seed).unwrap_or_else(|why| panic!("case {seed}: {why}"));
+        let on_host = |device: &str, threads| {
+            let device =
+                device::choose(device, &DeviceOptions { threads: Some(threads) }).expect("always there").device;
+            self.run(self.plan(Kernel::Loop(kernel.clone()), Target::cpu()), device, seed)
+                .unwrap_or_else(|why| panic!("case {seed}: {why}\n{kernel:#?}"))
+        };
+        let expected = on_host("reference", 1);
+        let compare = |device: &str, found: Tensors| {
             for (name, expected) in &expected {
                 let (found, expected) = (found[name].to_f32(), expected.to_f32());
                 let wrong = found.iter().zip(expected.iter()).position(|(a, b)| a != b);
                 if let Some(at) = wrong {
                     let values = (found[at], expected[at]);
-                    panic!("case {seed}, {threads} threads: {name}[{at}] is {values:?}\n{kernel:#?}");
+                    panic!("case {seed}, {device}: {name}[{at}] is {values:?}\n{kernel:#?}");
                 }
             }
+        };
+        for threads in [1, 3] {
+            compare(&format!("cpu with {threads} threads"), on_host("cpu", threads));
         }
+        if seed.is_multiple_of(WGPU_EVERY)
+            && let Some(found) = self.run_on_wgpu(&kernel, seed)
+        {
+            compare("wgpu", found);
+        }
+    }
+
+    /// None without an adapter, and for more operands or iterations than a shader has.
+    fn run_on_wgpu(&self, kernel: &Loop, seed: u64) -> Option<Tensors> {
+        // So few workgroups per dimension that long dispatches are folded.
+        let target = Target { max_workgroups: 64, ..Target::wgpu() };
+        if self.operands.len() > target.max_operands as usize {
+            return None;
+        }
+        let device = match device::choose("wgpu", &DeviceOptions::default()) {
+            Ok(choice) => choice.device,
+            Err(why) => {
+                if seed == 0 {
+                    skip::skipped_outside_ci(&why.to_string());
+                }
+                return None;
+            }
+        };
+        let shader = wgsl::emit(kernel, &target).unwrap_or_else(|why| panic!("case {seed}: {why}\n{kernel:#?}"));
+        if matches!(shader, Kernel::Wgsl { iterations, .. } if iterations > MAX_ITERATIONS) {
+            return None;
+        }
+        let found = self.run(self.plan(shader, target), device, seed);
+        Some(found.unwrap_or_else(|why| panic!("case {seed}: {why}\n{kernel:#?}")))
     }
 }
 

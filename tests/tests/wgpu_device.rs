@@ -1,0 +1,189 @@
+//! What the wgpu device refuses and what it promises, on whole plans. What its shaders compute is tested in `wgsl_loops`,
+//! `kernels`, `schedule` and `wide_models`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use alip_compiler::codegen::emit::wgsl;
+use alip_compiler::diag::SourceMap;
+use alip_compiler::resolve::Options;
+use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
+use alip_plan::kernel::*;
+use alip_plan::{
+    Buffer, DType, Plan, Port, Program, Report, STATE_TOTAL_STEPS, Segment, SegmentKind, Step, Target, philox,
+};
+use alip_runtime::device::{Device, DeviceOptions, choose};
+use alip_runtime::exec::{Session, Tensors};
+use alip_runtime::tensor::HostTensor;
+use alip_tests::skip;
+
+fn adapter() -> Option<Box<dyn Device>> {
+    match choose("wgpu", &DeviceOptions::default()) {
+        Ok(choice) => Some(choice.device),
+        Err(why) => {
+            skip::skipped_outside_ci(&why.to_string());
+            None
+        }
+    }
+}
+
+/// A plan of one kernel from operand 0 to operand 1, F32 of these lengths.
+fn plan(kernel: Kernel, target: Target, lengths: [u64; 2]) -> Plan {
+    let second = (4 * lengths[0]).next_multiple_of(256);
+    let buffer = |(length, offset)| Buffer { segment: 0, offset, dtype: DType::F32, shape: vec![length] };
+    let program = Program {
+        inputs: vec![Port { name: "x".into(), buffer: 0 }],
+        outputs: vec![Port { name: "y".into(), buffer: 1 }],
+        buffers: lengths.into_iter().zip([0, second]).map(buffer).collect(),
+        steps: vec![Step { kernel: 0, operands: vec![0, 1], origin: "test".into(), flops: 0 }],
+    };
+    Plan {
+        name: "one".into(),
+        compiler: "test".into(),
+        target,
+        segments: vec![Segment { kind: SegmentKind::Arena, bytes: second + 4 * lengths[1] }],
+        state: vec![],
+        kernels: vec![kernel],
+        programs: BTreeMap::from([("main".to_string(), program)]),
+        train: None,
+        report: Report::default(),
+    }
+}
+
+/// Loading the plan fails with a message that holds all of `parts`.
+fn check_refused(device: Box<dyn Device>, plan: Plan, parts: &[&str]) {
+    let Err(error) = Session::new(Arc::new(plan), device) else { panic!("the plan loads; {parts:?} was expected") };
+    let error = error.to_string();
+    assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+}
+
+/// `y[i] = sum over j of x[i, j]`, a thread per row.
+fn sums(rows: u64, length: u64) -> Loop {
+    let view = |operand, strides| View { operand, dtype: DType::F32, offset: 0, strides, gather: None };
+    let instr = |op| Code { instrs: vec![Instr { op, dtype: DType::F32, args: [0; 3] }] };
+    let mut store = instr(ScalarOp::Slot(0));
+    store.instrs.extend(instr(ScalarOp::Store(1)).instrs);
+    Loop::Reduction(Reduction {
+        kept: vec![rows],
+        reduced: vec![length],
+        views: vec![view(0, vec![1, rows as i64]), view(1, vec![1, 0])],
+        stages: vec![
+            Stage::Points {
+                code: instr(ScalarOp::Load(0)),
+                reduce: vec![Reduce { kind: ReduceKind::Sum, value: 0, slot: 0 }],
+            },
+            Stage::Row { code: store, slots: vec![] },
+        ],
+        slots: 1,
+        lanes: Lanes::Kept,
+    })
+}
+
+#[test]
+fn plans_for_other_targets_are_refused() {
+    let Some(device) = adapter() else { return };
+    let cpu = plan(Kernel::Loop(sums(4, 5)), Target::cpu(), [20, 4]);
+    check_refused(device, cpu, &["compiled for target `cpu`", "device `wgpu`", "--target wgpu"]);
+    let shader = wgsl::emit(&sums(4, 5), &Target::wgpu()).expect("a small loop");
+    let device = choose("cpu", &DeviceOptions::default()).expect("always there").device;
+    check_refused(device, plan(shader, Target::wgpu(), [20, 4]), &["compiled for target `wgpu`", "--target cpu"]);
+}
+
+#[test]
+fn shaders_that_are_not_valid_are_refused() {
+    let Some(device) = adapter() else { return };
+    let broken = Kernel::Wgsl { source: "fn main() { let x = ; }".into(), workgroups: [1; 3], iterations: 0 };
+    check_refused(device, plan(broken, Target::wgpu(), [4, 4]), &["device `wgpu` failed"]);
+}
+
+/// Mesa's software adapter would leave the loop early and say nothing.
+#[test]
+fn loops_longer_than_the_adapter_runs_are_refused() {
+    let Some(device) = adapter() else { return };
+    let (rows, length) = (2, 70_000);
+    let shader = wgsl::emit(&sums(rows, length), &Target::wgpu()).expect("a small loop");
+    let plan = plan(shader, Target::wgpu(), [rows * length, rows]);
+    if device.description().contains("llvmpipe") {
+        return check_refused(device, plan, &["after 65535 iterations", "takes 70000", "--device cpu"]);
+    }
+    let mut session = Session::new(Arc::new(plan), device).expect("the plan loads");
+    let ones = HostTensor::f32(&[rows * length], vec![1.0; (rows * length) as usize]).expect("as many");
+    let outputs = session.run("main", &Tensors::from([("x".into(), ones)])).expect("it runs");
+    assert_eq!(*outputs["y"].to_f32(), [length as f32; 2]);
+}
+
+fn tiny() -> Arc<Plan> {
+    let mut sources = SourceMap::new();
+    let options = SpecOptions {
+        spec: Options::default(),
+        compile: CompileOptions { target: Target::wgpu(), ..CompileOptions::default() },
+        ..SpecOptions::default()
+    };
+    let compiled = compile_spec(&mut sources, "alip_tiny", &options)
+        .unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
+    Arc::new(compiled.plan.expect("no pass was asked to be the last"))
+}
+
+/// Noise for images and texts; the first pixel is `pixel`.
+fn batch(plan: &Plan, pixel: f32) -> Tensors {
+    let train = &plan.programs["train"];
+    let tensor = |name: &str| {
+        let buffer = train.input(name).expect("named by the program");
+        let count: u64 = buffer.shape.iter().product();
+        let uniform = (0..count).map(|i| philox::uniform(philox::philox4x32([i as u32, 1, 0, 0], [3, 5])[0]));
+        let tensor = match buffer.dtype {
+            DType::I32 => HostTensor::i32(&buffer.shape, uniform.map(|x| (512.0 * x) as i32).collect()),
+            _ => HostTensor::f32(&buffer.shape, std::iter::once(pixel).chain(uniform.skip(1)).collect()),
+        };
+        (name.to_owned(), tensor.expect("as many elements as the shape says"))
+    };
+    train.inputs.iter().map(|port| tensor(&port.name)).collect()
+}
+
+fn started(plan: &Arc<Plan>, device: Box<dyn Device>) -> Session {
+    let mut session = Session::new(Arc::clone(plan), device).expect("the plan loads");
+    session.init(0).expect("init runs");
+    session.write_state(STATE_TOTAL_STEPS, &HostTensor::scalar_i32(20)).expect("every plan that trains has it");
+    session
+}
+
+/// Every bit of the state.
+fn state(session: &mut Session, plan: &Plan) -> Vec<(String, HostTensor)> {
+    let paths = plan.state.iter().map(|state| state.path.clone());
+    paths.map(|path| (path.clone(), session.read_state(&path).expect("state is there"))).collect()
+}
+
+#[test]
+fn training_twice_gives_the_same_bits() {
+    let (Some(first), Some(second)) = (adapter(), adapter()) else { return };
+    let plan = tiny();
+    let inputs = batch(&plan, 0.5);
+    let [first, second] = [first, second].map(|device| {
+        let mut session = started(&plan, device);
+        for _ in 0..3 {
+            session.run_for("train", &inputs, &[]).expect("it runs");
+        }
+        state(&mut session, &plan)
+    });
+    for ((path, first), (_, second)) in first.iter().zip(&second) {
+        assert_eq!(first.bytes(), second.bytes(), "{path}");
+    }
+}
+
+#[test]
+fn a_step_on_an_image_that_is_not_finite_changes_nothing() {
+    let Some(device) = adapter() else { return };
+    let plan = tiny();
+    let mut session = started(&plan, device);
+    session.run_for("train", &batch(&plan, 0.5), &[]).expect("it runs");
+    let before = state(&mut session, &plan);
+    for pixel in [f32::NAN, f32::INFINITY] {
+        let outputs = session.run("train", &batch(&plan, pixel)).expect("it runs");
+        assert!(!outputs["loss"].to_f32()[0].is_finite(), "a loss of {:?}", outputs["loss"].to_f32());
+        for ((path, before), (_, after)) in before.iter().zip(&state(&mut session, &plan)) {
+            assert_eq!(before.bytes(), after.bytes(), "{path} after {pixel}");
+        }
+    }
+    session.run_for("train", &batch(&plan, 0.5), &[]).expect("it runs");
+    assert!(before != state(&mut session, &plan), "a good step goes on");
+}
