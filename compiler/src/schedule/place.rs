@@ -383,6 +383,10 @@ impl Groups<'_> {
         for index in 0..if self.fuse { sites.len() } else { 0 } {
             let site = sites[index].clone();
             let alone = sites.len() == 1 && !needed;
+            // A group that also reads the product at other points can only do so when all of it is stored.
+            if sites.iter().filter(|other| other.group == site.group).count() > 1 {
+                continue;
+            }
             if let Some(cuts) = self.epilogue(id, &site, &domain)
                 && self.no_reader_before(site.group)
             {
