@@ -1,8 +1,8 @@
 //! Puts a graph into the form that grouping expects; what is computed stays the same.
 //!
 //! Afterwards: every node is live (inputs aside) and distinct, there are no identities, the operands of every product are
-//! `[batch.., free.., contracted..]` with the contracted dimensions in one order, and no sum of very many elements into very
-//! few results is left in one piece.
+//! `[batch.., free.., contracted..]` with the contracted dimensions in one order, no product exists only to be transposed,
+//! and no sum of very many elements into very few results is left in one piece.
 
 use std::collections::HashMap;
 
@@ -24,6 +24,7 @@ const PIECE: u64 = 4096;
 /// An op refuses its inputs, which only a defect of a pass can cause.
 pub fn prepare(graph: &Graph) -> Result<Graph, Diagnostics> {
     let live = live(graph);
+    let turned = turned(graph, &live);
     let mut rebuild = Rebuild { graph: Graph::new(&graph.name), seen: HashMap::new(), origins: Vec::new() };
     for origin in graph.origins() {
         let id = rebuild.graph.add_origin(origin.clone());
@@ -36,9 +37,21 @@ pub fn prepare(graph: &Graph) -> Result<Graph, Diagnostics> {
             moved.push(NodeId(u32::MAX));
             continue;
         }
-        let inputs: SmallVec<[NodeId; 3]> = node.inputs.iter().map(|input| moved[input.index()]).collect();
+        let mut inputs: SmallVec<[NodeId; 3]> = node.inputs.iter().map(|input| moved[input.index()]).collect();
+        let mut op = node.op.clone();
+        match &mut op {
+            Op::Transpose { .. } if turned[id.index()] => {
+                moved.push(inputs[0]);
+                continue;
+            }
+            Op::Dot(dot) if turned[id.index()] => {
+                inputs.reverse();
+                dot.batch.iter_mut().chain(&mut dot.contract).for_each(|pair| *pair = (pair.1, pair.0));
+            }
+            _ => {}
+        }
         let origin = rebuild.origins.get(node.origin.0 as usize).copied().unwrap_or_default();
-        let new = rebuild.node(&node.op, &inputs, &node.ty.shape, origin).map_err(|error| {
+        let new = rebuild.node(&op, &inputs, &node.ty.shape, origin).map_err(|error| {
             let path = &graph.origin(id).path;
             Diagnostic::error(format!("internal: preparing `{}` of program `{}`", path, graph.name)).note(error.message)
         })?;
@@ -84,6 +97,31 @@ fn live(graph: &Graph) -> Vec<bool> {
     live
 }
 
+/// Products whose only user is a transpose that exchanges their sides, and these transposes: `(x y)^T` is `y^T x^T`. So the
+/// gradient of a weight that is used transposed comes out as the weight lies.
+fn turned(graph: &Graph, live: &[bool]) -> Vec<bool> {
+    let mut uses = vec![0u32; graph.nodes().len()];
+    let read = graph.ids().filter(|id| live[id.index()]).flat_map(|id| &graph.node(id).inputs);
+    let named = graph.outputs.values().chain(graph.updates.values()).chain(graph.values.values());
+    for id in read.chain(named) {
+        uses[id.index()] += 1;
+    }
+    let mut turned = vec![false; graph.nodes().len()];
+    for id in graph.ids().filter(|id| live[id.index()]) {
+        let node = graph.node(id);
+        let Op::Transpose { perm } = &node.op else { continue };
+        let Op::Dot(dot) = &graph.node(node.inputs[0]).op else { continue };
+        let batch = dot.batch.len();
+        let left = graph.shape(graph.node(node.inputs[0]).inputs[0]).rank() - batch - dot.contract.len();
+        let exchanged = (0..batch).chain(batch + left..perm.len()).chain(batch..batch + left);
+        if uses[node.inputs[0].index()] == 1 && perm.iter().copied().eq(exchanged) {
+            turned[id.index()] = true;
+            turned[node.inputs[0].index()] = true;
+        }
+    }
+    turned
+}
+
 struct Rebuild {
     graph: Graph,
     seen: HashMap<(Op, SmallVec<[NodeId; 3]>), NodeId>,
@@ -119,7 +157,7 @@ impl Rebuild {
         }
     }
 
-    /// Views that change nothing vanish; a reshape of a reshape is one.
+    /// Views that change nothing vanish; a reshape of a reshape is one, and a transpose of a transpose.
     fn view(&mut self, op: &Op, input: NodeId, shape: &Shape, origin: OriginId) -> Result<NodeId, OpError> {
         let before = self.graph.shape(input);
         let nothing = match op {
@@ -138,6 +176,11 @@ impl Rebuild {
             (Op::Reshape { .. }, Op::Reshape { .. }) => {
                 let base = inner.inputs[0];
                 if self.graph.shape(base) == shape { Ok(base) } else { self.add(op, &[base], origin) }
+            }
+            (Op::Transpose { perm }, Op::Transpose { perm: first }) => {
+                let perm = perm.iter().map(|&from| first[from]).collect();
+                let base = inner.inputs[0];
+                self.view(&Op::Transpose { perm }, base, shape, origin)
             }
             _ => self.add(op, &[input], origin),
         }
