@@ -83,17 +83,25 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let root = args.out.clone().unwrap_or_else(|| Path::new("runs").join(args.model.stem()));
     let device = args.device.open()?.device;
     let description = format!("{}: {}", device.name(), device.description());
-    let (run, info, plan) =
-        if args.resume { open(args, &root)? } else { create(args, &root, (device.kind(), description))? };
+    let (existing, info, plan) = if args.resume {
+        let (run, info, plan) = open(args, &root)?;
+        (Some(run), info, plan)
+    } else {
+        let (info, plan) = prepare(args, &root, (device.kind(), description))?;
+        (None, info, plan)
+    };
     let pipeline = data(&info)?.clone();
     let mut session = Session::new(Arc::new(plan), device)?;
-    let checkpoints = run.checkpoints(args.keep as usize);
-    let position = if args.resume {
-        let position = resume(&mut session, &info, &checkpoints)?;
-        eprintln!("resuming {} at step {} of {}", info.spec, position.step, info.steps);
-        position
-    } else {
-        begin(&mut session, info.seed, info.steps)?
+    let (run, position) = match existing {
+        Some(run) => {
+            let position = resume(&mut session, &info, &run.checkpoints(args.keep as usize))?;
+            eprintln!("resuming {} at step {} of {}", info.spec, position.step, info.steps);
+            (run, position)
+        }
+        None => {
+            let position = begin(&mut session, info.seed, info.steps)?;
+            (RunDir::create(&root, &info, session.plan(), args.keep + 1)?, position)
+        }
     };
     let source = open_source(&pipeline.source, Mode::Train)?;
     let options = LoaderOptions {
@@ -112,7 +120,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         feed: &mut loader,
         run: &run,
         info: &info,
-        checkpoints,
+        checkpoints: run.checkpoints(args.keep as usize),
         checkpoint_every: args.checkpoint_every,
         stop: &stop,
         watch: &mut progress,
@@ -133,8 +141,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A new run: everything that can be wrong is found before the first step.
-fn create(args: &Args, root: &Path, device: (alip_plan::TargetKind, String)) -> Outcome<(RunDir, RunInfo, Plan)> {
+/// A new run. Its directory is made last, so that whatever is wrong leaves no trace.
+fn prepare(args: &Args, root: &Path, device: (alip_plan::TargetKind, String)) -> Outcome<(RunInfo, Plan)> {
     let (plan, pipeline) = args.model.plan_and_data(device.0, args.data.as_deref())?;
     let Some(train) = &plan.train else {
         let why = "has no `train` section, so there is nothing to train";
@@ -151,7 +159,6 @@ fn create(args: &Args, root: &Path, device: (alip_plan::TargetKind, String)) -> 
         return Err(Failure::message("--steps 0: a run has at least one step"));
     }
     let info = RunInfo::new(&plan, device.1, args.seed, steps, Some(pipeline));
-    let run = RunDir::create(root, &info, &plan, args.keep + 1)?;
     let facts = [
         format!("{} parameters", plan.report.parameters),
         format!("batch {}", info.batch),
@@ -160,7 +167,7 @@ fn create(args: &Args, root: &Path, device: (alip_plan::TargetKind, String)) -> 
         format!("{} planned", bytes(plan.report.peak_bytes())),
     ];
     eprintln!("{}: {}; in {}", info.spec, facts.join(", "), root.display());
-    Ok((run, info, plan))
+    Ok((info, plan))
 }
 
 /// The run to continue; its data may have moved.

@@ -1,0 +1,215 @@
+//! What a user sees when something is wrong: the message, a non-zero exit status, and nothing lost.
+
+#![cfg(feature = "compile")]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// Runs `alip-run` in a folder; exit status, stdout, stderr.
+fn run(folder: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_alip-run")).current_dir(folder).args(args).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// The command fails and says all of this, in this order.
+fn check(folder: &Path, args: &[&str], said: &[&str]) {
+    let (status, out, err) = run(folder, args);
+    assert_eq!(status, Some(1), "{args:?}\n{out}{err}");
+    let mut rest = err.as_str();
+    for part in said {
+        let Some(at) = rest.find(part) else { panic!("{args:?}: no {part:?} in\n{err}") };
+        rest = &rest[at + part.len()..];
+    }
+    assert!(!err.contains("panicked"), "{err}");
+}
+
+const SMALL: &str = r#"Graph(
+    name: "small",
+    base: "alip_shapes",
+    dims: { "B": Batch(4), "D": 8 },
+    inputs: { "image": (dtype: F32, shape: "[B, 3, 32, 32]") },
+    parts: {
+        "visual": "vit(image: 32, patch: 16, width: 8, layers: 1, heads: 2, out: D)",
+        "text": "text_transformer(vocab: 512, context: T, width: 8, layers: 1, heads: 2, out: D)",
+    },
+    data: "small_data",
+)"#;
+
+const SMALL_DATA: &str = r#"Pipeline(
+    name: "small_data",
+    source: Shapes(size: 32, scenes: 16, held_out: 8),
+    shuffle: (),
+    body: [
+        "pixels = normalize_rgb(image, mean: 0.5, std: 0.25)",
+        "raw_ids = tokenize(raw, 32, vocab: 'words:512')",
+        "caption_ids = tokenize(caption, 32, vocab: 'words:512')",
+    ],
+    outputs: { "image": "pixels", "raw": "raw_ids", "caption": "caption_ids" },
+)"#;
+
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("small.ron"), SMALL).unwrap();
+    fs::write(folder.path().join("small_data.ron"), SMALL_DATA).unwrap();
+    folder
+}
+
+const TRAIN: [&str; 6] = ["train", "small.ron", "--device", "cpu", "--steps", "3"];
+
+#[test]
+fn what_cannot_be_trained_is_said_before_the_first_step() {
+    let folder = folder();
+    let at = folder.path();
+    check(at, &["train", "alip_shapez", "--device", "cpu"], &["error: ", "alip_shapez", "alip_shapes"]);
+    check(at, &["train", "small.ron", "--device", "cuba"], &["error: device `cuba` cannot be used: this build has "]);
+    check(at, &[&TRAIN[..5], &["0"]].concat(), &["error: --steps 0: a run has at least one step"]);
+    check(
+        at,
+        &["train", "small.ron", "--device", "cpu", "--epochs", "0"],
+        &["error: --epochs 0: give a number above 0"],
+    );
+    check(at, &["train", "small.ron", "--device", "cpu", "--set", "train.epoch=3"], &["error: ", "epoch"]);
+    check(
+        at,
+        &[&TRAIN[..], &["--data", "."]].concat(),
+        &[
+            "error: pipeline `small_data` of graph `small` reads no folder; give --data a pipeline whose source is `Folder`",
+        ],
+    );
+    check(
+        at,
+        &["train", "small.ron", "--device", "cpu", "--seed", "3000000000"],
+        &["error: --seed 3000000000 is too large"],
+    );
+    check(
+        at,
+        &["train", "alip_flickr8k", "--device", "cpu", "--data", "."],
+        &["captions.jsonl: ", "; write one line per image: "],
+    );
+    fs::write(at.join("no_training.ron"), r#"Graph(name: "no_training", base: "small", train: None, metrics: { "lr": None, "beta1": None, "grad_norm": None, "clip_coef": None, "logit_scale_before": None, "logit_scale_after": None })"#).unwrap();
+    check(at, &["train", "no_training.ron", "--device", "cpu"], &["error: graph `no_training`"]);
+    // Whatever was wrong, no run was begun.
+    assert!(!at.join("runs/small/run.json").exists());
+}
+
+#[test]
+fn a_run_is_not_overwritten_and_only_a_run_is_resumed() {
+    let folder = folder();
+    let at = folder.path();
+    check(
+        at,
+        &["train", "small.ron", "--device", "cpu", "--resume"],
+        &["error: runs/small holds no run (there is no run.json)"],
+    );
+    check(at, &["eval", "runs/small"], &["error: runs/small holds no run"]);
+    let (status, out, err) = run(at, &TRAIN);
+    assert_eq!(status, Some(0), "{out}{err}");
+    for line in [
+        "small after 3 steps, on 8 held-out samples",
+        "image to text R@1",
+        "zero-shot accuracy of 72 classes",
+        "(AUC)",
+        "report: runs/small/report.html",
+    ] {
+        assert!(out.contains(line), "{line} in {out}");
+    }
+    for file in [
+        "plan.alip",
+        "run.json",
+        "metrics.jsonl",
+        "results.json",
+        "report.html",
+        "checkpoints/step-00000003.safetensors",
+    ] {
+        assert!(at.join("runs/small").join(file).exists(), "{file}");
+    }
+    check(
+        at,
+        &TRAIN,
+        &[
+            "error: runs/small already holds a run of `small` (saved at step 3 of 3); continue it with --resume, or choose another directory with --out",
+        ],
+    );
+    check(at, &["report", "runs/small", "--against", "runs/other"], &["error: runs/other holds no run"]);
+    let (status, out, err) = run(at, &["report", "runs/small", "--against", "runs/small"]);
+    assert_eq!(status, Some(0), "{out}{err}");
+    // The same run again is measured the same.
+    let (status, again, err) = run(at, &["eval", "runs/small", "--device", "cpu", "--json"]);
+    assert_eq!(status, Some(0), "{again}{err}");
+    let json: serde_json::Value = serde_json::from_str(&again).unwrap();
+    assert_eq!(json["samples"], 8);
+    // A plan that somebody cut short.
+    let plan = at.join("runs/small/plan.alip");
+    let bytes = fs::read(&plan).unwrap();
+    fs::write(&plan, &bytes[..bytes.len() / 2]).unwrap();
+    check(at, &["eval", "runs/small", "--device", "cpu"], &["error: runs/small/plan.alip: the plan file is damaged"]);
+}
+
+#[test]
+fn a_compiled_plan_trains_without_its_spec() {
+    let folder = folder();
+    let at = folder.path();
+    let (status, out, err) = run(at, &TRAIN);
+    assert_eq!(status, Some(0), "{out}{err}");
+    // A run's directory holds a plan as `alipc compile -o` writes it.
+    let args = ["train", "runs/small", "--device", "cpu", "--steps", "3", "--out", "again", "--no-eval"];
+    let (status, out, err) = run(at, &args);
+    assert_eq!(status, Some(0), "{out}{err}");
+    let weights = |run: &str| fs::read(at.join(run).join("checkpoints/step-00000003.safetensors")).unwrap();
+    assert!(weights("runs/small") == weights("again"), "the same plan, other weights");
+    check(
+        at,
+        &["train", "runs/small", "--batch", "8", "--device", "cpu"],
+        &["error: the plan in runs/small is compiled: --batch and --set change specs"],
+    );
+    check(
+        at,
+        &["train", "runs/small", "--out", "x", "--device", "cpu", "--data", "alip_shapes"],
+        &["error: --data alip_shapes: this is no pipeline"],
+    );
+}
+
+#[test]
+fn a_loss_that_is_no_number_names_the_step_and_the_node() {
+    let folder = folder();
+    let at = folder.path();
+    let spec = r#"Graph(name: "breaks", base: "small", train: (schedule: "constant(max_lr: 1e30)", clip_grad_norm: None), use: ["schedule/constant"], metrics: { "beta1": None, "clip_coef": None })"#;
+    fs::write(at.join("breaks.ron"), spec).unwrap();
+    check(
+        at,
+        &["train", "breaks.ron", "--device", "cpu", "--steps", "50"],
+        &[
+            "error: step ",
+            "metric `",
+            "The first value that is not finite was made by `",
+            "The batch was samples ",
+            "The state before the step is saved in runs/breaks/checkpoints/step-",
+        ],
+    );
+}
+
+#[test]
+fn replay_names_what_does_not_fit() {
+    let folder = folder();
+    let at = folder.path();
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/alip_tiny");
+    let file = |name: &str| goldens.join(format!("{name}.safetensors")).display().to_string();
+    let (weights, inputs) = (file("weights_initial"), file("inputs"));
+    let replay = |graph: &str, weights: &str, batches: &str| -> Vec<String> {
+        ["replay", graph, "--device", "cpu", "--weights", weights, "--batches", batches, "--out", "out.safetensors"]
+            .map(str::to_string)
+            .to_vec()
+    };
+    let check =
+        |args: Vec<String>, said: &[&str]| check(at, &args.iter().map(String::as_str).collect::<Vec<_>>(), said);
+    check(
+        replay("alip_tiny_rn", &weights, &inputs),
+        &["weights_initial.safetensors: the weights do not fit graph `alip_tiny_rn`: parameter `"],
+    );
+    check(replay("alip_tiny", &weights, &weights), &["there is no batch: tensors are named `batch.0.image`"]);
+    check(replay("alip_tiny", "none.safetensors", &inputs), &["error: none.safetensors: cannot read"]);
+    check(replay("small.ron", &inputs, &inputs), &["the weights do not fit graph `small`"]);
+    assert!(!at.join("out.safetensors").exists());
+}
