@@ -423,25 +423,24 @@ fn products_with_epilogue() {
 
 #[test]
 fn convolutions() {
-    let base = Conv2d { kind: ConvKind::Forward, n: 2, c: 3, h: 9, w: 8, o: 5, kh: 3, kw: 2, stride: 2, padding: 1 };
-    let (oh, ow) = base.out();
-    let (image, weight, out) = (vec![2, 3, 9, 8], vec![5, 3, 3, 2], vec![2, 5, oh, ow]);
-    let cases = [
-        (ConvKind::Forward, [&image, &weight, &out], 18),
-        (ConvKind::ImageGrad, [&out, &weight, &image], 30),
-        (ConvKind::WeightGrad, [&image, &out, &weight], 2 * oh * ow),
-    ];
-    for (kind, shapes, length) in cases {
-        let operands = shapes.map(|shape| (DType::F32, shape.clone()));
-        let roundings = Roundings::reduction(length as usize);
-        check(
-            &format!("{kind:?}"),
-            Loop::Conv2d(Conv2d { kind, ..base.clone() }),
-            &operands,
-            1.0,
-            roundings,
-            length as f64,
-        );
+    let small = Conv2d { kind: ConvKind::Forward, n: 2, c: 3, h: 9, w: 8, o: 5, kh: 3, kw: 2, stride: 2, padding: 1 };
+    // Sums over images so large that a workgroup shares them.
+    let large = Conv2d { n: 4, h: 71, w: 73, ..small.clone() };
+    for base in [small, large] {
+        let Conv2d { n, c, h, w, o, kh, kw, .. } = base;
+        let (oh, ow) = base.out();
+        let (image, weight, out) = (vec![n, c, h, w], vec![o, c, kh, kw], vec![n, o, oh, ow]);
+        let cases = [
+            (ConvKind::Forward, [&image, &weight, &out], c * kh * kw),
+            (ConvKind::ImageGrad, [&out, &weight, &image], o * kh * kw),
+            (ConvKind::WeightGrad, [&image, &out, &weight], n * oh * ow),
+        ];
+        for (kind, shapes, length) in cases {
+            let operands = shapes.map(|shape| (DType::F32, shape.clone()));
+            let roundings = Roundings::reduction(length as usize);
+            let kernel = Loop::Conv2d(Conv2d { kind, ..base.clone() });
+            check(&format!("{kind:?} of {h} x {w}"), kernel, &operands, 1.0, roundings, length as f64);
+        }
     }
 }
 

@@ -18,6 +18,9 @@ use super::{Device, DeviceError, DeviceOptions, Download, LoadedPlan, MemoryFact
 /// Dispatches per submission: long queues trip the watchdogs of desktop drivers, short ones cost a call each.
 const STEPS_PER_SUBMISSION: usize = 128;
 
+/// Uploads lie in memory of the driver's until they are submitted and done: a whole state would lie there twice.
+const STAGED_BYTES: u64 = 64 << 20;
+
 /// Mesa's software rasteriser leaves all loops of a thread, without a word, after this many iterations together
 /// (`LP_MAX_TGSI_LOOP_ITERATIONS` in its gallivm; seen in version 22.3).
 const LLVMPIPE_ITERATIONS: u64 = 65_535;
@@ -203,6 +206,7 @@ impl Device for Wgpu {
             memory: MemoryFacts { segments: plan.segments.iter().map(|segment| segment.bytes).sum(), scratch: 0 },
             segments,
             programs,
+            staged: 0,
         }))
     }
 }
@@ -325,6 +329,8 @@ struct Loaded {
     segments: Vec<wgpu::Buffer>,
     programs: BTreeMap<String, Vec<Dispatch>>,
     memory: MemoryFacts,
+    /// Bytes uploaded since the driver was last waited for.
+    staged: u64,
 }
 
 impl Loaded {
@@ -349,6 +355,12 @@ impl LoadedPlan for Loaded {
             )));
         }
         self.queue.write_buffer(segment, slice.offset, bytes);
+        self.staged += slice.bytes;
+        if self.staged > STAGED_BYTES {
+            self.queue.submit([]);
+            wait(&self.device)?;
+            self.staged = 0;
+        }
         check(&self.fault)
     }
 

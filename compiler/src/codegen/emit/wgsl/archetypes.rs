@@ -13,6 +13,8 @@ const SHORT_ROW: u64 = 32;
 /// Product tile: 64 x 64 results by 16 x 16 threads, 16 steps of k at a time; 8 KiB of the 16 KiB of workgroup memory.
 const TILE: u64 = 64;
 const TILE_K: u64 = 16;
+/// A sum of more products than this is shared by a workgroup.
+const LONG_SUM: u64 = 4096;
 /// Elements of a table row that one thread of a scatter owns, in registers.
 const SCATTER_CHUNK: u64 = 32;
 /// Index of a largest element before there is one: loses against every other.
@@ -387,29 +389,60 @@ fn emit_conv(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
                 at[0], at[1]
             ));
         }
-        ConvKind::WeightGrad => {
-            thread_per(shader, o * c * kh * kw)?;
-            let at = code::unravel(shader, "point", &[o, c, kh, kw], "c");
-            shader.line("var total = 0.0f;");
-            shader.count_to("i", n);
-            shader.line("var part = 0.0f;");
-            shader.count_to("oy", oh);
-            shader.line(format!("let y = i32(oy * {stride}u + {}) - {padding};", at[2]));
-            shader.line(format!("if (y < 0 || y >= {h}) {{ continue; }}"));
-            shader.count_to("ox", ow);
-            shader.line(format!("let x = i32(ox * {stride}u + {}) - {padding};", at[3]));
-            shader.line(format!("if (x < 0 || x >= {w}) {{ continue; }}"));
-            shader.line(format!(
-                "part += p0[((i * {c}u + {}) * {h}u + u32(y)) * {w}u + u32(x)] * p1[((i * {o}u + {}) * {oh}u + oy) * {ow}u + ox];",
-                at[1], at[0]
-            ));
-        }
+        ConvKind::WeightGrad => return emit_weight_grad(conv, shader),
     }
     shader.line("}");
     shader.line("}");
     shader.line("total += part;");
     shader.line("}");
     shader.line("p2[point] = total;");
+    Ok(())
+}
+
+/// A weight's gradient sums over all images: long sums are shared by a workgroup, a thread takes rows of the output.
+fn emit_weight_grad(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
+    let (oh, ow) = conv.out();
+    let Conv2d { n, c, h, w, o, kh, kw, stride, padding, .. } = *conv;
+    let (weights, rows) = (o * c * kh * kw, n * oh);
+    let width = if rows * ow > LONG_SUM { 64 } else { 1 };
+    if width > 1 {
+        shader.launch(weights, width as u32);
+        shader.line("let point = work;");
+        shader.line(format!("if (point >= {weights}u) {{ return; }}"));
+    } else {
+        thread_per(shader, weights)?;
+    }
+    let at = code::unravel(shader, "point", &[o, c, kh, kw], "c");
+    shader.line("var total = 0.0f;");
+    let first = if width > 1 { "lane" } else { "0u" };
+    shader.repeat(&format!("for (var row = {first}; row < {rows}u; row += {width}u)"), rows.div_ceil(width));
+    shader.line(format!("let i = row / {oh}u;"));
+    shader.line(format!("let oy = row % {oh}u;"));
+    shader.line(format!("let y = i32(oy * {stride}u + {}) - {padding};", at[2]));
+    shader.line(format!("if (y < 0 || y >= {h}) {{ continue; }}"));
+    shader.line("var part = 0.0f;");
+    shader.count_to("ox", ow);
+    shader.line(format!("let x = i32(ox * {stride}u + {}) - {padding};", at[3]));
+    shader.line(format!("if (x < 0 || x >= {w}) {{ continue; }}"));
+    shader.line(format!(
+        "part += p0[((i * {c}u + {}) * {h}u + u32(y)) * {w}u + u32(x)] * p1[((i * {o}u + {}) * {oh}u + oy) * {ow}u + ox];",
+        at[1], at[0]
+    ));
+    shader.line("}");
+    shader.line("total += part;");
+    shader.line("}");
+    if width == 1 {
+        shader.line("p2[point] = total;");
+        return Ok(());
+    }
+    shader.globals.push_str(&format!("var<workgroup> totals: array<f32, {width}>;\n"));
+    shader.line("totals[lane] = total;");
+    shader.line("workgroupBarrier();");
+    shader.repeat(&format!("for (var half = {}u; half > 0u; half = half >> 1u)", width / 2), width.ilog2().into());
+    shader.line("if (lane < half) { totals[lane] += totals[lane + half]; }");
+    shader.line("workgroupBarrier();");
+    shader.line("}");
+    shader.line("if (lane == 0u) { p2[point] = totals[0]; }");
     Ok(())
 }
 
