@@ -2,104 +2,17 @@
 //! The reference device runs kernels in f64: when it alone agrees, the compiler is right and the other device wrong.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
-use alip_compiler::ir::{DType, Graph, Model, Origin, StateDecl, TensorType, Value, interpret};
+use alip_compiler::ir::{DType, Model, Value, interpret};
 use alip_compiler::ops::cases;
 use alip_compiler::resolve::{Options, resolve};
-use alip_compiler::schedule::ScheduleOptions;
-use alip_compiler::{CompileOptions, compile_model};
+use alip_plan::Target;
 use alip_plan::bounds::{F32, Roundings, assert_within, bound, largest};
-use alip_plan::{Plan, StateKind, Target};
-use alip_runtime::device::{Device, DeviceOptions, choose};
-use alip_runtime::exec::Session;
-use alip_runtime::tensor::HostTensor;
-use alip_tests::{goldens, skip};
-
-fn plan(model: &Model, target: Target, fuse: bool) -> Plan {
-    let options = CompileOptions { target, schedule: ScheduleOptions { fuse }, ..CompileOptions::default() };
-    let compiled = compile_model(model, None, &options).unwrap_or_else(|errors| panic!("{}: {errors}", model.name));
-    compiled.plan.expect("no pass was asked to be the last")
-}
-
-fn tensor(value: &Value) -> HostTensor {
-    let shape = value.ty.shape.sizes();
-    let tensor = match value.ty.dtype {
-        DType::I32 => HostTensor::i32(&shape, value.data.iter().map(|x| *x as i32).collect()),
-        DType::Bool => {
-            let words: Vec<u8> = value.data.iter().flat_map(|x| u32::from(*x != 0.0).to_le_bytes()).collect();
-            HostTensor::from_bytes(DType::Bool, &shape, &words)
-        }
-        _ => HostTensor::f32(&shape, value.data.iter().map(|x| *x as f32).collect()),
-    };
-    tensor.expect("as many elements as the shape says")
-}
-
-fn numbers(tensor: &HostTensor) -> Vec<f64> {
-    match tensor.dtype() {
-        DType::F32 => tensor.to_f32().iter().map(|x| f64::from(*x)).collect(),
-        _ => tensor.bytes().chunks_exact(4).map(|b| f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect(),
-    }
-}
-
-type Values = BTreeMap<String, Value>;
-
-/// Devices of this machine, and what to compile for each.
-fn devices() -> Vec<(&'static str, Target)> {
-    let known = [("reference", Target::cpu()), ("cpu", Target::cpu()), ("wgpu", Target::wgpu())];
-    let here = |(device, _): &(&str, Target)| match choose(device, &DeviceOptions::default()) {
-        Ok(_) => true,
-        Err(why) => {
-            skip::skipped_outside_ci(&why.to_string());
-            false
-        }
-    };
-    known.into_iter().filter(here).collect()
-}
-
-type Numbers = BTreeMap<String, Vec<f64>>;
-
-/// Runs a program once on a device: outputs and the new state.
-fn run(device: &str, plan: Plan, program: &str, inputs: &Values, state: &Values) -> (Numbers, Numbers) {
-    let device = choose(device, &DeviceOptions::default()).expect("it was there before").device;
-    run_on(device, plan, program, inputs, state)
-}
-
-fn run_on(device: Box<dyn Device>, plan: Plan, program: &str, inputs: &Values, state: &Values) -> (Numbers, Numbers) {
-    let mut session = Session::new(Arc::new(plan), device).expect("the plan loads");
-    for (path, value) in state {
-        session.write_state(path, &tensor(value)).expect("state fits");
-    }
-    let inputs = inputs.iter().map(|(name, value)| (name.clone(), tensor(value))).collect();
-    let outputs = session.run(program, &inputs).expect("the program runs");
-    let read = |path: &String| (path.clone(), numbers(&session.read_state(path).expect("state is there")));
-    let state = state.keys().cloned().collect::<Vec<_>>();
-    let state = state.iter().map(read).collect();
-    (outputs.iter().map(|(name, tensor)| (name.clone(), numbers(tensor))).collect(), state)
-}
-
-/// The values as an f32 device receives them.
-fn rounded(values: &Values) -> Values {
-    let round = |value: &Value| match value.ty.dtype {
-        DType::F32 => Value::new(value.ty.clone(), value.data.iter().map(|x| f64::from(*x as f32)).collect()),
-        _ => value.clone(),
-    };
-    values.iter().map(|(name, value)| (name.clone(), round(value))).collect()
-}
-
-fn decl(ty: &TensorType) -> StateDecl {
-    StateDecl { kind: StateKind::Buffer, ty: ty.clone(), origin: Origin::default(), clamp: None, frozen: false }
-}
-
-/// A model of one program over this state.
-fn model(name: &str, graph: &Graph, state: &Values) -> Model {
-    let mut model = Model { name: name.into(), ..Model::default() };
-    model.state.extend(state.iter().map(|(path, value)| (path.clone(), decl(&value.ty))));
-    model.programs.insert(graph.name.clone(), graph.clone());
-    model
-}
+use alip_runtime::device::{DeviceOptions, choose};
+use alip_tests::compiled::{Values, devices, model, plan, rounded, run, run_on};
+use alip_tests::goldens;
 
 /// Compiles and runs a program fused and not, on all devices and on a target of few operands, and compares with the interpreter.
 /// `roundings` is how many roundings in f32 the deepest result goes through: stored values are f32.
@@ -109,8 +22,8 @@ fn check(model: &Model, program: &str, inputs: &Values, state: &Values, rounding
     let few = ["reference", "cpu"].map(|device| (device, Target { max_operands: 8, ..Target::cpu() }));
     for ((device, target), fuse) in devices().into_iter().chain(few).flat_map(|on| [(on.clone(), true), (on, false)]) {
         let name = format!("{device}, {} operands, fuse {fuse}", target.max_operands);
-        let plan = plan(model, target.clone(), fuse);
-        assert_eq!(plan.to_bytes(), self::plan(model, target, fuse).to_bytes(), "the same plan twice");
+        let [plan, again] = [plan(model, target.clone(), fuse), plan(model, target, fuse)];
+        assert_eq!(plan.to_bytes(), again.to_bytes(), "the same plan twice");
         alip_plan::check::check(&plan).unwrap_or_else(|why| panic!("{}, {name}: {why}", model.name));
         let (outputs, after) = run(device, plan, program, &inputs, &state);
         let outputs = expected.outputs.iter().map(|(name, value)| (name, value, &outputs[name]));

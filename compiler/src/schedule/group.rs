@@ -499,7 +499,9 @@ impl<'g> Groups<'g> {
         let (x, y) = (&self.groups[a], &self.groups[b]);
         let alike = x.kind == y.kind && matches!(x.kind, Kind::Map | Kind::Reduction);
         let mut cuts = x.cuts.clone();
-        if !alike || x.kept != y.kept || x.reduced != y.reduced || !cuts.join(&y.cuts) {
+        // Two parts of a concatenation may be one value, but a kernel stores an operand through one view.
+        let twice = x.stores.iter().any(|store| y.stores.iter().any(|other| other.target == store.target));
+        if !alike || twice || x.kept != y.kept || x.reduced != y.reduced || !cuts.join(&y.cuts) {
             return false;
         }
         if x.operands.union(&y.operands).count() > self.max_operands || self.reaches(a, b) || self.reaches(b, a) {

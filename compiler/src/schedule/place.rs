@@ -276,8 +276,13 @@ impl Groups<'_> {
         }
     }
 
-    /// Would storing the node being placed in this group let no other reader of it run before the group?
+    /// Would storing the node being placed in this group let no reader of it run before it is stored: neither another group
+    /// nor a product or gather of this one, which read memory?
     fn no_reader_before(&mut self, host: GroupId) -> bool {
+        let here = |m: &Member| self.find(m.group) == host && self.whole_operands(m.node);
+        if self.readers.iter().any(|member| here(&self.members[*member])) {
+            return false;
+        }
         let mut readers: Vec<GroupId> =
             self.readers.iter().map(|member| self.find(self.members[*member].group)).collect();
         readers.sort_unstable();
