@@ -110,23 +110,18 @@ pub fn compile_model(
         return Ok(run.compiled);
     }
     let mut programs = BTreeMap::new();
-    let mut replays = Vec::new();
     for (name, part) in &parts {
         let (program, intents) = run.timed("assemble", || assembly.program(part))?;
-        if cfg!(debug_assertions) {
-            schedule::check::check(&program, assembly.state(), &intents)
-                .map_err(|why| Diagnostic::error(format!("internal: memory of program `{name}`: {why}")))?;
-        }
-        replays.push(intents);
+        // Always: what overwrites a live value would train something else without a word.
+        run.timed("check", || schedule::check::check(&program, assembly.state(), &intents))
+            .map_err(|why| Diagnostic::error(format!("internal: memory of program `{name}`: {why}")))?;
         run.dump("assemble", name, || steps(&program));
         programs.insert(name.clone(), program);
     }
     let inputs = parts.iter().map(|(_, part)| part.placement.input_bytes).max().unwrap_or(0);
     let plan = assembly.finish(model, programs, inputs, train);
-    if cfg!(debug_assertions) {
-        alip_plan::check::check(&plan)
-            .map_err(|why| Diagnostic::error(format!("internal: the plan is not valid: {why}")))?;
-    }
+    run.timed("check", || alip_plan::check::check(&plan))
+        .map_err(|why| Diagnostic::error(format!("internal: the plan is not valid: {why}")))?;
     run.compiled.plan = Some(plan);
     Ok(run.compiled)
 }

@@ -169,10 +169,13 @@ fn a_page_is_written_and_other_programs_can_be_drawn() {
     succeed(&["graph", "alip_tiny", "-o", "page.html", "--program", "encode_text"], folder.path());
     let page = fs::read_to_string(folder.path().join("page.html")).expect("written");
     assert!(page.contains("<title>alip_tiny: encode_text</title>"));
+    let spec = "Graph(name: \"small\", inputs: { \"x\": (dtype: F32, shape: \"[2]\") }, body: [\"y = x + 1\"],
+        programs: { \"encode_text\": (inputs: [\"x\"], outputs: [\"y\"]) })";
+    fs::write(folder.path().join("small.ron"), spec).expect("written");
     fail(
-        &["graph", "alip_tiny", "-o", "other.html", "--program", "encode_txt"],
+        &["graph", "small.ron", "-o", "other.html", "--program", "encode_txt"],
         folder.path(),
-        "error: `alip_tiny` has no program `encode_txt`\n |\n = note: its programs are train, encode_image, encode_text, init\n \
+        "error: `small` has no program `encode_txt`\n |\n = note: its programs are encode_text, init\n \
          = help: did you mean `encode_text`?",
     );
     assert!(!folder.path().join("other.html").exists());
