@@ -184,6 +184,9 @@ fn a_step_on_an_image_that_is_not_finite_changes_nothing() {
             assert_eq!(before.bytes(), after.bytes(), "{path} after {pixel}");
         }
     }
+    let found = session.first_nonfinite("train", &batch(&plan, f32::NAN)).expect("it runs");
+    let found = found.expect("the image is not finite");
+    assert!(found.origin.starts_with("visual") && found.value.is_nan(), "{found:?}");
     session.run_for("train", &batch(&plan, 0.5), &[]).expect("it runs");
     assert!(before != state(&mut session, &plan), "a good step goes on");
 }

@@ -10,9 +10,11 @@ use super::{EmitError, Shader};
 
 /// Rows shorter than this are reduced by one thread each: a workgroup would mostly wait.
 const SHORT_ROW: u64 = 32;
-/// Product tile: 64 x 64 results by 16 x 16 threads, 16 steps of k at a time; 8 KiB of the 16 KiB of workgroup memory.
+/// Product tile: 64 x 64 results by 16 x 16 threads, 16 steps of k at a time; half of the workgroup memory.
 const TILE: u64 = 64;
 const TILE_K: u64 = 16;
+/// Workgroup memory of the WebGPU specification's default limits.
+const WORKGROUP_BYTES: u64 = 16_384;
 /// A sum of more products than this is shared by a workgroup.
 const LONG_SUM: u64 = 4096;
 /// Elements of a table row that one thread of a scatter owns, in registers.
@@ -57,7 +59,8 @@ fn emit_reduction(reduction: &Reduction, shader: &mut Shader<'_>) -> Result<(), 
     let length: u64 = reduction.reduced.iter().product();
     let group = reduction.lanes == Lanes::Reduced && length >= SHORT_ROW;
     let width = if group {
-        let width = (length.next_power_of_two() / 2).clamp(32, u64::from(shader.target.workgroup_size)) as u32;
+        let most = u64::from(shader.target.workgroup_size).min(threads_that_fit(reduction));
+        let width = (length.next_power_of_two() / 2).clamp(32.min(most), most) as u32;
         shader.launch(rows, width);
         shader.line("let row = work;");
         shader.line(format!("if (row >= {rows}u) {{ return; }}"));
@@ -95,6 +98,17 @@ fn emit_reduction(reduction: &Reduction, shader: &mut Shader<'_>) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// The largest power of two of threads whose partial results, all reductions together, fit workgroup memory.
+fn threads_that_fit(reduction: &Reduction) -> u64 {
+    let arrays = reduction.stages.iter().map(|stage| match stage {
+        Stage::Points { reduce, .. } => {
+            reduce.iter().map(|item| if item.kind == ReduceKind::ArgMax { 2 } else { 1 }).sum()
+        }
+        Stage::Row { .. } => 0,
+    });
+    1 << (WORKGROUP_BYTES / 4 / arrays.sum::<u64>().max(1)).max(1).ilog2()
 }
 
 struct PointsStage<'a> {

@@ -186,6 +186,24 @@ fn reductions() {
 }
 
 #[test]
+fn many_reductions_in_one_kernel_share_workgroup_memory() {
+    let slots = 20;
+    let reduction = Reduction {
+        kept: vec![3],
+        reduced: vec![5000],
+        views: vec![view(0, DType::F32, &[5000, 1])],
+        stages: vec![Stage::Points {
+            code: code(&[(ScalarOp::Load(0), DType::F32, [0; 3])]),
+            reduce: (0..slots).map(|slot| Reduce { kind: ReduceKind::Sum, value: 0, slot }).collect(),
+        }],
+        slots,
+        lanes: Lanes::Reduced,
+    };
+    // 16 KiB hold 20 f32 of 204 threads.
+    check(Loop::Reduction(reduction), [3, 1, 1], &["workgroup_size(128)", "w19_0: array<f32, 128>"]);
+}
+
+#[test]
 fn products() {
     use ScalarOp::{Add, Load, Store};
     let product = Product {
