@@ -7,20 +7,13 @@ use rayon::prelude::*;
 
 use super::Threads;
 use super::code::{Context, Program, Slots, translate};
-use super::grid::Affine;
-use super::grid::{Access, Grid};
+use super::grid::{Access, Affine, Grid, TILE};
 use super::isa::Loops;
 use super::kernel::reads_index;
 use super::run::{Operands, Runner};
 
-/// Most columns of a block: one tile of the epilogue.
-const BLOCK_COLUMNS: usize = 1024;
-/// Most rows of a block with epilogue: with as many columns it fills the second-level cache of a current core.
-const BLOCK_ROWS: usize = 256;
-/// Most rows of a block that needs no epilogue; taller blocks pack the right operand less often.
-const PLAIN_ROWS: usize = 512;
-/// Columns of such a block.
-const PLAIN_COLUMNS: usize = 2048;
+/// Most elements of a block: it stays in the caches of a core until the epilogue has read it.
+const BLOCK: usize = 1 << 19;
 /// Multiply-adds below which a task is not worth a thread of its own.
 const TASK: usize = 1 << 18;
 
@@ -52,15 +45,9 @@ impl PreparedProduct {
         }
         let [m, n, k] = [product.m, product.n, product.k].map(|size| size as usize);
         let batch: Vec<usize> = product.batch.iter().map(|&size| size as usize).collect();
-        let even = |size: usize, most: usize| {
-            let parts = size.div_ceil(most).max(1);
-            size.div_ceil(parts).next_multiple_of(16).min(most).max(1)
-        };
         let plain = plain(product);
-        let (rows, columns) = match plain {
-            Some(_) => (even(m, PLAIN_ROWS), even(n, PLAIN_COLUMNS)),
-            None => (even(m, BLOCK_ROWS), even(n, BLOCK_COLUMNS)),
-        };
+        let most_columns = if plain.is_some() { n.max(1) } else { TILE };
+        let (rows, columns) = blocks(batch.iter().product(), m, n, most_columns);
         let finish = match plain {
             Some((view, scale)) => Finish::Plain { out: Access::new(&product.views[view]), scale },
             None => {
@@ -157,6 +144,32 @@ impl PreparedProduct {
     }
 }
 
+/// Rows and columns of the blocks that a result of `batch` matrices is cut into; by shapes only, so that results do not depend
+/// on the machine's threads. Weighs what packing costs more in small blocks against threads that wait for the last block.
+fn blocks(batch: usize, m: usize, n: usize, most_columns: usize) -> (usize, usize) {
+    // The library's kernel computes 16 columns of 6 rows at a time.
+    let cut = |size: usize, parts: usize, unit: usize| size.div_ceil(parts).next_multiple_of(unit).min(size).max(1);
+    // Measured on products of transformer layers: a block of r rows and c columns takes this much longer than a large one.
+    let packing = |rows: usize, columns: usize| 30.0 / rows as f64 + 15.0 / columns as f64;
+    // How much longer than their share some usual numbers of threads take, on average.
+    let waiting = |rows: usize, columns: usize| {
+        let tasks = batch * m.div_ceil(rows) * n.div_ceil(columns);
+        let share = |threads: usize| tasks.div_ceil(threads) * threads * rows * columns;
+        (share(2) + share(4) + share(8)) as f64 / (3 * batch * m * n).max(1) as f64
+    };
+    let mut best = (f64::INFINITY, (1, 1));
+    for row_parts in 1..=m.div_ceil(48).max(1) {
+        for column_parts in n.div_ceil(most_columns)..=n.div_ceil(128).max(n.div_ceil(most_columns)) {
+            let (rows, columns) = (cut(m, row_parts, 6), cut(n, column_parts.max(1), 16));
+            let cost = (1.0 + packing(rows, columns)) * waiting(rows, columns);
+            if cost < best.0 && rows * columns <= BLOCK && columns <= most_columns {
+                best = (cost, (rows, columns));
+            }
+        }
+    }
+    best.1
+}
+
 /// The view and factor of an epilogue that only stores, or scales by a constant and stores.
 fn plain(product: &Product) -> Option<(usize, f32)> {
     let instrs = &product.code.instrs;
@@ -177,4 +190,27 @@ fn plain(product: &Product) -> Option<(usize, f32)> {
         _ => return None,
     };
     Some((view as usize, scale))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_cover_the_result_and_leave_work_for_all_threads() {
+        for (batch, m, n, most) in [(1, 0, 5, 1024), (1, 1, 1, 1024), (3, 7, 5000, 1024), (1, 5000, 49408, 1024)] {
+            let (rows, columns) = blocks(batch, m, n, most);
+            assert!(
+                rows >= 1 && columns >= 1 && columns <= most && rows * columns <= BLOCK,
+                "{m} x {n}: {rows} x {columns}"
+            );
+        }
+        // Layers of the published models at a batch of 16.
+        for (m, n) in [(1232, 2048), (1232, 512), (800, 768), (800, 3072), (768, 3072), (512, 512), (768, 768)] {
+            let (rows, columns) = blocks(1, m, n, 1024);
+            let tasks = m.div_ceil(rows) * n.div_ceil(columns);
+            let longest = tasks.div_ceil(2) * rows * columns;
+            assert!(longest * 2 * 10 <= m * n * 11, "{m} x {n}: {tasks} blocks of {rows} x {columns}");
+        }
+    }
 }
