@@ -292,8 +292,11 @@ impl Maker {
     /// What has several stages over a row: softmax, layer norm.
     fn row(&mut self, x: Float) {
         use ScalarOp::{Add, Div, Exp, Mul, Sqrt, Sub};
-        let rank = self.sizes(x.id).len();
-        let axes = self.axes(rank);
+        let sizes = self.sizes(x.id);
+        let axes = self.axes(sizes.len());
+        if axes.iter().all(|axis| sizes[*axis] == 1) {
+            return self.unary(x); // the row would be zero, or one, whatever its element
+        }
         if self.draws.flip() {
             let most = self.b().reduce(ReduceKind::Max, x.id, &axes, true).expect("axes of x");
             let most = self.op(Op::StopGradient, &[most]);
