@@ -1,31 +1,23 @@
 //! One function per archetype of kernel loops.
 
 use alip_plan::DType;
-use alip_plan::kernel::{
-    Conv2d, ConvKind, Lanes, Loop, Map, Product, Reduce, ReduceKind, Reduction, ScatterAdd, Stage,
-};
+use alip_plan::kernel::{Conv2d, ConvKind, Loop, Map, Product, ScatterAdd};
 
 use super::code::{self, Scope};
-use super::{EmitError, Shader};
+use super::{EmitError, Shader, reduction};
 
-/// Rows shorter than this are reduced by one thread each: a workgroup would mostly wait.
-const SHORT_ROW: u64 = 32;
 /// Product tile: 64 x 64 results by 16 x 16 threads, 16 steps of k at a time; half of the workgroup memory.
 const TILE: u64 = 64;
 const TILE_K: u64 = 16;
-/// Workgroup memory of the WebGPU specification's default limits.
-const WORKGROUP_BYTES: u64 = 16_384;
 /// A sum of more products than this is shared by a workgroup.
 const LONG_SUM: u64 = 4096;
 /// Elements of a table row that one thread of a scatter owns, in registers.
 const SCATTER_CHUNK: u64 = 32;
-/// Index of a largest element before there is one: loses against every other.
-const NO_INDEX: &str = "0x7fffffffi";
 
 pub(super) fn emit(kernel: &Loop, shader: &mut Shader<'_>) -> Result<(), EmitError> {
     match kernel {
         Loop::Map(map) => emit_map(map, shader),
-        Loop::Reduction(reduction) => emit_reduction(reduction, shader),
+        Loop::Reduction(reduction) => reduction::emit(reduction, shader),
         Loop::Product(product) => emit_product(product, shader),
         Loop::Conv2d(conv) => emit_conv(conv, shader),
         Loop::ScatterAdd(scatter) => emit_scatter(scatter, shader),
@@ -33,7 +25,7 @@ pub(super) fn emit(kernel: &Loop, shader: &mut Shader<'_>) -> Result<(), EmitErr
 }
 
 /// A thread per point: declares `point` and leaves when it is beyond `count`.
-fn thread_per(shader: &mut Shader<'_>, count: u64) -> Result<(), EmitError> {
+pub(super) fn thread_per(shader: &mut Shader<'_>, count: u64) -> Result<(), EmitError> {
     if count > u64::from(u32::MAX) {
         return Err(EmitError(format!(
             "{count} points in one kernel are more than 32 bits number; use a smaller batch"
@@ -49,207 +41,17 @@ fn thread_per(shader: &mut Shader<'_>, count: u64) -> Result<(), EmitError> {
 fn emit_map(map: &Map, shader: &mut Shader<'_>) -> Result<(), EmitError> {
     thread_per(shader, map.domain.iter().product())?;
     let coords = code::unravel(shader, "point", &map.domain, "c");
-    let scope = Scope { views: &map.views, coords: &coords, slots: &[], prefix: "v", store_if: None, product: None };
+    let scope = Scope {
+        views: &map.views,
+        coords: &coords,
+        slots: &[],
+        prefix: "v",
+        store_if: None,
+        shared: false,
+        product: None,
+    };
     code::write(shader, &map.code, &scope)?;
     Ok(())
-}
-
-fn emit_reduction(reduction: &Reduction, shader: &mut Shader<'_>) -> Result<(), EmitError> {
-    let rows: u64 = reduction.kept.iter().product();
-    let length: u64 = reduction.reduced.iter().product();
-    let group = reduction.lanes == Lanes::Reduced && length >= SHORT_ROW;
-    let width = if group {
-        let most = u64::from(shader.target.workgroup_size).min(threads_that_fit(reduction));
-        let width = (length.next_power_of_two() / 2).clamp(32.min(most), most) as u32;
-        shader.launch(rows, width);
-        shader.line("let row = work;");
-        shader.line(format!("if (row >= {rows}u) {{ return; }}"));
-        width
-    } else {
-        thread_per(shader, rows)?;
-        shader.line("let row = point;");
-        1
-    };
-    let kept = code::unravel(shader, "row", &reduction.kept, "c");
-    // What holds a slot's value: each stage that sets it names a new one.
-    let mut slots = vec![String::new(); usize::from(reduction.slots)];
-    for (index, stage) in reduction.stages.iter().enumerate() {
-        match stage {
-            Stage::Row { code, slots: set } => {
-                let first: Vec<String> =
-                    kept.iter().cloned().chain(reduction.reduced.iter().map(|_| "0u".to_string())).collect();
-                let prefix = format!("r{index}_");
-                let store_if = group.then_some("lane == 0u");
-                let views = &reduction.views;
-                let scope = Scope { views, coords: &first, slots: &slots, prefix: &prefix, store_if, product: None };
-                let values = code::write(shader, code, &scope)?;
-                for (value, slot) in set {
-                    slots[usize::from(*slot)] = format!("s{slot}_{index}");
-                    shader.line(format!("let s{slot}_{index} = {};", values[usize::from(*value)]));
-                }
-            }
-            Stage::Points { code, reduce } => {
-                let stage = PointsStage { reduction, index, kept: &kept, length, width };
-                stage.emit(shader, code, reduce, &slots)?;
-                for item in reduce {
-                    slots[usize::from(item.slot)] = format!("s{}", stage.name(item));
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The largest power of two of threads whose partial results, all reductions together, fit workgroup memory.
-fn threads_that_fit(reduction: &Reduction) -> u64 {
-    let arrays = reduction.stages.iter().map(|stage| match stage {
-        Stage::Points { reduce, .. } => {
-            reduce.iter().map(|item| if item.kind == ReduceKind::ArgMax { 2 } else { 1 }).sum()
-        }
-        Stage::Row { .. } => 0,
-    });
-    1 << (WORKGROUP_BYTES / 4 / arrays.sum::<u64>().max(1)).max(1).ilog2()
-}
-
-struct PointsStage<'a> {
-    reduction: &'a Reduction,
-    index: usize,
-    kept: &'a [String],
-    length: u64,
-    /// Threads that share a row.
-    width: u32,
-}
-
-impl PointsStage<'_> {
-    /// What the names of a reduction's variables end in.
-    fn name(&self, item: &Reduce) -> String {
-        format!("{}_{}", item.slot, self.index)
-    }
-
-    fn emit(
-        &self,
-        shader: &mut Shader<'_>,
-        code: &alip_plan::kernel::Code,
-        reduce: &[Reduce],
-        slots: &[String],
-    ) -> Result<(), EmitError> {
-        let dtype = |reduce: &Reduce| code_dtype(code, reduce.value);
-        for item in reduce {
-            let start = start(shader, item.kind, dtype(item));
-            shader.line(format!("var a{} = {start};", self.name(item)));
-            if item.kind == ReduceKind::ArgMax {
-                shader.line(format!("var i{} = {NO_INDEX};", self.name(item)));
-            }
-        }
-        let (first, step) = if self.width > 1 { ("lane", self.width) } else { ("0u", 1) };
-        let trips = self.length.div_ceil(step.into());
-        shader.repeat(&format!("for (var j = {first}; j < {}u; j += {step}u)", self.length), trips);
-        let reduced = code::unravel(shader, "j", &self.reduction.reduced, "d");
-        let coords: Vec<String> = self.kept.iter().cloned().chain(reduced).collect();
-        let prefix = format!("v{}_", self.index);
-        let views = &self.reduction.views;
-        let scope = Scope { views, coords: &coords, slots, prefix: &prefix, store_if: None, product: None };
-        let values = code::write(shader, code, &scope)?;
-        for item in reduce {
-            combine(shader, item.kind, dtype(item), &self.name(item), &values[usize::from(item.value)], "i32(j)");
-        }
-        shader.line("}");
-        for item in reduce {
-            self.finish(shader, item, dtype(item));
-        }
-        if self.width > 1 && reduce.is_empty() {
-            // Later stages may read what this one stored.
-            shader.line("storageBarrier();");
-        }
-        Ok(())
-    }
-
-    /// Joins the threads' partial results in a tree of fixed shape and declares the slot.
-    fn finish(&self, shader: &mut Shader<'_>, item: &Reduce, dtype: DType) {
-        let slot = self.name(item);
-        let arg = item.kind == ReduceKind::ArgMax;
-        if self.width > 1 {
-            let ty = super::storage_type(dtype);
-            shader.globals.push_str(&format!("var<workgroup> w{slot}: array<{ty}, {}>;\n", self.width));
-            shader.line(format!("w{slot}[lane] = a{slot};"));
-            if arg {
-                shader.globals.push_str(&format!("var<workgroup> x{slot}: array<i32, {}>;\n", self.width));
-                shader.line(format!("x{slot}[lane] = i{slot};"));
-            }
-            shader.line("workgroupBarrier();");
-            let head = format!("for (var half = {}u; half > 0u; half = half >> 1u)", self.width / 2);
-            shader.repeat(&head, self.width.ilog2().into());
-            shader.line("if (lane < half) {");
-            let other = format!("w{slot}[lane + half]");
-            combine(shader, item.kind, dtype, &slot, &other, &format!("x{slot}[lane + half]"));
-            shader.line(format!("w{slot}[lane] = a{slot};"));
-            if arg {
-                shader.line(format!("x{slot}[lane] = i{slot};"));
-            }
-            shader.line("}");
-            shader.line("workgroupBarrier();");
-            shader.line("}");
-        }
-        let result = match (arg, self.width > 1) {
-            (true, true) => format!("x{slot}[0]"),
-            (false, true) => format!("w{slot}[0]"),
-            (true, false) => format!("i{slot}"),
-            (false, false) => format!("a{slot}"),
-        };
-        // A row of NaN has no largest element; its first one stands for it.
-        let result = if arg { format!("select({result}, 0i, {result} == {NO_INDEX})") } else { result };
-        shader.line(format!("let s{slot} = {result};"));
-    }
-}
-
-/// Dtype of a value in registers.
-fn code_dtype(code: &alip_plan::kernel::Code, value: u16) -> DType {
-    use alip_plan::kernel::ScalarOp::*;
-    let instr = code.instrs[usize::from(value)];
-    match instr.op {
-        Cast(to) => to,
-        Lt | Le | Eq | And | Or | Not => DType::Bool,
-        Index(_) => DType::I32,
-        _ if instr.dtype.is_float() => DType::F32,
-        _ => instr.dtype,
-    }
-}
-
-fn start(shader: &mut Shader<'_>, kind: ReduceKind, dtype: DType) -> String {
-    let float = dtype == DType::F32;
-    let value = match kind {
-        ReduceKind::Sum => 0.0,
-        ReduceKind::Prod => 1.0,
-        ReduceKind::Max | ReduceKind::ArgMax if float => f64::NEG_INFINITY,
-        ReduceKind::Min if float => f64::INFINITY,
-        ReduceKind::Max | ReduceKind::ArgMax => f64::from(i32::MIN),
-        ReduceKind::Min => f64::from(i32::MAX),
-    };
-    code::constant(shader, value, dtype)
-}
-
-/// Takes one more value (and, for ArgMax, its index) into the accumulator whose name ends in `slot`.
-fn combine(shader: &mut Shader<'_>, kind: ReduceKind, dtype: DType, slot: &str, value: &str, index: &str) {
-    let float = dtype == DType::F32;
-    match kind {
-        ReduceKind::Sum => shader.line(format!("a{slot} = a{slot} + {value};")),
-        ReduceKind::Prod => shader.line(format!("a{slot} = a{slot} * {value};")),
-        ReduceKind::Max if float => {
-            let max = shader.functions.use_("max_f");
-            shader.line(format!("a{slot} = {max}(a{slot}, {value});"));
-        }
-        ReduceKind::Min if float => {
-            let min = shader.functions.use_("min_f");
-            shader.line(format!("a{slot} = {min}(a{slot}, {value});"));
-        }
-        ReduceKind::Max => shader.line(format!("a{slot} = max(a{slot}, {value});")),
-        ReduceKind::Min => shader.line(format!("a{slot} = min(a{slot}, {value});")),
-        ReduceKind::ArgMax => {
-            shader.line(format!(
-                "if ({value} > a{slot} || ({value} == a{slot} && {index} < i{slot})) {{ a{slot} = {value}; i{slot} = {index}; }}"
-            ));
-        }
-    }
 }
 
 fn emit_product(product: &Product, shader: &mut Shader<'_>) -> Result<(), EmitError> {
@@ -316,6 +118,7 @@ fn epilogue(product: &Product, shader: &mut Shader<'_>) -> Result<String, EmitEr
         prefix: "v",
         store_if: None,
         product: Some("value"),
+        shared: false,
     };
     code::write(shader, &product.code, &scope)?;
     let body = shader.take_since(mark);

@@ -22,6 +22,8 @@ pub(super) struct Scope<'a> {
     pub(super) prefix: &'a str,
     /// Condition under which stores happen, if not always.
     pub(super) store_if: Option<&'a str>,
+    /// Whether many threads run the code for one point, of which one stores.
+    pub(super) shared: bool,
 }
 
 /// `sum(coordinate * stride) + offset` as a u32 expression. Negative numbers wrap around, and so back, modulo 2^32.
@@ -76,7 +78,7 @@ pub(super) fn write(shader: &mut Shader<'_>, code: &Code, scope: &Scope<'_>) -> 
             ScalarOp::Load(view) => (load(shader, &scope.views[usize::from(view)], scope)?, false),
             ScalarOp::Store(view) => {
                 let value = arg(0).to_string();
-                if scope.store_if.is_some() && loads(&code.instrs[..index], scope.views, view) {
+                if scope.shared && loads(&code.instrs[..index], scope.views, view) {
                     // Every thread has read the old value before one thread replaces it.
                     shader.line("storageBarrier();");
                 }

@@ -13,6 +13,7 @@
 mod archetypes;
 mod code;
 mod prelude;
+mod reduction;
 
 use std::fmt::Write;
 
