@@ -7,6 +7,7 @@
 //! - Transcendental functions are our own (`prelude`): WGSL allows built-in ones errors far above our bounds.
 //! - Infinities and NaN are never literals (naga refuses them); they are made from bits at run time.
 //! - Sums run in an order fixed by the text: strided partial sums, then a tree.
+//! - The number of loop iterations a thread may take is known and goes into the plan: every loop is opened by `repeat`.
 //!
 //! Every shader is validated with naga when it is emitted; a failure here is a bug of the compiler, reported as such.
 
