@@ -13,7 +13,8 @@ const KEY_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: usize = 10;
 
 /// The bijection Philox4x32-10: 128 random bits for a counter under a key.
-#[inline]
+// Always, so that loops over it are compiled for the vectors of their callers.
+#[inline(always)]
 pub fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for round in 0..ROUNDS {
         if round > 0 {

@@ -14,7 +14,7 @@ use alip_plan::check::register_type;
 use alip_plan::kernel::{Code, Instr, ScalarOp};
 
 use super::grid::{Access, Affine, Grid, Walk};
-use super::isa::{Form, LaneFn, Loops};
+use super::isa::{Form, LaneFn, Loops, UniformFn};
 
 /// Index into the pointer table.
 pub(super) type Cell = u16;
@@ -32,8 +32,8 @@ pub(super) enum Op {
     Fill { d: Cell, a: Cell },
     /// The value of an affine map of the coordinates.
     Index { map: u16, d: Cell, one: bool },
-    /// Random numbers; arguments step by 0 or 1 lane.
-    Uniform { stream: u32, lane: u8, d: Cell, args: [(Cell, usize); 3], one: bool },
+    /// Random numbers from seed, step and index, which step by 0 or 1 lane.
+    Uniform { run: UniformFn, stream: u32, d: Cell, args: [(Cell, usize); 3], one: bool },
     /// Repeats each row's slot along the row.
     Expand { d: Cell, a: Cell },
 }
@@ -252,7 +252,8 @@ impl<'a> Translator<'a> {
         if let ScalarOp::Uniform { stream, lane } = instr.op {
             let d = self.destination(index, varies);
             let args = [0, 1, 2].map(|n| (values[n].cell, usize::from(values[n].varies == Varies::ByLane)));
-            self.emit(varies, Op::Uniform { stream, lane, d, args, one });
+            let run = (self.context.loops.uniform)(lane);
+            self.emit(varies, Op::Uniform { run, stream, d, args, one });
             return;
         }
         let single = |value: &Value| !one && value.varies != Varies::ByLane;

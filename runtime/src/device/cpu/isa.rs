@@ -7,8 +7,8 @@
 
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 
-use alip_plan::DType;
 use alip_plan::kernel::{ReduceKind, ScalarOp};
+use alip_plan::{DType, philox};
 
 use super::math;
 
@@ -18,6 +18,9 @@ pub(super) type LaneFn = unsafe fn(*mut u32, *const u32, *const u32, *const u32,
 pub(super) type FoldFn = unsafe fn(*mut u32, *const u32, usize);
 /// `(value, lanes)`: all lanes folded into one, as a 32-bit pattern.
 pub(super) type RowFn = unsafe fn(*const u32, usize) -> u32;
+
+/// `(destination, indices, [seed, step], stream, lanes)`: random numbers of the elements with these indices.
+pub(super) type UniformFn = unsafe fn(*mut u32, *const u32, [u32; 2], u32, usize);
 
 /// Which arguments of a function are single values.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -184,6 +187,8 @@ pub(super) trait Isa {
     fn fold<O: Binary>() -> FoldFn;
     /// A row folded into one value.
     fn row<O: Binary>() -> RowFn;
+    /// A loop of random numbers from one of the four words of a draw.
+    fn uniform(word: u8) -> UniformFn;
 }
 
 macro_rules! instruction_set {
@@ -274,6 +279,20 @@ macro_rules! instruction_set {
                     unsafe { row::<$name, O>(a, n) }
                 }
                 run::<O>
+            }
+
+            fn uniform(word: u8) -> UniformFn {
+                $(#[target_feature(enable = $features)])?
+                unsafe fn run<const W: usize>(d: *mut u32, index: *const u32, key: [u32; 2], stream: u32, n: usize) {
+                    // SAFETY: passed on to the caller.
+                    unsafe { uniform::<W>(d, index, key, stream, n) }
+                }
+                match word {
+                    0 => run::<0>,
+                    1 => run::<1>,
+                    2 => run::<2>,
+                    _ => run::<3>,
+                }
             }
         }
     };
@@ -372,6 +391,15 @@ unsafe fn fold<I: Isa, O: Binary>(d: *mut u32, a: *const u32, n: usize) {
     }
 }
 
+#[inline(always)]
+unsafe fn uniform<const WORD: usize>(d: *mut u32, index: *const u32, key: [u32; 2], stream: u32, n: usize) {
+    // SAFETY: as in `unary`.
+    let (d, index) = unsafe { (from_raw_parts_mut(d, n), from_raw_parts(index, n)) };
+    for (d, &index) in d.iter_mut().zip(index) {
+        *d = philox::uniform(philox::philox4x32([index, stream, 0, 0], key)[WORD]).to_bits();
+    }
+}
+
 /// Lanes of a row reduction: four vectors of sixteen, which hides the latency of addition on every instruction set.
 const WIDTH: usize = 64;
 
@@ -438,6 +466,8 @@ pub(super) struct Loops {
     pub(super) fold: fn(ReduceKind, DType) -> FoldFn,
     /// Folds a row.
     pub(super) row: fn(ReduceKind, DType) -> RowFn,
+    /// Random numbers from a word of each draw.
+    pub(super) uniform: fn(u8) -> UniformFn,
 }
 
 /// The best loops this machine can run.
@@ -459,7 +489,7 @@ pub(super) fn detect() -> Loops {
 }
 
 fn loops<I: Isa>(name: &'static str) -> Loops {
-    Loops { name, lanes: lanes::<I>, fold: fold_fn::<I>, row: row_fn::<I> }
+    Loops { name, lanes: lanes::<I>, fold: fold_fn::<I>, row: row_fn::<I>, uniform: I::uniform }
 }
 
 fn fold_fn<I: Isa>(kind: ReduceKind, dtype: DType) -> FoldFn {

@@ -1,6 +1,6 @@
 //! Runs register code over tiles.
 
-use alip_plan::{DType, philox};
+use alip_plan::DType;
 
 use super::code::{Cell, Layout, Op, Place, Program};
 use super::grid::{Grid, TILE, Walk};
@@ -189,14 +189,17 @@ impl<'a> Runner<'a> {
                     unsafe { std::slice::from_raw_parts_mut(self.at(d), lanes).fill(*self.at(a)) }
                 }
                 Op::Index { map, d, one } => self.index(map, self.at(d), if one { 1 } else { lanes }),
-                Op::Uniform { stream, lane, d, args, one } => {
+                Op::Uniform { run, stream, d, args: [seed, step, index], one } => {
                     let lanes = if one { 1 } else { lanes };
                     // SAFETY: as for `Lanes`.
-                    let arg = |n: usize, i: usize| unsafe { *self.at(args[n].0).add(i * args[n].1) };
-                    for i in 0..lanes {
-                        let words = philox::philox4x32([arg(2, i), stream, 0, 0], [arg(0, i), arg(1, i)]);
+                    let at = |(cell, stride): (Cell, usize), lane: usize| unsafe { self.at(cell).add(lane * stride) };
+                    // All at once, but for a seed or step of its own in every lane.
+                    let n = if (seed.1, step.1, index.1) == (0, 0, 1) { lanes } else { 1 };
+                    for lane in (0..lanes).step_by(n.max(1)) {
                         // SAFETY: as for `Lanes`.
-                        unsafe { *self.at(d).add(i) = philox::uniform(words[lane as usize]).to_bits() };
+                        unsafe {
+                            run(at((d, 1), lane), at(index, lane), [*at(seed, lane), *at(step, lane)], stream, n)
+                        };
                     }
                 }
                 Op::Expand { d, a } => {
