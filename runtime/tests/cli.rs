@@ -213,3 +213,15 @@ fn replay_names_what_does_not_fit() {
     check(replay("small.ron", &inputs, &inputs), &["the weights do not fit graph `small`"]);
     assert!(!at.join("out.safetensors").exists());
 }
+
+#[test]
+#[cfg(unix)]
+fn a_reader_that_stops_reading_breaks_nothing() {
+    let folder = folder();
+    let program = env!("CARGO_BIN_EXE_alip-run");
+    // `true` reads nothing, so every line of both streams meets a closed pipe.
+    let script = format!("set -o pipefail; '{program}' {} 2>&1 | true", TRAIN.join(" "));
+    let status = Command::new("bash").current_dir(folder.path()).args(["-c", &script]).status().unwrap();
+    assert!(status.success(), "{status}");
+    assert!(folder.path().join("runs/small/checkpoints/step-00000003.safetensors").exists());
+}

@@ -91,12 +91,12 @@ pub(crate) fn run(args: &Args) -> Outcome {
             "planned_peak_bytes": plan.report.peak_bytes(), "device_bytes": session.memory().segments + session.memory().scratch,
             "peak_resident_bytes": peak_resident(),
         });
-        println!("{object}");
+        say!("{object}");
     } else {
-        println!("{} at batch {batch} on {description}", plan.name);
-        println!("{:<18} {:.3}", "samples/s", batch as f64 / median);
+        say!("{} at batch {batch} on {description}", plan.name);
+        say!("{:<18} {:.3}", "samples/s", batch as f64 / median);
         let range = (figures.steps[0].as_secs_f64(), figures.steps[figures.steps.len() - 1].as_secs_f64());
-        println!(
+        say!(
             "{:<18} {:.1} ms (median of {}, {:.1} to {:.1})",
             "step",
             median * 1e3,
@@ -104,30 +104,30 @@ pub(crate) fn run(args: &Args) -> Outcome {
             range.0 * 1e3,
             range.1 * 1e3
         );
-        println!(
+        say!(
             "{:<18} {:.1} GFLOP in {launches} launches, {:.1} GFLOP/s",
             "work",
             flops as f64 / 1e9,
             flops as f64 / 1e9 / median
         );
-        println!(
+        say!(
             "{:<18} {:.2} s to compile, {:.2} s to load",
             "before",
             figures.compile.as_secs_f64(),
             figures.load.as_secs_f64()
         );
-        println!(
+        say!(
             "{:<18} {} planned, {} on the device",
             "memory",
             bytes(plan.report.peak_bytes()),
             bytes(session.memory().segments + session.memory().scratch)
         );
         if let Some(peak) = peak_resident() {
-            println!("{:<18} {} (VmHWM)", "peak resident", bytes(peak));
+            say!("{:<18} {} (VmHWM)", "peak resident", bytes(peak));
         }
     }
     if let Some(profile) = profile {
-        print!("{profile}");
+        say!("{}", profile.trim_end());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -37,15 +37,15 @@ pub(crate) fn run(args: &Args) -> Outcome {
         if let Ok(choice) = &auto {
             object.insert("auto".into(), choice.device.name().into());
         }
-        println!("{}", serde_json::Value::Object(object));
+        say!("{}", serde_json::Value::Object(object));
         return Ok(ExitCode::SUCCESS);
     }
     for (name, found) in &devices {
         match found {
-            Ok(description) => println!("{name:<10} {description}"),
-            Err(why) => println!("{name:<10} {why}"),
+            Ok(description) => say!("{name:<10} {description}"),
+            Err(why) => say!("{name:<10} {why}"),
         }
     }
-    println!("{:<10} {}", "auto", auto?.reason);
+    say!("{:<10} {}", "auto", auto?.reason);
     Ok(ExitCode::SUCCESS)
 }

@@ -63,7 +63,7 @@ pub(crate) fn after_training(
     json: bool,
 ) -> Outcome<()> {
     if !session.plan().programs.contains_key(ENCODE_IMAGE) {
-        eprintln!("not measured: graph `{}` has no program `{ENCODE_IMAGE}`", info.spec);
+        note!("not measured: graph `{}` has no program `{ENCODE_IMAGE}`", info.spec);
         return Ok(());
     }
     measured(session, run, info, workers, info.steps, json)
@@ -81,30 +81,35 @@ fn measured(session: &mut Session, run: &RunDir, info: &RunInfo, workers: usize,
     let page = run.root().join(REPORT);
     report::write(&report(&shown, None)?, &page)?;
     if json {
-        println!("{}", as_json(&measured));
+        say!("{}", as_json(&measured));
     } else {
-        println!("{} after {step} steps, on {} held-out samples", info.spec, measured.results.samples);
-        print!("{}", table(&measured.measures()));
-        println!("report: {}", page.display());
+        say!("{} after {step} steps, on {} held-out samples", info.spec, measured.results.samples);
+        say!("{}", table(&measured.measures(), None).trim_end());
+        say!("report: {}", page.display());
     }
     Ok(())
 }
 
-/// Results as lines.
-pub(crate) fn table(measures: &[Measure]) -> String {
-    let width = measures.iter().map(|measure| measure.name.len()).max().unwrap_or(0);
+/// Results as lines; with another run's beside them, under the names of both.
+pub(crate) fn table(measures: &[Measure], names: Option<(&str, &str)>) -> String {
+    let first = measures.iter().map(|measure| measure.name.len()).max().unwrap_or(0);
+    let column = names.map_or(8, |(own, other)| own.len().max(other.len()).max(8));
     let mut text = String::new();
+    if let Some((own, other)) = names {
+        text += &format!("  {:<first$}  {own:>column$}  {other:>column$}  {:>8}\n", "", "chance");
+    }
     for measure in measures {
-        let value = number(measure.value, measure.unit);
-        let mut line = format!("  {:<width$}  {value:>8}", measure.name);
-        if let Some(other) = measure.other {
-            line += &format!("  {:>8}", number(other, measure.unit));
+        text += &format!("  {:<first$}  {:>column$}", measure.name, number(measure.value, measure.unit));
+        let chance = number(measure.chance, measure.unit);
+        if names.is_some() {
+            let other = measure.other.map_or_else(|| "-".into(), |other| number(other, measure.unit));
+            text += &format!("  {other:>column$}  {chance:>8}\n");
+            continue;
         }
-        line += &format!("   chance {}", number(measure.chance, measure.unit));
+        text += &format!("   chance {chance}");
         if measure.unit == Unit::Share && measure.chance > 0.0 {
-            line += &format!(", {:.0} times that", measure.value / measure.chance);
+            text += &format!(", {:.0} times that", measure.value / measure.chance);
         }
-        text += &line;
         text.push('\n');
     }
     text

@@ -3,6 +3,16 @@
 //! Each command stands in its own file, with `Args` (clap) and `run(&Args)`. Results go to stdout, progress and errors to
 //! stderr; the exit status is 0 if and only if all went well (130 after Ctrl-C).
 
+/// Prints a line of results on stdout.
+macro_rules! say {
+    ($($arg:tt)*) => { $crate::say(format_args!($($arg)*)) };
+}
+
+/// Prints a line for people on stderr.
+macro_rules! note {
+    ($($arg:tt)*) => { $crate::note(format_args!($($arg)*)) };
+}
+
 mod bench;
 mod devices;
 mod eval;
@@ -13,6 +23,7 @@ mod replay;
 mod report;
 mod train;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -53,10 +64,26 @@ fn main() -> ExitCode {
     match done {
         Ok(status) => status,
         Err(failure) => {
-            eprintln!("{failure}");
+            note!("{failure}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints a line of results. A reader that has seen enough (`| head`) is no reason to lose a run; a full disk ends the
+/// program, since what was asked for cannot be given.
+fn say(text: std::fmt::Arguments<'_>) {
+    if let Err(error) = writeln!(std::io::stdout(), "{text}")
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        note(format_args!("error: cannot write the result: {error}"));
+        std::process::exit(1);
+    }
+}
+
+/// Prints a line for people; where nobody reads there is nobody to tell.
+fn note(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// What a command returns: its exit status, or what to say on stderr.

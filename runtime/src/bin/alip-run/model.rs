@@ -38,7 +38,7 @@ impl DeviceArgs {
     /// Opens the device and says on stderr which it is.
     pub(crate) fn open(&self) -> Outcome<Choice> {
         let choice = device::choose(&self.device, &DeviceOptions { threads: self.threads })?;
-        eprintln!("device: {}", choice.reason);
+        note!("device: {}", choice.reason);
         Ok(choice)
     }
 }
@@ -122,7 +122,7 @@ impl ModelArgs {
         let compiled = compile_spec(&mut sources, &self.spec, &options)
             .map_err(|errors| Failure::rendered(rendered(&errors, &sources)))?;
         if let Err(warnings) = Diagnostics::check((), compiled.warnings) {
-            eprintln!("{}", rendered(&warnings, &sources));
+            note!("{}", rendered(&warnings, &sources));
         }
         // No pass was asked to be the last.
         compiled.plan.ok_or_else(|| Failure::message("the compiler made no plan"))

@@ -73,14 +73,14 @@ impl Watch for Progress {
         let due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY);
         if due || record.step == of {
             self.last_line = Some(Instant::now());
-            eprintln!("step {}/{of}  {text}  {} left", record.step, duration(self.left(record.step, of)));
+            note!("step {}/{of}  {text}  {} left", record.step, duration(self.left(record.step, of)));
         }
     }
 
     fn note(&mut self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| note!("{text}")),
+            None => note!("{text}"),
         }
     }
 }

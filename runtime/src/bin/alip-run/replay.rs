@@ -76,6 +76,6 @@ pub(crate) fn run(args: &Args) -> Outcome {
         out: &args.out,
     };
     replay(&mut session, &what)?;
-    println!("{}", args.out.display());
+    say!("{}", args.out.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use alip_runtime::train::report::{self, Measure};
+use alip_runtime::train::report;
 use alip_runtime::train::summary::{Measured, REPORT, Shown, report};
 use alip_runtime::train::{RunDir, RunInfo};
 
@@ -55,12 +55,11 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let page = args.report.clone().unwrap_or_else(|| args.run.join(REPORT));
     let report = report(&own.shown(), other.as_ref().map(Found::shown).as_ref())?;
     report::write(&report, &page)?;
-    let measures: &[Measure] = &report.measures;
-    match &report.other {
-        Some(other) => println!("{} against {}", report.title, other.name),
-        None => println!("{}", report.title),
+    let names = report.other.as_ref().map(|other| (report.title.as_str(), other.name.as_str()));
+    if names.is_none() {
+        say!("{}", report.title);
     }
-    print!("{}", eval::table(measures));
-    println!("report: {}", page.display());
+    say!("{}", eval::table(&report.measures, names).trim_end());
+    say!("report: {}", page.display());
     Ok(ExitCode::SUCCESS)
 }

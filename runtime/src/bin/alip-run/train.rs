@@ -95,7 +95,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let (run, position) = match existing {
         Some(run) => {
             let position = resume(&mut session, &info, &run.checkpoints(args.keep as usize))?;
-            eprintln!("resuming {} at step {} of {}", info.spec, position.step, info.steps);
+            note!("resuming {} at step {} of {}", info.spec, position.step, info.steps);
             (run, position)
         }
         None => {
@@ -132,7 +132,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     report_run(&summary, &progress, &loss, position.step);
     if !summary.finished {
         let again = format!("continue with: alip-run train {} --out {} --resume", args.model.spec, root.display());
-        eprintln!("stopped at step {} of {}; {again}", summary.position.step, info.steps);
+        note!("stopped at step {} of {}; {again}", summary.position.step, info.steps);
         return Ok(ExitCode::from(INTERRUPTED));
     }
     if !args.no_eval {
@@ -166,7 +166,7 @@ fn prepare(args: &Args, root: &Path, device: (alip_plan::TargetKind, String)) ->
         format!("{steps} steps"),
         format!("{} planned", bytes(plan.report.peak_bytes())),
     ];
-    eprintln!("{}: {}; in {}", info.spec, facts.join(", "), root.display());
+    note!("{}: {}; in {}", info.spec, facts.join(", "), root.display());
     Ok((info, plan))
 }
 
@@ -197,7 +197,7 @@ fn stop_on_interrupt() -> Outcome<Arc<AtomicBool>> {
         if asked.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(INTERRUPTED));
         }
-        eprintln!("stopping after this step; press Ctrl-C again to stop without saving");
+        note!("stopping after this step; press Ctrl-C again to stop without saving");
     })?;
     Ok(stop)
 }
@@ -209,9 +209,9 @@ fn report_run(summary: &Summary, progress: &Progress, loss: &str, first: u64) {
         let samples = (summary.position.cursor / summary.position.step.max(1) * steps) as f64;
         let rate = samples / elapsed.as_secs_f64().max(1e-9);
         let value = last.metric(loss).unwrap_or(f64::NAN);
-        eprintln!("{steps} steps in {}, {rate:.1} samples/s, loss {value:.4}", duration(elapsed));
+        note!("{steps} steps in {}, {rate:.1} samples/s, loss {value:.4}", duration(elapsed));
     }
     if let Some(path) = &summary.checkpoint {
-        eprintln!("checkpoint: {}", path.display());
+        note!("checkpoint: {}", path.display());
     }
 }

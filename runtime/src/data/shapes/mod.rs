@@ -20,7 +20,7 @@ mod text;
 pub use describe::{Background, Colour, Description, Ground, Kind, Layout, MAX_OBJECTS, Object, Pattern, Shape, Size};
 pub use render::{Placement, Scene};
 pub use source::ShapesSource;
-pub use text::{CONTEXT, prompts, vocabulary, words};
+pub use text::{CONTEXT, prompts, vocabulary};
 
 use super::Order;
 use draws::{Draws, Purpose, key};

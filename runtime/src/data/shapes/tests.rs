@@ -1,7 +1,7 @@
 //! What the data set promises, over thousands of its samples.
 
 use super::*;
-use crate::data::{Field, SampleSource};
+use crate::data::{Field, SampleSource, split_words};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 fn scenes(split: Split) -> Scenes {
@@ -81,7 +81,7 @@ fn raw_texts_are_wrong_in_the_stated_share_and_then_about_other_kinds() {
 fn every_text_is_made_of_the_vocabulary_and_fits_the_context() {
     let known: BTreeSet<String> = vocabulary().into_iter().collect();
     let check = |text: &str| {
-        let words = words(text);
+        let words = split_words(text);
         assert!(!words.is_empty() && words.len() <= CONTEXT - 2, "{} words: {text}", words.len());
         assert_eq!(words.iter().find(|word| !known.contains(*word)), None, "{text}");
     };

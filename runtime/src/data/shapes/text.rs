@@ -5,6 +5,7 @@
 
 use super::describe::{Background, Colour, Description, Ground, Kind, Layout, Object, Pattern, Shape, Size};
 use super::draws::Draws;
+use crate::data::split_words;
 use std::collections::BTreeSet;
 
 /// A context length that holds every text of this data set as one token per word, with a start and an end token.
@@ -187,23 +188,7 @@ pub fn prompts(kind: Kind) -> Vec<String> {
     PROMPTS.iter().map(|prompt| prompt.replace("{class}", &class).replace("{a}", article)).collect()
 }
 
-/// The words of a text, as the vocabulary counts them: lower case, runs of letters, each digit on its own; all else only
-/// separates.
-pub fn words(text: &str) -> Vec<String> {
-    let mut words: Vec<String> = Vec::new();
-    let mut continues = false;
-    for c in text.chars().flat_map(char::to_lowercase) {
-        match words.last_mut() {
-            Some(word) if continues && c.is_alphabetic() => word.push(c),
-            _ if c.is_alphanumeric() => words.push(c.to_string()),
-            _ => {}
-        }
-        continues = c.is_alphabetic();
-    }
-    words
-}
-
-/// Every word that a text of this data set can hold ([`words`]), sorted, each once.
+/// Every word that a text of this data set can hold ([`split_words`]), sorted, each once.
 pub fn vocabulary() -> Vec<String> {
     let mut names: Vec<&str> = vec![THING, "an", "bg", "on", "backdrop", "0 1 2 3 4 5 6 7 8 9"];
     macro_rules! add_names {
@@ -224,7 +209,7 @@ pub fn vocabulary() -> Vec<String> {
             .fold((*name).to_string(), |text, slot| text.replace(slot, " "))
     };
     let sorted: BTreeSet<String> =
-        names.iter().map(unfilled).flat_map(|name| words(&name)).chain(["a".to_string()]).collect();
+        names.iter().map(unfilled).flat_map(|name| split_words(&name)).chain(["a".to_string()]).collect();
     sorted.into_iter().collect()
 }
 
@@ -232,12 +217,6 @@ pub fn vocabulary() -> Vec<String> {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
-
-    #[test]
-    fn words_are_letters_in_lower_case_and_single_digits() {
-        assert_eq!(words("IMG_2041.JPG Red circle!! #art"), ["img", "2", "0", "4", "1", "jpg", "red", "circle", "art"]);
-        assert_eq!(words(" ... "), Vec::<String>::new());
-    }
 
     #[test]
     fn vocabulary_is_sorted_unique_and_free_of_slots() {

@@ -120,3 +120,10 @@ fn word_lists_are_checked() {
     assert_eq!(WordVocabulary::read(&folder.join("words.txt"), 6).unwrap().list(), ["red", "blue"]);
     std::fs::remove_dir_all(&folder).unwrap();
 }
+
+#[test]
+fn words_are_letters_in_lower_case_and_single_digits() {
+    let words = split_words("IMG_2041.JPG Red circle!! #art");
+    assert_eq!(words, ["img", "2", "0", "4", "1", "jpg", "red", "circle", "art"]);
+    assert_eq!(split_words(" ... "), Vec::<String>::new());
+}
