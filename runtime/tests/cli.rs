@@ -75,7 +75,7 @@ fn what_cannot_be_trained_is_said_before_the_first_step() {
         at,
         &[&TRAIN[..], &["--data", "."]].concat(),
         &[
-            "error: pipeline `small_data` of graph `small` reads no folder; give --data a pipeline whose source is `Folder`",
+            "error: graph `small`: pipeline `small_data` reads no folder; give --data a pipeline whose source is `Folder`",
         ],
     );
     check(
@@ -167,7 +167,7 @@ fn a_compiled_plan_trains_without_its_spec() {
     check(
         at,
         &["train", "runs/small", "--out", "x", "--device", "cpu", "--data", "alip_shapes"],
-        &["error: --data alip_shapes: this is no pipeline"],
+        &["error: alip_shapes: this is no pipeline"],
     );
 }
 
@@ -224,4 +224,18 @@ fn a_reader_that_stops_reading_breaks_nothing() {
     let status = Command::new("bash").current_dir(folder.path()).args(["-c", &script]).status().unwrap();
     assert!(status.success(), "{status}");
     assert!(folder.path().join("runs/small/checkpoints/step-00000003.safetensors").exists());
+}
+
+#[test]
+fn a_pipeline_runs_alone() {
+    let folder = folder();
+    let at = folder.path();
+    let (status, out, err) = run(at, &["data", "small_data.ron", "--batch", "4", "--batches", "3", "--workers", "2"]);
+    assert_eq!(status, Some(0), "{out}{err}");
+    for line in ["small_data: 12 samples in ", "image", "f32 [3, 32, 32]", "i32 [32]", "skipped 0"] {
+        assert!(out.contains(line), "{line} in {out}");
+    }
+    check(at, &["data", "small.ron"], &["error: small.ron: this is no pipeline"]);
+    check(at, &["data", "small_data.ron", "--data", "."], &["error: pipeline `small_data` reads no folder"]);
+    check(at, &["data", "pipelines/flickr8k"], &["the environment variable `DATA` is not set"]);
 }

@@ -14,6 +14,7 @@ macro_rules! note {
 }
 
 mod bench;
+mod data;
 mod devices;
 mod eval;
 mod model;
@@ -48,6 +49,8 @@ enum Command {
     Replay(replay::Args),
     /// Measure training steps on synthetic data
     Bench(bench::Args),
+    /// Run a data pipeline alone: what it delivers, how fast, what it skips
+    Data(data::Args),
     /// Show the devices of this machine
     Devices(devices::Args),
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Data(args) => data::run(&args),
         Command::Devices(args) => devices::run(&args),
     };
     match done {

@@ -151,31 +151,34 @@ pub(crate) fn own(plan: &Plan) -> Outcome<Pipeline> {
 
 /// The pipeline of the plan's spec, on another folder.
 pub(crate) fn on_folder(plan: &Plan, folder: &str) -> Outcome<Pipeline> {
-    let mut pipeline = own(plan)?;
+    moved(own(plan)?, folder).map_err(|why| Failure::message(format!("graph `{}`: {why}", plan.name)))
+}
+
+/// A pipeline on another folder; the error says why it cannot be.
+pub(crate) fn moved(mut pipeline: Pipeline, folder: &str) -> Result<Pipeline, String> {
     let Source::Folder { path, .. } = &mut pipeline.source else {
         let why = "reads no folder; give --data a pipeline whose source is `Folder`";
-        return Err(Failure::message(format!("pipeline `{}` of graph `{}` {why}", pipeline.name, plan.name)));
+        return Err(format!("pipeline `{}` {why}", pipeline.name));
     };
-    *path = std::path::absolute(folder)?.to_string_lossy().into_owned();
+    *path = std::path::absolute(folder).map_err(|error| error.to_string())?.to_string_lossy().into_owned();
     Ok(pipeline)
 }
 
+/// A pipeline by path or name.
 #[cfg(feature = "compile")]
-fn named(name: &str) -> Outcome<Pipeline> {
+pub(crate) fn named(name: &str) -> Outcome<Pipeline> {
     use alip_compiler::diag::SourceMap;
     use alip_compiler::resolve::{Checked, check};
     let mut sources = SourceMap::new();
     match check(&mut sources, name, &Default::default()) {
         Ok(Checked::Pipeline(pipeline)) => Ok(pipeline),
-        Ok(_) => {
-            Err(Failure::message(format!("--data {name}: this is no pipeline; give a file that holds `Pipeline(...)`")))
-        }
+        Ok(_) => Err(Failure::message(format!("{name}: this is no pipeline; give a file that holds `Pipeline(...)`"))),
         Err(errors) => Err(Failure::rendered(rendered(&errors, &sources))),
     }
 }
 
 #[cfg(not(feature = "compile"))]
-fn named(name: &str) -> Outcome<Pipeline> {
+pub(crate) fn named(name: &str) -> Outcome<Pipeline> {
     let why = "no such folder, and this program was built without the compiler, which reads pipelines";
     Err(Failure::message(format!("--data {name}: {why}")))
 }

@@ -75,7 +75,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn default_workers() -> u64 {
+pub(crate) fn default_workers() -> u64 {
     std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64)
 }
 

@@ -1,0 +1,81 @@
+//! `alip-run data`.
+
+use std::process::ExitCode;
+
+use alip_plan::pipeline::Mode;
+use alip_runtime::data::{LoaderOptions, measure, open_source};
+
+use crate::model::{moved, named};
+use crate::{Failure, Outcome};
+
+/// Skipped samples that are named.
+const NAMED: usize = 10;
+
+/// Run a data pipeline alone: what it delivers, how fast, what it skips
+///
+/// The rate is that of decoding and augmentation on this machine without a model beside it: a training run that takes more
+/// samples per second will wait for data.
+#[derive(clap::Args)]
+#[command(after_help = "Example:
+  alip-run data pipelines/shapes
+  alip-run data pipelines/flickr8k --data path/to/flickr8k --workers 4")]
+pub(crate) struct Args {
+    /// Path or name of a pipeline spec
+    pipeline: String,
+    /// The folder of images that the pipeline shall read
+    #[arg(long, value_name = "PATH")]
+    data: Option<String>,
+    /// Samples of a batch
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    batch: u64,
+    /// Batches to load
+    #[arg(long, default_value_t = 20)]
+    batches: u64,
+    /// Threads that prepare samples
+    #[arg(long, default_value_t = crate::train::default_workers(), value_parser = clap::value_parser!(u64).range(1..=1024))]
+    workers: u64,
+    /// Seed of order and augmentation
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// One JSON object instead of lines
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let pipeline = named(&args.pipeline)?;
+    let pipeline = match &args.data {
+        Some(folder) => moved(pipeline, folder).map_err(Failure::message)?,
+        None => pipeline,
+    };
+    let outputs = pipeline.check().map_err(Failure::message)?;
+    let source = open_source(&pipeline.source, Mode::Train)?;
+    let samples = source.len();
+    let options =
+        LoaderOptions { workers: args.workers as usize, ..LoaderOptions::train(args.seed, args.batch as usize) };
+    let measured = measure(&pipeline, source, &options, args.batches as usize)?;
+    let seconds = measured.elapsed.as_secs_f64();
+    if args.json {
+        let skipped: Vec<String> = measured.skipped.iter().map(ToString::to_string).collect();
+        say!(
+            "{}",
+            serde_json::json!({
+                "pipeline": pipeline.name, "source": pipeline.source.kind(), "source_samples": samples,
+                "samples": measured.samples, "seconds": seconds, "samples_per_s": measured.rate(),
+                "workers": args.workers, "skipped": skipped,
+            })
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (name, rate) = (&pipeline.name, measured.rate());
+    say!("{name}: {} samples in {seconds:.2} s, {rate:.0} samples/s with {} workers", measured.samples, args.workers);
+    say!("from {} with {samples} samples to", pipeline.source.kind());
+    for (name, output) in &outputs {
+        say!("  {name:<10} {} {:?}", output.dtype, output.shape);
+    }
+    say!("skipped {}", measured.skipped.len());
+    for skipped in measured.skipped.iter().take(NAMED) {
+        say!("  {skipped}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
