@@ -9,7 +9,7 @@ use crate::kernel::Kernel;
 use crate::pipeline::Pipeline;
 
 /// Version of the plan's byte format; a reader accepts exactly its own.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// First bytes of a plan file.
 const MAGIC: &[u8; 8] = b"alipplan";
@@ -421,5 +421,36 @@ impl Program {
 
     fn port(ports: &[Port], name: &str) -> Option<usize> {
         ports.iter().find(|port| port.name == name).map(|port| port.buffer as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_no_plan_of_this_version_say_what_to_do() {
+        let plan = Plan {
+            name: "empty".into(),
+            compiler: "by hand".into(),
+            target: Target::cpu(),
+            segments: vec![],
+            state: vec![],
+            kernels: vec![],
+            programs: BTreeMap::new(),
+            train: None,
+            report: Report::default(),
+        };
+        let bytes = plan.to_bytes();
+        assert_eq!(Plan::from_bytes(&bytes), Ok(plan));
+        let check = |bytes: &[u8], message: &str| {
+            let error = Plan::from_bytes(bytes).map(|plan| plan.name).unwrap_err().to_string();
+            assert!(error.starts_with(message), "{error}");
+        };
+        check(b"PK\x03\x04", "not a plan file; `alipc compile SPEC -o DIR` writes one as DIR/plan.alip");
+        let mut old = bytes.clone();
+        old[MAGIC.len()] = 1;
+        check(&old, "the plan has format version 1, this program reads 2; compile the spec again");
+        check(&bytes[..bytes.len() - 1], "the plan file is damaged (");
     }
 }
