@@ -248,6 +248,14 @@ pub fn write_beside<E: From<FileError>>(path: &Path, fill: impl FnOnce(&mut File
     })
 }
 
+/// Writes a whole file as [`write_beside`] does.
+///
+/// # Errors
+/// The system refuses; nothing has changed at `path` then.
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    write_beside(path, |file| file.write_all(bytes).map_err(FileError::io(path, "write")))
+}
+
 /// Suffix of files that are being written.
 const UNFINISHED: &str = ".unfinished";
 

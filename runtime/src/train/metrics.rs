@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::events::EventFile;
-use super::file::{FileError, write_beside};
+use super::file::{FileError, write_bytes};
 
 /// Name of the JSON lines in a run directory.
 pub const FILE: &str = "metrics.jsonl";
@@ -81,8 +81,7 @@ impl MetricsLog {
                 .filter(|line| line_step(line) <= Some(step) && line.ends_with('\n'))
                 .collect();
             if kept.len() != text.len() {
-                let write = |file: &mut File| file.write_all(kept.as_bytes()).map_err(FileError::io(&path, "write"));
-                write_beside(&path, write)?;
+                write_bytes(&path, kept.as_bytes())?;
             }
         }
         let lines = OpenOptions::new().create(true).append(true).open(&path).map_err(FileError::io(&path, "write"))?;

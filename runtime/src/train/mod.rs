@@ -17,7 +17,6 @@ pub mod summary;
 pub(crate) mod testing;
 mod trainer;
 
-pub(crate) use file::write_beside;
 pub use metrics::StepRecord;
 pub use run_dir::{PLAN, RunDir, RunDirError, RunInfo, bytes, read_plan};
 pub use trainer::{Divergence, Feed, Position, Summary, TrainError, Trainer, Watch, begin, resume};

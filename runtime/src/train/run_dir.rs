@@ -16,7 +16,7 @@ use alip_plan::{Plan, PlanError};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{self, Checkpoints};
-use super::file::{self, FileError, write_beside};
+use super::file::{self, FileError, write_beside, write_bytes};
 
 /// Version of `run.json`.
 const FORMAT: u32 = 1;
@@ -145,12 +145,9 @@ impl RunDir {
         }
         fs::create_dir_all(root).map_err(FileError::io(root, "create the folder"))?;
         run.probe(plan, checkpoints)?;
-        let write = |path: &Path, bytes: &[u8]| {
-            write_beside(path, |file| std::io::Write::write_all(file, bytes).map_err(FileError::io(path, "write")))
-        };
-        write(&root.join(PLAN), &plan.to_bytes())?;
+        write_bytes(&root.join(PLAN), &plan.to_bytes())?;
         // The last file: with it the directory holds a run. Plain data always serialise.
-        write(&run.info_path(), &serde_json::to_vec_pretty(info).unwrap_or_default())?;
+        write_bytes(&run.info_path(), &serde_json::to_vec_pretty(info).unwrap_or_default())?;
         Ok(run)
     }
 

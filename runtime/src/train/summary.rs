@@ -3,11 +3,11 @@
 use alip_plan::Plan;
 use serde::{Deserialize, Serialize};
 
-use super::file::FileError;
+use super::file::{FileError, write_bytes};
 use super::measure::Results;
+use super::metrics;
 use super::report::{Chart, Measure, Other, Report, Sample, Series, Unit};
 use super::run_dir::{RunDir, RunInfo};
-use super::{metrics, write_beside};
 
 /// Name of the results in a run directory.
 pub const RESULTS: &str = "results.json";
@@ -42,7 +42,7 @@ impl Measured {
         let path = run.root().join(RESULTS);
         // Plain data always serialise.
         let json = serde_json::to_vec(self).unwrap_or_default();
-        write_beside(&path, |file| std::io::Write::write_all(file, &json).map_err(FileError::io(&path, "write")))
+        write_bytes(&path, &json)
     }
 
     /// Reads the results of a run; none if it was not measured.

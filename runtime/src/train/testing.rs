@@ -1,10 +1,7 @@
 //! A plan small enough to write by hand, for tests of everything around the kernels.
 //!
 //! It regresses the mean of a text's ids on the pixels: `loss = mean((image . w - mean(raw) / 100)^2)`, one step of gradient
-//! descent with a falling rate, update guarded as the compiler's is. It depends on `alip_plan` alone, so that tests of
-//! the binary use it too.
-
-#![allow(missing_docs, unreachable_pub, dead_code)]
+//! descent with a falling rate, update guarded as the compiler's is.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,13 +15,13 @@ use alip_plan::{
     STATE_TOTAL_STEPS, Segment, SegmentKind, StateKind, StateTensor, Step, Target, TrainInfo,
 };
 
-pub const BATCH: u64 = 4;
-pub const SIDE: u64 = 4;
-pub const CONTEXT: u64 = 6;
+pub(crate) const BATCH: u64 = 4;
+pub(crate) const SIDE: u64 = 4;
+pub(crate) const CONTEXT: u64 = 6;
 const PIXELS: u64 = 3 * SIDE * SIDE;
 
 /// An empty folder for a test.
-pub fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     let folder = std::env::temp_dir().join(format!("alip-{}-{name}", std::process::id()));
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).unwrap();
@@ -75,17 +72,7 @@ impl Memory {
 }
 
 /// The plan `linear`.
-pub fn linear() -> Plan {
-    plan(None)
-}
-
-/// The plan `linear`, where the node `tower.broken` takes the root of `steps - steps taken - 1`, which is NaN in the step after
-/// `steps` of them.
-pub fn breaking(steps: u64) -> Plan {
-    plan(Some(steps))
-}
-
-fn plan(breaks_after: Option<u64>) -> Plan {
+pub(crate) fn linear() -> Plan {
     use DType::{F32, I32};
     let mut memory = Memory { end: [0, 0] };
     let w = memory.buffer(0, F32, &[PIXELS]);
@@ -101,29 +88,25 @@ fn plan(breaks_after: Option<u64>) -> Plan {
     let raw = memory.buffer(1, I32, &[BATCH, CONTEXT]);
     let error = memory.buffer(1, F32, &[BATCH]);
     let loss = memory.buffer(1, F32, &[]);
-    let odd = memory.buffer(1, F32, &[]);
     let rate = memory.buffer(1, F32, &[]);
     let seed = memory.buffer(1, I32, &[]);
 
-    let mut kernels = vec![init(), set(), forward(), residual(), mean_square(), schedule(), update(), count()];
-    let buffers =
-        vec![w, counters[0].clone(), counters[1].clone(), counters[2].clone(), image, raw, error, loss, rate, odd];
+    let kernels = vec![init(), set(), forward(), residual(), mean_square(), schedule(), update(), count()];
+    let buffers = vec![w, counters[0].clone(), counters[1].clone(), counters[2].clone(), image, raw, error, loss, rate];
     let step = |kernel, operands: &[u32], origin: &str| Step {
         kernel,
         operands: operands.to_vec(),
         origin: origin.into(),
         flops: 2 * BATCH * PIXELS,
     };
-    let mut steps = vec![step(2, &[4, 0, 6], "tower"), step(3, &[5, 6], "target"), step(4, &[6, 7], "loss")];
-    if let Some(limit) = breaks_after {
-        kernels.push(root(limit));
-        steps.push(step(8, &[1, 9, 7], "tower.broken"));
-    }
-    steps.extend([
+    let steps = vec![
+        step(2, &[4, 0, 6], "tower"),
+        step(3, &[5, 6], "target"),
+        step(4, &[6, 7], "loss"),
         step(5, &[1, 2, 8], "train.schedule"),
         step(6, &[6, 4, 0, 7, 8], "train.update"),
         step(7, &[7, 1], "train.step"),
-    ]);
+    ];
     let port = |name: &str, buffer| Port { name: name.into(), buffer };
     let train = Program {
         inputs: vec![port("image", 4), port("raw", 5)],
@@ -160,7 +143,7 @@ fn plan(breaks_after: Option<u64>) -> Plan {
 }
 
 /// A pipeline over `scenes` rendered scenes that fits the plan.
-pub fn shapes(scenes: u64) -> Pipeline {
+pub(crate) fn shapes(scenes: u64) -> Pipeline {
     let call = |name: &str, op: &str, inputs: &[&str], args: &[(&str, Argument)]| {
         let inputs: Vec<Argument> = inputs.iter().map(|input| Argument::Name(input.to_string())).collect();
         let named: Vec<(String, Argument)> =
@@ -282,24 +265,6 @@ fn schedule() -> Kernel {
     code.f(ScalarOp::Store(2), &[rate]);
     let counter = |operand| view(operand, DType::I32, &[0]);
     map(vec![1], vec![counter(0), counter(1), view(2, DType::F32, &[0])], code)
-}
-
-/// `odd = sqrt(limit - step - 0.5); loss += 0 * odd`; operands step, odd, loss.
-fn root(limit: u64) -> Kernel {
-    let mut code = Writer::default();
-    let step = code.op(ScalarOp::Load(0), DType::I32, &[]);
-    let step = code.op(ScalarOp::Cast(DType::F32), DType::I32, &[step]);
-    let limit = code.constant(limit as f64 - 0.5, DType::F32);
-    let left = code.f(ScalarOp::Sub, &[limit, step]);
-    let root = code.f(ScalarOp::Sqrt, &[left]);
-    code.f(ScalarOp::Store(1), &[root]);
-    let zero = code.constant(0.0, DType::F32);
-    let nothing = code.f(ScalarOp::Mul, &[zero, root]);
-    let loss = code.f(ScalarOp::Load(2), &[]);
-    let sum = code.f(ScalarOp::Add, &[loss, nothing]);
-    code.f(ScalarOp::Store(2), &[sum]);
-    let scalar = |operand| view(operand, DType::F32, &[0]);
-    map(vec![1], vec![view(0, DType::I32, &[0]), scalar(1), scalar(2)], code)
 }
 
 /// `w -= rate * 2 / batch * image^T @ error`, unless the loss is not finite; operands error, image, w, loss, rate.

@@ -403,34 +403,26 @@ unsafe fn uniform<const WORD: usize>(d: *mut u32, index: *const u32, key: [u32; 
 /// Lanes of a row reduction: four vectors of sixteen, which hides the latency of addition on every instruction set.
 const WIDTH: usize = 64;
 
-/// Folds a row with `WIDTH` running values and then a tree, the same for every instruction set.
+/// Folds a row with `WIDTH` running values and then a tree, the same for every instruction set; shorter rows with eight,
+/// the shortest one by one.
 #[inline(always)]
 unsafe fn row<I: Isa, O: Binary>(a: *const u32, n: usize) -> u32 {
     // SAFETY: the caller gives `n` lanes, at least one.
     let a = unsafe { from_raw_parts(a, n) };
-    let (blocks, rest) = a.as_chunks::<WIDTH>();
-    let Some((first, blocks)) = blocks.split_first() else {
-        return small::<I, O>(rest);
-    };
-    let mut lanes = *first;
-    for block in blocks {
-        for (lane, &value) in lanes.iter_mut().zip(block) {
-            *lane = O::apply::<I>(*lane, value);
-        }
+    if let Some(value) = folded::<I, O, WIDTH>(a) {
+        return value;
     }
-    for (lane, &value) in lanes.iter_mut().zip(rest) {
-        *lane = O::apply::<I>(*lane, value);
+    if let Some(value) = folded::<I, O, 8>(a) {
+        return value;
     }
-    tree::<I, O, _>(lanes)
+    a.iter().copied().reduce(|x, y| O::apply::<I>(x, y)).unwrap_or_default()
 }
 
-/// Rows shorter than `WIDTH`: eight running values.
+/// Folds a row with `N` running values; none if it has fewer.
 #[inline(always)]
-fn small<I: Isa, O: Binary>(a: &[u32]) -> u32 {
-    let (blocks, rest) = a.as_chunks::<8>();
-    let Some((first, blocks)) = blocks.split_first() else {
-        return a.iter().copied().reduce(|x, y| O::apply::<I>(x, y)).unwrap_or_default();
-    };
+fn folded<I: Isa, O: Binary, const N: usize>(a: &[u32]) -> Option<u32> {
+    let (blocks, rest) = a.as_chunks::<N>();
+    let (first, blocks) = blocks.split_first()?;
     let mut lanes = *first;
     for block in blocks {
         for (lane, &value) in lanes.iter_mut().zip(block) {
@@ -440,7 +432,7 @@ fn small<I: Isa, O: Binary>(a: &[u32]) -> u32 {
     for (lane, &value) in lanes.iter_mut().zip(rest) {
         *lane = O::apply::<I>(*lane, value);
     }
-    tree::<I, O, _>(lanes)
+    Some(tree::<I, O, _>(lanes))
 }
 
 #[inline(always)]

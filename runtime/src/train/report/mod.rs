@@ -6,6 +6,7 @@
 mod chart;
 mod page;
 
+use super::file::{FileError, write_bytes};
 use crate::data::RgbImage;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -156,12 +157,11 @@ pub fn render(report: &Report) -> String {
 /// # Errors
 /// When the file cannot be created or renamed.
 pub fn write(report: &Report, path: &Path) -> Result<(), WriteError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".part");
-    let written = std::fs::write(&beside, render(report)).and_then(|()| std::fs::rename(&beside, path));
-    written.map_err(|source| {
-        // What is left of a failed attempt serves nobody; if it cannot be removed either, the error below says enough.
-        let _ = std::fs::remove_file(&beside);
+    write_bytes(path, render(report).as_bytes()).map_err(|error| {
+        let source = match error {
+            FileError::Io { source, .. } => source,
+            other => std::io::Error::other(other),
+        };
         WriteError { path: path.to_path_buf(), source }
     })
 }
