@@ -10,7 +10,9 @@ use crate::PASSES;
 use crate::codegen::{Assembly, Part, lower};
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
 use crate::ir::Model;
+use crate::ops::Op;
 use crate::schedule::{self, ScheduleOptions, memory};
+use crate::transform;
 
 /// How to compile.
 #[derive(Clone, Debug)]
@@ -72,7 +74,10 @@ pub fn compile_model(
     }
     let mut graphs = Vec::new();
     for (name, graph) in &model.programs {
-        let graph = run.timed("prepare", || schedule::prepare(graph))?;
+        let graph = run.timed("prepare", || {
+            let graph = transform::expand::expand(graph, |op| matches!(op, Op::Attention(_)))?;
+            schedule::prepare(&graph)
+        })?;
         if cfg!(debug_assertions) {
             crate::ir::verify(&graph)?;
         }

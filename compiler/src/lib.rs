@@ -14,6 +14,7 @@ pub mod picture;
 pub mod resolve;
 pub mod schedule;
 pub mod spec;
+pub mod transform;
 
 use std::time::{Duration, Instant};
 

@@ -17,7 +17,7 @@ fn run(graph: &Graph, case: &Case) -> Evaluated {
 }
 
 /// Names of the ops that are not pointwise; `every_op_has_a_case_with_a_distinct_name` asks for new ones.
-const OTHERS: [&str; 23] = [
+const OTHERS: [&str; 28] = [
     "input",
     "state",
     "const",
@@ -41,10 +41,15 @@ const OTHERS: [&str; 23] = [
     "iota",
     "random_uniform",
     "stop_gradient",
+    "attention",
+    "attention_lse",
+    "attention_grad_q",
+    "attention_grad_k",
+    "attention_grad_v",
 ];
 
 /// What has no float to differentiate, or no gradient by design.
-const WITHOUT_GRADIENT: [&str; 13] = [
+const WITHOUT_GRADIENT: [&str; 16] = [
     "input",
     "state",
     "const",
@@ -58,6 +63,9 @@ const WITHOUT_GRADIENT: [&str; 13] = [
     "eq",
     "and",
     "or",
+    "attention_grad_q",
+    "attention_grad_k",
+    "attention_grad_v",
 ];
 
 /// Names of all ops.
@@ -91,7 +99,7 @@ fn every_op_has_a_case_with_a_distinct_name() {
             Op::Input { .. } | Op::State { .. } | Op::Const { .. } | Op::Pointwise(_) | Op::Reduce { .. } => {}
             Op::Dot(_) | Op::Conv2d(_) | Op::Reshape { .. } | Op::Transpose { .. } | Op::Broadcast { .. } => {}
             Op::Slice { .. } | Op::Pad { .. } | Op::Concat { .. } | Op::Gather { .. } | Op::ScatterAdd { .. } => {}
-            Op::Iota { .. } | Op::Random { .. } | Op::StopGradient => {}
+            Op::Iota { .. } | Op::Random { .. } | Op::StopGradient | Op::Attention(_) => {}
         }
     }
     all.iter().flat_map(|case| case.graph.nodes()).for_each(|node| listed(&node.op));
@@ -190,8 +198,9 @@ fn gradients_equal_finite_differences_in_mid_graph() {
     for case in cases() {
         let y = case.graph.outputs["y"];
         // Nothing flows through integers and bools; stop_gradient is meant to differ from the difference; floor has
-        // steps, between which both are zero.
-        if !case.graph.ty(y).dtype.is_float() || case.graph.node(y).op == Op::StopGradient {
+        // steps, between which both are zero. Gradients of gradients are refused.
+        let op = &case.graph.node(y).op;
+        if !case.graph.ty(y).dtype.is_float() || *op == Op::StopGradient || op.name().starts_with("attention_grad") {
             continue;
         }
         if check_gradients(&case) > 0 {
@@ -201,6 +210,14 @@ fn gradients_equal_finite_differences_in_mid_graph() {
     let expected = op_names().filter(|name| !WITHOUT_GRADIENT.contains(name));
     let missing: Vec<&str> = expected.filter(|name| !checked.contains(name)).collect();
     assert!(missing.is_empty(), "differentiable ops without a case: {missing:?}");
+}
+
+#[test]
+fn gradients_of_gradients_are_refused() {
+    let case = cases().into_iter().find(|case| case.name == "attention_grad_v_dense").unwrap();
+    let (mut graph, loss, variables) = embedded(&case);
+    let error = gradients(&mut graph, loss, &[variables[0].1]).unwrap_err().to_string();
+    assert!(error.contains("`attention_grad_v` cannot be differentiated"), "{error}");
 }
 
 #[test]

@@ -333,6 +333,35 @@ impl Conv2d {
     }
 }
 
+/// What attention computes; the formulas stand with the compiler's op.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttentionResult {
+    /// Values mixed by the softmax of the scores.
+    Out,
+    /// Logarithm of the sum of the scores' exponentials, per query and head.
+    Lse,
+    /// Gradient of `Out` with respect to the queries.
+    GradQ,
+    /// Gradient of `Out` with respect to the keys.
+    GradK,
+    /// Gradient of `Out` with respect to the values.
+    GradV,
+}
+
+/// Which query and key rows of attention belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rows {
+    /// Those of a sample.
+    Dense,
+    /// Those of a sample, of whose keys only the first `lengths[n]` (I32 `[N]`, clamped to `1..=Lk`) are seen.
+    Lengths,
+    /// Those of a segment: an operand I32 `[2, S + 1]` holds where each segment begins among the queries and among the
+    /// keys, rising from 0. Rows from the last entry on belong to no segment: their results are 0.
+    Segments,
+}
+
 /// `out[b, index[b, i], :] += updates[b, i, :]` on a zeroed `out`, in the order of `i` (deterministic).
 /// Operands, dense: index I32 [batch, count], updates F32 [batch, count, inner], out F32 [batch, rows, inner].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

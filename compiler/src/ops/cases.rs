@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use alip_plan::philox;
 
-use super::{Op, conv, dot, gather, pointwise, reduce, source, views};
+use super::{Op, attention, conv, dot, gather, pointwise, reduce, source, views};
 use crate::ir::{Builder, DType, Graph, NodeId, OriginId, Shape, TensorType, Value};
 
 /// A graph with one op between its inputs and its output `y`.
@@ -25,8 +25,17 @@ pub struct Case {
 
 /// The cases of every op.
 pub fn cases() -> Vec<Case> {
-    [source::cases(), pointwise::cases(), reduce::cases(), dot::cases(), conv::cases(), views::cases(), gather::cases()]
-        .concat()
+    [
+        source::cases(),
+        pointwise::cases(),
+        reduce::cases(),
+        dot::cases(),
+        conv::cases(),
+        views::cases(),
+        gather::cases(),
+        attention::cases(),
+    ]
+    .concat()
 }
 
 /// Makes a case: inputs first, then the op.

@@ -10,9 +10,11 @@
 //! Every tensor has at least one element and at most [`MAX_ELEMENTS`], so that neither empty reductions nor overflowing
 //! offsets exist below this module.
 //!
-//! There is nothing composite here: softmax, layer_norm, attention, losses and optimisers are modules in `stdlib/`.
+//! Composites (softmax, layer_norm, losses, optimisers) are modules in `stdlib/`. The one exception is attention, whose
+//! point is what its kernel does not store.
 
 mod args;
+pub mod attention;
 mod cases;
 mod conv;
 mod dot;
@@ -146,6 +148,8 @@ pub enum Op {
         /// Which of the four output words.
         lane: u8,
     },
+    /// Attention, its logsumexp, or one of its gradients.
+    Attention(attention::Attention),
     /// The identity, through which no gradient flows.
     StopGradient,
 }
@@ -283,6 +287,7 @@ impl Op {
             Op::Pad { low, high, interior } => f(&views::Pad { low, high, interior }),
             Op::Concat { axis } => f(&views::Concat { axis: *axis }),
             Op::Gather { batch } => f(&gather::Gather { batch: *batch }),
+            Op::Attention(attention) => f(attention),
             Op::ScatterAdd { batch, rows } => f(&gather::ScatterAdd { batch: *batch, rows: *rows }),
         }
     }
