@@ -8,6 +8,7 @@ pub mod autodiff;
 pub mod codegen;
 mod compile;
 pub mod diag;
+pub mod diff;
 pub mod ir;
 pub mod ops;
 pub mod picture;

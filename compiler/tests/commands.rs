@@ -180,3 +180,26 @@ fn a_page_is_written_and_other_programs_can_be_drawn() {
     );
     assert!(!folder.path().join("other.html").exists());
 }
+
+#[test]
+fn diff_shows_what_two_graphs_mean_differently() {
+    let folder = folder();
+    let graph = |name: &str, rest: &str| {
+        let text = format!("Graph(name: \"{name}\", base: \"alip_tiny\", {rest})");
+        fs::write(folder.path().join(format!("{name}.ron")), text).expect("written");
+    };
+    graph("same", "");
+    graph("softer", "parts: { \"lcg\": \"language_consistency_gate(gamma: 1, momentum: 0.99)\" }");
+    let same = succeed(&["diff", "alip_tiny", "same.ron"], folder.path());
+    assert_eq!(same, "- alip_tiny\n+ same\nnothing differs\n");
+    let softer = succeed(&["diff", "alip_tiny", "softer.ron"], folder.path());
+    assert!(softer.contains("operations of train\n  lcg\n    - const 2.0 f32[]\n    + const 1.0 f32[]\n"), "{softer}");
+    let json = succeed(&["diff", "alip_tiny", "softer.ron", "--json"], folder.path());
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["programs"]["train"]["lcg"]["added"]["const 1.0 f32[]"], 1);
+    let set = succeed(&["diff", "alip_tiny", "alip_tiny", "--batch", "4", "--set", "dims.D=16"], folder.path());
+    assert!(set.contains("\nstate\n") && set.contains("visual.proj"), "{set}");
+    let unknown = alipc(&["diff", "alip_tiny", "alip_tony"], folder.path());
+    let stderr = String::from_utf8_lossy(&unknown.stderr);
+    assert!(stderr.contains("no spec named `alip_tony`") && stderr.contains("did you mean `alip_tiny`?"), "{stderr}");
+}

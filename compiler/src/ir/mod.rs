@@ -25,7 +25,7 @@ pub use builder::{Builder, Subscript};
 pub use graph::*;
 pub use interpret::*;
 pub use parse::{ParseError, parse};
-pub use print::print;
+pub use print::{describe, print};
 pub use simplify::{Simplified, StopGradients, eliminate_dead, simplify};
 pub use types::*;
 pub use verify::{verify, verify_model};

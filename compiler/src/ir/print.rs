@@ -18,7 +18,7 @@ use std::fmt::Write;
 
 use serde::{Serialize, Serializer};
 
-use super::{Graph, Node, Shape, TensorType};
+use super::{Graph, Node, NodeId, Shape, TensorType};
 use crate::ops::{Op, pointwise};
 
 /// The text of a graph, ending in a line break.
@@ -42,6 +42,14 @@ pub fn print(graph: &Graph) -> String {
         }
     }
     text
+}
+
+/// A node without its names: the op with its attributes, the types it takes and gives.
+pub fn describe(graph: &Graph, id: NodeId) -> String {
+    let node = graph.node(id);
+    let inputs: Vec<String> = node.inputs.iter().map(|input| graph.ty(*input).to_string()).collect();
+    let arrow = if inputs.is_empty() { "" } else { " -> " };
+    format!("{} {}{arrow}{}", head(node), inputs.join(", "), node.ty)
 }
 
 /// RON without the wrappings of newtypes, for attributes.

@@ -337,17 +337,18 @@ impl Primitive for Attention {
 pub(super) fn cases() -> Vec<Case> {
     use AttentionResult::*;
     let mut cases = Vec::new();
-    // label, rows, causal, queries and keys (N, Lq, Lk or P, R), heads, D, E
-    let table: [(&str, Rows, bool, [u64; 3], [u64; 3]); 7] = [
-        ("dense", Rows::Dense, false, [2, 5, 5], [3, 4, 4]),
-        ("causal", Rows::Dense, true, [2, 6, 6], [2, 4, 4]),
-        ("one_query", Rows::Dense, true, [3, 1, 7], [2, 4, 3]),
-        ("one_head", Rows::Dense, false, [1, 9, 11], [1, 16, 16]),
-        ("lengths", Rows::Lengths, false, [3, 1, 7], [2, 4, 4]),
-        ("segments", Rows::Segments, true, [3, 14, 14], [2, 4, 4]),
-        ("segments_one_query", Rows::Segments, true, [3, 3, 14], [2, 4, 5]),
+    /// N, Lq, Lk (packed: segments, P, R), and heads, D, E.
+    type Sizes = ([u64; 3], [u64; 3]);
+    let table: [(&str, Rows, bool, Sizes); 7] = [
+        ("dense", Rows::Dense, false, ([2, 5, 5], [3, 4, 4])),
+        ("causal", Rows::Dense, true, ([2, 6, 6], [2, 4, 4])),
+        ("one_query", Rows::Dense, true, ([3, 1, 7], [2, 4, 3])),
+        ("one_head", Rows::Dense, false, ([1, 9, 11], [1, 16, 16])),
+        ("lengths", Rows::Lengths, false, ([3, 1, 7], [2, 4, 4])),
+        ("segments", Rows::Segments, true, ([3, 14, 14], [2, 4, 4])),
+        ("segments_one_query", Rows::Segments, true, ([3, 3, 14], [2, 4, 5])),
     ];
-    for (label, rows, causal, [n, queries, keys], [heads, d, e]) in table {
+    for (label, rows, causal, ([n, queries, keys], [heads, d, e])) in table {
         for result in [Out, Lse, GradQ, GradK, GradV] {
             let op = Attention { result, rows, causal, scale: Real(0.5) };
             let mut case = CaseBuilder::new(&format!("{}_{label}", op.name()));

@@ -5,6 +5,7 @@
 
 mod check;
 mod compile;
+mod diff;
 mod files;
 mod fmt;
 mod graph;
@@ -30,6 +31,8 @@ enum Command {
     Check(check::Args),
     /// Compile a graph to a plan
     Compile(compile::Args),
+    /// Show what differs between two graphs
+    Diff(diff::Args),
     /// Put spec files in house style
     Fmt(fmt::Args),
     /// Draw a graph as a web page
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Check(args) => check::run(&args),
         Command::Compile(args) => compile::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Fmt(args) => fmt::run(&args),
         Command::Graph(args) => graph::run(&args),
         Command::Ops(args) => ops::run(&args),
