@@ -11,7 +11,7 @@ use crate::codegen::{Assembly, Part, lower};
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
 use crate::ir::Model;
 use crate::ops::Op;
-use crate::schedule::{self, ScheduleOptions, memory};
+use crate::schedule::{self, Explanation, ScheduleOptions, memory};
 use crate::transform;
 
 /// How to compile.
@@ -25,6 +25,8 @@ pub struct CompileOptions {
     pub dump: Vec<String>,
     /// The last pass to run (`--stop-after NAME`).
     pub stop_after: Option<String>,
+    /// Keep what became of each node ([`Compiled::explained`]).
+    pub explain: bool,
 }
 
 impl Default for CompileOptions {
@@ -34,6 +36,7 @@ impl Default for CompileOptions {
             schedule: ScheduleOptions::default(),
             dump: Vec::new(),
             stop_after: None,
+            explain: false,
         }
     }
 }
@@ -47,6 +50,8 @@ pub struct Compiled {
     pub dumps: Vec<(String, String)>,
     /// Time per pass over all programs (`--timings`); nothing in a plan depends on it.
     pub timings: Vec<(&'static str, Duration)>,
+    /// The kernels of each program, if asked for.
+    pub explained: BTreeMap<String, Explanation>,
 }
 
 /// Compiles all programs of a model.
@@ -96,6 +101,9 @@ pub fn compile_model(
             continue;
         }
         let launches = run.timed("lower", || lower(&scheduled));
+        if options.explain {
+            run.compiled.explained.insert(name.clone(), schedule::explain(&scheduled, &launches));
+        }
         drop(scheduled);
         run.dump("lower", &name, || {
             launches.iter().fold(String::new(), |mut text, launch| {

@@ -17,6 +17,7 @@ pub mod schedule;
 pub mod spec;
 pub mod transform;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use alip_plan::Plan;
@@ -55,6 +56,8 @@ pub struct CompiledSpec {
     pub dumps: Vec<(String, String)>,
     /// Time per pass over all programs; no plan depends on it.
     pub timings: Vec<(&'static str, Duration)>,
+    /// The kernels of each program, if asked for.
+    pub explained: BTreeMap<String, schedule::Explanation>,
 }
 
 /// Compiles a graph given by path or name: from text to plan.
@@ -79,7 +82,7 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
         dumps.extend(resolved.model.programs.iter().map(text));
     }
 
-    let mut plan = None;
+    let (mut plan, mut explained) = (None, BTreeMap::new());
     if !stops("resolve") {
         let start = Instant::now();
         add_update(&mut resolved, options.keep)?;
@@ -87,9 +90,10 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
 
         let compiled = compile_model(&resolved.model, resolved.train_info(), &options.compile)?;
         plan = compiled.plan;
+        explained = compiled.explained;
         dumps.extend(compiled.dumps);
         timings.extend(compiled.timings);
     }
     let warnings = resolved.warnings.clone();
-    Ok(CompiledSpec { resolved, plan, warnings, dumps, timings })
+    Ok(CompiledSpec { resolved, plan, warnings, dumps, timings, explained })
 }

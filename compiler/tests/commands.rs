@@ -203,3 +203,35 @@ fn diff_shows_what_two_graphs_mean_differently() {
     let stderr = String::from_utf8_lossy(&unknown.stderr);
     assert!(stderr.contains("no spec named `alip_tony`") && stderr.contains("did you mean `alip_tiny`?"), "{stderr}");
 }
+
+#[test]
+fn explain_shows_kernels_and_what_keeps_them_apart() {
+    let folder = folder();
+    let all = succeed(&["explain", "alip_tiny"], folder.path());
+    assert!(all.starts_with("alip_tiny for cpu: train\n\nwhere "), "{all}");
+    let of_mlp = |line: &&str| line.starts_with("visual.transformer.resblocks.*.mlp.c_fc ");
+    assert_eq!(all.lines().filter(of_mlp).count(), 1, "layers count together: {all}");
+    assert!(all.contains("  `dot` reads its operands from memory\n"), "{all}");
+
+    let mlp = succeed(&["explain", "alip_tiny", "visual.transformer.resblocks.0.mlp.c_fc"], folder.path());
+    let first = mlp.split("\n\n").nth(1).expect("a kernel");
+    for part in
+        ["product over [136, 256]", "    computes  erf ", "state `visual.transformer.resblocks.0.mlp.c_fc.bias`"]
+    {
+        assert!(first.contains(part), "{part:?} in {first}");
+    }
+    let alone = succeed(&["explain", "alip_tiny", "normalize", "--no-fuse"], folder.path());
+    assert!(alone.contains("fusion is off (--no-fuse)"), "{alone}");
+
+    let path = "visual.transformer.resblocks.0";
+    fail(
+        &["explain", "alip_tiny", &format!("{path}.mpl")],
+        folder.path(),
+        &format!(
+            "error: no kernel of `train` computes anything of `{path}.mpl`\n |\n = help: did you mean `{path}`?\n = help: `alipc explain SPEC` without a node lists where kernels are"
+        ),
+    );
+    let wrong = alipc(&["explain", "alip_tiny", "--program", "trian"], folder.path());
+    let stderr = String::from_utf8_lossy(&wrong.stderr);
+    assert!(stderr.contains("`alip_tiny` has no program `trian`") && stderr.contains("`train`?"), "{stderr}");
+}

@@ -86,6 +86,19 @@ pub(crate) enum Kind {
     ScatterAdd,
 }
 
+impl Kind {
+    /// As schedules and explanations show it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Map => "map",
+            Kind::Reduction => "reduction",
+            Kind::Product(_) => "product",
+            Kind::Conv2d => "conv2d",
+            Kind::ScatterAdd => "scatter_add",
+        }
+    }
+}
+
 /// What becomes one kernel.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {

@@ -8,6 +8,7 @@
 //! is computed does not depend on [`ScheduleOptions`] beyond rounding.
 
 pub mod check;
+mod explain;
 mod facts;
 mod group;
 mod layout;
@@ -21,6 +22,8 @@ use std::collections::BinaryHeap;
 
 use alip_plan::Target;
 
+pub(crate) use self::explain::explain;
+pub use self::explain::{Explained, Explanation, computes};
 pub(crate) use self::group::{Group, GroupId, Groups, Input, Kind, MemberId, What};
 pub(crate) use self::layout::{Layout, ViewOp};
 pub(crate) use self::operands::{gather, product};
@@ -99,13 +102,7 @@ impl Schedule<'_> {
         let mut lines = Vec::new();
         for group in &self.order {
             let group = &self.groups.groups[*group];
-            let kind = match group.kind {
-                Kind::Map => "map",
-                Kind::Reduction => "reduction",
-                Kind::Product(_) => "product",
-                Kind::Conv2d => "conv2d",
-                Kind::ScatterAdd => "scatter_add",
-            };
+            let kind = group.kind.name();
             let domain = match group.reduced.as_slice() {
                 [] => format!("{:?}", group.kept),
                 reduced => format!("{:?} x {reduced:?}", group.kept),

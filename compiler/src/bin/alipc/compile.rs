@@ -138,12 +138,18 @@ fn options(args: &Args) -> Result<SpecOptions, Diagnostic> {
     Ok(SpecOptions {
         spec: Options { batch: args.batch, set: args.set.clone(), ..Options::default() },
         data: args.data.clone(),
-        compile: CompileOptions { target, schedule, dump, stop_after: args.stop_after.clone() },
+        compile: CompileOptions {
+            target,
+            schedule,
+            dump,
+            stop_after: args.stop_after.clone(),
+            ..CompileOptions::default()
+        },
         ..SpecOptions::default()
     })
 }
 
-fn target(name: &str) -> Result<Target, Diagnostic> {
+pub(crate) fn target(name: &str) -> Result<Target, Diagnostic> {
     Target::named(name).ok_or_else(|| {
         let names = ["cpu", "wgpu"];
         let error = Diagnostic::error(format!("unknown target `{name}`"));
@@ -262,7 +268,7 @@ fn times(timings: &[(&'static str, Duration)]) -> String {
 }
 
 /// `151,277,313`
-fn grouped(number: u64) -> String {
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -275,13 +281,13 @@ fn grouped(number: u64) -> String {
 }
 
 /// MiB, or KiB where those would be less than one.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let kibibytes = bytes.div_ceil(1 << 10);
     if kibibytes < 1 << 10 { format!("{kibibytes} KiB") } else { format!("{} MiB", grouped(bytes.div_ceil(1 << 20))) }
 }
 
 /// Floating point operations with a unit that leaves at most four digits before the point.
-fn operations(count: u64) -> String {
+pub(crate) fn operations(count: u64) -> String {
     let units = [(1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")];
     let unit = units.iter().find(|(size, _)| count as f64 >= *size);
     unit.map_or_else(|| format!("{count} FLOP"), |(size, unit)| format!("{:.2} {unit}", count as f64 / size))

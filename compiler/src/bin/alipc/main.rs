@@ -6,6 +6,7 @@
 mod check;
 mod compile;
 mod diff;
+mod explain;
 mod files;
 mod fmt;
 mod graph;
@@ -33,6 +34,8 @@ enum Command {
     Compile(compile::Args),
     /// Show what differs between two graphs
     Diff(diff::Args),
+    /// Show what became of a graph's operations: kernels, rules, what kept them apart
+    Explain(explain::Args),
     /// Put spec files in house style
     Fmt(fmt::Args),
     /// Draw a graph as a web page
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Fmt(args) => fmt::run(&args),
         Command::Graph(args) => graph::run(&args),
         Command::Ops(args) => ops::run(&args),

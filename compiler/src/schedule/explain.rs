@@ -1,0 +1,144 @@
+//! What became of each node: the kernel it is computed in, and why a value is stored between two kernels.
+//!
+//! The reasons are found again from the finished schedule by the same facts that grouping asks, in the order in which it
+//! asks them; grouping itself keeps no record.
+
+use crate::codegen::Launch;
+use crate::ir::{Graph, NodeId};
+use crate::ops::Op;
+
+use super::{GroupId, Kind, Schedule, What};
+
+/// The kernels of a program, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Explanation {
+    /// The graph that was scheduled; node ids below are its.
+    pub graph: Graph,
+    /// One per launch.
+    pub kernels: Vec<Explained>,
+}
+
+/// A kernel and what it computes.
+#[derive(Clone, Debug)]
+pub struct Explained {
+    /// `map`, `reduction`, `product`, ...
+    pub kind: &'static str,
+    /// Sizes of the loop, kept dimensions before reduced ones.
+    pub domain: (Vec<u64>, Vec<u64>),
+    /// Nodes computed in it, in order; a node may be computed in several kernels.
+    pub covers: Vec<NodeId>,
+    /// Values it stores.
+    pub stores: Vec<NodeId>,
+    /// Values it reads.
+    pub reads: Vec<NodeId>,
+    /// Floating point operations.
+    pub flops: u64,
+    /// Bytes of all values it reads and stores.
+    pub bytes: u64,
+    /// Stored values, with a later kernel (by position) that reads each, and why the two are not one.
+    pub blocked: Vec<(NodeId, usize, String)>,
+}
+
+/// Explains a schedule and the launches it was lowered to.
+pub(crate) fn explain(schedule: &Schedule<'_>, launches: &[Launch]) -> Explanation {
+    let graph = schedule.groups.graph;
+    let mut at = vec![usize::MAX; schedule.groups.groups.len()];
+    for (position, group) in schedule.order.iter().enumerate() {
+        at[*group] = position;
+    }
+    let kernels = schedule.order.iter().zip(launches).map(|(group, launch)| kernel(schedule, *group, launch, &at));
+    Explanation { graph: graph.clone(), kernels: kernels.collect() }
+}
+
+fn kernel(schedule: &Schedule<'_>, id: GroupId, launch: &Launch, at: &[usize]) -> Explained {
+    let groups = &schedule.groups;
+    let group = &groups.groups[id];
+    let mut covers: Vec<NodeId> = group.members.iter().map(|member| groups.members[*member].node).collect();
+    covers.sort_unstable();
+    covers.dedup();
+    covers.retain(|node| !groups.graph.node(*node).inputs.is_empty());
+    let bytes = |id: &NodeId| {
+        let ty = groups.graph.ty(*id);
+        ty.shape.elements() * ty.dtype.bytes()
+    };
+    let mut blocked = Vec::new();
+    for store in &group.stores {
+        let mut readers: Vec<GroupId> =
+            groups.loads[store.target.index()].iter().map(|m| groups.find(groups.members[*m].group)).collect();
+        readers.sort_by_key(|reader| at[*reader]);
+        readers.dedup();
+        for reader in readers.iter().filter(|reader| **reader != id) {
+            let why = why(schedule, id, store.target, *reader, readers.len());
+            blocked.push((store.target, at[*reader], why));
+        }
+    }
+    Explained {
+        kind: group.kind.name(),
+        domain: (group.kept.clone(), group.reduced.clone()),
+        covers,
+        stores: launch.writes.clone(),
+        reads: launch.reads.clone(),
+        flops: launch.flops,
+        bytes: launch.operands.iter().map(bytes).sum(),
+        blocked,
+    }
+}
+
+/// Why a value is stored by one kernel and read by another.
+fn why(schedule: &Schedule<'_>, from: GroupId, value: NodeId, to: GroupId, readers: usize) -> String {
+    let groups = &schedule.groups;
+    let (writer, reader) = (&groups.groups[from], &groups.groups[to]);
+    let name = |id: NodeId| groups.graph.node(id).op.name();
+    let whole = groups.loads[value.index()].iter().map(|member| &groups.members[*member]);
+    let whole = whole.filter(|member| groups.find(member.group) == to && member.what == What::Node);
+    if !groups.fuse {
+        return "fusion is off (--no-fuse)".into();
+    }
+    if let Some(member) = whole.clone().find(|member| groups.whole_operands(member.node)) {
+        return format!("`{}` reads its operands from memory", name(member.node));
+    }
+    if groups.required[value.index()] {
+        return "the program yields it".into();
+    }
+    let dear = !groups.facts[value.index()].cheap;
+    match (writer.kind, reader.kind) {
+        (Kind::Product(_) | Kind::Conv2d | Kind::ScatterAdd, _) if readers > 1 => {
+            format!("{readers} kernels read the result of `{}`", name(value))
+        }
+        (Kind::Conv2d | Kind::ScatterAdd, _) => format!("a {} kernel has no epilogue", writer.kind.name()),
+        (Kind::Product(_), Kind::Reduction) => "a product's epilogue sees no whole rows to reduce".into(),
+        (Kind::Product(_), _) => "it is not read at the product's own points".into(),
+        _ if readers > 1 && dear => {
+            format!("{readers} kernels read it, and computing it again costs more than reading it")
+        }
+        (Kind::Reduction, _) if writer.kept != reader.kept => {
+            format!("rows {:?} and {:?} differ", writer.kept, reader.kept)
+        }
+        _ if [writer.kept.as_slice(), &writer.reduced].concat()
+            != [reader.kept.as_slice(), &reader.reduced].concat() =>
+        {
+            let all = |kept: &[u64], reduced: &[u64]| [kept, reduced].concat();
+            let (a, b) = (all(&writer.kept, &writer.reduced), all(&reader.kept, &reader.reduced));
+            format!("loops over {a:?} and {b:?} differ")
+        }
+        _ if writer.operands.union(&reader.operands).count() > groups.max_operands => {
+            format!("together they have more than the target's {} operands", groups.max_operands)
+        }
+        _ => "one kernel would be too long, or would have to wait for itself".into(),
+    }
+}
+
+/// Whether a node computes, rather than being a view or a source.
+pub fn computes(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Pointwise(_)
+            | Op::Reduce { .. }
+            | Op::Dot(_)
+            | Op::Conv2d(_)
+            | Op::Attention(_)
+            | Op::Gather { .. }
+            | Op::ScatterAdd { .. }
+            | Op::Random { .. }
+    )
+}
