@@ -315,6 +315,24 @@ def synthetic_batch(c: Config, size: int, device: torch.device) -> dict[str, Ten
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
+def saved_for_backward(trainer: Trainer, batch: dict[str, Tensor]) -> int:
+    """Bytes that autograd keeps between forward and backward, parameters aside: each storage once."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in trainer.parameters}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    # Storages stay alive while the graph does, so that addresses are distinct.
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        graph = trainer.model(batch["image"], batch["raw"], batch["caption"])
+    del graph
+    return sum(kept.values())
+
+
 def bench(args: argparse.Namespace) -> dict:
     """Warm-up steps, then timed ones; the figure is that of the median step."""
     device, config = torch.device(args.device), MODELS[args.model]
@@ -323,6 +341,7 @@ def bench(args: argparse.Namespace) -> dict:
     # The schedule must not end within the run; its length does not change the work.
     trainer = Trainer(model, total_steps=1000 + args.warmup + args.steps, bf16=args.bf16, compiled=args.compile)
     batch = synthetic_batch(config, args.batch, device)
+    saved = saved_for_backward(trainer, batch)
     for _ in range(args.warmup):
         last = trainer.step(batch)
     steps = []
@@ -348,6 +367,7 @@ def bench(args: argparse.Namespace) -> dict:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "load_average": round(load, 2),
+        "saved_for_backward_mib": round(saved / 2**20, 1),
         "peak_resident_mib": round(resident("VmHWM"), 1),
         "resident_after_import_mib": round(RESIDENT_AFTER_IMPORT, 1),
         "torch": torch.__version__,
