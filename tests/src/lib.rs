@@ -3,6 +3,7 @@
 
 pub mod compiled;
 pub mod goldens;
+pub mod inlined;
 pub mod random_graph;
 pub mod rounding;
 pub mod skip;
