@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use alip_plan::{Buffer, Plan, Program, Target, TrainInfo};
 
 use crate::PASSES;
-use crate::codegen::{Assembly, Part, lower};
+use crate::codegen::{self, Assembly, Launch, Part, lower};
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
 use crate::ir::Model;
 use crate::ops::Op;
@@ -81,7 +81,10 @@ pub fn compile_model(
     for (name, graph) in &model.programs {
         let graph = run.timed("prepare", || {
             let graph = transform::expand::expand(graph, |op| matches!(op, Op::Attention(_)))?;
-            schedule::prepare(&graph)
+            match options.schedule.fuse {
+                true => schedule::prepare(&schedule::join_sums(&graph, target)?),
+                false => schedule::prepare(&graph),
+            }
         })?;
         if cfg!(debug_assertions) {
             crate::ir::verify(&graph)?;
@@ -92,8 +95,7 @@ pub fn compile_model(
     if run.stops("prepare") {
         return Ok(run.compiled);
     }
-    let mut assembly = Assembly::new(model, target)?;
-    let mut parts = Vec::new();
+    let mut lowered = Vec::new();
     for (name, graph) in graphs {
         let scheduled = run.timed("schedule", || schedule::schedule(&graph, target, options.schedule));
         run.dump("schedule", &name, || scheduled.table());
@@ -105,13 +107,26 @@ pub fn compile_model(
             run.compiled.explained.insert(name.clone(), schedule::explain(&scheduled, &launches));
         }
         drop(scheduled);
-        run.dump("lower", &name, || {
-            launches.iter().fold(String::new(), |mut text, launch| {
-                let _ = writeln!(text, "{:?} {:?}", launch.operands, launch.kernel);
-                text
-            })
-        });
-        if run.stops("lower") {
+        run.dump("lower", &name, || table(&launches));
+        lowered.push((name, graph, launches));
+    }
+    if ["schedule", "lower"].into_iter().any(|pass| run.stops(pass)) {
+        return Ok(run.compiled);
+    }
+    let order = run.timed("join", || match options.schedule.fuse {
+        true => {
+            codegen::order(model, &lowered.iter().map(|(_, graph, all)| (graph, all.as_slice())).collect::<Vec<_>>())
+        }
+        false => (0..model.state.len()).collect(),
+    });
+    let mut assembly = Assembly::new(model, &order, target)?;
+    let mut parts = Vec::new();
+    for (name, graph, mut launches) in lowered {
+        if options.schedule.fuse {
+            launches = run.timed("join", || codegen::join(model, &graph, launches, assembly.state(), target));
+        }
+        run.dump("join", &name, || table(&launches));
+        if run.stops("join") {
             continue;
         }
         let state = |path: &str| model.state.get_index_of(path);
@@ -119,7 +134,7 @@ pub fn compile_model(
         run.dump("memory", &name, || placement.table(&graph));
         parts.push((name, Part { graph, launches, placement }));
     }
-    if ["schedule", "lower", "memory"].into_iter().any(|pass| run.stops(pass)) {
+    if ["join", "memory"].into_iter().any(|pass| run.stops(pass)) {
         return Ok(run.compiled);
     }
     let mut programs = BTreeMap::new();
@@ -165,6 +180,14 @@ impl Run<'_> {
     fn stops(&self, pass: &str) -> bool {
         self.options.stop_after.as_deref() == Some(pass)
     }
+}
+
+/// One line per launch: its operands and its kernel.
+fn table(launches: &[Launch]) -> String {
+    launches.iter().fold(String::new(), |mut text, launch| {
+        let _ = writeln!(text, "{:?} {:?}", launch.operands, launch.kernel);
+        text
+    })
 }
 
 /// One line per launch of a program: the bytes it reads and writes, what it costs, where it comes from.

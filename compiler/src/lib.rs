@@ -28,7 +28,7 @@ use crate::resolve::{Resolved, resolve};
 pub use compile::*;
 
 /// All passes, in order: names for `--dump after:NAME` and `--stop-after NAME`.
-pub const PASSES: [&str; 7] = ["resolve", "model", "prepare", "schedule", "lower", "memory", "assemble"];
+pub const PASSES: [&str; 8] = ["resolve", "model", "prepare", "schedule", "lower", "join", "memory", "assemble"];
 
 /// How to compile a spec; the default is the spec as it stands, for the embedded cpu target.
 #[derive(Clone, Debug, Default)]

@@ -7,10 +7,13 @@ use alip_compiler::autodiff::gradients;
 use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{
-    Builder, DType, Graph, Model, OriginId, Simplified, StopGradients, TensorType, Value, interpret, parse, print,
-    simplify, verify, verify_model,
+    Builder, DType, Graph, Model, NodeId, OriginId, Simplified, StopGradients, TensorType, Value, interpret, parse,
+    print, simplify, verify, verify_model,
 };
+use alip_compiler::ops::Op;
 use alip_compiler::resolve::{Options, resolve};
+use alip_compiler::schedule::join_sums;
+use alip_plan::Target;
 
 fn trained(name: &str) -> Model {
     let mut sources = SourceMap::new();
@@ -66,6 +69,28 @@ fn a_simplified_training_step_is_the_same_step() {
             assert_close(&before.outputs, &after.outputs);
             assert_close(&before.updates, &after.updates);
         }
+    }
+}
+
+#[test]
+fn a_step_with_joined_sums_is_the_same_step() {
+    for (name, fewest) in [("alip_tiny", 60), ("alip_tiny_rn", 60)] {
+        let mut sources = SourceMap::new();
+        let mut resolved = resolve(&mut sources, name, &Options::default()).unwrap();
+        add_update(&mut resolved, Keep::default()).unwrap();
+        let graph = &resolved.model.programs["train"];
+        let joined = join_sums(graph, &Target::cpu()).unwrap();
+        verify(&joined).unwrap();
+        let is_concat = |id: &NodeId| matches!(joined.node(*id).op, Op::Concat { axis: 0 });
+        let parts = joined.ids().filter(is_concat).map(|id| joined.node(id).inputs.len()).max();
+        assert!(parts.is_some_and(|parts| parts >= fewest), "{name}: {parts:?} gradients joined");
+        let seed = BTreeMap::from([("seed".to_owned(), Value::scalar(DType::I32, 1.0))]);
+        let mut state = interpret(&resolved.model.programs["init"], &seed, &BTreeMap::new()).unwrap().updates;
+        state.insert("train.total_steps".into(), Value::scalar(DType::I32, 20.0));
+        let inputs = some_inputs(graph);
+        let [before, after] = [graph, &joined].map(|graph| interpret(graph, &inputs, &state).unwrap());
+        assert_close(&before.outputs, &after.outputs);
+        assert_close(&before.updates, &after.updates);
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
-use alip_compiler::ir::{DType, Model, Value, interpret};
-use alip_compiler::ops::cases;
+use alip_compiler::ir::{Builder, DType, Graph, Model, OriginId, TensorType, Value, interpret};
+use alip_compiler::ops::{ReduceKind, cases};
 use alip_compiler::resolve::{Options, resolve};
 use alip_plan::Target;
 use alip_plan::bounds::{F32, Roundings, assert_within, bound, largest};
@@ -126,4 +126,62 @@ fn a_step_on_the_cpu_does_not_depend_on_the_number_of_threads() {
     for threads in [2, 3] {
         assert_eq!(one, step(threads), "{threads} threads");
     }
+}
+
+/// `x' = x - rate * m'` and `m' = 0.9 m + x` for tensors of these sizes, with a rate that is state; and a reader of all.
+fn momentum(sizes: &[u64]) -> (Graph, Values) {
+    let mut graph = Graph::new("step");
+    let mut b = Builder::new(&mut graph, OriginId::default());
+    let mut state = Values::new();
+    let rate = b.state("rate", TensorType::f32([])).unwrap();
+    state.insert("rate".into(), Value::scalar(DType::F32, 0.25));
+    let mut updates = Vec::new();
+    for (index, size) in sizes.iter().enumerate() {
+        let ty = TensorType::f32([*size]);
+        let [x, m] = ["x", "m"].map(|role| {
+            let path = format!("{role}.{index}");
+            let number = |i: u64| ((i * 7919 + index as u64) % 1000) as f64 / 500.0 - 1.0;
+            state.insert(path.clone(), Value::new(ty.clone(), (0..*size).map(number).collect()));
+            b.state(&path, ty.clone()).unwrap()
+        });
+        let keep = b.full(0.9, &ty).unwrap();
+        let kept = b.mul(m, keep).unwrap();
+        let new_m = b.add(kept, x).unwrap();
+        let rates = b.broadcast_to(rate, &ty.shape).unwrap();
+        let change = b.mul(new_m, rates).unwrap();
+        let new_x = b.sub(x, change).unwrap();
+        updates.extend([(format!("x.{index}"), new_x), (format!("m.{index}"), new_m)]);
+    }
+    graph.updates.extend(updates);
+    (graph, state)
+}
+
+#[test]
+fn the_same_update_of_many_tensors_is_one_launch() {
+    // Sizes in elements, and the launches left: those of a size that keeps the next from its alignment (64 bytes) do not join.
+    for (sizes, launches) in
+        [(&[64, 128, 64, 256][..], 1), (&[1024; 20], 1), (&[64, 128, 7, 64], 2), (&[3, 5, 7], 3), (&[64], 1)]
+    {
+        let (graph, state) = momentum(sizes);
+        let model = model("momentum", &graph, &state);
+        let (fused, plain) = (plan(&model, Target::cpu(), true), plan(&model, Target::cpu(), false));
+        assert_eq!(fused.programs["step"].steps.len(), launches, "{sizes:?}");
+        let [fused, plain] = [fused, plain].map(|plan| run("cpu", plan, "step", &Values::new(), &state));
+        assert_eq!(fused, plain, "the same bits");
+        check(&model, "step", &Values::new(), &state, 8);
+    }
+}
+
+#[test]
+fn a_tensor_that_is_read_later_keeps_its_old_value() {
+    let (mut graph, state) = momentum(&[64, 64, 64, 64]);
+    let mut b = Builder::new(&mut graph, OriginId::default());
+    // Reads the old value of one tensor after the new one of another.
+    let (old, new) = (b.state("x.1", TensorType::f32([64])).unwrap(), graph.updates["x.3"]);
+    let mut b = Builder::new(&mut graph, OriginId::default());
+    let total = b.reduce(ReduceKind::Sum, new, &[0], false).unwrap();
+    let total = b.broadcast_to(total, &[64].into()).unwrap();
+    let both = b.mul(old, total).unwrap();
+    graph.outputs.insert("both".into(), both);
+    check(&model("late_reader", &graph, &state), "step", &Values::new(), &state, 128);
 }

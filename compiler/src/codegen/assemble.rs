@@ -39,14 +39,14 @@ pub(crate) struct Assembly<'a> {
 }
 
 impl<'a> Assembly<'a> {
-    /// Places the state.
+    /// Places the state, in the given order of its indices.
     ///
     /// # Errors
     /// A state tensor is larger than what one kernel operand may cover.
-    pub(crate) fn new(model: &Model, target: &'a Target) -> Result<Assembly<'a>, Diagnostic> {
+    pub(crate) fn new(model: &Model, order: &[usize], target: &'a Target) -> Result<Assembly<'a>, Diagnostic> {
         let mut segments: Vec<Segment> = Vec::new();
-        let mut state = Vec::new();
-        for (path, decl) in &model.state {
+        let mut state = BTreeMap::new();
+        for (index, (path, decl)) in order.iter().filter_map(|index| Some((*index, model.state.get_index(*index)?))) {
             let bytes = decl.ty.shape.elements() * decl.ty.dtype.bytes();
             fits(&format!("state `{path}` {}", decl.ty), bytes, target).map_err(|error| match decl.origin.span {
                 Some(span) => error.label(span, "declared here"),
@@ -66,8 +66,9 @@ impl<'a> Assembly<'a> {
             let segment = segments.len() - 1;
             segments[segment].bytes = offset + bytes;
             let buffer = Buffer { segment: segment as u32, offset, dtype: decl.ty.dtype, shape: decl.ty.shape.sizes() };
-            state.push(StateTensor { path: path.clone(), kind: decl.kind, buffer });
+            state.insert(index, StateTensor { path: path.clone(), kind: decl.kind, buffer });
         }
+        let state = state.into_values().collect();
         let arena = segments.len() as u32;
         Ok(Assembly { target, segments, arena, state, kernels: IndexMap::new(), emitted: IndexMap::new() })
     }
@@ -85,8 +86,14 @@ impl<'a> Assembly<'a> {
             }
             self.segments[segment].bytes = self.segments[segment].bytes.max(*bytes);
         }
-        let mut building =
-            Building { graph, placement, arena: self.arena, state: &self.state, buffers: IndexSet::new() };
+        let mut building = Building {
+            graph,
+            placement,
+            arena: self.arena,
+            state: &self.state,
+            alignment: self.target.alignment.max(4),
+            buffers: IndexSet::new(),
+        };
         let mut intents = Intents { before: building.old_state(), ..Intents::default() };
         let mut program = Program::default();
         for (name, id) in &graph.inputs {
@@ -211,6 +218,8 @@ struct Building<'a> {
     placement: &'a Placement,
     arena: u32,
     state: &'a [StateTensor],
+    /// Of buffers in their segments, in bytes.
+    alignment: u64,
     buffers: IndexSet<Buffer>,
 }
 
@@ -231,6 +240,58 @@ impl Building<'_> {
             }
         };
         Ok(self.buffers.insert_full(buffer).0 as u32)
+    }
+
+    /// The buffer from the first element on that a kernel uses, if the target can bind it; the kernel's offsets change with
+    /// it. So kernels that differ in the part of a value alone (a gradient among others) are one.
+    fn part(&mut self, buffer: u32, operand: u16, kernel: &mut Loop) -> u32 {
+        let whole = &self.buffers[buffer as usize];
+        let mut views: Vec<&mut View> = match kernel {
+            Loop::Map(map) => map.views.iter_mut().collect(),
+            Loop::Reduction(reduction) => reduction.views.iter_mut().collect(),
+            Loop::Product(product) => product.views.iter_mut().chain([&mut product.a, &mut product.b]).collect(),
+            Loop::Conv2d(_) | Loop::ScatterAdd(_) => Vec::new(),
+        };
+        if views.iter().any(|view| view.gather.as_ref().is_some_and(|gather| gather.operand == operand)) {
+            return buffer;
+        }
+        views.retain(|view| view.operand == operand);
+        let Some(first) = views.iter().map(|view| view.offset).min() else { return buffer };
+        let unit = (self.alignment / whole.dtype.bytes()).max(1) as i64;
+        let first = first / unit * unit;
+        if first <= 0 || views.iter().any(|view| view.strides.iter().any(|stride| *stride < 0)) {
+            return buffer;
+        }
+        views.iter_mut().for_each(|view| view.offset -= first);
+        let part = Buffer {
+            offset: whole.offset + first as u64 * whole.dtype.bytes(),
+            shape: vec![whole.elements() - first as u64],
+            ..whole.clone()
+        };
+        self.buffers.insert_full(part).0 as u32
+    }
+
+    /// Values that lie one after another, as one buffer.
+    fn span(&mut self, values: &[NodeId]) -> Result<u32, Diagnostics> {
+        let mut whole: Option<Buffer> = None;
+        for id in values {
+            let index = self.buffer(*id)?;
+            let next = self.buffers[index as usize].clone();
+            whole = Some(match whole {
+                None => Buffer { shape: vec![next.elements()], ..next },
+                Some(whole) if whole.segment == next.segment && whole.offset + whole.bytes() == next.offset => {
+                    Buffer { shape: vec![whole.elements() + next.elements()], ..whole }
+                }
+                Some(_) => {
+                    let path = &self.graph.origin(*id).path;
+                    return Err(
+                        Diagnostic::error(format!("internal: `{path}` does not lie behind its neighbour")).into()
+                    );
+                }
+            });
+        }
+        let whole = whole.ok_or_else(|| Diagnostic::error("internal: an operand of no values"))?;
+        Ok(self.buffers.insert_full(whole).0 as u32)
     }
 
     fn old(&self, state: usize) -> Value {
@@ -261,10 +322,15 @@ impl Building<'_> {
     fn step(&mut self, launch: &Launch) -> Result<(Step, Loop), Diagnostics> {
         let mut operands: IndexSet<u32> = IndexSet::new();
         let mut moved = Vec::new();
-        for id in &launch.operands {
-            moved.push(operands.insert_full(self.buffer(*id)?).0 as u16);
-        }
         let mut kernel = launch.kernel.clone();
+        for (position, id) in launch.operands.iter().enumerate() {
+            let buffer = match launch.spans.get(id) {
+                Some(values) => self.span(values)?,
+                None => self.buffer(*id)?,
+            };
+            let buffer = self.part(buffer, position as u16, &mut kernel);
+            moved.push(operands.insert_full(buffer).0 as u16);
+        }
         if operands.len() < moved.len() {
             renumber(&mut kernel, &moved);
         }

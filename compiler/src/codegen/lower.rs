@@ -3,7 +3,7 @@
 //! Invariants: code is a pure function of the group, so that equal groups (the twelve layers of a tower) give equal kernels;
 //! operands are numbered in the order in which the views first name them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use alip_plan::check::register_type;
 use alip_plan::kernel::{
@@ -23,6 +23,8 @@ pub(crate) struct Launch {
     pub(crate) kernel: Loop,
     /// By position; stored values and inputs and state of the program.
     pub(crate) operands: Vec<NodeId>,
+    /// Operands that are several values, which lie one after another: by the first, all of them.
+    pub(crate) spans: BTreeMap<NodeId, Vec<NodeId>>,
     pub(crate) reads: Vec<NodeId>,
     pub(crate) writes: Vec<NodeId>,
     /// Pairs of a written and a read value which may share memory: the kernel reads an element only where and before it
@@ -58,6 +60,7 @@ fn launch(groups: &Groups<'_>, id: GroupId) -> Launch {
         in_place: in_place(&kernel, &operands, &writes),
         kernel,
         operands: operands.into_iter().collect(),
+        spans: BTreeMap::new(),
         reads: reads.into_iter().collect(),
         writes: writes.into_iter().collect(),
         origin: last.map_or(String::new(), |id| groups.graph.origin(id).path.to_string()),

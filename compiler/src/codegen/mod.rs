@@ -3,7 +3,9 @@
 mod assemble;
 mod domain;
 pub mod emit;
+mod join;
 mod lower;
 
 pub(crate) use self::assemble::{Assembly, Part};
+pub(crate) use self::join::{join, order};
 pub(crate) use self::lower::{Launch, lower};

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::facts::{Facts, facts};
+use super::facts::{Facts, base, facts};
 use super::layout::{Chain, Cuts, Layout, ViewOp, view_op};
 use super::operands;
 use crate::ir::{Graph, NodeId};
@@ -276,6 +276,17 @@ impl<'g> Groups<'g> {
     /// From a stored value to the domain of the group that stores it.
     pub(crate) fn store_chain(&self, store: &Store) -> Chain {
         store.region.iter().chain(&self.members[store.member].chain).cloned().collect()
+    }
+
+    /// The node whose value a group stores: of a concatenation the part.
+    pub(crate) fn stored(&self, store: &Store) -> NodeId {
+        let member = &self.members[store.member];
+        match (member.what, &self.graph.node(member.node).op) {
+            (What::Copy(part), Op::Concat { .. } | Op::Pad { .. }) => {
+                base(self.graph, self.graph.node(member.node).inputs[part]).0
+            }
+            _ => store.target,
+        }
     }
 
     /// The views from `value` up to `top`, which lies above it.

@@ -58,7 +58,7 @@ pub(crate) fn place(
     target: &Target,
 ) -> Result<Placement, Diagnostic> {
     let mut placement = Placement::default();
-    let (writers, readers) = accesses(launches);
+    let accesses = Accesses::new(graph, launches);
     for id in graph.ids() {
         if let Op::State { path, .. } = &graph.node(id).op
             && let Some(state) = states(path)
@@ -71,7 +71,7 @@ pub(crate) fn place(
         if placement.homes.get(id) == Some(&Home::State(state)) {
             continue; // stays as it is
         }
-        if !placement.homes.contains_key(id) && in_place(graph, launches, &writers, &readers, path, *id) {
+        if !placement.homes.contains_key(id) && accesses.in_place(path, *id) {
             placement.homes.insert(*id, Home::State(state));
         } else {
             placement.copies.push((*id, state));
@@ -82,8 +82,8 @@ pub(crate) fn place(
     for id in graph.inputs.values() {
         lives.insert(*id, (0, end));
     }
-    for (value, steps) in &writers {
-        let last = readers.get(value).into_iter().flatten().chain(steps).max().copied().unwrap_or(end);
+    for (value, steps) in &accesses.writers {
+        let last = accesses.readers.get(value).into_iter().flatten().chain(steps).max().copied().unwrap_or(end);
         lives.insert(*value, (steps.iter().min().copied().unwrap_or(0), last));
     }
     for id in graph.outputs.values().chain(placement.copies.iter().map(|(id, _)| id)) {
@@ -128,30 +128,44 @@ impl Placement {
 
 type Steps = HashMap<NodeId, Vec<usize>>;
 
-fn accesses(launches: &[Launch]) -> (Steps, Steps) {
-    let (mut writers, mut readers) = (Steps::new(), Steps::new());
-    for (step, launch) in launches.iter().enumerate() {
-        for value in &launch.writes {
-            writers.entry(*value).or_default().push(step);
-        }
-        for value in &launch.reads {
-            readers.entry(*value).or_default().push(step);
-        }
-    }
-    (writers, readers)
+/// Who writes and reads what, by position in the order of launches.
+pub(crate) struct Accesses<'a> {
+    launches: &'a [Launch],
+    writers: Steps,
+    readers: Steps,
+    /// Nodes that are the old value of a state tensor, by path.
+    olds: HashMap<&'a str, Vec<NodeId>>,
 }
 
-/// May the new value of a state tensor be written over the old one?
-fn in_place(graph: &Graph, launches: &[Launch], writers: &Steps, readers: &Steps, path: &str, new: NodeId) -> bool {
-    let Some([writer]) = writers.get(&new).map(Vec::as_slice) else { return false };
-    let is_old = |id: &NodeId| matches!(&graph.node(*id).op, Op::State { path: of, .. } if **of == *path);
-    graph.ids().filter(is_old).all(|old| {
-        readers
-            .get(&old)
-            .into_iter()
-            .flatten()
-            .all(|reader| reader < writer || reader == writer && launches[*writer].in_place.contains(&(new, old)))
-    })
+impl<'a> Accesses<'a> {
+    pub(crate) fn new(graph: &'a Graph, launches: &'a [Launch]) -> Accesses<'a> {
+        let (mut writers, mut readers) = (Steps::new(), Steps::new());
+        for (step, launch) in launches.iter().enumerate() {
+            for value in &launch.writes {
+                writers.entry(*value).or_default().push(step);
+            }
+            for value in &launch.reads {
+                readers.entry(*value).or_default().push(step);
+            }
+        }
+        let mut olds: HashMap<&str, Vec<NodeId>> = HashMap::new();
+        for id in graph.ids() {
+            if let Op::State { path, .. } = &graph.node(id).op {
+                olds.entry(path).or_default().push(id);
+            }
+        }
+        Accesses { launches, writers, readers, olds }
+    }
+
+    /// May the new value of a state tensor be written over the old one?
+    pub(crate) fn in_place(&self, path: &str, new: NodeId) -> bool {
+        let Some([writer]) = self.writers.get(&new).map(Vec::as_slice) else { return false };
+        self.olds.get(path).into_iter().flatten().all(|old| {
+            self.readers.get(old).into_iter().flatten().all(|reader| {
+                reader < writer || reader == writer && self.launches[*writer].in_place.contains(&(new, *old))
+            })
+        })
+    }
 }
 
 pub(crate) fn fits(what: &str, bytes: u64, target: &Target) -> Result<(), Diagnostic> {

@@ -1,6 +1,6 @@
 //! From a graph to groups: what becomes one kernel, in which order, and where its operands lie in memory.
 //!
-//! - `prepare` puts the graph into normal form, `facts` gathers what is known of each node, `place` decides where nodes are
+//! - `sums` joins sums of one form, `prepare` puts the graph into normal form, `facts` gathers what is known of each node, `place` decides where nodes are
 //!   computed, `group` holds the decisions, `layout` and `operands` know which views are affine.
 //! - [`memory`] gives every stored value its place; [`check`] replays a program and proves that nothing live is overwritten.
 //!
@@ -16,6 +16,7 @@ pub mod memory;
 mod operands;
 mod place;
 mod prepare;
+mod sums;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -28,6 +29,7 @@ pub(crate) use self::group::{Group, GroupId, Groups, Input, Kind, MemberId, What
 pub(crate) use self::layout::{Layout, ViewOp};
 pub(crate) use self::operands::{gather, product};
 pub use self::prepare::prepare;
+pub use self::sums::join_sums;
 use crate::ir::{Graph, NodeId};
 
 /// What the schedule may do.
@@ -59,7 +61,8 @@ pub fn schedule<'g>(graph: &'g Graph, target: &Target, options: ScheduleOptions)
     Schedule { groups, order }
 }
 
-/// An order in which every group runs after those it reads from: as early as the last node it stores stood in the graph.
+/// An order in which every group runs after those it reads from: as early as the last node it computes to store
+/// stood in the graph.
 fn order(groups: &Groups<'_>) -> Vec<GroupId> {
     let alive = (0..groups.groups.len()).filter(|group| groups.is_alive(*group));
     let mut waits = vec![0u32; groups.groups.len()];
@@ -77,7 +80,7 @@ fn order(groups: &Groups<'_>) -> Vec<GroupId> {
         next[group] = readers;
     }
     let key = |group: GroupId| {
-        let last = groups.groups[group].stores.iter().map(|store| store.target).max();
+        let last = groups.groups[group].stores.iter().map(|store| groups.stored(store)).max();
         Reverse((last.unwrap_or(NodeId(0)), group))
     };
     let mut ready: BinaryHeap<_> = alive.clone().filter(|group| waits[*group] == 0).map(key).collect();

@@ -228,11 +228,31 @@ impl Rebuild {
             return self.view(&Op::Reshape { shape: kept.clone() }, x, &kept, origin);
         }
         let trailing = axes.iter().enumerate().all(|(i, axis)| *axis == shape.rank() - axes.len() + i);
-        let pieces = pieces(length);
-        if kind == ReduceKind::ArgMax || kept.elements() >= FEW_RESULTS || !trailing || pieces == 1 {
+        if kind == ReduceKind::ArgMax || kept.elements() >= FEW_RESULTS || !trailing || length < 2 * PIECE {
             return self.add(Op::Reduce { kind, axes: axes.to_vec() }, &[x], origin);
         }
         let rank = kept.rank();
+        let Some(pieces) = pieces(length) else {
+            // Whole pieces, and what remains.
+            let flat: Shape = kept.0.iter().cloned().chain([length.into()]).collect();
+            let flat = self.view(&Op::Reshape { shape: flat.clone() }, x, &flat, origin)?;
+            let mut parts = Vec::new();
+            for (first, last) in [(0, length / PIECE * PIECE), (length / PIECE * PIECE, length)] {
+                let start = std::iter::repeat_n(0, rank).chain([first]).collect();
+                let end = kept.sizes().into_iter().chain([last]).collect();
+                let shape: Shape = kept.0.iter().cloned().chain([(last - first).into()]).collect();
+                let slice = Op::Slice { start, end, step: vec![1; rank + 1] };
+                let part = self.view(&slice, flat, &shape, origin)?;
+                parts.push(self.reduce(kind, &[rank], part, origin)?);
+            }
+            let join = match kind {
+                ReduceKind::Prod => ScalarOp::Mul,
+                ReduceKind::Max => ScalarOp::Max,
+                ReduceKind::Min => ScalarOp::Min,
+                _ => ScalarOp::Add,
+            };
+            return self.add(Op::Pointwise(join), &parts, origin);
+        };
         let cut: Shape = kept.0.iter().cloned().chain([pieces.into(), (length / pieces).into()]).collect();
         let cut = self.view(&Op::Reshape { shape: cut.clone() }, x, &cut, origin)?;
         let partial = self.add(Op::Reduce { kind, axes: vec![rank + 1] }, &[cut], origin)?;
@@ -240,15 +260,12 @@ impl Rebuild {
     }
 }
 
-/// Into how many equal pieces a reduction of this length is cut: the divisor that makes pieces nearest to [`PIECE`].
-fn pieces(length: u64) -> u64 {
-    if length < 2 * PIECE {
-        return 1;
-    }
+/// Into how many equal pieces a reduction of this length is cut: the divisor that makes pieces nearest to [`PIECE`], within
+/// a factor of eight. Some lengths (a large prime) have no such divisor.
+fn pieces(length: u64) -> Option<u64> {
     let wanted = length / PIECE;
-    // Within a factor of eight; a length without such a divisor (a large prime) stays whole.
     let candidates = (wanted.div_ceil(8)..=wanted * 8).filter(|pieces| length.is_multiple_of(*pieces));
-    candidates.min_by_key(|pieces| pieces.abs_diff(wanted)).unwrap_or(1)
+    candidates.min_by_key(|pieces| pieces.abs_diff(wanted))
 }
 
 #[cfg(test)]
@@ -257,9 +274,8 @@ mod tests {
 
     #[test]
     fn long_reductions_are_cut_near_the_wanted_length() {
-        assert_eq!(pieces(4096), 1);
-        assert_eq!(pieces(768 * 768), 144);
-        assert_eq!(pieces(8191 * 4096), 8191);
-        assert_eq!(pieces(104_729), 1, "a prime");
+        assert_eq!(pieces(768 * 768), Some(144));
+        assert_eq!(pieces(8191 * 4096), Some(8191));
+        assert_eq!(pieces(104_729), None, "a prime");
     }
 }
