@@ -115,6 +115,7 @@ impl Case {
             state: Vec::new(),
             kernels: vec![kernel],
             programs: BTreeMap::from([("p".to_string(), program)]),
+            packed: BTreeMap::new(),
             train: None,
             report: Report::default(),
         }

@@ -45,6 +45,7 @@ fn plan(kernel: Kernel, target: Target, operands: &[Operand]) -> Plan {
         state: vec![],
         kernels: vec![kernel],
         programs: BTreeMap::from([("main".to_string(), program)]),
+        packed: BTreeMap::new(),
         train: None,
         report: Report::default(),
     }

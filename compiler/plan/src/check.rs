@@ -3,6 +3,8 @@
 //!
 //! The compiler's tests check what it emits, devices check what they load (a plan may come from a file).
 
+mod packing;
+
 use std::fmt;
 
 use crate::kernel::{Code, Conv2d, ConvKind, Instr, Kernel, Loop, ReduceKind, ScalarOp, Stage, View};
@@ -32,6 +34,9 @@ pub fn check(plan: &Plan) -> Result<(), Violation> {
     }
     for (name, program) in &plan.programs {
         self::program(plan, program).map_err(|why| Violation(format!("program `{name}`: {why}")))?;
+    }
+    for (name, packed) in &plan.packed {
+        packing::packed(plan, name, packed).map_err(|why| Violation(format!("packed program `{name}`: {why}")))?;
     }
     Ok(())
 }

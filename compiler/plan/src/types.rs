@@ -6,10 +6,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::Kernel;
+use crate::packing::{Packed, Role};
 use crate::pipeline::Pipeline;
 
 /// Version of the plan's byte format; a reader accepts exactly its own.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// First bytes of a plan file.
 const MAGIC: &[u8; 8] = b"alipplan";
@@ -109,6 +110,8 @@ pub struct Plan {
     pub kernels: Vec<Kernel>,
     /// Programs by name: `init`, `train`, `encode_image`, `encode_text`, ...
     pub programs: BTreeMap<String, Program>,
+    /// Those of the programs that there are several of, by number of rows.
+    pub packed: BTreeMap<String, Packed>,
     /// How to train; absent for graphs without a `train` section.
     pub train: Option<TrainInfo>,
     /// What `alipc compile` prints.
@@ -344,6 +347,21 @@ pub struct ProgramReport {
     pub launches: u64,
     /// Floating point operations.
     pub flops: u64,
+    /// The same for each bucket of a packed program, by rising rows; launches and operations above are those of the last.
+    pub buckets: Vec<BucketReport>,
+}
+
+/// Size of a packed program for one number of rows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BucketReport {
+    /// Rows of each group.
+    pub rows: Vec<u64>,
+    /// Kernel launches.
+    pub launches: u64,
+    /// Floating point operations.
+    pub flops: u64,
+    /// Bytes of the arena that it uses.
+    pub arena_bytes: u64,
 }
 
 /// Why bytes are not a plan.
@@ -414,6 +432,12 @@ impl Program {
         Program::port(&self.inputs, name).and_then(|index| self.buffers.get(index))
     }
 
+    /// What the caller gives: inputs without those that the runtime makes of them.
+    pub fn batch_inputs(&self) -> impl Iterator<Item = (&str, &Buffer)> {
+        let given = self.inputs.iter().filter(|port| Role::of_input(&port.name).is_none());
+        given.filter_map(|port| Some((port.name.as_str(), self.buffers.get(port.buffer as usize)?)))
+    }
+
     /// The output with this name, as its buffer.
     pub fn output(&self, name: &str) -> Option<&Buffer> {
         Program::port(&self.outputs, name).and_then(|index| self.buffers.get(index))
@@ -438,6 +462,7 @@ mod tests {
             state: vec![],
             kernels: vec![],
             programs: BTreeMap::new(),
+            packed: BTreeMap::new(),
             train: None,
             report: Report::default(),
         };
@@ -450,7 +475,7 @@ mod tests {
         check(b"PK\x03\x04", "not a plan file; `alipc compile SPEC -o DIR` writes one as DIR/plan.alip");
         let mut old = bytes.clone();
         old[MAGIC.len()] = 1;
-        check(&old, "the plan has format version 1, this program reads 2; compile the spec again");
+        check(&old, "the plan has format version 1, this program reads 3; compile the spec again");
         check(&bytes[..bytes.len() - 1], "the plan file is damaged (");
     }
 }

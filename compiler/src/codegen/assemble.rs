@@ -172,6 +172,7 @@ impl<'a> Assembly<'a> {
             state: self.state,
             kernels: self.kernels.into_keys().collect(),
             programs,
+            packed: BTreeMap::new(),
             train,
             report,
         }
@@ -206,7 +207,7 @@ impl<'a> Assembly<'a> {
         for (name, program) in programs {
             let flops = program.steps.iter().map(|step| step.flops).sum();
             let launches = program.steps.len() as u64;
-            report.programs.insert(name.clone(), ProgramReport { launches, flops });
+            report.programs.insert(name.clone(), ProgramReport { launches, flops, buckets: Vec::new() });
         }
         report
     }

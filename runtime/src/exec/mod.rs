@@ -2,6 +2,11 @@
 //!
 //! A [`Session`] owns a loaded plan. It knows names, shapes and dtypes; the device below it knows bytes. Invariant: what
 //! leaves a step is in the plan's state or among the program's outputs; a session holds no other state.
+//!
+//! A program of which the plan has several, by number of rows, runs under one name: the session computes on the host how
+//! many rows a batch has and takes the smallest that holds them ([`rows`]).
+
+mod rows;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +17,9 @@ use alip_plan::{Buffer, DType, PROGRAM_INIT, Plan, Program, Step};
 
 use crate::device::{Device, DeviceError, Download, LoadedPlan, MemoryFacts, Slice};
 use crate::tensor::{HostTensor, Shape, TensorError};
+use rows::RowCounter;
+
+pub use rows::RowsRun;
 
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, HostTensor>;
@@ -80,6 +88,8 @@ pub struct NonFinite {
 pub struct Session {
     plan: Arc<Plan>,
     loaded: Box<dyn LoadedPlan>,
+    /// Of packed programs.
+    counters: BTreeMap<String, RowCounter>,
 }
 
 impl Session {
@@ -89,7 +99,25 @@ impl Session {
     /// The device refuses the plan: wrong target, invalid, too little memory.
     pub fn new(plan: Arc<Plan>, device: Box<dyn Device>) -> Result<Session, ExecError> {
         let loaded = device.load(Arc::clone(&plan))?;
-        Ok(Session { plan, loaded })
+        let counters = rows::counters(&plan)?;
+        Ok(Session { plan, loaded, counters })
+    }
+
+    /// How many rows the packed program ran with last; none if it is not packed or has not run.
+    pub fn rows_run(&self, program: &str) -> Option<&RowsRun> {
+        self.counters.get(program)?.last()
+    }
+
+    /// The program that ran last under this name: one of several if it is packed.
+    ///
+    /// # Errors
+    /// The plan has no program of this name.
+    pub fn ran(&self, program: &str) -> Result<&Program, ExecError> {
+        find(&self.plan, self.name_of(program))
+    }
+
+    fn name_of<'a>(&'a self, program: &'a str) -> &'a str {
+        self.rows_run(program).map_or(program, |run| &run.program)
     }
 
     /// The plan.
@@ -117,7 +145,7 @@ impl Session {
     /// As [`Session::run_for`].
     pub fn run(&mut self, program: &str, inputs: &Tensors) -> Result<Tensors, ExecError> {
         let plan = Arc::clone(&self.plan);
-        let outputs: Vec<&str> = self.find(&plan, program)?.outputs.iter().map(|port| port.name.as_str()).collect();
+        let outputs: Vec<&str> = find(&plan, program)?.outputs.iter().map(|port| port.name.as_str()).collect();
         self.run_for(program, inputs, &outputs)
     }
 
@@ -141,9 +169,8 @@ impl Session {
     /// As [`Session::run_for`].
     pub fn submit(&mut self, program: &str, inputs: &Tensors) -> Result<(), ExecError> {
         let plan = Arc::clone(&self.plan);
-        let found = self.find(&plan, program)?;
-        self.upload(program, found, inputs)?;
-        Ok(self.loaded.run_steps(program, 0..found.steps.len())?)
+        let (name, found) = self.upload(&plan, program, inputs)?;
+        Ok(self.loaded.run_steps(&name, 0..found.steps.len())?)
     }
 
     /// Starts the download of an output of the program that ran last.
@@ -151,15 +178,15 @@ impl Session {
     /// # Errors
     /// An unknown program or output, or the device fails.
     pub fn download(&mut self, program: &str, output: &str) -> Result<Pending, ExecError> {
-        let plan = Arc::clone(&self.plan);
-        let found = self.find(&plan, program)?;
+        let found = self.ran(program)?;
         let buffer = found.output(output).ok_or_else(|| ExecError::Name {
             what: format!("output of {program}"),
             name: output.to_string(),
             problem: "does not exist",
             known: list(found.outputs.iter().map(|port| &port.name)),
         })?;
-        self.pending(buffer)
+        let buffer = buffer.clone();
+        self.pending(&buffer)
     }
 
     /// Waits until everything submitted is done.
@@ -196,10 +223,9 @@ impl Session {
     /// As [`Session::run_for`].
     pub fn first_nonfinite(&mut self, program: &str, inputs: &Tensors) -> Result<Option<NonFinite>, ExecError> {
         let plan = Arc::clone(&self.plan);
-        let found = self.find(&plan, program)?;
-        self.upload(program, found, inputs)?;
+        let (name, found) = self.upload(&plan, program, inputs)?;
         for (index, step) in found.steps.iter().enumerate() {
-            self.loaded.run_steps(program, index..index + 1)?;
+            self.loaded.run_steps(&name, index..index + 1)?;
             for operand in written(&plan, step) {
                 let Some(buffer) = found.buffers.get(operand as usize).filter(|buffer| buffer.dtype.is_float()) else {
                     continue;
@@ -228,40 +254,36 @@ impl Session {
         mut timed: impl FnMut(usize, Duration),
     ) -> Result<(), ExecError> {
         let plan = Arc::clone(&self.plan);
-        let found = self.find(&plan, program)?;
-        self.upload(program, found, inputs)?;
+        let (name, found) = self.upload(&plan, program, inputs)?;
         self.loaded.synchronize()?;
         for index in 0..found.steps.len() {
             let start = Instant::now();
-            self.loaded.run_steps(program, index..index + 1)?;
+            self.loaded.run_steps(&name, index..index + 1)?;
             self.loaded.synchronize()?;
             timed(index, start.elapsed());
         }
         Ok(())
     }
 
-    fn find<'a>(&self, plan: &'a Plan, program: &str) -> Result<&'a Program, ExecError> {
-        plan.programs.get(program).ok_or_else(|| ExecError::NoProgram {
-            plan: plan.name.clone(),
-            program: program.to_string(),
-            known: list(plan.programs.keys()),
-        })
-    }
-
-    fn upload(&mut self, name: &str, program: &Program, inputs: &Tensors) -> Result<(), ExecError> {
-        let what = format!("input of {name}");
-        for port in &program.inputs {
-            let Some(buffer) = program.buffers.get(port.buffer as usize) else { continue };
-            let tensor = inputs.get(&port.name).ok_or_else(|| ExecError::Name {
-                what: what.clone(),
-                name: port.name.clone(),
-                problem: "is missing",
-                known: list(inputs.keys()),
-            })?;
-            matches(&what, &port.name, buffer, tensor)?;
+    /// Uploads what a program reads; the program that is to run, which of a packed one depends on the inputs.
+    fn upload<'a>(
+        &mut self,
+        plan: &'a Plan,
+        program: &str,
+        inputs: &Tensors,
+    ) -> Result<(String, &'a Program), ExecError> {
+        let what = format!("input of {program}");
+        let (name, made) = match self.counters.get_mut(program) {
+            Some(counter) => counter.count(&what, inputs)?,
+            None => (program.to_string(), Tensors::new()),
+        };
+        let found = find(plan, &name)?;
+        for port in &found.inputs {
+            let Some(buffer) = found.buffers.get(port.buffer as usize) else { continue };
+            let tensor = made.get(&port.name).map_or_else(|| given(&what, &port.name, buffer, inputs), Ok)?;
             self.loaded.write(Slice::from(buffer), tensor.bytes())?;
         }
-        Ok(())
+        Ok((name, found))
     }
 
     fn state(&self, path: &str) -> Result<Buffer, ExecError> {
@@ -304,6 +326,26 @@ impl Pending {
         let bytes = self.download.wait()?;
         Ok(HostTensor::from_bytes(self.dtype, &self.shape, &bytes)?)
     }
+}
+
+fn find<'a>(plan: &'a Plan, program: &str) -> Result<&'a Program, ExecError> {
+    plan.programs.get(program).ok_or_else(|| ExecError::NoProgram {
+        plan: plan.name.clone(),
+        program: program.to_string(),
+        known: list(plan.programs.keys()),
+    })
+}
+
+/// The tensor that the caller gave for an input.
+fn given<'a>(what: &str, name: &str, buffer: &Buffer, inputs: &'a Tensors) -> Result<&'a HostTensor, ExecError> {
+    let tensor = inputs.get(name).ok_or_else(|| ExecError::Name {
+        what: what.to_string(),
+        name: name.to_string(),
+        problem: "is missing",
+        known: list(inputs.keys()),
+    })?;
+    matches(what, name, buffer, tensor)?;
+    Ok(tensor)
 }
 
 fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {

@@ -198,9 +198,10 @@ impl<'a> Model<'a> {
             return Err(fail(format!("`{ENCODE_IMAGE}` gives {images:?} and `{ENCODE_TEXT}` gives {texts:?}")));
         }
         let encode_text = &plan.programs[ENCODE_TEXT];
-        let ids = encode_text.inputs.first().and_then(|port| Some((port.name.clone(), encode_text.input(&port.name)?)));
-        let (text_input, context) = match ids {
-            Some((name, buffer)) if buffer.dtype == DType::I32 && buffer.shape.len() == 2 => (name, buffer.shape[1]),
+        let (text_input, context) = match encode_text.batch_inputs().next() {
+            Some((name, buffer)) if buffer.dtype == DType::I32 && buffer.shape.len() == 2 => {
+                (name.to_string(), buffer.shape[1])
+            }
             _ => return Err(fail(format!("`{ENCODE_TEXT}` does not read token ids of shape [B, T]"))),
         };
         let weight_output = plan.programs.contains_key(WEIGH).then(|| port(WEIGH, 1)).transpose()?;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use alip_plan::{Buffer, DType, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, StateKind};
+use alip_plan::{Buffer, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, StateKind};
 use safetensors::tensor::Dtype as FileType;
 
 use super::file::{self, Entry, FileError, TensorFile, file_type};
@@ -139,22 +139,22 @@ fn load(session: &mut Session, plan: &Plan, path: &Path) -> Result<(), ReplayErr
 }
 
 fn count_batches(plan: &Plan, batches: &TensorFile, path: &Path) -> Result<u64, ReplayError> {
-    let inputs = plan.programs.get(PROGRAM_TRAIN).map_or(&[][..], |train| &train.inputs);
-    let input = inputs.first().map_or_else(String::new, |port| port.name.clone());
+    let first = plan.programs.get(PROGRAM_TRAIN).and_then(|train| train.batch_inputs().next());
+    let Some((input, _)) = first else { return Ok(1) };
+    let input = input.to_string();
     let names = batches.names();
     let count = (0u64..).take_while(|batch| names.contains(&format!("batch.{batch}.{input}"))).count() as u64;
-    if count == 0 && !inputs.is_empty() {
+    if count == 0 {
         return Err(ReplayError::NoBatch { path: path.to_path_buf(), input });
     }
-    Ok(count.max(1))
+    Ok(count)
 }
 
 fn batch(plan: &Plan, batches: &mut TensorFile, number: u64) -> Result<Tensors, ReplayError> {
     let Some(train) = plan.programs.get(PROGRAM_TRAIN) else { return Ok(Tensors::new()) };
     let mut inputs = Tensors::new();
-    for port in &train.inputs {
-        let dtype = train.input(&port.name).map_or(DType::F32, |buffer| buffer.dtype);
-        inputs.insert(port.name.clone(), batches.read(&format!("batch.{number}.{}", port.name), dtype)?);
+    for (name, buffer) in train.batch_inputs() {
+        inputs.insert(name.to_string(), batches.read(&format!("batch.{number}.{name}"), buffer.dtype)?);
     }
     Ok(inputs)
 }

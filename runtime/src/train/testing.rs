@@ -131,6 +131,7 @@ pub(crate) fn linear() -> Plan {
         state: states,
         kernels,
         programs: BTreeMap::from([(PROGRAM_INIT.to_string(), start), (PROGRAM_TRAIN.to_string(), train)]),
+        packed: BTreeMap::new(),
         train: Some(TrainInfo {
             batch: BATCH,
             epochs: 2.0,

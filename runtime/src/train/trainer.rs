@@ -266,8 +266,9 @@ impl Trainer<'_> {
         }
         // The update is guarded: a step that is not finite leaves the state as it was. Only then is it worth saving.
         let saved = if taken == Some(at.step) { Some(self.save(at)?) } else { None };
-        let launches = self.session.plan().programs.get(PROGRAM_TRAIN).map_or(0, |program| program.steps.len());
-        let first = self.session.first_nonfinite(PROGRAM_TRAIN, &batch.tensors)?.map(|first| (first, launches));
+        let first = self.session.first_nonfinite(PROGRAM_TRAIN, &batch.tensors)?;
+        let launches = self.session.ran(PROGRAM_TRAIN)?.steps.len();
+        let first = first.map(|first| (first, launches));
         let samples = (at.cursor, at.cursor + batch.rows.len() as u64);
         Err(TrainError::Diverged(Box::new(Divergence { step: record.step, metric, first, samples, saved })))
     }

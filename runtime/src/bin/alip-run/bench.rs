@@ -137,8 +137,7 @@ fn synthetic(plan: &Plan) -> Outcome<Tensors> {
     let Some(train) = plan.programs.get(PROGRAM_TRAIN) else { return Ok(Tensors::new()) };
     let vocabulary = vocabulary(plan);
     let mut inputs = Tensors::new();
-    for (number, port) in train.inputs.iter().enumerate() {
-        let Some(buffer) = train.input(&port.name) else { continue };
+    for (number, (name, buffer)) in train.batch_inputs().enumerate() {
         let draw = |index: u64| philox::philox4x32([index as u32, (index >> 32) as u32, number as u32, 0], [0, 0]);
         let elements = buffer.elements();
         let tensor = if buffer.dtype == DType::F32 {
@@ -163,7 +162,7 @@ fn synthetic(plan: &Plan) -> Outcome<Tensors> {
             }
             HostTensor::i32(&buffer.shape, ids)
         };
-        inputs.insert(port.name.clone(), tensor?);
+        inputs.insert(name.to_string(), tensor?);
     }
     Ok(inputs)
 }

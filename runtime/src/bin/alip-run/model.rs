@@ -187,13 +187,12 @@ pub(crate) fn named(name: &str) -> Outcome<Pipeline> {
 fn fits(plan: &Plan, pipeline: &Pipeline) -> Outcome<()> {
     let delivered = pipeline.check().map_err(Failure::message)?;
     let Some(train) = plan.programs.get(PROGRAM_TRAIN) else { return Ok(()) };
-    for port in &train.inputs {
-        let Some(buffer) = train.input(&port.name) else { continue };
+    for (name, buffer) in train.batch_inputs() {
         let wanted = format!("{} {:?}", buffer.dtype, buffer.shape.get(1..).unwrap_or_default());
-        let found = delivered.get(&port.name).map(|output| format!("{} {:?}", output.dtype, output.shape));
+        let found = delivered.get(name).map(|output| format!("{} {:?}", output.dtype, output.shape));
         if found.as_ref() != Some(&wanted) {
             let found = found.unwrap_or_else(|| "nothing".into());
-            let what = format!("pipeline `{}` delivers {found} as `{}`", pipeline.name, port.name);
+            let what = format!("pipeline `{}` delivers {found} as `{name}`", pipeline.name);
             return Err(Failure::message(format!("{what}, but graph `{}` reads {wanted} per sample", plan.name)));
         }
     }

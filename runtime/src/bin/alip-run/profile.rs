@@ -23,7 +23,8 @@ struct Cost {
 /// Runs one step launch by launch and shows the time by kind of kernel and by the most expensive kernels.
 pub(crate) fn profile(session: &mut Session, inputs: &Tensors) -> Outcome<String> {
     let plan = session.plan().clone();
-    let Some(train) = plan.programs.get(PROGRAM_TRAIN) else { return Ok(String::new()) };
+    // Of a packed program, the one that ran for these inputs runs again.
+    let train = session.ran(PROGRAM_TRAIN)?.clone();
     let mut kinds: BTreeMap<String, Cost> = BTreeMap::new();
     let mut kernels: BTreeMap<u32, (Cost, String)> = BTreeMap::new();
     let mut total = Cost::default();
