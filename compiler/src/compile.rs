@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
+use alip_plan::packing::{Bucket, Lengths, PROGRAM_LENGTHS, Packed};
 use alip_plan::{Buffer, Plan, Program, Target, TrainInfo};
 
 use crate::PASSES;
 use crate::codegen::{self, Assembly, Launch, Part, lower};
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
-use crate::ir::Model;
+use crate::ir::{Model, PackedGraphs, name_with_rows};
 use crate::ops::Op;
 use crate::schedule::{self, Explanation, ScheduleOptions, memory};
 use crate::transform;
@@ -64,10 +65,10 @@ pub fn compile_model(
     options: &CompileOptions,
 ) -> Result<Compiled, Diagnostics> {
     known_passes(options)?;
-    let mut run = Run { options, compiled: Compiled::default() };
+    let mut run = Run { options, model, compiled: Compiled::default() };
     let target = &options.target;
     if cfg!(debug_assertions) {
-        for graph in model.programs.values() {
+        for (_, graph) in model.all_programs() {
             crate::ir::verify(graph)?;
         }
     }
@@ -78,7 +79,7 @@ pub fn compile_model(
         return Ok(run.compiled);
     }
     let mut graphs = Vec::new();
-    for (name, graph) in &model.programs {
+    for (name, graph) in model.all_programs() {
         let graph = run.timed("prepare", || {
             let graph = transform::expand::expand(graph, |op| matches!(op, Op::Attention(_)))?;
             match options.schedule.fuse {
@@ -89,8 +90,8 @@ pub fn compile_model(
         if cfg!(debug_assertions) {
             crate::ir::verify(&graph)?;
         }
-        run.dump("prepare", name, || crate::ir::print(&graph));
-        graphs.push((name.clone(), graph));
+        run.dump("prepare", &name, || crate::ir::print(&graph));
+        graphs.push((name, graph));
     }
     if run.stops("prepare") {
         return Ok(run.compiled);
@@ -103,7 +104,7 @@ pub fn compile_model(
             continue;
         }
         let launches = run.timed("lower", || lower(&scheduled));
-        if options.explain {
+        if options.explain && model.programs.contains_key(&name) {
             run.compiled.explained.insert(name.clone(), schedule::explain(&scheduled, &launches));
         }
         drop(scheduled);
@@ -147,15 +148,39 @@ pub fn compile_model(
         programs.insert(name.clone(), program);
     }
     let inputs = parts.iter().map(|(_, part)| part.placement.input_bytes).max().unwrap_or(0);
-    let plan = assembly.finish(model, programs, inputs, train);
+    let mut plan = assembly.finish(model, programs, inputs, train);
+    for (name, packed) in &model.packed {
+        plan.packed.insert(name.clone(), run.timed("assemble", || packed_program(name, packed))?);
+    }
+    crate::codegen::report_buckets(&mut plan, |program| {
+        let part = parts.iter().find(|(name, _)| name == program);
+        part.map_or(0, |(_, part)| part.placement.segments.iter().sum())
+    });
     run.timed("check", || alip_plan::check::check(&plan))
         .map_err(|why| Diagnostic::error(format!("internal: the plan is not valid: {why}")))?;
     run.compiled.plan = Some(plan);
     Ok(run.compiled)
 }
 
+/// What a plan says of a program that there are several of.
+fn packed_program(name: &str, packed: &PackedGraphs) -> Result<Packed, Diagnostics> {
+    let mut model = Model { name: PROGRAM_LENGTHS.into(), ..Model::default() };
+    model.programs.insert(PROGRAM_LENGTHS.into(), packed.lengths.clone());
+    let missing = || Diagnostic::error(format!("internal: no program computes the lengths of `{name}`"));
+    let plan = compile_model(&model, None, &CompileOptions::default())?.plan.ok_or_else(missing)?;
+    let program = plan.programs.get(PROGRAM_LENGTHS).cloned().ok_or_else(missing)?;
+    let fewer = packed.fewer.iter().map(|(rows, _)| Bucket { rows: rows.clone(), program: name_with_rows(name, rows) });
+    let rows = packed.groups.iter().map(|group| group.samples * group.context).collect();
+    Ok(Packed {
+        groups: packed.groups.clone(),
+        lengths: Lengths { segments: plan.segments, kernels: plan.kernels, program },
+        buckets: fewer.chain([Bucket { rows, program: name.into() }]).collect(),
+    })
+}
+
 struct Run<'a> {
     options: &'a CompileOptions,
+    model: &'a Model,
     compiled: Compiled,
 }
 
@@ -171,8 +196,9 @@ impl Run<'_> {
         result
     }
 
+    /// Programs for fewer rows differ from their program in sizes alone, and are not shown.
     fn dump(&mut self, pass: &str, program: &str, text: impl FnOnce() -> String) {
-        if self.options.dump.iter().any(|name| name == pass) {
+        if self.model.programs.contains_key(program) && self.options.dump.iter().any(|name| name == pass) {
             self.compiled.dumps.push((format!("{pass} {program}"), text()));
         }
     }

@@ -100,8 +100,7 @@ pub enum Role {
 
 impl Role {
     /// All roles.
-    pub const ALL: [Role; 6] =
-        [Role::Source, Role::Position, Role::Sample, Role::Segments, Role::Reads, Role::Last];
+    pub const ALL: [Role; 6] = [Role::Source, Role::Position, Role::Sample, Role::Segments, Role::Reads, Role::Last];
 
     fn name(self) -> &'static str {
         match self {

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 
 use alip_plan::kernel::{Code, Instr, Kernel, Loop, Map, ScalarOp, Stage, View};
+use alip_plan::packing::Bucket;
 use alip_plan::{
-    Buffer, DType, Plan, Port, Program, ProgramReport, Report, Segment, SegmentKind, StateKind, StateTensor, Step,
-    Target, TargetKind, TrainInfo,
+    BucketReport, Buffer, DType, Plan, Port, Program, ProgramReport, Report, Segment, SegmentKind, StateKind,
+    StateTensor, Step, Target, TargetKind, TrainInfo,
 };
 use indexmap::{IndexMap, IndexSet};
 
@@ -211,6 +212,24 @@ impl<'a> Assembly<'a> {
         }
         report
     }
+}
+
+/// Puts the sizes of packed programs under the name that they share; `arena` is the arena bytes of a program.
+pub(crate) fn report_buckets(plan: &mut Plan, arena: impl Fn(&str) -> u64) {
+    let mut reports = std::mem::take(&mut plan.report.programs);
+    for (name, packed) in &plan.packed {
+        let mut bucket = |bucket: &Bucket| {
+            let report =
+                if bucket.program == *name { reports.get(name).cloned() } else { reports.remove(&bucket.program) };
+            let ProgramReport { launches, flops, .. } = report.unwrap_or_default();
+            BucketReport { rows: bucket.rows.clone(), launches, flops, arena_bytes: arena(&bucket.program) }
+        };
+        let buckets: Vec<BucketReport> = packed.buckets.iter().map(&mut bucket).collect();
+        if let Some(report) = reports.get_mut(name) {
+            report.buckets = buckets;
+        }
+    }
+    plan.report.programs = reports;
 }
 
 /// One program on its way to steps and buffers.

@@ -6,6 +6,6 @@ pub mod emit;
 mod join;
 mod lower;
 
-pub(crate) use self::assemble::{Assembly, Part};
+pub(crate) use self::assemble::{Assembly, Part, report_buckets};
 pub(crate) use self::join::{join, order};
 pub(crate) use self::lower::{Launch, lower};

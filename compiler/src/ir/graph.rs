@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use alip_plan::StateKind;
+use alip_plan::packing::Group;
 use indexmap::IndexMap;
 use smallvec::SmallVec;
 
@@ -167,4 +168,34 @@ pub struct Model {
     pub state: IndexMap<String, StateDecl>,
     /// Programs by name.
     pub programs: IndexMap<String, Graph>,
+    /// Those of the programs that there are several of, by number of rows.
+    pub packed: IndexMap<String, PackedGraphs>,
+}
+
+/// A program for batches of fewer rows; [`alip_plan::packing`] says what rows are.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PackedGraphs {
+    /// Samples whose rows are packed together.
+    pub groups: Vec<Group>,
+    /// From inputs of the program to the lengths of each group.
+    pub lengths: Graph,
+    /// Rows of each group and the program for them, rising; the program for all rows is the model's own.
+    pub fewer: Vec<(Vec<u64>, Graph)>,
+}
+
+/// `train@464`: the name of a program for so many rows.
+pub fn name_with_rows(program: &str, rows: &[u64]) -> String {
+    let rows: Vec<String> = rows.iter().map(u64::to_string).collect();
+    format!("{program}@{}", rows.join("+"))
+}
+
+impl Model {
+    /// All programs, those for fewer rows among them, by the names that they have in a plan.
+    pub fn all_programs(&self) -> impl Iterator<Item = (String, &Graph)> {
+        let own = self.programs.iter().map(|(name, graph)| (name.clone(), graph));
+        let fewer = self.packed.iter().flat_map(|(name, packed)| {
+            packed.fewer.iter().map(move |(rows, graph)| (name_with_rows(name, rows), graph))
+        });
+        own.chain(fewer)
+    }
 }

@@ -25,7 +25,10 @@ pub(super) fn packed(plan: &Plan, name: &str, packed: &Packed) -> Checked {
     let last = packed.buckets.last().ok_or("no bucket")?;
     let whole: Vec<u64> = packed.groups.iter().map(bound).collect::<Checked<_>>()?;
     if last.rows != whole || last.program != name {
-        return Err(format!("the last bucket is `{}` with {:?} rows, not `{name}` with {whole:?}", last.program, last.rows));
+        return Err(format!(
+            "the last bucket is `{}` with {:?} rows, not `{name}` with {whole:?}",
+            last.program, last.rows
+        ));
     }
     let program = |bucket: &Bucket| {
         let found = plan.programs.get(&bucket.program);
