@@ -82,10 +82,7 @@ pub fn compile_model(
     for (name, graph) in model.all_programs() {
         let graph = run.timed("prepare", || {
             let graph = transform::expand::expand(graph, |op| matches!(op, Op::Attention(_)))?;
-            match options.schedule.fuse {
-                true => schedule::prepare(&schedule::join_sums(&graph, target)?),
-                false => schedule::prepare(&graph),
-            }
+            schedule::normal_form(&graph, target, options.schedule)
         })?;
         if cfg!(debug_assertions) {
             crate::ir::verify(&graph)?;

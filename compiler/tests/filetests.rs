@@ -153,11 +153,7 @@ fn groups(case: &Case) -> String {
     let (mut sources, ids) = load(case);
     let scheduled = resolve::resolve_source(&mut sources, ids[0], &Options::default()).and_then(|mut resolved| {
         add_update(&mut resolved, Keep::default())?;
-        let graph = &resolved.model.programs[program];
-        let graph = match options.fuse {
-            true => schedule::prepare(&schedule::join_sums(graph, &target)?)?,
-            false => schedule::prepare(graph)?,
-        };
+        let graph = schedule::normal_form(&resolved.model.programs[program], &target, options)?;
         let origins = |line: &&str| !line.starts_with("origin ");
         let node = |line: &str| format!("{}\n", line.rsplit_once(" @").map_or(line, |(node, _)| node));
         let nodes: String = ir::print(&graph).lines().filter(origins).map(node).collect();

@@ -518,13 +518,26 @@ impl<'g> Groups<'g> {
         self.edge(first, then);
     }
 
+    /// Does it store a part of a concatenation that is dense, since it is along the outermost dimension?
+    fn is_outer_part(&self, store: &Store) -> bool {
+        match &self.graph.node(store.target).op {
+            Op::Concat { axis } => {
+                store.region.is_some() && (0..*axis).all(|dim| self.graph.shape(store.target).size(dim) == 1)
+            }
+            _ => false,
+        }
+    }
+
     /// Makes one group of two that loop over the same domain and do not depend on each other.
     pub(crate) fn merge(&mut self, a: GroupId, b: GroupId) -> bool {
         let (x, y) = (&self.groups[a], &self.groups[b]);
         let alike = x.kind == y.kind && matches!(x.kind, Kind::Map | Kind::Reduction);
         let mut cuts = x.cuts.clone();
-        // Two parts of a concatenation may be one value, but a kernel stores an operand through one view.
-        let twice = x.stores.iter().any(|store| y.stores.iter().any(|other| other.target == store.target));
+        // A kernel stores an operand through one view, or through several that are apart in memory.
+        let apart = |a: &Store, b: &Store| {
+            a.target != b.target || self.is_outer_part(a) && self.is_outer_part(b) && a.region != b.region
+        };
+        let twice = x.stores.iter().any(|store| y.stores.iter().any(|other| !apart(store, other)));
         if !alike || twice || x.kept != y.kept || x.reduced != y.reduced || !cuts.join(&y.cuts) {
             return false;
         }

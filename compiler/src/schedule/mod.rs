@@ -1,7 +1,8 @@
 //! From a graph to groups: what becomes one kernel, in which order, and where its operands lie in memory.
 //!
-//! - `sums` joins sums of one form, `prepare` puts the graph into normal form, `facts` gathers what is known of each node, `place` decides where nodes are
-//!   computed, `group` holds the decisions, `layout` and `operands` know which views are affine.
+//! - [`normal_form`]: `pads` and `sums` join what can be written as parts of one value, `prepare` does the rest.
+//! - `facts` gathers what is known of each node, `place` decides where nodes are computed, `siblings` what is near enough to
+//!   be one kernel, `group` holds the decisions, `layout` and `operands` know which views are affine.
 //! - [`memory`] gives every stored value its place; [`check`] replays a program and proves that nothing live is overwritten.
 //!
 //! Invariants: deterministic (no clocks, no iteration over hash maps), time nearly linear in the number of nodes, and what
@@ -14,8 +15,10 @@ mod group;
 mod layout;
 pub mod memory;
 mod operands;
+mod pads;
 mod place;
 mod prepare;
+mod siblings;
 mod sums;
 
 use std::cmp::Reverse;
@@ -28,8 +31,10 @@ pub use self::explain::{Explained, Explanation, computes};
 pub(crate) use self::group::{Group, GroupId, Groups, Input, Kind, MemberId, What};
 pub(crate) use self::layout::{Layout, ViewOp};
 pub(crate) use self::operands::{gather, product};
+pub use self::pads::join_pads;
 pub use self::prepare::prepare;
 pub use self::sums::join_sums;
+use crate::diag::Diagnostics;
 use crate::ir::{Graph, NodeId};
 
 /// What the schedule may do.
@@ -45,6 +50,14 @@ impl Default for ScheduleOptions {
     }
 }
 
+/// The same program in the form that [`schedule`] expects.
+///
+/// # Errors
+/// An op refuses its inputs, which only a defect of a pass can cause.
+pub fn normal_form(graph: &Graph, target: &Target, options: ScheduleOptions) -> Result<Graph, Diagnostics> {
+    if options.fuse { prepare(&join_sums(&join_pads(graph)?, target)?) } else { prepare(graph) }
+}
+
 /// Groups of a prepared graph, in an order in which they can run.
 pub struct Schedule<'g> {
     pub(crate) groups: Groups<'g>,
@@ -57,7 +70,11 @@ pub fn schedule<'g>(graph: &'g Graph, target: &Target, options: ScheduleOptions)
     for id in graph.ids().rev() {
         groups.place(id);
     }
-    let order = order(&groups);
+    let mut order = self::order(&groups);
+    if options.fuse {
+        groups.merge_siblings(&order);
+        order = self::order(&groups);
+    }
     Schedule { groups, order }
 }
 
