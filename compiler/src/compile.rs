@@ -12,6 +12,7 @@ use crate::codegen::{self, Assembly, Launch, Part, lower};
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
 use crate::ir::{Model, PackedGraphs, name_with_rows};
 use crate::ops::Op;
+use crate::optimize::{OptimizeOptions, Optimized, Optimizer, RegionReport, Report};
 use crate::schedule::{self, Explanation, ScheduleOptions, memory};
 use crate::transform;
 
@@ -20,6 +21,8 @@ use crate::transform;
 pub struct CompileOptions {
     /// What to compile for.
     pub target: Target,
+    /// What the e-graph may do.
+    pub optimize: OptimizeOptions,
     /// What the schedule may do.
     pub schedule: ScheduleOptions,
     /// Passes after which to show the program (`--dump after:NAME`).
@@ -34,6 +37,7 @@ impl Default for CompileOptions {
     fn default() -> Self {
         CompileOptions {
             target: Target::cpu(),
+            optimize: OptimizeOptions::default(),
             schedule: ScheduleOptions::default(),
             dump: Vec::new(),
             stop_after: None,
@@ -53,6 +57,17 @@ pub struct Compiled {
     pub timings: Vec<(&'static str, Duration)>,
     /// The kernels of each program, if asked for.
     pub explained: BTreeMap<String, Explanation>,
+    /// What the e-graph did.
+    pub optimized: OptimizeReport,
+}
+
+/// What the e-graph did to all programs.
+#[derive(Clone, Debug, Default)]
+pub struct OptimizeReport {
+    /// By program.
+    pub programs: Vec<(String, Report)>,
+    /// Every distinct region.
+    pub regions: Vec<RegionReport>,
 }
 
 /// Compiles all programs of a model.
@@ -78,12 +93,27 @@ pub fn compile_model(
     if run.stops("model") {
         return Ok(run.compiled);
     }
-    let mut graphs = Vec::new();
+    let mut optimizer = Optimizer::new(target, &options.optimize)?;
+    let mut optimized = Vec::new();
     for (name, graph) in model.all_programs() {
-        let graph = run.timed("prepare", || {
+        let Optimized { graph, report } = run.timed("optimize", || {
             let graph = transform::expand::expand(graph, |op| matches!(op, Op::Attention(_)))?;
-            schedule::normal_form(&graph, target, options.schedule)
+            optimizer.optimize(&graph)
         })?;
+        if cfg!(debug_assertions) {
+            crate::ir::verify(&graph)?;
+        }
+        run.dump("optimize", &name, || crate::ir::print(&graph));
+        run.compiled.optimized.programs.push((name.clone(), report));
+        optimized.push((name, graph));
+    }
+    run.compiled.optimized.regions = optimizer.regions;
+    if run.stops("optimize") {
+        return Ok(run.compiled);
+    }
+    let mut graphs = Vec::new();
+    for (name, graph) in optimized {
+        let graph = run.timed("prepare", || schedule::normal_form(&graph, target, options.schedule))?;
         if cfg!(debug_assertions) {
             crate::ir::verify(&graph)?;
         }

@@ -11,6 +11,7 @@ pub mod diag;
 pub mod diff;
 pub mod ir;
 pub mod ops;
+pub mod optimize;
 pub mod picture;
 pub mod resolve;
 pub mod schedule;
@@ -28,7 +29,8 @@ use crate::resolve::{Resolved, resolve};
 pub use compile::*;
 
 /// All passes, in order: names for `--dump after:NAME` and `--stop-after NAME`.
-pub const PASSES: [&str; 8] = ["resolve", "model", "prepare", "schedule", "lower", "join", "memory", "assemble"];
+pub const PASSES: [&str; 9] =
+    ["resolve", "model", "optimize", "prepare", "schedule", "lower", "join", "memory", "assemble"];
 
 /// How to compile a spec; the default is the spec as it stands, for the embedded cpu target.
 #[derive(Clone, Debug, Default)]
@@ -58,6 +60,8 @@ pub struct CompiledSpec {
     pub timings: Vec<(&'static str, Duration)>,
     /// The kernels of each program, if asked for.
     pub explained: BTreeMap<String, schedule::Explanation>,
+    /// What the e-graph did.
+    pub optimized: OptimizeReport,
 }
 
 /// Compiles a graph given by path or name: from text to plan.
@@ -83,6 +87,7 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
     }
 
     let (mut plan, mut explained) = (None, BTreeMap::new());
+    let mut optimized = OptimizeReport::default();
     if !stops("resolve") {
         let start = Instant::now();
         add_update(&mut resolved, options.keep)?;
@@ -93,7 +98,8 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
         explained = compiled.explained;
         dumps.extend(compiled.dumps);
         timings.extend(compiled.timings);
+        optimized = compiled.optimized;
     }
     let warnings = resolved.warnings.clone();
-    Ok(CompiledSpec { resolved, plan, warnings, dumps, timings, explained })
+    Ok(CompiledSpec { resolved, plan, warnings, dumps, timings, explained, optimized })
 }

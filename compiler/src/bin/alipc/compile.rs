@@ -31,7 +31,7 @@ Examples:
 
 Files: plan.alip, for alip-run; wgsl/NNNN.wgsl, shaders (--target wgpu); PROGRAM.ir, graphs as text; PROGRAM.dot, graphs
 for Graphviz.
-Passes: resolve, model, prepare, schedule, lower, join, memory, assemble.")]
+Passes: resolve, model, optimize, prepare, schedule, lower, join, memory, assemble.")]
 pub(crate) struct Args {
     /// Path of a graph, or name of one that ships with alip
     spec: String,

@@ -1,0 +1,245 @@
+//! The optimiser: equality saturation over the regions of a graph.
+//!
+//! [`region`] cuts a program into regions. Each distinct one is turned into an e-graph (`language`), the `rules` say what
+//! else computes the same (`saturate`), and `extract` takes the cheapest way by the model in `cost`; the result is put in
+//! place of all regions that are equal, in all programs of a compile.
+//!
+//! Invariants:
+//! - What a program computes stays the same, within the rounding of sums and products in another order; where an operand may
+//!   be infinite or NaN, so does that. Every rule is tried against the interpreter (`laws`).
+//! - Deterministic: no clock decides anything, and no order of a hash map reaches the result.
+//! - A region for which nothing cheaper is found stays as it is.
+//! - Time is nearly linear in the number of nodes: regions are small, and equal ones are done once.
+
+mod cost;
+mod extract;
+mod language;
+#[cfg(test)]
+mod laws;
+mod pattern;
+mod region;
+mod rules;
+mod saturate;
+mod site;
+mod solution;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
+
+pub use self::cost::{Cost, Machine};
+use self::extract::Extraction;
+use self::language::Interner;
+use self::region::{Cut, Key, Region, cut};
+use self::rules::{Rule, RuleId};
+pub use self::rules::{Tag, rule_names};
+use self::saturate::RuleIndex;
+pub use self::saturate::Stop;
+use self::solution::{Rebuild, Solution, Written};
+use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
+use crate::ir::{Graph, StopGradients, simplify};
+use alip_plan::Target;
+
+/// What the optimiser may do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OptimizeOptions {
+    /// Whether it does anything.
+    pub enabled: bool,
+    /// Names of rules or themes that are left out.
+    pub without: BTreeSet<String>,
+}
+
+/// One region of a program, as it was optimised.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RegionReport {
+    /// Nodes before and after.
+    pub nodes: (u32, u32),
+    /// Terms and classes of the saturated e-graph.
+    pub terms: u32,
+    /// See `terms`.
+    pub classes: u32,
+    /// Rounds of rules.
+    pub rounds: u32,
+    /// Why there were no more.
+    pub stop: Stop,
+    /// The rule that made most terms, with their number.
+    pub dearest: Option<(&'static str, u32)>,
+    /// Predicted cost before and after.
+    pub cost: (Cost, Cost),
+    /// How often it stands in the programs of this compile.
+    pub occurrences: u32,
+}
+
+/// What was done to a program.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Nodes before and after.
+    pub nodes: (u32, u32),
+    /// Regions, and how many of them were new to this compile.
+    pub regions: u32,
+    /// See `regions`.
+    pub distinct: u32,
+    /// Predicted cost of all regions before and after.
+    pub cost: (Cost, Cost),
+    /// Rules whose right sides were taken, in how many regions, and the paths of the nodes that they replaced.
+    pub fired: BTreeMap<&'static str, Vec<String>>,
+    /// Rules that were found wrong, and what they merged; their regions stay as they were.
+    pub faults: Vec<(&'static str, String)>,
+}
+
+/// A program and what was done to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Optimized {
+    /// The program.
+    pub graph: Graph,
+    /// What was done.
+    pub report: Report,
+}
+
+/// Optimises the programs of one compile; equal regions of different programs are done once.
+pub struct Optimizer {
+    rules: Vec<Rule>,
+    enabled: Vec<RuleId>,
+    machine: Machine,
+    ops: Interner,
+    known: HashMap<Key, Rc<Solution>>,
+    /// Every distinct region, in the order in which they were met.
+    pub regions: Vec<RegionReport>,
+}
+
+/// Optimises one program.
+///
+/// # Errors
+/// An option names no rule; a rule is wrong (in builds with debug assertions); an op refuses its inputs, which only a
+/// defect can cause.
+pub fn optimize(graph: &Graph, target: &Target, options: &OptimizeOptions) -> Result<Optimized, Diagnostics> {
+    Optimizer::new(target, options)?.optimize(graph)
+}
+
+impl Optimizer {
+    /// An optimiser for a target.
+    ///
+    /// # Errors
+    /// An option names no rule and no theme.
+    pub fn new(target: &Target, options: &OptimizeOptions) -> Result<Optimizer, Diagnostics> {
+        let rules = rules::all();
+        let names: BTreeSet<&str> = rules.iter().flat_map(|rule| [rule.name, rule.theme]).collect();
+        for name in &options.without {
+            if !names.contains(name.as_str()) {
+                let error = Diagnostic::error(format!("no rule or theme of rules is named `{name}`"));
+                let near = did_you_mean(name, names.iter().copied());
+                return Err(near.map_or(error.clone(), |near| error.help(format!("did you mean `{near}`?"))).into());
+            }
+        }
+        let kept = |rule: &Rule| !options.without.contains(rule.name) && !options.without.contains(rule.theme);
+        let enabled = if options.enabled { (0..rules.len()).filter(|id| kept(&rules[*id])).collect() } else { vec![] };
+        let machine = Machine::of(target);
+        Ok(Optimizer { rules, enabled, machine, ops: Interner::default(), known: HashMap::new(), regions: vec![] })
+    }
+
+    /// Optimises a program.
+    ///
+    /// # Errors
+    /// See [`optimize`].
+    pub fn optimize(&mut self, graph: &Graph) -> Result<Optimized, Diagnostics> {
+        if self.enabled.is_empty() {
+            return Ok(Optimized { graph: graph.clone(), report: Report::default() });
+        }
+        let graph = simplify(graph, StopGradients::Drop)?.graph;
+        let Cut { regions, trivial } = cut(&graph);
+        let mut needed = vec![false; graph.nodes().len()];
+        for id in graph.outputs.values().chain(graph.updates.values()) {
+            needed[id.index()] = true;
+        }
+        let mut report = Report { nodes: (graph.nodes().len() as u32, 0), ..Report::default() };
+        // From last to first: what a region no longer reads, an earlier one need not make.
+        let mut solved: Vec<(Region, Rc<Solution>)> = Vec::new();
+        for core in regions.iter().rev() {
+            let region = Region::new(&graph, core, &trivial, &needed, &mut self.ops);
+            if region.outputs.is_empty() {
+                continue;
+            }
+            let solution = self.solve(&graph, &region, &mut report);
+            for leaf in &solution.leaves {
+                needed[region.leaves[*leaf].index()] = true;
+            }
+            self.note(&graph, &region, &solution, &mut report);
+            solved.push((region, solution));
+        }
+        if cfg!(debug_assertions)
+            && let Some((rule, why)) = report.faults.first()
+        {
+            return Err(Diagnostic::error(format!("internal: rule `{rule}` merges {why}")).into());
+        }
+        let mut rebuild = Rebuild::new(&graph);
+        for (region, solution) in solved.iter().rev() {
+            rebuild.stamp(region, solution)?;
+        }
+        let graph = rebuild.finish()?;
+        report.nodes.1 = graph.nodes().len() as u32;
+        Ok(Optimized { graph, report })
+    }
+
+    fn note(&mut self, graph: &Graph, region: &Region, solution: &Solution, report: &mut Report) {
+        let known = &mut self.regions[solution.report];
+        known.occurrences += 1;
+        report.regions += 1;
+        for (total, cost) in [(&mut report.cost.0, known.cost.0), (&mut report.cost.1, known.cost.1)] {
+            total.seconds += cost.seconds;
+            total.launches += cost.launches;
+        }
+        for (rule, at) in &solution.fired {
+            let path = graph.origin(region.nodes[*at]).path.to_string();
+            let paths = report.fired.entry(self.rules[*rule].name).or_default();
+            if paths.last() != Some(&path) {
+                paths.push(path);
+            }
+        }
+        report.faults.extend(solution.faults.iter().cloned());
+    }
+
+    fn solve(&mut self, graph: &Graph, region: &Region, report: &mut Report) -> Rc<Solution> {
+        if let Some(solution) = self.known.get(&region.key) {
+            return solution.clone();
+        }
+        report.distinct += 1;
+        let solution = Rc::new(self.saturate(graph, region));
+        self.known.insert(region.key.clone(), solution.clone());
+        solution
+    }
+
+    /// Turns a region into an e-graph, applies the rules, and takes the cheapest terms.
+    fn saturate(&mut self, graph: &Graph, region: &Region) -> Solution {
+        let mut written = Written::new(graph, region, std::mem::take(&mut self.ops));
+        let outputs = written.outputs(region);
+        let mut extraction = Extraction::new(&written.egraph, &outputs, &self.machine);
+        let only = vec![0; extraction.classes.len()];
+        let before = extraction.cost(&only).unwrap_or_default();
+        let saturated = RuleIndex::new(&self.rules, &self.enabled).saturate(&mut written.egraph);
+        let mut best = None;
+        if saturated.stop != Stop::Fault {
+            let mut extraction = Extraction::new(&written.egraph, &outputs, &self.machine);
+            let start = written.choice(&extraction);
+            best = extraction.cheaper(start, before);
+        }
+        let (after, mut solution) = match best {
+            Some((terms, after)) => (after, written.solution(region, &terms, &saturated)),
+            None => (before, written.unchanged(graph, region)),
+        };
+        let egraph = &mut written.egraph;
+        let work = saturated.work.iter().max_by_key(|(rule, (_, made))| (*made, std::cmp::Reverse(**rule)));
+        solution.report = self.regions.len();
+        self.regions.push(RegionReport {
+            nodes: (region.nodes.len() as u32, solution.nodes.len() as u32),
+            terms: egraph.total_size() as u32,
+            classes: egraph.number_of_classes() as u32,
+            rounds: saturated.rounds,
+            stop: saturated.stop,
+            dearest: work.map(|(rule, (_, made))| (self.rules[*rule].name, *made)),
+            cost: (before, after),
+            occurrences: 0,
+        });
+        solution.faults = std::mem::take(&mut egraph.analysis.faults);
+        self.ops = std::mem::take(&mut egraph.analysis.ops);
+        solution
+    }
+}

@@ -1,0 +1,106 @@
+//! The rules, by theme.
+//!
+//! A rule is one entry: a name, a tag, a left side that is matched, and a right side that is built. Rules are directional:
+//! the right side is what one would rather have, or makes another rule apply; what is better where is left to the cost. To
+//! add a rule is to add an entry to a theme's list: `laws` tries it on random shapes and inputs against the interpreter, and
+//! asks for a filetest in which it fires.
+
+mod algebra;
+mod concat;
+mod conv;
+mod layout;
+mod merge;
+mod reduce;
+mod scale;
+
+use egg::Id;
+
+use super::pattern::Pat;
+use super::site::Site;
+
+/// Index of a rule in the list of all.
+pub(crate) type RuleId = usize;
+
+/// What a rule keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tag {
+    /// The same numbers, bit for bit (the sign of a zero aside).
+    Exact,
+    /// The same real numbers: operations in another order, which round differently.
+    Reassociates,
+    /// The same only if operands are finite, as `0 * x`; applied where the facts say that they are.
+    FiniteOnly,
+}
+
+/// A right side.
+pub(crate) enum Right {
+    /// Variables, numbers and pointwise ops.
+    Term(Pat),
+    /// Built from what was matched; `None` where the rule does not apply.
+    Build(fn(&mut Site<'_>) -> Option<Id>),
+}
+
+/// A rewrite rule.
+pub(crate) struct Rule {
+    pub(crate) name: &'static str,
+    pub(crate) theme: &'static str,
+    pub(crate) tag: Tag,
+    pub(crate) left: Pat,
+    pub(crate) right: Right,
+    /// Only of floats: integers divide with truncation.
+    pub(crate) floats: bool,
+    /// Terms to try it on, for a rule that looks further than its left side; only `laws` reads them.
+    #[cfg_attr(not(test), expect(dead_code))]
+    pub(crate) examples: Vec<Pat>,
+}
+
+impl Rule {
+    fn new(name: &'static str, tag: Tag, left: Pat, right: Right) -> Rule {
+        Rule { name, theme: "", tag, left, right, floats: false, examples: Vec::new() }
+    }
+
+    /// A rule whose right side is a pattern.
+    pub(crate) fn term(name: &'static str, tag: Tag, left: Pat, right: Pat) -> Rule {
+        Rule::new(name, tag, left, Right::Term(right))
+    }
+
+    /// A rule whose right side is built.
+    pub(crate) fn build(name: &'static str, tag: Tag, left: Pat, right: fn(&mut Site<'_>) -> Option<Id>) -> Rule {
+        Rule::new(name, tag, left, Right::Build(right))
+    }
+
+    /// The rule holds for floats only.
+    pub(crate) fn floats(self) -> Rule {
+        Rule { floats: true, ..self }
+    }
+
+    /// Terms to try the rule on in place of its left side.
+    fn tried_on(self, examples: impl Into<Vec<Pat>>) -> Rule {
+        Rule { examples: examples.into(), ..self }
+    }
+}
+
+/// A theme: its name, and its rules.
+type Theme = (&'static str, fn() -> Vec<Rule>);
+
+/// All themes, in the order in which their rules are tried.
+const THEMES: &[Theme] = &[
+    ("algebra", algebra::rules),
+    ("layout", layout::rules),
+    ("scale", scale::rules),
+    ("reduce", reduce::rules),
+    ("concat", concat::rules),
+    ("merge", merge::rules),
+    ("conv", conv::rules),
+];
+
+/// All rules.
+pub(crate) fn all() -> Vec<Rule> {
+    let themed = |(theme, rules): &Theme| rules().into_iter().map(|rule| Rule { theme, ..rule }).collect::<Vec<_>>();
+    THEMES.iter().flat_map(themed).collect()
+}
+
+/// Names of all rules, each with its theme.
+pub fn rule_names() -> Vec<(&'static str, &'static str)> {
+    all().into_iter().map(|rule| (rule.theme, rule.name)).collect()
+}

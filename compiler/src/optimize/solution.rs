@@ -1,0 +1,283 @@
+//! From a region to its e-graph, from chosen terms to what stands in place of the region, and from there to a new graph.
+
+use std::collections::{BTreeMap, HashMap};
+
+use egg::Id;
+use indexmap::IndexMap;
+use smallvec::SmallVec;
+
+use super::extract::{Choice, Extraction};
+use super::language::{EGraph, Interner, Kind, Term};
+use super::region::{Operand, Region, leaf_op};
+use super::rules::RuleId;
+use super::saturate::{Saturated, canonical, empty};
+use crate::diag::{Diagnostic, Diagnostics};
+use crate::ir::{Graph, NodeId, OriginId};
+use crate::ops::{Op, OpError};
+
+/// A node of a solution.
+pub(crate) struct Planned {
+    op: Op,
+    operands: SmallVec<[Operand; 3]>,
+    /// The node of the region whose origin it takes.
+    origin: usize,
+}
+
+/// What a region becomes.
+#[derive(Default)]
+pub(crate) struct Solution {
+    /// Operands first.
+    pub(crate) nodes: Vec<Planned>,
+    /// What stands for each output of the region.
+    outputs: Vec<Operand>,
+    /// Leaves that are read.
+    pub(crate) leaves: Vec<usize>,
+    /// Rules whose results were taken, with the node of the region that they replaced.
+    pub(crate) fired: Vec<(RuleId, usize)>,
+    /// Rules that were found wrong.
+    pub(crate) faults: Vec<(&'static str, String)>,
+    /// Which report is about it.
+    pub(crate) report: usize,
+}
+
+/// The e-graph of a region, and where its nodes went.
+pub(crate) struct Written {
+    pub(crate) egraph: EGraph,
+    leaves: Vec<Id>,
+    /// The class of every node.
+    classes: Vec<Id>,
+    terms: Vec<Term>,
+}
+
+impl Written {
+    pub(crate) fn new(graph: &Graph, region: &Region, ops: Interner) -> Written {
+        let mut egraph = empty(ops);
+        let mut leaves = Vec::with_capacity(region.leaves.len());
+        for (at, id) in region.leaves.iter().enumerate() {
+            let op = leaf_op(&mut egraph.analysis.ops, at, graph.ty(*id));
+            leaves.push(egraph.add(Term { op, kind: Kind::Input, children: SmallVec::new() }));
+        }
+        let mut classes: Vec<Id> = Vec::with_capacity(region.nodes.len());
+        let mut terms = Vec::with_capacity(region.nodes.len());
+        for (at, id) in region.nodes.iter().enumerate() {
+            let (op, kind) = egraph.analysis.ops.intern(&graph.node(*id).op);
+            let class = |operand: &Operand| match operand {
+                Operand::Leaf(leaf) => leaves[*leaf],
+                Operand::Node(at) => classes[*at],
+            };
+            let children = region.operands(graph, at).iter().map(class).collect();
+            let term = Term { op, kind, children };
+            classes.push(egraph.add(term.clone()));
+            terms.push(term);
+        }
+        egraph.rebuild();
+        Written { egraph, leaves, classes, terms }
+    }
+
+    pub(crate) fn outputs(&self, region: &Region) -> Vec<Id> {
+        region.outputs.iter().map(|at| self.classes[*at]).collect()
+    }
+
+    /// The region as it was written, as far as its classes are still apart: every class takes the first of its nodes, so
+    /// that operands come from earlier ones and there is no circle. Classes without a node take the cheapest tree.
+    pub(crate) fn choice(&self, extraction: &Extraction<'_>) -> Choice {
+        let mut choice = extraction.cheapest_trees();
+        let leaves = self.leaves.iter().map(|id| self.egraph.id_to_node(*id));
+        let mut done = vec![false; choice.len()];
+        for (id, term) in self.leaves.iter().zip(leaves).chain(self.classes.iter().zip(&self.terms)) {
+            let term = canonical(&self.egraph, term);
+            let Some(class) = extraction.class_of(self.egraph.find(*id)) else { continue };
+            let candidates = &extraction.classes[class as usize].candidates;
+            let number = candidates.iter().position(|candidate| candidate.term == term);
+            if let Some(number) = number
+                && !std::mem::replace(&mut done[class as usize], true)
+            {
+                choice[class as usize] = number as u32;
+            }
+        }
+        choice
+    }
+
+    /// The region as it is.
+    pub(crate) fn unchanged(&self, graph: &Graph, region: &Region) -> Solution {
+        let node = |at: usize| Planned {
+            op: graph.node(region.nodes[at]).op.clone(),
+            operands: region.operands(graph, at),
+            origin: at,
+        };
+        Solution {
+            nodes: (0..region.nodes.len()).map(node).collect(),
+            outputs: region.outputs.iter().map(|at| Operand::Node(*at)).collect(),
+            leaves: (0..region.leaves.len()).collect(),
+            ..Solution::default()
+        }
+    }
+
+    /// Chosen terms, operands first, as a solution.
+    pub(crate) fn solution(&self, region: &Region, chosen: &[(Id, Term)], saturated: &Saturated) -> Solution {
+        let first = self.first_nodes();
+        let mut solution = Solution::default();
+        let mut at: HashMap<Id, Operand> = HashMap::new();
+        for (class, term) in chosen {
+            let operand = match self.egraph.analysis.ops.op(term.op) {
+                Op::Input { name, .. } => {
+                    let leaf = name.parse().unwrap_or_default();
+                    solution.leaves.push(leaf);
+                    Operand::Leaf(leaf)
+                }
+                op => {
+                    let operands = term.children.iter().map(|child| at[&self.egraph.find(*child)]).collect();
+                    let origin = first.get(class).copied().unwrap_or(usize::MAX);
+                    solution.nodes.push(Planned { op: op.clone(), operands, origin });
+                    Operand::Node(solution.nodes.len() - 1)
+                }
+            };
+            at.insert(*class, operand);
+        }
+        solution.leaves.sort_unstable();
+        // What a rule made in between takes the origin of what reads it.
+        for reader in (0..solution.nodes.len()).rev() {
+            let origin = if solution.nodes[reader].origin == usize::MAX { 0 } else { solution.nodes[reader].origin };
+            solution.nodes[reader].origin = origin;
+            for operand in solution.nodes[reader].operands.clone() {
+                if let Operand::Node(below) = operand
+                    && solution.nodes[below].origin == usize::MAX
+                {
+                    solution.nodes[below].origin = origin;
+                }
+            }
+        }
+        solution.outputs = self.outputs(region).iter().map(|id| at[&self.egraph.find(*id)]).collect();
+        solution.fired = self.fired(chosen, &at, &solution, saturated);
+        solution
+    }
+
+    /// The first node of the region in every class.
+    fn first_nodes(&self) -> HashMap<Id, usize> {
+        let mut first = HashMap::new();
+        for (at, id) in self.classes.iter().enumerate() {
+            first.entry(self.egraph.find(*id)).or_insert(at);
+        }
+        first
+    }
+
+    /// Which rules the chosen terms come from: those that made them, or those that found a node of the region to be another.
+    fn fired(
+        &self,
+        chosen: &[(Id, Term)],
+        at: &HashMap<Id, Operand>,
+        solution: &Solution,
+        saturated: &Saturated,
+    ) -> Vec<(RuleId, usize)> {
+        let mut made: HashMap<Term, RuleId> = HashMap::new();
+        for (term, rule) in &saturated.made {
+            made.entry(canonical(&self.egraph, term)).or_insert(*rule);
+        }
+        let mut merged: HashMap<Id, RuleId> = HashMap::new();
+        for (id, rule) in &saturated.merged {
+            merged.entry(self.egraph.find(*id)).or_insert(*rule);
+        }
+        let mut written: BTreeMap<Id, Vec<Term>> = BTreeMap::new();
+        for (id, term) in self.classes.iter().zip(&self.terms) {
+            written.entry(self.egraph.find(*id)).or_default().push(canonical(&self.egraph, term));
+        }
+        let leaves = self.leaves.iter().map(|id| self.egraph.find(*id)).collect::<std::collections::HashSet<_>>();
+        let mut fired = Vec::new();
+        for (class, term) in chosen {
+            let terms = written.get(class).map_or(&[][..], Vec::as_slice);
+            let replaced = terms.iter().any(|other| other != term);
+            let rule = match terms.contains(term) || leaves.contains(class) {
+                true => merged.get(class).filter(|_| replaced),
+                false => made.get(term),
+            };
+            let place = match at[class] {
+                Operand::Node(node) => solution.nodes[node].origin,
+                Operand::Leaf(_) => self.classes.iter().position(|id| self.egraph.find(*id) == *class).unwrap_or(0),
+            };
+            fired.extend(rule.map(|rule| (*rule, place)));
+        }
+        fired
+    }
+}
+
+/// A new graph made of solutions.
+pub(crate) struct Rebuild<'g> {
+    old: &'g Graph,
+    new: Graph,
+    map: Vec<Option<NodeId>>,
+    known: HashMap<(Op, SmallVec<[NodeId; 3]>), NodeId>,
+}
+
+impl<'g> Rebuild<'g> {
+    pub(crate) fn new(old: &'g Graph) -> Rebuild<'g> {
+        Rebuild { old, new: old.successor(), map: vec![None; old.nodes().len()], known: HashMap::new() }
+    }
+
+    fn fault(&self, id: NodeId, error: &OpError) -> Diagnostics {
+        let (op, path) = (self.old.node(id).op.name(), &self.old.origin(id).path);
+        Diagnostic::error(format!("internal: optimising `{op}` at `{path}` of program `{}`", self.old.name))
+            .note(error.message.clone())
+            .into()
+    }
+
+    fn add(&mut self, op: &Op, inputs: SmallVec<[NodeId; 3]>, origin: OriginId) -> Result<NodeId, OpError> {
+        let key = (op.clone(), inputs);
+        if let Some(id) = self.known.get(&key) {
+            return Ok(*id);
+        }
+        let id = self.new.add(key.0.clone(), &key.1, origin)?;
+        self.known.insert(key, id);
+        Ok(id)
+    }
+
+    /// The new node of an old one that no region makes: an input, a state, what is computed from constants.
+    fn plain(&mut self, id: NodeId) -> Result<NodeId, Diagnostics> {
+        if let Some(new) = self.map[id.index()] {
+            return Ok(new);
+        }
+        let node = self.old.node(id);
+        let inputs: Result<SmallVec<[NodeId; 3]>, Diagnostics> =
+            node.inputs.iter().map(|input| self.plain(*input)).collect();
+        let new = self.add(&node.op, inputs?, node.origin).map_err(|error| self.fault(id, &error))?;
+        self.map[id.index()] = Some(new);
+        Ok(new)
+    }
+
+    /// Puts a solution in place of a region; earlier regions are there.
+    pub(crate) fn stamp(&mut self, region: &Region, solution: &Solution) -> Result<(), Diagnostics> {
+        let mut placed: Vec<NodeId> = Vec::with_capacity(solution.nodes.len());
+        for planned in &solution.nodes {
+            let old = region.nodes[planned.origin];
+            let mut inputs = SmallVec::new();
+            for operand in &planned.operands {
+                inputs.push(match operand {
+                    Operand::Leaf(leaf) => self.plain(region.leaves[*leaf])?,
+                    Operand::Node(at) => placed[*at],
+                });
+            }
+            let origin = self.old.node(old).origin;
+            placed.push(self.add(&planned.op, inputs, origin).map_err(|error| self.fault(old, &error))?);
+        }
+        for (at, operand) in region.outputs.iter().zip(&solution.outputs) {
+            let new = match operand {
+                Operand::Leaf(leaf) => self.plain(region.leaves[*leaf])?,
+                Operand::Node(at) => placed[*at],
+            };
+            self.map[region.nodes[*at].index()] = Some(new);
+        }
+        Ok(())
+    }
+
+    /// The new graph, with its names; named values that nothing computes any more have none.
+    pub(crate) fn finish(mut self) -> Result<Graph, Diagnostics> {
+        let old = self.old;
+        let mut renamed = |names: &IndexMap<String, NodeId>| -> Result<IndexMap<String, NodeId>, Diagnostics> {
+            names.iter().map(|(name, id)| Ok((name.clone(), self.plain(*id)?))).collect()
+        };
+        let (inputs, outputs, updates) = (renamed(&old.inputs)?, renamed(&old.outputs)?, renamed(&old.updates)?);
+        let kept = |(name, id): (&String, &NodeId)| Some((name.clone(), self.map[id.index()]?));
+        self.new.values = old.values.iter().filter_map(kept).collect();
+        (self.new.inputs, self.new.outputs, self.new.updates) = (inputs, outputs, updates);
+        Ok(self.new)
+    }
+}
