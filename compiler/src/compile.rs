@@ -25,6 +25,8 @@ pub struct CompileOptions {
     pub optimize: OptimizeOptions,
     /// What the schedule may do.
     pub schedule: ScheduleOptions,
+    /// Which rewrites of whole programs to use.
+    pub transform: transform::Options,
     /// Passes after which to show the program (`--dump after:NAME`).
     pub dump: Vec<String>,
     /// The last pass to run (`--stop-after NAME`).
@@ -39,6 +41,7 @@ impl Default for CompileOptions {
             target: Target::cpu(),
             optimize: OptimizeOptions::default(),
             schedule: ScheduleOptions::default(),
+            transform: transform::Options::default(),
             dump: Vec::new(),
             stop_after: None,
             explain: false,

@@ -1,6 +1,6 @@
 //! Compiles RON graph specs of language-image models to plans.
 //!
-//! [`compile_spec`] is the whole of it: `resolve` makes a model of a spec, `model` adds gradients and the optimiser to its
+//! [`compile_spec`] is the whole of it: `resolve` makes a model of a spec, `lift` finds what its programs mean, `model` adds gradients and the optimiser to its
 //! training program, and [`compile_model`] takes the model through the remaining [`PASSES`] to a plan. Nothing here depends
 //! on a driver, a clock (timings are only reported) or the machine, so that equal inputs give equal bytes.
 
@@ -29,8 +29,8 @@ use crate::resolve::{Resolved, resolve};
 pub use compile::*;
 
 /// All passes, in order: names for `--dump after:NAME` and `--stop-after NAME`.
-pub const PASSES: [&str; 9] =
-    ["resolve", "model", "optimize", "prepare", "schedule", "lower", "join", "memory", "assemble"];
+pub const PASSES: [&str; 10] =
+    ["resolve", "lift", "model", "optimize", "prepare", "schedule", "lower", "join", "memory", "assemble"];
 
 /// How to compile a spec; the default is the spec as it stands, for the embedded cpu target.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +52,8 @@ pub struct CompiledSpec {
     pub resolved: Resolved,
     /// The plan; absent after `stop_after`.
     pub plan: Option<Plan>,
+    /// What rewrites of the forward programs did.
+    pub rewrites: transform::Report,
     /// What is odd but not wrong, each with its place.
     pub warnings: Vec<Diagnostic>,
     /// Pass and program (`schedule train`) with its text, as asked for by `dump`.
@@ -88,7 +90,17 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
 
     let (mut plan, mut explained) = (None, BTreeMap::new());
     let mut optimized = OptimizeReport::default();
+    let mut rewrites = transform::Report::default();
     if !stops("resolve") {
+        let start = Instant::now();
+        rewrites = transform::forward(&mut resolved, &options.compile.transform)?;
+        timings.push(("lift", start.elapsed()));
+        if dump.iter().any(|pass| pass == "lift") {
+            let text = |(name, graph)| (format!("lift {name}"), ir::print(graph));
+            dumps.extend(resolved.model.programs.iter().map(text));
+        }
+    }
+    if !stops("resolve") && !stops("lift") {
         let start = Instant::now();
         add_update(&mut resolved, options.keep)?;
         timings.push(("model", start.elapsed()));
@@ -101,5 +113,5 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
         optimized = compiled.optimized;
     }
     let warnings = resolved.warnings.clone();
-    Ok(CompiledSpec { resolved, plan, warnings, dumps, timings, explained, optimized })
+    Ok(CompiledSpec { resolved, plan, rewrites, warnings, dumps, timings, explained, optimized })
 }

@@ -9,6 +9,7 @@ use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{DType, Model, TensorType, Value, interpret};
 use alip_compiler::resolve::{LOSS, Options, Resolved, resolve, resolve_source};
+use alip_compiler::transform;
 use alip_plan::StateKind;
 use alip_plan::bounds::{assert_within, golden};
 use alip_tests::goldens::{self, Tensors};
@@ -23,6 +24,7 @@ fn forward(graph: &str) -> Resolved {
 }
 
 fn trained(mut resolved: Resolved) -> Model {
+    transform::forward(&mut resolved, &transform::Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
     add_update(&mut resolved, Keep { grads: true, values: true }).unwrap_or_else(|errors| panic!("{errors}"));
     resolved.model
 }

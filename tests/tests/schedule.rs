@@ -8,6 +8,7 @@ use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{Builder, DType, Graph, Model, OriginId, TensorType, Value, interpret};
 use alip_compiler::ops::{ReduceKind, cases};
 use alip_compiler::resolve::{Options, resolve};
+use alip_compiler::transform;
 use alip_plan::Target;
 use alip_plan::bounds::{F32, Roundings, assert_within, bound, largest};
 use alip_runtime::device::{DeviceOptions, choose};
@@ -54,6 +55,7 @@ fn trained(graph: &str) -> Model {
     let mut sources = SourceMap::new();
     let mut resolved = resolve(&mut sources, graph, &Options::default())
         .unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
+    transform::forward(&mut resolved, &transform::Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
     add_update(&mut resolved, Keep { grads: true, values: false }).unwrap_or_else(|errors| panic!("{errors}"));
     resolved.model
 }

@@ -171,7 +171,10 @@ impl Simplifier {
         if let Some(id) = self.identity(op, inputs, &values) {
             return Ok(Some(id));
         }
-        self.hoist(op, inputs)
+        match self.hoist(op, inputs)? {
+            Some(id) => Ok(Some(id)),
+            None => self.hoist_ones(op, inputs),
+        }
     }
 
     /// Operations that give back one of their operands.
@@ -220,6 +223,73 @@ impl Simplifier {
         self.node(Op::Broadcast { shape, dims }, &[once]).map(Some)
     }
 
+    /// A scalar operation on tensors that were all given the same dimensions of size 1 is done before they are.
+    fn hoist_ones(&mut self, op: ScalarOp, inputs: &[NodeId]) -> Result<Option<NodeId>, OpError> {
+        let mut inner: Option<Shape> = None;
+        for id in inputs.iter().filter(|id| self.splat(**id).is_none()) {
+            let Op::Reshape { .. } = self.op(*id) else { return Ok(None) };
+            let from = self.graph.shape(self.input(*id));
+            if inner.as_ref().is_some_and(|inner| inner != from) || !same_but_ones(from, self.graph.shape(*id)) {
+                return Ok(None);
+            }
+            inner = Some(from.clone());
+        }
+        let (Some(inner), Some(shape)) = (inner, inputs.last().map(|id| self.graph.shape(*id).clone())) else {
+            return Ok(None);
+        };
+        let mut operands = Operands::new();
+        for id in inputs {
+            operands.push(match self.splat(*id) {
+                Some(value) => self.make_splat(value, self.graph.ty(*id).dtype, &inner)?,
+                None => self.input(*id),
+            });
+        }
+        let before = self.node(Op::Pointwise(op), &operands)?;
+        self.node(Op::Reshape { shape }, &[before]).map(Some)
+    }
+
+    /// A transpose goes behind a slice, a gradient stop, and a reshape that only adds or drops dimensions of size 1: so
+    /// transposes meet, and cancel. Reshapes and broadcasts go behind gradient stops.
+    fn later(&mut self, op: &Op, x: NodeId) -> Result<Option<NodeId>, OpError> {
+        let source = self.graph.node(x).inputs.first().copied().unwrap_or(x);
+        let (inner, outer) = match (op, self.op(x).clone()) {
+            (Op::StopGradient, view @ (Op::Transpose { .. } | Op::Reshape { .. } | Op::Broadcast { .. })) => {
+                (Op::StopGradient, view)
+            }
+            (Op::Slice { start, end, step }, Op::Transpose { perm }) => {
+                let back = |ranges: &[u64]| {
+                    let mut moved = vec![0; perm.len()];
+                    perm.iter().zip(ranges).for_each(|(axis, range)| moved[*axis] = *range);
+                    moved
+                };
+                (Op::Slice { start: back(start), end: back(end), step: back(step) }, Op::Transpose { perm })
+            }
+            (Op::Reshape { shape }, Op::Transpose { perm }) => {
+                let (from, to) = (self.graph.shape(x), shape);
+                if !same_but_ones(from, to) {
+                    return Ok(None);
+                }
+                // The source's dimensions that are not 1, in its order, by their place in the result; ones come first.
+                let kept = |shape: &Shape| (0..shape.rank()).filter(|axis| shape.size(*axis) != 1).collect::<Vec<_>>();
+                let place = |axis: usize| kept(from).iter().position(|i| perm[*i] == axis);
+                let wide = kept(to);
+                let source_shape = self.graph.shape(source);
+                let mut order: Vec<usize> = (0..to.rank()).filter(|axis| to.size(*axis) == 1).collect();
+                order.extend(kept(source_shape).into_iter().filter_map(place).map(|i| wide[i]));
+                if order.len() != to.rank() {
+                    return Ok(None);
+                }
+                let mut back = vec![0; order.len()];
+                order.iter().enumerate().for_each(|(from, axis)| back[*axis] = from);
+                let shape = order.iter().map(|axis| to.0[*axis].clone()).collect();
+                (Op::Reshape { shape }, Op::Transpose { perm: back })
+            }
+            _ => return Ok(None),
+        };
+        let inner = self.node(inner, &[source])?;
+        self.node(outer, &[inner]).map(Some)
+    }
+
     fn fold_view(&mut self, op: &Op, inputs: &[NodeId]) -> Result<Option<NodeId>, OpError> {
         let Some(&x) = inputs.first() else { return Ok(None) };
         let TensorType { dtype, shape: from } = self.graph.ty(x).clone();
@@ -228,6 +298,14 @@ impl Simplifier {
             (Op::StopGradient, Op::StopGradient | Op::Const { .. }) => return Ok(Some(x)),
             (Op::Reduce { kind, axes }, _) if axes.is_empty() && *kind != ReduceKind::ArgMax => return Ok(Some(x)),
             (Op::Concat { .. }, _) if inputs.len() == 1 => return Ok(Some(x)),
+            (Op::Reduce { kind, axes }, _)
+                if axes.iter().all(|a| from.size(*a) == 1) && *kind != ReduceKind::ArgMax =>
+            {
+                let kept = (0..from.rank()).filter(|axis| !axes.contains(axis));
+                return self
+                    .node(Op::Reshape { shape: kept.map(|axis| from.0[axis].clone()).collect() }, &[x])
+                    .map(Some);
+            }
             (Op::Reshape { shape }, _) if *shape == from => return Ok(Some(x)),
             (Op::Broadcast { shape, .. }, _) if *shape == from => return Ok(Some(x)),
             (Op::Transpose { perm }, _) if perm.is_sorted() => return Ok(Some(x)),
@@ -257,7 +335,7 @@ impl Simplifier {
                 }
                 None => return Ok(None),
             },
-            _ => return Ok(None),
+            _ => return self.later(op, x),
         };
         let source = self.input(x);
         self.node(composed, &[source]).map(Some)
@@ -270,6 +348,13 @@ impl Simplifier {
         let same = from.rank() == kept.len() && kept.iter().zip(&from.0).all(|(axis, dim)| to.size(*axis) == dim.size);
         same.then_some(kept)
     }
+}
+
+/// Whether two shapes differ only in dimensions of size 1.
+fn same_but_ones(a: &Shape, b: &Shape) -> bool {
+    let wide =
+        |shape: &Shape| shape.0.iter().map(|dim| dim.size).filter(|size| *size != 1).collect::<SmallVec<[u64; 4]>>();
+    wide(a) == wide(b)
 }
 
 fn commutes(op: ScalarOp) -> bool {

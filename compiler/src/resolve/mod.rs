@@ -20,7 +20,7 @@ mod programs;
 mod state;
 mod value;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use alip_plan::pipeline::Pipeline;
@@ -248,6 +248,19 @@ impl Resolved {
         let source = sources.add("--data", name);
         let name = Name::new(name.strip_suffix(".ron").unwrap_or(name), Span::new(source, 0, name.len() as u32));
         self.load_pipeline(sources, &name)
+    }
+
+    /// Names of the values of the body that [`add_update`](crate::autodiff::update::add_update) reads: the loss, and what
+    /// metrics of the update are computed from.
+    pub(crate) fn values_read_later(&self) -> BTreeSet<String> {
+        let top = Top { spec: &self.spec, module: &self.module, instance: &self.instance };
+        let mut names = BTreeSet::from([LOSS.to_owned()]);
+        for metric in self.spec.metrics.values().filter(|metric| top.is_deferred(metric)) {
+            check::each_name(metric, &mut |name, _| {
+                names.insert(name.to_owned());
+            });
+        }
+        names
     }
 
     fn load_pipeline(&mut self, sources: &mut SourceMap, name: &Name) -> Result<Pipeline, Diagnostics> {

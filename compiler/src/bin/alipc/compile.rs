@@ -10,7 +10,7 @@ use alip_compiler::diag::{Diagnostic, Diagnostics, SourceMap, did_you_mean};
 use alip_compiler::picture::dot;
 use alip_compiler::resolve::Options;
 use alip_compiler::schedule::ScheduleOptions;
-use alip_compiler::{CompileOptions, CompiledSpec, PASSES, SpecOptions, compile_spec, ir};
+use alip_compiler::{CompileOptions, CompiledSpec, PASSES, SpecOptions, compile_spec, ir, transform};
 use alip_plan::kernel::Kernel;
 use alip_plan::{Plan, Target};
 use serde_json::{Map, Value, json};
@@ -31,7 +31,7 @@ Examples:
 
 Files: plan.alip, for alip-run; wgsl/NNNN.wgsl, shaders (--target wgpu); PROGRAM.ir, graphs as text; PROGRAM.dot, graphs
 for Graphviz.
-Passes: resolve, model, optimize, prepare, schedule, lower, join, memory, assemble.")]
+Passes: resolve, lift, model, optimize, prepare, schedule, lower, join, memory, assemble.")]
 pub(crate) struct Args {
     /// Path of a graph, or name of one that ships with alip
     spec: String,
@@ -62,6 +62,9 @@ pub(crate) struct Args {
     /// Give every operation a kernel of its own
     #[arg(long)]
     no_fuse: bool,
+    /// Leave softmax, attention and the like as they are written
+    #[arg(long)]
+    no_lift: bool,
     /// Show the time of each pass
     #[arg(long)]
     timings: bool,
@@ -135,12 +138,14 @@ fn options(args: &Args) -> Result<SpecOptions, Diagnostic> {
     }
     let dump = args.dump.iter().map(|dump| after(dump).map(str::to_owned)).collect::<Result<_, _>>()?;
     let schedule = ScheduleOptions { fuse: !args.no_fuse };
+    let transform = transform::Options { lift: !args.no_lift, ..transform::Options::default() };
     Ok(SpecOptions {
         spec: Options { batch: args.batch, set: args.set.clone(), ..Options::default() },
         data: args.data.clone(),
         compile: CompileOptions {
             target,
             schedule,
+            transform,
             dump,
             stop_after: args.stop_after.clone(),
             ..CompileOptions::default()

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use alip_compiler::diag::{Diagnostics, SourceMap};
 use alip_compiler::diff::{Change, Diff, diff};
 use alip_compiler::resolve::Options;
-use alip_compiler::{SpecOptions, compile_spec};
+use alip_compiler::{CompileOptions, SpecOptions, compile_spec, transform};
 
 /// Most differing operations shown per application; `--all` shows the rest.
 const MOST_OPERATIONS: usize = 6;
@@ -59,13 +59,25 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 }
 
 fn compare(args: &Args, sources: &mut SourceMap) -> Result<(String, Diff), Diagnostics> {
-    let mut compiled = |spec: &str, set: &[String]| {
-        let spec_options = Options { batch: args.batch, set: set.to_vec(), ..Options::default() };
-        compile_spec(sources, spec, &SpecOptions { spec: spec_options, ..SpecOptions::default() })
+    let mut both = |compile: &CompileOptions| {
+        let mut compiled = |spec: &str, set: &[String]| {
+            let spec_options = Options { batch: args.batch, set: set.to_vec(), ..Options::default() };
+            compile_spec(
+                sources,
+                spec,
+                &SpecOptions { spec: spec_options, compile: compile.clone(), ..SpecOptions::default() },
+            )
+        };
+        Ok::<_, Diagnostics>((compiled(&args.first, &[])?, compiled(&args.second, &args.set)?))
     };
-    let (first, second) = (compiled(&args.first, &[])?, compiled(&args.second, &args.set)?);
-    let title = format!("- {}\n+ {}\n", first.resolved.model.name, second.resolved.model.name);
-    Ok((title, diff(&first, &second)))
+    // Operations are compared as they are written, costs as they are compiled.
+    let transform = transform::Options { lift: false, ..transform::Options::default() };
+    let stop_after = Some("model".to_owned());
+    let written = both(&CompileOptions { transform, stop_after, ..CompileOptions::default() })?;
+    let compiled = both(&CompileOptions::default())?;
+    let title = format!("- {}\n+ {}\n", compiled.0.resolved.model.name, compiled.1.resolved.model.name);
+    let cost = diff(&compiled.0, &compiled.1).cost;
+    Ok((title, Diff { cost, ..diff(&written.0, &written.1) }))
 }
 
 fn in_words(title: &str, diff: &Diff, all: bool) -> String {

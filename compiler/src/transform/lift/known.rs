@@ -1,0 +1,141 @@
+//! What a graph says before any data is there: constants, values that depend on coordinates alone, bounds of integers,
+//! readers.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use crate::ir::{DType, Graph, NodeId};
+use crate::ops::{Op, ReduceKind, ScalarOp, Tensor};
+
+/// Most elements of a tensor that is worked out here: a mask of 1024 queries by 1024 keys.
+const LIMIT: u64 = 1 << 20;
+
+/// A graph with what is known of it.
+pub(super) struct Known<'g> {
+    pub(super) graph: &'g Graph,
+    /// Nodes that a result depends on, and results.
+    pub(super) live: Vec<bool>,
+    results: Vec<bool>,
+    /// Live readers.
+    readers: Vec<Vec<NodeId>>,
+    arrays: RefCell<HashMap<NodeId, Option<Rc<Vec<f64>>>>>,
+}
+
+/// What the results depend on.
+pub(super) fn live(graph: &Graph, results: &[NodeId]) -> Vec<bool> {
+    let mut live = vec![false; graph.nodes().len()];
+    results.iter().for_each(|id| live[id.index()] = true);
+    for id in graph.ids().rev() {
+        if live[id.index()] {
+            graph.node(id).inputs.iter().for_each(|input| live[input.index()] = true);
+        }
+    }
+    live
+}
+
+impl<'g> Known<'g> {
+    pub(super) fn new(graph: &'g Graph, results: &[NodeId]) -> Known<'g> {
+        let live = live(graph, results);
+        let mut readers = vec![Vec::new(); live.len()];
+        for id in graph.ids().filter(|id| live[id.index()]) {
+            graph.node(id).inputs.iter().for_each(|input| readers[input.index()].push(id));
+        }
+        let mut is_result = vec![false; live.len()];
+        results.iter().for_each(|id| is_result[id.index()] = true);
+        Known { graph, live, results: is_result, readers, arrays: RefCell::default() }
+    }
+
+    pub(super) fn op(&self, id: NodeId) -> &'g Op {
+        &self.graph.node(id).op
+    }
+
+    pub(super) fn inputs(&self, id: NodeId) -> &'g [NodeId] {
+        &self.graph.node(id).inputs
+    }
+
+    /// The operands of a scalar operation.
+    pub(super) fn scalar(&self, id: NodeId) -> Option<(ScalarOp, &'g [NodeId])> {
+        match self.op(id) {
+            Op::Pointwise(op) => Some((*op, self.inputs(id))),
+            _ => None,
+        }
+    }
+
+    /// The one value that a tensor holds everywhere.
+    pub(super) fn splat(&self, id: NodeId) -> Option<f64> {
+        match self.op(id) {
+            Op::Const { value, .. } => Some(value.0),
+            Op::Broadcast { .. } | Op::Reshape { .. } => self.splat(self.inputs(id)[0]),
+            _ => None,
+        }
+    }
+
+    /// Whether everything that is computed from `from` goes through `to`: then nobody misses what lies between.
+    pub(super) fn read_only_through(&self, from: NodeId, to: NodeId) -> bool {
+        /// More nodes than any spelling of a masked softmax.
+        const MOST: usize = 64;
+        let (mut between, mut next) = (vec![from], 0);
+        while let Some(id) = between.get(next).copied() {
+            next += 1;
+            if self.results[id.index()] || between.len() > MOST {
+                return false;
+            }
+            for reader in &self.readers[id.index()] {
+                if *reader != to && !between.contains(reader) {
+                    between.push(*reader);
+                }
+            }
+        }
+        true
+    }
+
+    /// The elements of a tensor that is computed from constants and coordinates only, if there are not too many.
+    pub(super) fn array(&self, id: NodeId) -> Option<Rc<Vec<f64>>> {
+        if let Some(known) = self.arrays.borrow().get(&id) {
+            return known.clone();
+        }
+        let array = self.evaluate(id);
+        self.arrays.borrow_mut().insert(id, array.clone());
+        array
+    }
+
+    fn evaluate(&self, id: NodeId) -> Option<Rc<Vec<f64>>> {
+        let node = self.graph.node(id);
+        let given = matches!(node.op, Op::Input { .. } | Op::State { .. } | Op::Random { .. });
+        let heavy = matches!(node.op, Op::Dot(_) | Op::Conv2d(_) | Op::Attention(_));
+        if given || heavy || node.ty.shape.elements() > LIMIT {
+            return None;
+        }
+        let inputs = node.inputs.iter().map(|input| self.array(*input)).collect::<Option<Vec<_>>>()?;
+        let tensors: Vec<Tensor<'_>> =
+            node.inputs.iter().zip(&inputs).map(|(id, data)| Tensor { ty: self.graph.ty(*id), data }).collect();
+        Some(Rc::new(node.op.eval(&tensors, &node.ty)))
+    }
+
+    /// A bound that no element of an integer tensor lies below.
+    pub(super) fn at_least(&self, id: NodeId) -> f64 {
+        let none = f64::from(i32::MIN);
+        let inputs = self.inputs(id);
+        let of = |i: usize| self.at_least(inputs[i]);
+        match self.op(id) {
+            Op::Const { value, .. } => value.0,
+            Op::Iota { .. } | Op::Reduce { kind: ReduceKind::ArgMax, .. } => 0.0,
+            Op::Reduce { kind: ReduceKind::Sum, .. } if of(0) >= 0.0 => 0.0,
+            Op::Reduce { kind: ReduceKind::Max | ReduceKind::Min, .. } => of(0),
+            Op::Reshape { .. } | Op::Transpose { .. } | Op::Broadcast { .. } | Op::Slice { .. } => of(0),
+            Op::StopGradient => of(0),
+            Op::Pointwise(ScalarOp::Cast(DType::I32)) => match self.graph.ty(inputs[0]).dtype {
+                DType::Bool => 0.0,
+                DType::I32 => of(0),
+                _ => none,
+            },
+            Op::Pointwise(ScalarOp::Max) => of(0).max(of(1)),
+            Op::Pointwise(ScalarOp::Min) => of(0).min(of(1)),
+            Op::Pointwise(ScalarOp::Select) => of(1).min(of(2)),
+            // Of lengths and counts, which are far from wrapping around.
+            Op::Pointwise(ScalarOp::Add) if of(0) > none && of(1) > none => of(0) + of(1),
+            _ => none,
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Finds what a forward graph means where it is written out in primitives, and says so with semantic ops.
+//!
+//! Recognition is by analysis of the graph: what is computed along which axes, never names of modules or forms of a
+//! particular spelling. It works on a graph in normal form ([`crate::ir::simplify`]) and changes neither values nor
+//! gradients, up to the order of sums. Named values of the body that lay inside of what was lifted are gone, unless
+//! something reads them: then nothing is lifted there.
+//!
+//! What looks like a semantic op but is none is reported with the reason ([`Missed`]).
+
+mod attention;
+mod axes;
+mod known;
+mod mask;
+mod softmax;
+
+use std::collections::HashMap;
+
+use self::known::{Known, live};
+use super::{Report, Results, fault, tidy};
+use crate::diag::Diagnostics;
+use crate::ir::{Builder, Graph, NodeId, Origin};
+use crate::ops::Op;
+
+/// What was lifted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lifted {
+    /// Program.
+    pub program: String,
+    /// Where it stood.
+    pub origin: Origin,
+    /// What it is now: `attention`.
+    pub what: &'static str,
+}
+
+/// What looks like a semantic op and is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missed {
+    /// Program.
+    pub program: String,
+    /// Where it stands.
+    pub origin: Origin,
+    /// What it looks like: `attention`.
+    pub like: &'static str,
+    /// What stopped it.
+    pub why: String,
+}
+
+/// The program with semantic ops, where it computes what they mean.
+///
+/// # Errors
+/// The pass built a node that its op refuses: a fault of this pass.
+pub(super) fn lift(graph: &Graph, results: &Results, report: &mut Report) -> Result<Graph, Diagnostics> {
+    let graph = tidy(graph, |_| true)?;
+    let ends = results.nodes(&graph);
+    let known = Known::new(&graph, &ends);
+    let mut sites = HashMap::new();
+    for id in graph.ids().filter(|id| known.live[id.index()] && matches!(graph.node(*id).op, Op::Dot(_))) {
+        let (program, origin) = (graph.name.clone(), graph.origin(id).clone());
+        match attention::site(&known, id) {
+            Some(Ok(site)) => {
+                sites.insert(id, site);
+                report.lifted.push(Lifted { program, origin, what: "attention" });
+            }
+            Some(Err(why)) => report.missed.push(Missed { program, origin, like: "attention", why }),
+            None => {}
+        }
+    }
+    let mut new = graph.successor();
+    let mut map: Vec<NodeId> = Vec::with_capacity(graph.nodes().len());
+    for id in graph.ids() {
+        let node = graph.node(id);
+        let added = match sites.get(&id) {
+            Some(site) => site.write(&mut Builder::new(&mut new, node.origin), &map),
+            None => {
+                let inputs: Vec<NodeId> = node.inputs.iter().map(|input| map[input.index()]).collect();
+                new.add(node.op.clone(), &inputs, node.origin)
+            }
+        };
+        map.push(added.map_err(|error| fault("lift", &graph, id, &error))?);
+    }
+    let port = |(name, id): (&String, &NodeId)| (name.clone(), map[id.index()]);
+    new.inputs = graph.inputs.iter().map(port).collect();
+    new.outputs = graph.outputs.iter().map(port).collect();
+    new.updates = graph.updates.iter().map(port).collect();
+    new.values = graph.values.iter().map(port).collect();
+    // Values that only what was lifted had in between.
+    let needed = live(&new, &results.nodes(&new));
+    let gone = |name: &str| {
+        let before = graph.values.get(name).is_some_and(|id| known.live[id.index()]);
+        before && !new.values.get(name).is_some_and(|id| needed[id.index()])
+    };
+    tidy(&new, |name| !gone(name))
+}
