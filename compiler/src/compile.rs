@@ -11,7 +11,6 @@ use crate::PASSES;
 use crate::codegen::{self, Assembly, Launch, Part, lower};
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
 use crate::ir::{Model, PackedGraphs, name_with_rows};
-use crate::ops::Op;
 use crate::optimize::{OptimizeOptions, Optimized, Optimizer, RegionReport, Report};
 use crate::schedule::{self, Explanation, ScheduleOptions, memory};
 use crate::transform;
@@ -100,7 +99,7 @@ pub fn compile_model(
     let mut optimized = Vec::new();
     for (name, graph) in model.all_programs() {
         let Optimized { graph, report } = run.timed("optimize", || {
-            let graph = transform::expand::expand(graph, |op| matches!(op, Op::Attention(_)))?;
+            let graph = transform::expand::expand(graph, |id| !schedule::has_kernel(graph, id, target))?;
             optimizer.optimize(&graph)
         })?;
         if cfg!(debug_assertions) {

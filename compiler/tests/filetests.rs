@@ -151,9 +151,17 @@ fn groups(case: &Case) -> String {
         }
     }
     let (mut sources, ids) = load(case);
-    let scheduled = resolve::resolve_source(&mut sources, ids[0], &Options::default()).and_then(|mut resolved| {
-        add_update(&mut resolved, Keep::default())?;
-        let graph = schedule::normal_form(&resolved.model.programs[program], &target, options)?;
+    let text = &case.files[0].1;
+    let graph = if text.lines().any(|line| line.starts_with("graph ")) {
+        Ok(ir::parse(text).unwrap_or_else(|error| panic!("{error}")))
+    } else {
+        resolve::resolve_source(&mut sources, ids[0], &Options::default()).and_then(|mut resolved| {
+            add_update(&mut resolved, Keep::default())?;
+            Ok(resolved.model.programs[program].clone())
+        })
+    };
+    let scheduled = graph.and_then(|graph| {
+        let graph = schedule::normal_form(&graph, &target, options)?;
         let origins = |line: &&str| !line.starts_with("origin ");
         let node = |line: &str| format!("{}\n", line.rsplit_once(" @").map_or(line, |(node, _)| node));
         let nodes: String = ir::print(&graph).lines().filter(origins).map(node).collect();

@@ -3,6 +3,7 @@
 //!
 //! The compiler's tests check what it emits, devices check what they load (a plan may come from a file).
 
+mod attention;
 mod packing;
 
 use std::fmt;
@@ -149,6 +150,7 @@ pub fn kernel(kernel: &Loop, operands: &[&Buffer]) -> Checked {
             let index = product(&[scatter.batch, scatter.count])?;
             dense(operands, &[(DType::I32, index), (DType::F32, updates), (DType::F32, out)])
         }
+        Loop::Attention(attention) => self::attention::check(attention, operands),
     }
 }
 
@@ -328,23 +330,25 @@ impl<'a> Accesses<'a> {
     }
 
     fn injective(&self, store: usize, dims: usize) -> Checked {
-        let view = &self.views[store];
-        let mut strides: Vec<(u128, u128)> = view.strides[..dims]
-            .iter()
-            .zip(self.domain)
-            .filter(|&(_, &size)| size > 1)
-            .map(|(stride, &size)| (u128::from(stride.unsigned_abs()), u128::from(size)))
-            .collect();
-        strides.sort_unstable();
-        let mut reach = 0;
-        for (stride, size) in strides {
-            if stride <= reach {
-                return Err(format!("view {store} stores several points to one element"));
-            }
-            reach += stride * (size - 1);
-        }
-        Ok(())
+        let dims = self.views[store].strides[..dims].iter().copied().zip(self.domain.iter().copied());
+        if one_to_one(dims) { Ok(()) } else { Err(format!("view {store} stores several points to one element")) }
     }
+}
+
+/// Does every point of these dimensions, given as stride and size, have an element of its own? Sufficient: every stride
+/// goes beyond all that the smaller ones reach together.
+fn one_to_one(dims: impl Iterator<Item = (i64, u64)>) -> bool {
+    let mut dims: Vec<(u128, u128)> =
+        dims.filter(|dim| dim.1 > 1).map(|(stride, size)| (stride.unsigned_abs().into(), size.into())).collect();
+    dims.sort_unstable();
+    let mut reach = 0;
+    for (stride, size) in dims {
+        if stride <= reach {
+            return false;
+        }
+        reach += stride * (size - 1);
+    }
+    true
 }
 
 /// Types of the slots a stage sets.

@@ -270,6 +270,7 @@ impl Building<'_> {
             Loop::Map(map) => map.views.iter_mut().collect(),
             Loop::Reduction(reduction) => reduction.views.iter_mut().collect(),
             Loop::Product(product) => product.views.iter_mut().chain([&mut product.a, &mut product.b]).collect(),
+            Loop::Attention(attention) => attention.views_mut().collect(),
             Loop::Conv2d(_) | Loop::ScatterAdd(_) => Vec::new(),
         };
         if views.iter().any(|view| view.gather.as_ref().is_some_and(|gather| gather.operand == operand)) {
@@ -397,6 +398,7 @@ fn renumber(kernel: &mut Loop, moved: &[u16]) {
             change(&mut product.b);
             views(&mut product.views, vec![&mut product.code]);
         }
+        Loop::Attention(attention) => attention.views_mut().for_each(change),
         // Their operands are fixed by position and never share a place: they are not written over state.
         Loop::Conv2d(_) | Loop::ScatterAdd(_) => {}
     }

@@ -12,6 +12,7 @@ use alip_plan::kernel::{
 use alip_plan::{DType, Real};
 use indexmap::IndexSet;
 
+use super::attention::attention;
 use super::domain::{Access, Block, Domain, Form, Picked, PreOp};
 use crate::ir::{Graph, NodeId};
 use crate::ops::Op;
@@ -50,6 +51,7 @@ fn launch(groups: &Groups<'_>, id: GroupId) -> Launch {
         Kind::Product(member) => lowering.product(member, &mut operands),
         Kind::Conv2d => conv2d(groups, group, &mut operands),
         Kind::ScatterAdd => scatter_add(groups, group, &mut operands),
+        Kind::Attention => attention(groups, group, &mut operands),
     };
     let writes: IndexSet<NodeId> = group.stores.iter().map(|store| store.target).collect();
     let inputs = group.members.iter().flat_map(|member| groups.members[*member].inputs.iter());

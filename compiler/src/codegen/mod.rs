@@ -1,6 +1,7 @@
 //! From scheduled groups to kernels and the plan.
 
 mod assemble;
+mod attention;
 mod domain;
 pub mod emit;
 mod join;

@@ -46,6 +46,19 @@ fn operands(result: AttentionResult) -> usize {
     }
 }
 
+/// What an input of a member is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Q,
+    K,
+    V,
+    /// Lengths or segments.
+    Rows,
+    Lse,
+    G,
+    Delta,
+}
+
 /// One sample or segment: its rows among queries and keys, and how many of its keys can be seen at all.
 struct Segment {
     queries: std::ops::Range<usize>,
@@ -66,6 +79,19 @@ impl Attention {
         Op::Attention(Attention { result, ..self.clone() })
     }
 
+    /// What the inputs are, in order.
+    pub(crate) fn roles(&self) -> Vec<Role> {
+        let mut roles = vec![Role::Q, Role::K, Role::V];
+        roles.truncate(operands(self.result));
+        roles.extend((self.rows != Rows::Dense).then_some(Role::Rows));
+        match self.result {
+            AttentionResult::Out | AttentionResult::Lse => {}
+            AttentionResult::GradQ | AttentionResult::GradK => roles.extend([Role::Lse, Role::G, Role::Delta]),
+            AttentionResult::GradV => roles.extend([Role::Lse, Role::G]),
+        }
+        roles
+    }
+
     /// The inputs of a member of the family, of which `call` is another one.
     fn inputs(&self, call: &[NodeId], tensors: &[NodeId], after: &[NodeId]) -> Vec<NodeId> {
         let rows = call.get(operands(self.result)).filter(|_| self.rows != Rows::Dense);
@@ -73,7 +99,7 @@ impl Attention {
     }
 
     /// Dimensions before heads and width.
-    fn lead(&self) -> usize {
+    pub(crate) fn lead(&self) -> usize {
         if self.rows == Rows::Segments { 1 } else { 2 }
     }
 
@@ -99,20 +125,23 @@ impl Attention {
     fn segments(&self, q: &Shape, k: &Shape, rows: Option<&Tensor<'_>>) -> Vec<Segment> {
         let range = |n: usize, length: usize| n * length..(n + 1) * length;
         match (self.rows, rows) {
+            // Edges lie among the rows, and one that falls counts as the highest before it: segments never overlap.
             (Rows::Segments, Some(rows)) => {
                 let count = rows.ty.shape.size(1) as usize;
-                let edge = |row: usize, s: usize, rows_there: u64| {
-                    rows.data[row * count + s].clamp(0.0, rows_there as f64) as usize
+                let edges = |row: usize, there: u64| -> Vec<usize> {
+                    let clamped = rows.data[row * count..][..count].iter().map(|x| x.clamp(0.0, there as f64) as usize);
+                    let rising = |most: &mut usize, edge: usize| {
+                        *most = edge.max(*most);
+                        Some(*most)
+                    };
+                    clamped.scan(0, rising).collect()
                 };
-                let between = |row: usize, s: usize, there: u64| {
-                    let start = edge(row, s, there);
-                    start..edge(row, s + 1, there).max(start)
-                };
-                let segment = |s: usize| {
-                    let (queries, keys) = (between(0, s, q.size(0)), between(1, s, k.size(0)));
+                let (queries, keys) = (edges(0, q.size(0)), edges(1, k.size(0)));
+                let segment = |(queries, keys): (&[usize], &[usize])| {
+                    let (queries, keys) = (queries[0]..queries[1], keys[0]..keys[1]);
                     Segment { limit: keys.len(), queries, keys }
                 };
-                (0..count - 1).map(segment).collect()
+                queries.windows(2).zip(keys.windows(2)).map(segment).collect()
             }
             (_, lengths) => {
                 let (queries, keys) = (q.size(1) as usize, k.size(1) as usize);
@@ -161,12 +190,7 @@ impl Primitive for Attention {
     }
 
     fn arity(&self) -> Option<usize> {
-        let after = match self.result {
-            AttentionResult::Out | AttentionResult::Lse => 0,
-            AttentionResult::GradQ | AttentionResult::GradK => 3,
-            AttentionResult::GradV => 2,
-        };
-        Some(operands(self.result) + usize::from(self.rows != Rows::Dense) + after)
+        Some(self.roles().len())
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, OpError> {
@@ -308,30 +332,41 @@ impl Primitive for Attention {
         b.op(self.with(result), &self.inputs(call.inputs, &[q, k, v], &[lse, g, delta])).map(Some)
     }
 
-    /// Of packed rows, whose lengths are not known here, as if all segments were of one length.
     fn flops(&self, inputs: &[&TensorType], _: &TensorType) -> u64 {
         let (q, k) = (&inputs[0].shape, &inputs[1].shape);
         let lead = self.lead();
-        let (samples, queries, keys) = match (self.rows, inputs.get(operands(self.result))) {
-            (Rows::Segments, Some(rows)) => {
-                let count = rows.shape.size(1) - 1;
-                (count, q.size(0).div_ceil(count), k.size(0).div_ceil(count))
-            }
-            _ => (q.size(0), q.size(1), k.size(1)),
+        let rows = match (self.rows, inputs.get(operands(self.result))) {
+            (Rows::Segments, Some(rows)) => [rows.shape.size(1) - 1, q.size(0), k.size(0)],
+            _ => [q.size(0), q.size(1), k.size(1)],
         };
-        let unseen = if self.causal { queries.min(keys).saturating_sub(1) * queries / 2 } else { 0 };
-        let pairs = samples * (queries * keys).saturating_sub(unseen) * q.size(lead);
-        let d = q.size(lead + 1);
-        let last = |index: usize| inputs[index].shape.0.last().map_or(1, |dim| dim.size);
-        // Products per pair of query and key, over D and over E; 4 for the exponential and its neighbours.
-        let per_pair = match self.result {
-            AttentionResult::Lse => 2 * d,
-            AttentionResult::Out => 2 * d + 2 * last(2),
-            AttentionResult::GradQ | AttentionResult::GradK => 4 * d + 2 * last(2),
-            AttentionResult::GradV => 2 * d + 2 * last(inputs.len() - 1),
+        let wide = match self.result {
+            AttentionResult::Lse | AttentionResult::GradV => inputs.last(),
+            _ => inputs.get(2),
         };
-        pairs * (per_pair + 4)
+        let e = wide.and_then(|ty| ty.shape.0.last()).map_or(1, |dim| dim.size);
+        flops(&[self.result], self, rows, [q.size(lead), q.size(lead + 1), e])
     }
+}
+
+/// Operations of some results of one call, which share what they have in common: the scores, and the products of `g` and
+/// values. Sizes are samples, queries and keys of each, or segments, queries and keys of all; heads, D and E. Of packed
+/// rows, whose lengths are not known here, as if all segments were of one length.
+pub(crate) fn flops(
+    results: &[AttentionResult],
+    op: &Attention,
+    [samples, queries, keys]: [u64; 3],
+    [heads, d, e]: [u64; 3],
+) -> u64 {
+    use AttentionResult::*;
+    let of_each = |rows: u64| if op.rows == Rows::Segments { rows.div_ceil(samples.max(1)) } else { rows };
+    let (queries, keys) = (of_each(queries), of_each(keys));
+    let unseen = if op.causal { queries.min(keys).saturating_sub(1) * queries / 2 } else { 0 };
+    let pairs = samples * (queries * keys).saturating_sub(unseen) * heads;
+    let any = |wanted: &[AttentionResult]| u64::from(results.iter().any(|result| wanted.contains(result)));
+    let over_d = 1 + any(&[GradQ]) + any(&[GradK]);
+    let over_e = any(&[Out]) + any(&[GradQ, GradK]) + any(&[GradV]);
+    // Products per pair of query and key; 4 for the exponential and its neighbours.
+    pairs * (2 * d * over_d + 2 * e * over_e + 4)
 }
 
 pub(super) fn cases() -> Vec<Case> {

@@ -102,10 +102,12 @@ fn why(schedule: &Schedule<'_>, from: GroupId, value: NodeId, to: GroupId, reade
     }
     let dear = !groups.facts[value.index()].cheap;
     match (writer.kind, reader.kind) {
-        (Kind::Product(_) | Kind::Conv2d | Kind::ScatterAdd, _) if readers > 1 => {
+        (Kind::Product(_) | Kind::Conv2d | Kind::ScatterAdd | Kind::Attention, _) if readers > 1 => {
             format!("{readers} kernels read the result of `{}`", name(value))
         }
-        (Kind::Conv2d | Kind::ScatterAdd, _) => format!("a {} kernel has no epilogue", writer.kind.name()),
+        (Kind::Conv2d | Kind::ScatterAdd | Kind::Attention, _) => {
+            format!("a {} kernel has no epilogue", writer.kind.name())
+        }
         (Kind::Product(_), Kind::Reduction) => "a product's epilogue sees no whole rows to reduce".into(),
         (Kind::Product(_), _) => "it is not read at the product's own points".into(),
         _ if readers > 1 && dear => {

@@ -13,10 +13,11 @@
 //! - Every access of a group is affine over the domain refined by the group's cuts.
 //! - A group never has more operands than the target allows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use smallvec::{SmallVec, smallvec};
 
+use super::attention::{CallKey, strided};
 use super::facts::{Facts, base, facts};
 use super::layout::{Chain, Cuts, Layout, ViewOp, view_op};
 use super::operands;
@@ -84,6 +85,8 @@ pub(crate) enum Kind {
     Product(MemberId),
     Conv2d,
     ScatterAdd,
+    /// Every member is a result of one call.
+    Attention,
 }
 
 impl Kind {
@@ -95,6 +98,7 @@ impl Kind {
             Kind::Product(_) => "product",
             Kind::Conv2d => "conv2d",
             Kind::ScatterAdd => "scatter_add",
+            Kind::Attention => "attention",
         }
     }
 }
@@ -159,6 +163,8 @@ pub(crate) struct Groups<'g> {
     pub(crate) loads: Vec<Vec<MemberId>>,
     /// Groups that store a value; several only for concatenations and paddings.
     pub(crate) writers: Vec<SmallVec<[GroupId; 1]>>,
+    /// Groups of attention by what their results share.
+    pub(crate) calls: HashMap<CallKey, Vec<GroupId>>,
     /// Outputs and updates.
     pub(crate) required: Vec<bool>,
     pub(crate) max_operands: usize,
@@ -184,6 +190,7 @@ impl<'g> Groups<'g> {
             uses: vec![Vec::new(); count],
             loads: vec![Vec::new(); count],
             writers: vec![SmallVec::new(); count],
+            calls: HashMap::new(),
             required,
             max_operands,
             fuse,
@@ -251,7 +258,7 @@ impl<'g> Groups<'g> {
                 (input, lifted(&self.sizes(input), axes, chain, group))
             }
             // Operands of these are read on domains of their own.
-            (_, Op::Dot(_) | Op::Conv2d(_) | Op::ScatterAdd { .. } | Op::Gather { .. }) => {
+            (_, Op::Dot(_) | Op::Conv2d(_) | Op::ScatterAdd { .. } | Op::Gather { .. } | Op::Attention(_)) => {
                 (from.inputs[operand], Chain::new())
             }
             (_, Op::Random { .. }) => {
@@ -285,6 +292,7 @@ impl<'g> Groups<'g> {
             (What::Copy(part), Op::Concat { .. } | Op::Pad { .. }) => {
                 base(self.graph, self.graph.node(member.node).inputs[part]).0
             }
+            (What::Node, Op::Attention(_)) => member.node,
             _ => store.target,
         }
     }
@@ -348,7 +356,8 @@ impl<'g> Groups<'g> {
 
     /// Does the node read its operands from memory, never from registers?
     pub(crate) fn whole_operands(&self, node: NodeId) -> bool {
-        matches!(self.graph.node(node).op, Op::Dot(_) | Op::Conv2d(_) | Op::ScatterAdd { .. } | Op::Gather { .. })
+        let op = &self.graph.node(node).op;
+        matches!(op, Op::Dot(_) | Op::Conv2d(_) | Op::ScatterAdd { .. } | Op::Gather { .. } | Op::Attention(_))
     }
 
     /// The deepest value below `top` that can be read through the views above it.
@@ -376,6 +385,7 @@ impl<'g> Groups<'g> {
                 let batch = Layout { offset: 0, dims: layout.dims[..dot.batch.len()].iter().cloned().collect() };
                 operands::product(&layout, dot.batch.len(), dot.contract.len()).is_some() && cuts.add(&batch)
             }
+            Op::Attention(_) => strided(&layout),
             Op::Conv2d(_) | Op::ScatterAdd { .. } => layout.is_identity(self.graph.shape(found.value).elements()),
             // The member's own chain is over the gathered rows; `gathers` checks the whole.
             Op::Gather { batch } if operand == 0 => layout.dims[*batch].len() <= 1,
@@ -496,7 +506,7 @@ impl<'g> Groups<'g> {
     }
 
     /// Lifts a group, and whatever must run before it, above a level.
-    fn relevel(&mut self, group: GroupId, below: u32) {
+    pub(super) fn relevel(&mut self, group: GroupId, below: u32) {
         let mut stack = vec![(group, below)];
         while let Some((group, below)) = stack.pop() {
             if self.groups[group].level > below {

@@ -1,13 +1,14 @@
 //! From a graph to groups: what becomes one kernel, in which order, and where its operands lie in memory.
 //!
 //! - [`normal_form`]: `pads` and `sums` join what can be written as parts of one value, `prepare` does the rest.
-//! - `facts` gathers what is known of each node, `place` decides where nodes are computed, `siblings` what is near enough to
-//!   be one kernel, `group` holds the decisions, `layout` and `operands` know which views are affine.
+//! - `facts` gathers what is known of each node, `place` (with `attention`) decides where nodes are computed, `siblings` what
+//!   is near enough to be one kernel, `group` holds the decisions, `layout` and `operands` know which views are affine.
 //! - [`memory`] gives every stored value its place; [`check`] replays a program and proves that nothing live is overwritten.
 //!
 //! Invariants: deterministic (no clocks, no iteration over hash maps), time nearly linear in the number of nodes, and what
 //! is computed does not depend on [`ScheduleOptions`] beyond rounding.
 
+mod attention;
 pub mod check;
 mod explain;
 mod facts;
@@ -26,6 +27,7 @@ use std::collections::BinaryHeap;
 
 use alip_plan::Target;
 
+pub use self::attention::has_kernel;
 pub(crate) use self::explain::explain;
 pub use self::explain::{Explained, Explanation, computes};
 pub(crate) use self::group::{Group, GroupId, Groups, Input, Kind, MemberId, What};
@@ -136,6 +138,7 @@ impl Schedule<'_> {
             let covers = covers.into_iter().filter(|id| !graph.node(*id).inputs.is_empty());
             let mut stores: Vec<NodeId> = group.stores.iter().map(|store| store.target).collect();
             stores.sort_unstable();
+            stores.dedup();
             lines.push(format!("{kind} {domain}: {} -> {}", names(&mut { covers }), names(&mut stores.into_iter())));
         }
         lines.join("\n") + "\n"

@@ -40,6 +40,7 @@ impl Groups<'_> {
             Op::Dot(dot) => self.place_dot(id, &dot.clone(), uses),
             Op::Conv2d(_) => self.place_whole(Kind::Conv2d, id, &uses),
             Op::ScatterAdd { .. } => self.place_whole(Kind::ScatterAdd, id, &uses),
+            Op::Attention(op) => self.place_attention(id, &op.clone(), uses),
             Op::Concat { axis } => self.place_concat(id, *axis, &uses),
             Op::Pad { low, interior, .. } => self.place_pad(id, &low.clone(), &interior.clone(), &uses),
             _ => {
@@ -52,7 +53,7 @@ impl Groups<'_> {
     }
 
     /// The places that compute with a node, and the uses that need it in memory.
-    fn sites(&self, id: NodeId, uses: Vec<(MemberId, usize)>) -> (Vec<Site>, Vec<(MemberId, usize)>) {
+    pub(super) fn sites(&self, id: NodeId, uses: Vec<(MemberId, usize)>) -> (Vec<Site>, Vec<(MemberId, usize)>) {
         let sizes = self.sizes(id);
         let mut sites: Vec<Site> = Vec::new();
         let mut whole = Vec::new();
@@ -278,7 +279,7 @@ impl Groups<'_> {
 
     /// Would storing the node being placed in this group let no reader of it run before it is stored: neither another group
     /// nor a product or gather of this one, which read memory?
-    fn no_reader_before(&mut self, host: GroupId) -> bool {
+    pub(super) fn no_reader_before(&mut self, host: GroupId) -> bool {
         let here = |m: &Member| self.find(m.group) == host && self.whole_operands(m.node);
         if self.readers.iter().any(|member| here(&self.members[*member])) {
             return false;

@@ -13,18 +13,18 @@ use crate::ir::{Builder, DType, Graph, NodeId, Shape};
 use crate::ops::attention::{Attention, AttentionResult, Rows};
 use crate::ops::{Op, OpError, ReduceKind};
 
-/// The graph with every op for which `expands` holds replaced by primitives.
+/// The graph with every semantic op for which `expands` holds replaced by primitives.
 ///
 /// # Errors
 /// An expansion built a node its op refuses: a fault of this pass.
-pub fn expand(graph: &Graph, expands: impl Fn(&Op) -> bool) -> Result<Graph, Diagnostics> {
+pub fn expand(graph: &Graph, expands: impl Fn(NodeId) -> bool) -> Result<Graph, Diagnostics> {
     let mut new = graph.successor();
     let mut map: Vec<NodeId> = Vec::with_capacity(graph.nodes().len());
     for id in graph.ids() {
         let node = graph.node(id);
         let inputs: SmallVec<[NodeId; 3]> = node.inputs.iter().map(|input| map[input.index()]).collect();
         let added = match &node.op {
-            Op::Attention(op) if expands(&node.op) => attention(&mut Builder::new(&mut new, node.origin), op, &inputs),
+            Op::Attention(op) if expands(id) => attention(&mut Builder::new(&mut new, node.origin), op, &inputs),
             op => new.add(op.clone(), &inputs, node.origin),
         };
         map.push(added.map_err(|error| {

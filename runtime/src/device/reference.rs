@@ -3,6 +3,8 @@
 //! Values are f64 between loads and stores, whatever their dtype; memory holds the plan's storage types. Invariant: no
 //! tiling, no threads, no reordering, nothing shared with the cpu device but memory and the check of the plan.
 
+mod attention;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -67,6 +69,7 @@ impl LoadedPlan for LoadedReference {
                 Loop::Product(product) => memory.product(product),
                 Loop::Conv2d(conv) => memory.conv2d(conv),
                 Loop::ScatterAdd(scatter) => memory.scatter_add(scatter),
+                Loop::Attention(attention) => memory.attention(attention),
             }
         }
         Ok(())

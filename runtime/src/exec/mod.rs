@@ -387,6 +387,10 @@ fn written(plan: &Plan, step: &Step) -> Vec<u32> {
         Some(Kernel::Loop(Loop::Conv2d(_) | Loop::ScatterAdd(_))) => {
             step.operands.last().copied().into_iter().collect()
         }
+        Some(Kernel::Loop(Loop::Attention(attention))) => {
+            let stored = attention.results.iter().filter_map(|(_, view)| step.operands.get(view.operand as usize));
+            stored.copied().collect()
+        }
         Some(Kernel::Wgsl { .. }) | None => all(),
     }
 }

@@ -69,6 +69,7 @@ fn kind(plan: &Plan, step: &Step) -> String {
         Some(Kernel::Loop(Loop::Product(_))) => "product",
         Some(Kernel::Loop(Loop::Conv2d(_))) => "conv2d",
         Some(Kernel::Loop(Loop::ScatterAdd(_))) => "scatter_add",
+        Some(Kernel::Loop(Loop::Attention(_))) => "attention",
         Some(Kernel::Wgsl { .. }) => "wgsl",
         None => "none",
     };
@@ -94,6 +95,10 @@ fn describe(kernel: &Kernel) -> String {
         }
         Kernel::Loop(Loop::Conv2d(_)) => "conv2d".into(),
         Kernel::Loop(Loop::ScatterAdd(_)) => "scatter_add".into(),
+        Kernel::Loop(Loop::Attention(attention)) => {
+            let results: Vec<_> = attention.results.iter().map(|(result, _)| result).collect();
+            format!("attention {results:?} of {:?}, {} keys", attention.q.strides, attention.keys)
+        }
         Kernel::Wgsl { .. } => "wgsl".into(),
     }
 }

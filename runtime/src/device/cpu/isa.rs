@@ -22,6 +22,11 @@ pub(super) type RowFn = unsafe fn(*const u32, usize) -> u32;
 /// `(destination, indices, [seed, step], stream, lanes)`: random numbers of the elements with these indices.
 pub(super) type UniformFn = unsafe fn(*mut u32, *const u32, [u32; 2], u32, usize);
 
+/// `(values, shift, lanes)`: `e^(value - shift)` in the place of every value.
+pub(super) type ExpFn = unsafe fn(*mut f32, f32, usize);
+/// `(values, factors, centre, scale, lanes)`: `factor * (value - centre) * scale` in the place of every value.
+pub(super) type CentreFn = unsafe fn(*mut f32, *const f32, f32, f32, usize);
+
 /// Which arguments of a function are single values.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Form {
@@ -189,6 +194,10 @@ pub(super) trait Isa {
     fn row<O: Binary>() -> RowFn;
     /// A loop of random numbers from one of the four words of a draw.
     fn uniform(word: u8) -> UniformFn;
+    /// Exponentials in place.
+    fn exp() -> ExpFn;
+    /// Values centred, weighted and scaled in place.
+    fn centre() -> CentreFn;
 }
 
 macro_rules! instruction_set {
@@ -293,6 +302,26 @@ macro_rules! instruction_set {
                     2 => run::<2>,
                     _ => run::<3>,
                 }
+            }
+
+            fn exp() -> ExpFn {
+                $(#[target_feature(enable = $features)])?
+                unsafe fn run(x: *mut f32, shift: f32, n: usize) {
+                    // SAFETY: passed on to the caller.
+                    let x = unsafe { from_raw_parts_mut(x, n) };
+                    x.iter_mut().for_each(|x| *x = math::exp(*x - shift, $name::fma));
+                }
+                run
+            }
+
+            fn centre() -> CentreFn {
+                $(#[target_feature(enable = $features)])?
+                unsafe fn run(x: *mut f32, p: *const f32, centre: f32, scale: f32, n: usize) {
+                    // SAFETY: passed on to the caller.
+                    let (x, p) = unsafe { (from_raw_parts_mut(x, n), from_raw_parts(p, n)) };
+                    x.iter_mut().zip(p).for_each(|(x, p)| *x = p * (*x - centre) * scale);
+                }
+                run
             }
         }
     };
@@ -460,6 +489,10 @@ pub(super) struct Loops {
     pub(super) row: fn(ReduceKind, DType) -> RowFn,
     /// Random numbers from a word of each draw.
     pub(super) uniform: fn(u8) -> UniformFn,
+    /// Exponentials in place.
+    pub(super) exp: ExpFn,
+    /// Values centred, weighted and scaled in place.
+    pub(super) centre: CentreFn,
 }
 
 /// The best loops this machine can run.
@@ -481,7 +514,15 @@ pub(super) fn detect() -> Loops {
 }
 
 fn loops<I: Isa>(name: &'static str) -> Loops {
-    Loops { name, lanes: lanes::<I>, fold: fold_fn::<I>, row: row_fn::<I>, uniform: I::uniform }
+    Loops {
+        name,
+        lanes: lanes::<I>,
+        fold: fold_fn::<I>,
+        row: row_fn::<I>,
+        uniform: I::uniform,
+        exp: I::exp(),
+        centre: I::centre(),
+    }
 }
 
 fn fold_fn<I: Isa>(kind: ReduceKind, dtype: DType) -> FoldFn {

@@ -3,6 +3,7 @@
 use alip_plan::kernel::{Loop, Map, ScalarOp, ScatterAdd, View};
 
 use super::Threads;
+use super::attention::PreparedAttention;
 use super::code::{Context, Program, Slots, translate};
 use super::conv::PreparedConv;
 use super::grid::{Access, Affine, Grid, TILE, merge};
@@ -18,6 +19,7 @@ pub(super) enum Prepared {
     Product(Box<PreparedProduct>),
     Conv2d(PreparedConv),
     ScatterAdd(ScatterAdd),
+    Attention(Box<PreparedAttention>),
 }
 
 impl Prepared {
@@ -31,6 +33,7 @@ impl Prepared {
             Loop::Product(product) => Prepared::Product(Box::new(PreparedProduct::new(product, alias, loops)?)),
             Loop::Conv2d(conv) => Prepared::Conv2d(PreparedConv::new(conv)),
             Loop::ScatterAdd(scatter) => Prepared::ScatterAdd(scatter.clone()),
+            Loop::Attention(attention) => Prepared::Attention(Box::new(PreparedAttention::new(attention, loops))),
         })
     }
 
@@ -41,6 +44,7 @@ impl Prepared {
             Prepared::Product(product) => product.run(operands, threads),
             Prepared::Conv2d(conv) => conv.run(operands, threads),
             Prepared::ScatterAdd(scatter) => scatter_add(scatter, operands, threads),
+            Prepared::Attention(attention) => attention.run(operands, threads),
         }
     }
 }

@@ -1,13 +1,15 @@
 //! The embedded device: all cores of the processor, nothing installed.
 //!
 //! Pointwise code and reductions run as register code over tiles that stay in the first-level cache ([`code`], [`run`]),
-//! one loop per instruction, compiled for several instruction sets ([`isa`]). Products come from the `gemm` crate.
+//! one loop per instruction, compiled for several instruction sets ([`isa`]). Products come from the `gemm` crate,
+//! also those of attention ([`attention`]), whose scores stay in cache.
 //!
 //! Invariants:
 //! - How work is cut depends on shapes only, never on the number of threads, so results do not either.
 //! - Every view was checked against its buffer when the plan was loaded; hot code checks nothing.
 //! - After the first run of a program nothing is allocated but packing buffers of products.
 
+mod attention;
 mod code;
 mod conv;
 mod fold;

@@ -4,7 +4,7 @@ use alip_plan::DType;
 use alip_plan::kernel::{Conv2d, ConvKind, Loop, Map, Product, ScatterAdd};
 
 use super::code::{self, Scope};
-use super::{EmitError, Shader, reduction};
+use super::{EmitError, Shader, attention, reduction};
 
 /// Product tile: 64 x 64 results by 16 x 16 threads, 16 steps of k at a time; half of the workgroup memory.
 const TILE: u64 = 64;
@@ -21,6 +21,7 @@ pub(super) fn emit(kernel: &Loop, shader: &mut Shader<'_>) -> Result<(), EmitErr
         Loop::Product(product) => emit_product(product, shader),
         Loop::Conv2d(conv) => emit_conv(conv, shader),
         Loop::ScatterAdd(scatter) => emit_scatter(scatter, shader),
+        Loop::Attention(attention) => attention::emit(attention, shader),
     }
 }
 

@@ -12,6 +12,7 @@
 //! Every shader is validated with naga when it is emitted; a failure here is a bug of the compiler, reported as such.
 
 mod archetypes;
+mod attention;
 mod code;
 mod prelude;
 mod reduction;

@@ -234,6 +234,48 @@ fn convolutions_and_scatter() {
     check(Loop::ScatterAdd(scatter), [8, 1, 1], &["clamp(p0["]);
 }
 
+/// Gradients of 5 queries and 100 keys.
+fn attention(rows: Rows, extents: Option<View>) -> Attention {
+    let over = |operand, rows: i64, width: i64| view(operand, DType::F32, &[rows * 3 * width, 3 * width, width, 1]);
+    let stat = |operand| Some(view(operand, DType::F32, &[15, 3, 1]));
+    Attention {
+        rows,
+        samples: if rows == Rows::Segments { 1 } else { 2 },
+        segments: if rows == Rows::Segments { 9 } else { 0 },
+        queries: 5,
+        keys: 100,
+        heads: 3,
+        d: 4,
+        e: 70,
+        causal: true,
+        scale: Real(0.5),
+        q: over(0, 5, 4),
+        k: over(0, 100, 4),
+        v: Some(over(2, 100, 70)),
+        extents,
+        lse: stat(3),
+        g: Some(over(4, 5, 70)),
+        delta: stat(5),
+        results: vec![(AttentionResult::GradQ, over(6, 5, 4)), (AttentionResult::GradK, over(7, 100, 4))],
+    }
+}
+
+#[test]
+fn attention_has_a_workgroup_per_row_and_head() {
+    let kernel = |attention| Loop::Attention(Box::new(attention));
+    let dense = attention(Rows::Dense, None);
+    check(kernel(dense.clone()), [2 * 3 * (5 + 100), 1, 1], &["workgroup_size(64)", "slope(", "workgroupBarrier"]);
+    let keys = Attention { results: dense.results[1..].to_vec(), ..dense.clone() };
+    check(kernel(keys), [2 * 3 * 100, 1, 1], &["max(own + count, owns) - owns"]);
+    let forward = view(6, DType::F32, &[1050, 210, 70, 1]);
+    let out = Attention { results: vec![(AttentionResult::Out, forward)], lse: None, g: None, delta: None, ..dense };
+    check(kernel(out), [2 * 3 * 5, 1, 1], &["let lse = first[0] + ln_f(second[0]);"]);
+    let lengths = attention(Rows::Lengths, Some(view(1, DType::I32, &[1])));
+    check(kernel(lengths), [2 * 3 * (5 + 100), 1, 1], &["workgroupUniformLoad(&found)"]);
+    let segments = attention(Rows::Segments, Some(view(1, DType::I32, &[10, 1])));
+    check(kernel(segments), [3 * (5 + 100), 1, 1], &["var high = 9u;", "workgroupUniformLoad(&found)"]);
+}
+
 #[test]
 fn iterations_of_a_thread_are_counted() {
     let conv = Conv2d { kind: ConvKind::Forward, n: 2, c: 5, h: 9, w: 9, o: 4, kh: 3, kw: 2, stride: 2, padding: 1 };
@@ -244,6 +286,8 @@ fn iterations_of_a_thread_are_counted() {
         (softmax(Lanes::Reduced, 77), 3 * 2 + 2 * 6),
         (Loop::Conv2d(conv), 5 + 5 * 3 + 5 * 3 * 2),
         (Loop::ScatterAdd(ScatterAdd { batch: 1, count: 20, rows: 512, inner: 100 }), 20),
+        // Of a query: 2 tiles, in each a score, a product with a value and 64 rows; of a key one tile of 5 rows.
+        (Loop::Attention(Box::new(attention(Rows::Dense, None))), 2 * (1 + 4 + 70 + 64) + (1 + 4 + 70 + 5)),
     ];
     for (kernel, expected) in cases {
         match emit(&kernel, &Target::wgpu()) {
