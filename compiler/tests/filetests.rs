@@ -34,6 +34,7 @@ use alip_compiler::ir;
 use alip_compiler::resolve::{self, Checked, Options};
 use alip_compiler::schedule::{self, ScheduleOptions};
 use alip_compiler::spec::{self, GraphSpec, ModuleSpec, SpecFile};
+use alip_compiler::transform::{self, Applied, Disabled, Results};
 use alip_plan::Target;
 
 /// A test file, taken apart.
@@ -56,6 +57,7 @@ const COMMANDS: &[(&str, Run)] = &[
     ("merge", merge),
     ("set", set),
     ("schedule", groups),
+    ("transform", rewritten),
 ];
 
 /// Checks a spec, to which the other files are visible; prints its state and programs with warnings, or its errors.
@@ -168,6 +170,28 @@ fn groups(case: &Case) -> String {
         Ok(nodes + "\n" + &schedule::schedule(&graph, &target, options).table())
     });
     show(&sources, scheduled)
+}
+
+/// Runs one rewrite (or several, in their order) on a graph in text form; prints what it gave, and the graph.
+fn rewritten(case: &Case) -> String {
+    let graph = match ir::parse(&case.files[0].1) {
+        Ok(graph) => graph,
+        Err(error) => return format!("{error}\n"),
+    };
+    let wanted: Vec<&str> = case.args.split_whitespace().collect();
+    let disabled = Disabled(transform::names().filter(|name| !wanted.contains(name)).map(str::to_owned).collect());
+    match transform::rewrite(&graph, &Results::default(), &disabled) {
+        Ok((graph, applied)) => {
+            let mut out = String::new();
+            for Applied { rewrite, places, before, after, .. } in applied {
+                let gain =
+                    format!("{} to {} flop, {} to {} bytes", before.flops, after.flops, before.bytes, after.bytes);
+                line(&mut out, rewrite, &format!("{}: {gain}", places.join("; ")));
+            }
+            out + &ir::print(&graph)
+        }
+        Err(errors) => errors.render(&SourceMap::new(), false),
+    }
 }
 
 fn load(case: &Case) -> (SourceMap, Vec<SourceId>) {

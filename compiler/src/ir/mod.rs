@@ -26,6 +26,7 @@ pub use graph::*;
 pub use interpret::*;
 pub use parse::{ParseError, parse};
 pub use print::{describe, print};
+pub(crate) use simplify::commutes;
 pub use simplify::{Simplified, StopGradients, eliminate_dead, simplify};
 pub use types::*;
 pub use verify::{verify, verify_model};

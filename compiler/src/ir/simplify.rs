@@ -357,7 +357,8 @@ fn same_but_ones(a: &Shape, b: &Shape) -> bool {
     wide(a) == wide(b)
 }
 
-fn commutes(op: ScalarOp) -> bool {
+/// Whether the operands may change places.
+pub(crate) fn commutes(op: ScalarOp) -> bool {
     use ScalarOp::*;
     matches!(op, Add | Mul | Min | Max | Eq | And | Or)
 }

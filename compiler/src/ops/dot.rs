@@ -72,11 +72,13 @@ impl<'a> Matrix<'a> {
 }
 
 impl Dot {
-    fn lhs_free(&self, rank: usize) -> Vec<usize> {
+    /// Free dimensions of the first operand, in the order they have in the result.
+    pub(crate) fn lhs_free(&self, rank: usize) -> Vec<usize> {
         free(rank, &unzip(&self.batch).0, &unzip(&self.contract).0)
     }
 
-    fn rhs_free(&self, rank: usize) -> Vec<usize> {
+    /// Free dimensions of the second operand, which come last in the result.
+    pub(crate) fn rhs_free(&self, rank: usize) -> Vec<usize> {
         free(rank, &unzip(&self.batch).1, &unzip(&self.contract).1)
     }
 

@@ -1,15 +1,21 @@
 //! Whole-graph rewrites: functions from graph to graph, each exact, each found by analysis of the graph and never by the
 //! name of a model or module.
 //!
-//! - [`forward`]: what is done to programs before gradients are added: [`lift`].
+//! - [`forward`]: what is done to programs before gradients are added, so that these inherit it: [`lift`], then the rewrites
+//!   `push_down` (what is not read is not computed) and `batching` (applications of the same parameters become one).
 //! - [`expand`]: semantic ops in terms of primitives: their meaning, and what a target without a kernel for them runs.
 //!
 //! Every rewrite can be turned off by its name ([`Disabled`]).
 
+mod analysis;
+mod batching;
 pub mod expand;
 pub mod lift;
+mod push_down;
 
 use std::collections::BTreeSet;
+
+use serde::Serialize;
 
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Graph, NodeId, StopGradients, simplify};
@@ -21,6 +27,11 @@ use crate::resolve::Resolved;
 pub struct Disabled(pub BTreeSet<String>);
 
 impl Disabled {
+    /// Nothing is rewritten.
+    pub fn all() -> Disabled {
+        Disabled(names().map(str::to_owned).collect())
+    }
+
     /// Whether the rule or rewrite of this name may be used.
     pub fn allows(&self, name: &str) -> bool {
         !self.0.contains(name)
@@ -49,6 +60,50 @@ pub struct Report {
     pub lifted: Vec<lift::Lifted>,
     /// What looked like one, and why it is none.
     pub missed: Vec<lift::Missed>,
+    /// What each rewrite gave.
+    pub applied: Vec<Applied>,
+}
+
+/// What a program needs when every op reads its operands from memory and writes its result to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Cost {
+    /// Floating point operations.
+    pub flops: u64,
+    /// Bytes read and written.
+    pub bytes: u64,
+}
+
+/// One rewrite of one program, with the cost of the program before and after it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Applied {
+    /// Name of the rewrite, as `--no-rule` takes it.
+    pub rewrite: &'static str,
+    /// Name of the program.
+    pub program: String,
+    /// Paths of what was rewritten.
+    pub places: Vec<String>,
+    /// Cost before. For a program that is trained this is its forward part; a training step costs about three times that.
+    pub before: Cost,
+    /// Cost after.
+    pub after: Cost,
+}
+
+/// A program that was rewritten, and the paths of what was.
+struct Rewritten {
+    graph: Graph,
+    places: Vec<String>,
+}
+
+/// Yields nothing where nothing is gained. Outputs and updates mean what they meant; named values whose nodes are gone
+/// have lost their names.
+type Rewrite = fn(&Graph) -> Result<Option<Rewritten>, Diagnostics>;
+
+/// The rewrites before differentiation by name, in their order.
+const REWRITES: [(&str, Rewrite); 2] = [("push_down", push_down::push_down), ("batching", batching::batching)];
+
+/// Names of all rewrites, for `--no-rule`.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    REWRITES.iter().map(|(name, _)| *name)
 }
 
 /// Rewrites the forward programs of a model, in place: between [`resolve`](crate::resolve::resolve) and
@@ -64,7 +119,48 @@ pub fn forward(resolved: &mut Resolved, options: &Options) -> Result<Report, Dia
             *graph = lift::lift(graph, &results, &mut report)?;
         }
     }
+    for graph in resolved.model.programs.values_mut() {
+        let (rewritten, applied) = rewrite(graph, &results, &options.disabled)?;
+        *graph = rewritten;
+        report.applied.extend(applied);
+    }
     Ok(report)
+}
+
+/// Rewrites one program that is yet to be differentiated, and says what was done. A graph in which nothing is gained comes
+/// back as it is.
+///
+/// # Errors
+/// A rewrite built a node its op refuses: a fault of that rewrite, which is named.
+pub fn rewrite(graph: &Graph, results: &Results, disabled: &Disabled) -> Result<(Graph, Vec<Applied>), Diagnostics> {
+    // What is read later counts as an output; no name in a spec ends like this.
+    const KEPT: char = '\0';
+    let mut current = graph.clone();
+    let kept = graph.values.iter().filter(|(name, _)| results.reads(name));
+    current.outputs.extend(kept.map(|(name, id)| (format!("{name}{KEPT}"), *id)));
+    current = simplify(&current, StopGradients::Keep)?.graph;
+    let mut applied = Vec::new();
+    for (rewrite, run) in REWRITES.into_iter().filter(|(name, _)| disabled.allows(name)) {
+        let Some(Rewritten { graph: next, places }) = run(&current)? else { continue };
+        let next = simplify(&next, StopGradients::Keep)?.graph;
+        if cfg!(debug_assertions) {
+            crate::ir::verify(&next)?;
+        }
+        let (before, after) = (analysis::cost(&current), analysis::cost(&next));
+        applied.push(Applied { rewrite, program: graph.name.clone(), places, before, after });
+        current = next;
+    }
+    if applied.is_empty() {
+        return Ok((graph.clone(), applied));
+    }
+    // A value that is read later is named by its output, whatever became of its name on the way.
+    for (name, id) in std::mem::take(&mut current.outputs) {
+        match name.strip_suffix(KEPT) {
+            Some(value) => current.values.insert(value.to_owned(), id),
+            None => current.outputs.insert(name, id),
+        };
+    }
+    Ok((current, applied))
 }
 
 /// What a forward program is for: outputs, new state, and the named values that the training step will read. Other named
@@ -76,13 +172,14 @@ pub struct Results {
 }
 
 impl Results {
+    /// Whether a named value is read later. `lcg` stands for all of the part's values.
+    fn reads(&self, name: &str) -> bool {
+        self.values.contains(name) || name.split_once('.').is_some_and(|(part, _)| self.values.contains(part))
+    }
+
     /// The nodes of a program that must stay what they are; its inputs among them.
     pub fn nodes(&self, graph: &Graph) -> Vec<NodeId> {
-        // `lcg` stands for all of the part's values.
-        let read = |name: &str| {
-            self.values.contains(name) || name.split_once('.').is_some_and(|(part, _)| self.values.contains(part))
-        };
-        let values = graph.values.iter().filter(|(name, _)| read(name)).map(|(_, id)| id);
+        let values = graph.values.iter().filter(|(name, _)| self.reads(name)).map(|(_, id)| id);
         graph
             .outputs
             .values()

@@ -7,9 +7,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use alip_compiler::diag::{Diagnostic, Diagnostics, SourceMap, did_you_mean};
+use alip_compiler::optimize::OptimizeOptions;
 use alip_compiler::picture::dot;
 use alip_compiler::resolve::Options;
 use alip_compiler::schedule::ScheduleOptions;
+use alip_compiler::transform::{Applied, Disabled};
 use alip_compiler::{CompileOptions, CompiledSpec, PASSES, SpecOptions, compile_spec, ir, transform};
 use alip_plan::kernel::Kernel;
 use alip_plan::{Plan, Target};
@@ -65,6 +67,9 @@ pub(crate) struct Args {
     /// Leave softmax, attention and the like as they are written
     #[arg(long)]
     no_lift: bool,
+    /// Do without a rewrite, rule or theme of rules
+    #[arg(long, value_name = "NAME")]
+    no_rule: Vec<String>,
     /// Show the time of each pass
     #[arg(long)]
     timings: bool,
@@ -138,7 +143,10 @@ fn options(args: &Args) -> Result<SpecOptions, Diagnostic> {
     }
     let dump = args.dump.iter().map(|dump| after(dump).map(str::to_owned)).collect::<Result<_, _>>()?;
     let schedule = ScheduleOptions { fuse: !args.no_fuse };
-    let transform = transform::Options { lift: !args.no_lift, ..transform::Options::default() };
+    // Rewrites of whole programs and rules of the e-graph; that knows which names are neither.
+    let is_rewrite = |name: &String| transform::names().any(|rewrite| rewrite == name);
+    let (disabled, without) = args.no_rule.iter().cloned().partition(is_rewrite);
+    let transform = transform::Options { lift: !args.no_lift, disabled: Disabled(disabled) };
     Ok(SpecOptions {
         spec: Options { batch: args.batch, set: args.set.clone(), ..Options::default() },
         data: args.data.clone(),
@@ -146,6 +154,7 @@ fn options(args: &Args) -> Result<SpecOptions, Diagnostic> {
             target,
             schedule,
             transform,
+            optimize: OptimizeOptions { without, ..OptimizeOptions::default() },
             dump,
             stop_after: args.stop_after.clone(),
             ..CompileOptions::default()
@@ -218,6 +227,7 @@ fn in_words(done: &Done) -> String {
     let name = &compiled.resolved.model.name;
     let batch = compiled.resolved.batch.map_or(String::new(), |batch| format!(", batch {batch}"));
     let _ = writeln!(text, "{name} for {target}{batch}");
+    compiled.rewrites.applied.iter().for_each(|rewrite| text.push_str(&rewritten(rewrite)));
     match &compiled.plan {
         Some(plan) => {
             let peak = plan.report.peak_bytes();
@@ -240,6 +250,15 @@ fn in_words(done: &Done) -> String {
     text
 }
 
+/// What a rewrite gave, on one line.
+fn rewritten(rewrite: &Applied) -> String {
+    let Applied { rewrite, program, places, before, after } = rewrite;
+    let [flops, then_flops] = [before, after].map(|cost| operations(cost.flops));
+    let [bytes, then_bytes] = [before, after].map(|cost| size(cost.bytes));
+    let places = places.join("; ");
+    format!("{rewrite:13} {program} forward: {flops} to {then_flops}, {bytes} moved to {then_bytes}: {places}\n")
+}
+
 fn in_json(done: &Done, timings: bool) -> String {
     let Done { compiled, target, files, warnings } = done;
     let mut object = Map::new();
@@ -254,6 +273,7 @@ fn in_json(done: &Done, timings: bool) -> String {
         put("peak_bytes", json!(plan.report.peak_bytes()));
         put("memory", json!(plan.report.memory));
     }
+    put("rewrites", json!(compiled.rewrites.applied));
     put("files", json!(files));
     put("warnings", json!(warnings));
     if !compiled.dumps.is_empty() {

@@ -71,7 +71,7 @@ fn compare(args: &Args, sources: &mut SourceMap) -> Result<(String, Diff), Diagn
         Ok::<_, Diagnostics>((compiled(&args.first, &[])?, compiled(&args.second, &args.set)?))
     };
     // Operations are compared as they are written, costs as they are compiled.
-    let transform = transform::Options { lift: false, ..transform::Options::default() };
+    let transform = transform::Options { lift: false, disabled: transform::Disabled::all() };
     let stop_after = Some("model".to_owned());
     let written = both(&CompileOptions { transform, stop_after, ..CompileOptions::default() })?;
     let compiled = both(&CompileOptions::default())?;
