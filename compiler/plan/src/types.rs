@@ -475,7 +475,10 @@ mod tests {
         check(b"PK\x03\x04", "not a plan file; `alipc compile SPEC -o DIR` writes one as DIR/plan.alip");
         let mut old = bytes.clone();
         old[MAGIC.len()] = 1;
-        check(&old, "the plan has format version 1, this program reads 3; compile the spec again");
+        check(
+            &old,
+            &format!("the plan has format version 1, this program reads {FORMAT_VERSION}; compile the spec again"),
+        );
         check(&bytes[..bytes.len() - 1], "the plan file is damaged (");
     }
 }
