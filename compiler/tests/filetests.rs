@@ -58,6 +58,7 @@ const COMMANDS: &[(&str, Run)] = &[
     ("set", set),
     ("schedule", groups),
     ("transform", rewritten),
+    ("lift", lift),
 ];
 
 /// Checks a spec, to which the other files are visible; prints its state and programs with warnings, or its errors.
@@ -192,6 +193,27 @@ fn rewritten(case: &Case) -> String {
         }
         Err(errors) => errors.render(&SourceMap::new(), false),
     }
+}
+
+/// Shows what `lift` makes of a program, the first argument: what it found and what it did not, then the nodes.
+fn lift(case: &Case) -> String {
+    let (mut sources, ids) = load(case);
+    let lifted = resolve::resolve_source(&mut sources, ids[0], &Options::default()).and_then(|mut resolved| {
+        let options = transform::Options { disabled: Disabled::all(), ..transform::Options::default() };
+        let report = transform::forward(&mut resolved, &options)?;
+        let mut out = String::new();
+        for lifted in report.lifted.iter().filter(|lifted| lifted.program == case.args) {
+            line(&mut out, "lifted", &format!("{} in `{}`", lifted.what, lifted.origin.path));
+        }
+        for missed in report.missed.iter().filter(|missed| missed.program == case.args) {
+            line(&mut out, "missed", &format!("{} in `{}`: {}", missed.like, missed.origin.path, missed.why));
+        }
+        let origins = |line: &&str| !line.starts_with("origin ");
+        let node = |line: &str| format!("{}\n", line.rsplit_once(" @").map_or(line, |(node, _)| node));
+        let text = ir::print(&resolved.model.programs[case.args.as_str()]);
+        Ok(out + &text.lines().filter(origins).map(node).collect::<String>())
+    });
+    show(&sources, lifted)
 }
 
 fn load(case: &Case) -> (SourceMap, Vec<SourceId>) {

@@ -17,7 +17,7 @@ fn run(graph: &Graph, case: &Case) -> Evaluated {
 }
 
 /// Names of the ops that are not pointwise; `every_op_has_a_case_with_a_distinct_name` asks for new ones.
-const OTHERS: [&str; 28] = [
+const OTHERS: [&str; 32] = [
     "input",
     "state",
     "const",
@@ -41,6 +41,10 @@ const OTHERS: [&str; 28] = [
     "iota",
     "random_uniform",
     "stop_gradient",
+    "softmax",
+    "logsumexp",
+    "layer_norm",
+    "cross_entropy",
     "attention",
     "attention_lse",
     "attention_grad_q",
@@ -99,6 +103,7 @@ fn every_op_has_a_case_with_a_distinct_name() {
             Op::Input { .. } | Op::State { .. } | Op::Const { .. } | Op::Pointwise(_) | Op::Reduce { .. } => {}
             Op::Dot(_) | Op::Conv2d(_) | Op::Reshape { .. } | Op::Transpose { .. } | Op::Broadcast { .. } => {}
             Op::Slice { .. } | Op::Pad { .. } | Op::Concat { .. } | Op::Gather { .. } | Op::ScatterAdd { .. } => {}
+            Op::Softmax { .. } | Op::LogSumExp { .. } | Op::LayerNorm { .. } | Op::CrossEntropy => {}
             Op::Iota { .. } | Op::Random { .. } | Op::StopGradient | Op::Attention(_) => {}
         }
     }

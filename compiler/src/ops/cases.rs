@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use alip_plan::philox;
 
-use super::{Op, attention, conv, dot, gather, pointwise, reduce, source, views};
+use super::{Op, attention, conv, dot, gather, norm, pointwise, reduce, source, views};
 use crate::ir::{Builder, DType, Graph, NodeId, OriginId, Shape, TensorType, Value};
 
 /// A graph with one op between its inputs and its output `y`.
@@ -34,6 +34,7 @@ pub fn cases() -> Vec<Case> {
         views::cases(),
         gather::cases(),
         attention::cases(),
+        norm::cases(),
     ]
     .concat()
 }

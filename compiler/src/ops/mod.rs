@@ -10,8 +10,8 @@
 //! Every tensor has at least one element and at most [`MAX_ELEMENTS`], so that neither empty reductions nor overflowing
 //! offsets exist below this module.
 //!
-//! Composites (softmax, layer_norm, losses, optimisers) are modules in `stdlib/`. The one exception is attention, whose
-//! point is what its kernel does not store.
+//! Composites (softmax, layer_norm, losses, optimisers) are modules in `stdlib/`. What of them an expert would give a kernel
+//! or a gradient of its own is a semantic op here (`attention`, `norm`), which no spec names: `transform::lift` finds it.
 
 mod args;
 pub mod attention;
@@ -20,6 +20,7 @@ mod conv;
 mod dot;
 pub mod functions;
 mod gather;
+pub(crate) mod norm;
 mod pointwise;
 mod reduce;
 mod source;
@@ -148,6 +149,26 @@ pub enum Op {
         /// Which of the four output words.
         lane: u8,
     },
+    /// `exp(x) / sum(exp(x))` along `axes` (sorted, distinct).
+    Softmax {
+        /// The dimensions of one distribution.
+        axes: Vec<usize>,
+    },
+    /// `ln(sum(exp(x)))` along `axes` (sorted, distinct), which it reduces away.
+    LogSumExp {
+        /// The reduced dimensions.
+        axes: Vec<usize>,
+    },
+    /// `(x - mean) / sqrt(variance + eps)` along `axes` (sorted, distinct), with the biased variance.
+    LayerNorm {
+        /// The dimensions that are normalised together.
+        axes: Vec<usize>,
+        /// Added to the variance.
+        eps: Real,
+    },
+    /// `logsumexp(x) - x[target]` over the last dimension; inputs x `[b.., classes]` and target I32 `[b..]`. Targets
+    /// outside of the classes are clamped to them.
+    CrossEntropy,
     /// Attention, its logsumexp, or one of its gradients.
     Attention(attention::Attention),
     /// The identity, through which no gradient flows.
@@ -287,6 +308,10 @@ impl Op {
             Op::Pad { low, high, interior } => f(&views::Pad { low, high, interior }),
             Op::Concat { axis } => f(&views::Concat { axis: *axis }),
             Op::Gather { batch } => f(&gather::Gather { batch: *batch }),
+            Op::Softmax { axes } => f(&norm::Softmax { axes }),
+            Op::LogSumExp { axes } => f(&norm::LogSumExp { axes }),
+            Op::LayerNorm { axes, eps } => f(&norm::LayerNorm { axes, eps: *eps }),
+            Op::CrossEntropy => f(&norm::CrossEntropy),
             Op::Attention(attention) => f(attention),
             Op::ScatterAdd { batch, rows } => f(&gather::ScatterAdd { batch: *batch, rows: *rows }),
         }

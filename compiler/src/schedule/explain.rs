@@ -139,6 +139,10 @@ pub fn computes(op: &Op) -> bool {
             | Op::Dot(_)
             | Op::Conv2d(_)
             | Op::Attention(_)
+            | Op::Softmax { .. }
+            | Op::LogSumExp { .. }
+            | Op::LayerNorm { .. }
+            | Op::CrossEntropy
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
             | Op::Random { .. }

@@ -24,7 +24,11 @@ pub(super) fn along(graph: &Graph, id: NodeId, axis: usize) -> Option<Along> {
     let shape = |operand: usize| graph.shape(node.inputs[operand]);
     match &node.op {
         Op::Pointwise(_) | Op::StopGradient => all(axis),
-        Op::Reduce { axes, .. } => all((0..shape(0).rank()).filter(|axis| !axes.contains(axis)).nth(axis)?),
+        Op::Softmax { axes } | Op::LayerNorm { axes, .. } if !axes.contains(&axis) => all(axis),
+        Op::CrossEntropy => all(axis),
+        Op::Reduce { axes, .. } | Op::LogSumExp { axes } => {
+            all((0..shape(0).rank()).filter(|axis| !axes.contains(axis)).nth(axis)?)
+        }
         Op::Dot(dot) => match axis.checked_sub(dot.batch.len()) {
             None => two(Some(dot.batch[axis].0), Some(dot.batch[axis].1)),
             Some(free) => {

@@ -582,7 +582,8 @@ impl<'a> Emitter<'a> {
 
 /// Whether an op is computed by a kernel of its own, and not as part of another's.
 fn has_own_kernel(op: &Op) -> bool {
-    matches!(op, Op::Dot(_) | Op::Conv2d(_) | Op::Gather { .. } | Op::Reduce { .. } | Op::Attention(_))
+    let reduces = matches!(op, Op::Reduce { .. } | Op::Softmax { .. } | Op::LogSumExp { .. } | Op::LayerNorm { .. });
+    reduces || matches!(op, Op::Dot(_) | Op::Conv2d(_) | Op::Gather { .. } | Op::CrossEntropy | Op::Attention(_))
 }
 
 fn is_view(op: &Op) -> bool {

@@ -11,6 +11,7 @@ mod attention;
 mod axes;
 mod known;
 mod mask;
+mod norms;
 mod softmax;
 
 use std::collections::HashMap;
@@ -45,6 +46,12 @@ pub struct Missed {
     pub why: String,
 }
 
+/// What a node turned out to be.
+enum Found {
+    Attention(Box<attention::Site>),
+    Norm(norms::Norm),
+}
+
 /// The program with semantic ops, where it computes what they mean.
 ///
 /// # Errors
@@ -53,24 +60,27 @@ pub(super) fn lift(graph: &Graph, results: &Results, report: &mut Report) -> Res
     let graph = tidy(graph, |_| true)?;
     let ends = results.nodes(&graph);
     let known = Known::new(&graph, &ends);
-    let mut sites = HashMap::new();
-    for id in graph.ids().filter(|id| known.live[id.index()] && matches!(graph.node(*id).op, Op::Dot(_))) {
-        let (program, origin) = (graph.name.clone(), graph.origin(id).clone());
-        match attention::site(&known, id) {
-            Some(Ok(site)) => {
-                sites.insert(id, site);
-                report.lifted.push(Lifted { program, origin, what: "attention" });
-            }
-            Some(Err(why)) => report.missed.push(Missed { program, origin, like: "attention", why }),
-            None => {}
+    let mut found = HashMap::new();
+    for id in graph.ids().filter(|id| known.live[id.index()]) {
+        match &graph.node(id).op {
+            Op::Dot(_) => match attention::site(&known, id) {
+                Some(Ok(site)) => drop(found.insert(id, Found::Attention(Box::new(site)))),
+                Some(Err(why)) => {
+                    let (program, origin) = (graph.name.clone(), graph.origin(id).clone());
+                    report.missed.push(Missed { program, origin, like: "attention", why });
+                }
+                None => {}
+            },
+            _ => drop(known.norm(id).map(|norm| found.insert(id, Found::Norm(norm)))),
         }
     }
     let mut new = graph.successor();
     let mut map: Vec<NodeId> = Vec::with_capacity(graph.nodes().len());
     for id in graph.ids() {
         let node = graph.node(id);
-        let added = match sites.get(&id) {
-            Some(site) => site.write(&mut Builder::new(&mut new, node.origin), &map),
+        let added = match found.get(&id) {
+            Some(Found::Attention(site)) => site.write(&mut Builder::new(&mut new, node.origin), &map),
+            Some(Found::Norm(norm)) => norm.write(&known, &mut Builder::new(&mut new, node.origin), &map),
             None => {
                 let inputs: Vec<NodeId> = node.inputs.iter().map(|input| map[input.index()]).collect();
                 new.add(node.op.clone(), &inputs, node.origin)
@@ -85,6 +95,14 @@ pub(super) fn lift(graph: &Graph, results: &Results, report: &mut Report) -> Res
     new.values = graph.values.iter().map(port).collect();
     // Values that only what was lifted had in between.
     let needed = live(&new, &results.nodes(&new));
+    for id in graph.ids().filter(|id| needed[map[id.index()].index()]) {
+        let what = match found.get(&id) {
+            Some(Found::Attention(_)) => "attention",
+            Some(Found::Norm(norm)) => norm.name(),
+            None => continue,
+        };
+        report.lifted.push(Lifted { program: graph.name.clone(), origin: graph.origin(id).clone(), what });
+    }
     let gone = |name: &str| {
         let before = graph.values.get(name).is_some_and(|id| known.live[id.index()]);
         before && !new.values.get(name).is_some_and(|id| needed[id.index()])

@@ -92,9 +92,15 @@ impl Known<'_> {
         Some(Along { x, ..found })
     }
 
-    /// `x - logsumexp(x)`.
+    /// `x - logsumexp(x)`, or the logarithm of a softmax.
     pub(super) fn log_softmax(&self, id: NodeId) -> Option<Along> {
-        let (ScalarOp::Sub, [x, wide]) = self.scalar(id)? else { return None };
+        let (x, wide) = match self.scalar(id)? {
+            (ScalarOp::Sub, [x, wide]) => (x, wide),
+            (ScalarOp::Ln, [p]) if matches!(self.scalar(*p), Some((ScalarOp::Div | ScalarOp::Mul, _))) => {
+                return self.softmax(*p);
+            }
+            _ => return None,
+        };
         let Op::Broadcast { .. } = self.op(*wide) else { return None };
         let along = self.logsumexp(self.inputs(*wide)[0])?;
         (self.repeated(*wide, &along.axes).is_some() && *x == along.x).then_some(along)
