@@ -95,8 +95,10 @@ fn check_step(graph: &str, folder: &str) {
             if name.ends_with("in_proj_bias") || name.ends_with("k_proj.bias") || value.ty.dtype != DType::F32 {
                 continue;
             }
-            // A margin is the difference of similarities and gates, which are near 1: their size, not its own, is what rounds.
-            let size = if name.ends_with("margin") { 1.0 } else { largest(&value.data) };
+            // A similarity is a sum of products of unit vectors, and a margin a difference of gates near 1: the size of the
+            // terms, not of the result, is what rounds.
+            let of_terms = name.ends_with("margin") || name.ends_with("sim_mean");
+            let size = if of_terms { 1.0 } else { largest(&value.data) };
             let bound = relative * size.max(1e-6);
             assert_within(&outputs[name], &value.data, bound)
                 .unwrap_or_else(|wrong| panic!("{graph}, {device}, fuse {fuse}: `{name}` {wrong}"));
