@@ -5,13 +5,14 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use alip_plan::packing::{Bucket, Lengths, PROGRAM_LENGTHS, Packed};
-use alip_plan::{Buffer, Plan, Program, Target, TrainInfo};
+use alip_plan::{Buffer, Plan, Program, StateTensor, Target, TrainInfo};
 
 use crate::PASSES;
 use crate::codegen::{self, Assembly, Launch, Part, lower};
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
-use crate::ir::{Model, PackedGraphs, name_with_rows};
+use crate::ir::{Graph, Model, PackedGraphs, name_with_rows};
 use crate::optimize::{OptimizeOptions, Optimized, Optimizer, RegionReport, Report};
+use crate::parallel;
 use crate::schedule::{self, Explanation, ScheduleOptions, memory};
 use crate::transform;
 
@@ -113,34 +114,9 @@ pub fn compile_model(
     if run.stops("optimize") {
         return Ok(run.compiled);
     }
-    let mut graphs = Vec::new();
-    for (name, graph) in optimized {
-        let graph = run.timed("prepare", || schedule::normal_form(&graph, target, options.schedule))?;
-        if cfg!(debug_assertions) {
-            crate::ir::verify(&graph)?;
-        }
-        run.dump("prepare", &name, || crate::ir::print(&graph));
-        graphs.push((name, graph));
-    }
-    if run.stops("prepare") {
-        return Ok(run.compiled);
-    }
-    let mut lowered = Vec::new();
-    for (name, graph) in graphs {
-        let scheduled = run.timed("schedule", || schedule::schedule(&graph, target, options.schedule));
-        run.dump("schedule", &name, || scheduled.table());
-        if run.stops("schedule") {
-            continue;
-        }
-        let launches = run.timed("lower", || lower(&scheduled));
-        if options.explain && model.programs.contains_key(&name) {
-            run.compiled.explained.insert(name.clone(), schedule::explain(&scheduled, &launches));
-        }
-        drop(scheduled);
-        run.dump("lower", &name, || table(&launches));
-        lowered.push((name, graph, launches));
-    }
-    if ["schedule", "lower"].into_iter().any(|pass| run.stops(pass)) {
+    let count = optimized.len();
+    let lowered = run.each(optimized, |run, (name, graph)| run.lower(name, graph))?;
+    if lowered.len() < count {
         return Ok(run.compiled);
     }
     let order = run.timed("join", || match options.schedule.fuse {
@@ -150,32 +126,22 @@ pub fn compile_model(
         false => (0..model.state.len()).collect(),
     });
     let mut assembly = Assembly::new(model, &order, target)?;
-    let mut parts = Vec::new();
-    for (name, graph, mut launches) in lowered {
-        if options.schedule.fuse {
-            launches = run.timed("join", || codegen::join(model, &graph, launches, assembly.state(), target));
-        }
-        run.dump("join", &name, || table(&launches));
-        if run.stops("join") {
-            continue;
-        }
-        let state = |path: &str| model.state.get_index_of(path);
-        let placement = run.timed("memory", || memory::place(&graph, &launches, &state, target))?;
-        run.dump("memory", &name, || placement.table(&graph));
-        parts.push((name, Part { graph, launches, placement }));
-    }
-    if ["join", "memory"].into_iter().any(|pass| run.stops(pass)) {
+    let parts = run.each(lowered, |run, lowered| run.place(lowered, assembly.state()))?;
+    if parts.len() < count {
         return Ok(run.compiled);
     }
-    let mut programs = BTreeMap::new();
+    let mut assembled = Vec::new();
     for (name, part) in &parts {
-        let (program, intents) = run.timed("assemble", || assembly.program(part))?;
-        // Always: what overwrites a live value would train something else without a word.
+        assembled.push((name, run.timed("assemble", || assembly.program(part))?));
+    }
+    // Always: what overwrites a live value would train something else without a word.
+    let programs = run.each(assembled, |run, (name, (program, intents))| {
         run.timed("check", || schedule::check::check(&program, assembly.state(), &intents))
             .map_err(|why| Diagnostic::error(format!("internal: memory of program `{name}`: {why}")))?;
         run.dump("assemble", name, || steps(&program));
-        programs.insert(name.clone(), program);
-    }
+        Ok(Some((name.clone(), program)))
+    })?;
+    let programs = programs.into_iter().collect();
     let inputs = parts.iter().map(|(_, part)| part.placement.input_bytes).max().unwrap_or(0);
     let mut plan = assembly.finish(model, programs, inputs, train);
     for (name, packed) in &model.packed {
@@ -213,15 +179,88 @@ struct Run<'a> {
     compiled: Compiled,
 }
 
-impl Run<'_> {
-    fn timed<T>(&mut self, pass: &'static str, work: impl FnOnce() -> T) -> T {
-        let start = Instant::now();
-        let result = work();
-        let spent = start.elapsed();
+/// A program as launches.
+type Lowered = (String, Graph, Vec<Launch>);
+
+impl<'a> Run<'a> {
+    /// Programs are compiled independently of each other, on all cores. What was found on the way is kept in their order.
+    /// Those that the last pass asked for ends before yield nothing.
+    fn each<T: Send, R: Send>(
+        &mut self,
+        items: Vec<T>,
+        work: impl Fn(&mut Run<'a>, T) -> Result<Option<R>, Diagnostics> + Sync,
+    ) -> Result<Vec<R>, Diagnostics> {
+        let (options, model) = (self.options, self.model);
+        let done = parallel::map(items, |item| {
+            let mut run = Run { options, model, compiled: Compiled::default() };
+            let result = work(&mut run, item);
+            (run.compiled, result)
+        });
+        let mut results = Vec::new();
+        for (compiled, result) in done {
+            self.compiled.dumps.extend(compiled.dumps);
+            self.compiled.explained.extend(compiled.explained);
+            for (pass, time) in compiled.timings {
+                self.add_time(pass, time);
+            }
+            results.extend(result?);
+        }
+        Ok(results)
+    }
+
+    fn lower(&mut self, name: String, graph: Graph) -> Result<Option<Lowered>, Diagnostics> {
+        let Run { options, model, .. } = *self;
+        let target = &options.target;
+        let graph = self.timed("prepare", || schedule::normal_form(&graph, target, options.schedule))?;
+        if cfg!(debug_assertions) {
+            crate::ir::verify(&graph)?;
+        }
+        self.dump("prepare", &name, || crate::ir::print(&graph));
+        if self.stops("prepare") {
+            return Ok(None);
+        }
+        let scheduled = self.timed("schedule", || schedule::schedule(&graph, target, options.schedule));
+        self.dump("schedule", &name, || scheduled.table());
+        if self.stops("schedule") {
+            return Ok(None);
+        }
+        let launches = self.timed("lower", || lower(&scheduled));
+        if options.explain && model.programs.contains_key(&name) {
+            self.compiled.explained.insert(name.clone(), schedule::explain(&scheduled, &launches));
+        }
+        drop(scheduled);
+        self.dump("lower", &name, || table(&launches));
+        Ok((!self.stops("lower")).then(|| (name, graph, launches)))
+    }
+
+    fn place(&mut self, lowered: Lowered, state: &[StateTensor]) -> Result<Option<(String, Part)>, Diagnostics> {
+        let Run { options, model, .. } = *self;
+        let ((name, graph, mut launches), target) = (lowered, &options.target);
+        if options.schedule.fuse {
+            launches = self.timed("join", || codegen::join(model, &graph, launches, state, target));
+        }
+        self.dump("join", &name, || table(&launches));
+        if self.stops("join") {
+            return Ok(None);
+        }
+        let index = |path: &str| model.state.get_index_of(path);
+        let placement = self.timed("memory", || memory::place(&graph, &launches, &index, target))?;
+        self.dump("memory", &name, || placement.table(&graph));
+        let part = Part { graph, launches, placement };
+        Ok((!self.stops("memory")).then(|| (name, part)))
+    }
+
+    fn add_time(&mut self, pass: &'static str, spent: Duration) {
         match self.compiled.timings.iter_mut().find(|(name, _)| *name == pass) {
             Some((_, total)) => *total += spent,
             None => self.compiled.timings.push((pass, spent)),
         }
+    }
+
+    fn timed<T>(&mut self, pass: &'static str, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = work();
+        self.add_time(pass, start.elapsed());
         result
     }
 

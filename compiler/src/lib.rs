@@ -12,6 +12,7 @@ pub mod diff;
 pub mod ir;
 pub mod ops;
 pub mod optimize;
+mod parallel;
 pub mod picture;
 pub mod resolve;
 pub mod schedule;
@@ -94,6 +95,7 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
     if !stops("resolve") {
         let start = Instant::now();
         rewrites = transform::forward(&mut resolved, &options.compile.transform)?;
+        transform::pack(&mut resolved, &options.compile.transform, &mut rewrites)?;
         timings.push(("lift", start.elapsed()));
         if dump.iter().any(|pass| pass == "lift") {
             let text = |(name, graph)| (format!("lift {name}"), ir::print(graph));

@@ -4,6 +4,7 @@
 pub mod compiled;
 pub mod goldens;
 pub mod inlined;
+pub mod packing;
 pub mod random_graph;
 pub mod rounding;
 pub mod skip;

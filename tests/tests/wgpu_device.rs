@@ -138,7 +138,7 @@ fn batch(plan: &Plan, pixel: f32) -> Tensors {
         };
         (name.to_owned(), tensor.expect("as many elements as the shape says"))
     };
-    train.inputs.iter().map(|port| tensor(&port.name)).collect()
+    train.batch_inputs().map(|(name, _)| tensor(name)).collect()
 }
 
 fn started(plan: &Arc<Plan>, device: Box<dyn Device>) -> Session {

@@ -69,7 +69,7 @@ fn batch(plan: &Plan) -> Tensors {
         };
         (name.to_owned(), tensor.expect("as many elements as the shape says"))
     };
-    train.inputs.iter().map(|port| port.name.as_str()).enumerate().map(tensor).collect()
+    train.batch_inputs().map(|(name, _)| name).enumerate().map(tensor).collect()
 }
 
 /// Takes `steps` steps on both devices from the same state and compares all metrics.

@@ -19,8 +19,10 @@ use super::gradients;
 use crate::diag::{Diagnostic, Diagnostics, Span};
 use crate::ir::{DType, Graph, NodeId, TensorType};
 use crate::ops::ReduceKind;
+use crate::parallel;
 use crate::resolve::training::{
-    Evaluator, Frame, Given, Init, Instance, Mode, Place, Result, Template, Top, Value, decl, scalar, wrong_kind,
+    Evaluator, Frame, Given, Init, Instance, Library, Mode, Place, Result, States, Template, Top, Value, decl, scalar,
+    wrong_kind,
 };
 use crate::resolve::{LOSS, Resolved};
 use crate::spec::{Expr, GroupSpec, ModuleSpec, Precision, TrainSpec};
@@ -50,32 +52,27 @@ struct Group {
     weight_decay: Option<Expr>,
 }
 
-/// Makes `train` of its forward part; nothing happens to a graph that does not train.
+/// Makes `train` of its forward part; nothing happens to a graph that does not train. Programs for fewer rows become steps
+/// over the same state.
 ///
 /// # Errors
 /// A loss, optimiser or schedule that is missing or does not fit; a group that selects nothing; a metric that is wrong.
 pub fn add_update(resolved: &mut Resolved, keep: Keep) -> Result<(), Diagnostics> {
     let Some(train) = resolved.spec.train.clone() else { return Ok(()) };
     let Some(program) = resolved.model.programs.get_mut(PROGRAM_TRAIN) else { return Ok(()) };
-    let mut graph = std::mem::take(program);
-    let Some(loss) = graph.values.get(LOSS).copied() else {
-        return Err(missing(&train, "loss", "`loss: \"loss\"`, the scalar that is minimised").into());
-    };
-    let params = trained(resolved, &mut graph, &train, loss)?;
-    let Resolved { spec, module, instance, library, states, .. } = resolved;
+    let mut forward = vec![std::mem::take(program)];
+    let packed = resolved.model.packed.get_mut(PROGRAM_TRAIN);
+    let (rows, fewer): (Vec<Vec<u64>>, Vec<Graph>) =
+        packed.map(|packed| packed.fewer.drain(..).unzip()).unwrap_or_default();
+    forward.extend(fewer);
+    let Resolved { spec, module, instance, library, states, .. } = &*resolved;
     let top = Top { spec, module, instance };
-    let mut frame = top.frame();
-    frame.values.extend(graph.values.iter().map(|(name, id)| (name.clone(), Value::Tensor(*id))));
-    (frame.path, frame.module) = ("train".into(), "train".into());
-    let evaluator = Evaluator::new(library, states, graph, Mode::Train);
-    let mut update = Update { evaluator, frame, train: &train, top, keep };
-    let built = update.build(loss, &params);
-    let mut evaluator = update.evaluator;
-    if let Err(error) = built {
-        return Err(evaluator.explain(error).into());
-    }
-    let graph = evaluator.graph;
-    resolved.info = info(&graph, loss, &train, resolved.batch);
+    // Each begins with the states as they are, and adds the same.
+    let steps = parallel::map(forward, |graph| step(top, library, states.clone(), graph, &train, keep));
+    let mut steps = steps.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter();
+    let Some(first) = steps.next() else { return Ok(()) };
+    resolved.info = info(&first.graph, first.loss, &train, resolved.batch);
+    resolved.warnings.extend(first.warnings);
     if let Some(precision) = train.precision.filter(|precision| precision.node != Precision::F32) {
         resolved.warnings.push(
             Diagnostic::warning(format!("`precision: {:?}` is computed in f32", precision.node))
@@ -83,11 +80,53 @@ pub fn add_update(resolved: &mut Resolved, keep: Keep) -> Result<(), Diagnostics
                 .note("results are at least as exact; speed and memory are those of f32"),
         );
     }
-    resolved.model.programs.insert(PROGRAM_TRAIN.into(), graph);
+    resolved.states = first.states;
+    resolved.model.programs.insert(PROGRAM_TRAIN.into(), first.graph);
     resolved.model.state = resolved.states.decls();
+    if let Some(packed) = resolved.model.packed.get_mut(PROGRAM_TRAIN) {
+        packed.fewer = rows.into_iter().zip(steps.map(|step| step.graph)).collect();
+    }
     let init = resolved.states.init_program()?;
     resolved.model.programs.insert(init.name.clone(), init);
     Ok(())
+}
+
+/// A training step, and the states it needs.
+struct Step {
+    graph: Graph,
+    loss: NodeId,
+    states: States,
+    warnings: Vec<Diagnostic>,
+}
+
+/// Adds gradients and update to a forward program.
+fn step(
+    top: Top<'_>,
+    library: &Library,
+    mut states: States,
+    mut graph: Graph,
+    train: &TrainSpec,
+    keep: Keep,
+) -> Result<Step, Diagnostics> {
+    let Some(loss) = graph.values.get(LOSS).copied() else {
+        return Err(missing(train, "loss", "`loss: \"loss\"`, the scalar that is minimised").into());
+    };
+    let mut warnings = Vec::new();
+    let params = trained(&mut states, &mut warnings, &mut graph, train, loss)?;
+    let mut frame = top.frame();
+    frame.values.extend(graph.values.iter().map(|(name, id)| (name.clone(), Value::Tensor(*id))));
+    (frame.path, frame.module) = ("train".into(), "train".into());
+    let evaluator = Evaluator::new(library, &mut states, graph, Mode::Train);
+    let mut update = Update { evaluator, frame, train, top, keep };
+    let built = update.build(loss, &params);
+    let mut evaluator = update.evaluator;
+    match built {
+        Ok(()) => {
+            let graph = evaluator.graph;
+            Ok(Step { graph, loss, states, warnings })
+        }
+        Err(error) => Err(evaluator.explain(error).into()),
+    }
 }
 
 /// What the training loop must know, but for the data.
@@ -105,7 +144,8 @@ fn info(graph: &Graph, loss: NodeId, train: &TrainSpec, batch: Option<u64>) -> O
 
 /// The parameters that are trained, with their gradients.
 fn trained(
-    resolved: &mut Resolved,
+    states: &mut States,
+    warnings: &mut Vec<Diagnostic>,
     graph: &mut Graph,
     train: &TrainSpec,
     loss: NodeId,
@@ -115,7 +155,7 @@ fn trained(
     let mut errors = Vec::new();
     let mut matched = vec![false; groups.len()];
     let mut found: Vec<(String, NodeId, Group)> = Vec::new();
-    for (path, entry) in &mut resolved.states.entries {
+    for (path, entry) in &mut states.entries {
         if entry.decl.kind != StateKind::Param {
             continue;
         }
@@ -130,11 +170,11 @@ fn trained(
         match reads.get(path) {
             Some(node) if !group.freeze => found.push((path.clone(), *node, group)),
             Some(_) => {}
-            None => resolved.warnings.push(no_gradient(path, entry.decl.origin.span)),
+            None => warnings.push(no_gradient(path, entry.decl.origin.span)),
         }
     }
     for (group, _) in groups.iter().zip(&matched).filter(|(_, matched)| !**matched) {
-        errors.push(selects_nothing(group, resolved.states.entries.keys()));
+        errors.push(selects_nothing(group, states.entries.keys()));
     }
     Diagnostics::check((), errors)?;
     let nodes: Vec<NodeId> = found.iter().map(|(_, node, _)| *node).collect();
@@ -144,8 +184,8 @@ fn trained(
         match grad {
             Some(grad) => params.push(Param { path, node, group, grad }),
             None => {
-                let span = resolved.states.entries.get(&path).and_then(|entry| entry.decl.origin.span);
-                resolved.warnings.push(no_gradient(&path, span));
+                let span = states.entries.get(&path).and_then(|entry| entry.decl.origin.span);
+                warnings.push(no_gradient(&path, span));
             }
         }
     }

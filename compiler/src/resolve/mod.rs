@@ -48,8 +48,9 @@ pub(crate) mod training {
     pub(crate) use super::call::Given;
     pub(crate) use super::eval::{Evaluator, Frame, Mode, Result, listed};
     pub(crate) use super::instance::{Instance, Place};
+    pub(crate) use super::library::Library;
     pub(crate) use super::programs::{Top, scalar};
-    pub(crate) use super::state::{Entry, Init, decl, reads};
+    pub(crate) use super::state::{Entry, Init, States, decl, reads};
     pub(crate) use super::value::{Template, Value, wrong_kind};
 }
 

@@ -20,6 +20,7 @@ use crate::spec::{Equation, Expr, ExprKind, GraphSpec, Name, ProgramSpec};
 pub const LOSS: &str = "train.loss";
 
 /// A graph as the module it is, with its instances.
+#[derive(Clone, Copy)]
 pub(crate) struct Top<'a> {
     pub(crate) spec: &'a GraphSpec,
     pub(crate) module: &'a Module,

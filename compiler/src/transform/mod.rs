@@ -3,6 +3,7 @@
 //!
 //! - [`forward`]: what is done to programs before gradients are added, so that these inherit it: [`lift`], then the rewrites
 //!   `push_down` (what is not read is not computed) and `batching` (applications of the same parameters become one).
+//! - [`pack`]: what comes after, since a program becomes several: [`packing`].
 //! - [`expand`]: semantic ops in terms of primitives: their meaning, and what a target without a kernel for them runs.
 //!
 //! Every rewrite can be turned off by its name ([`Disabled`]).
@@ -11,6 +12,7 @@ mod analysis;
 mod batching;
 pub mod expand;
 pub mod lift;
+pub mod packing;
 mod push_down;
 
 use std::collections::BTreeSet;
@@ -62,6 +64,8 @@ pub struct Report {
     pub missed: Vec<lift::Missed>,
     /// What each rewrite gave.
     pub applied: Vec<Applied>,
+    /// What kept rows from being packed, by program.
+    pub unpacked: Vec<(String, packing::Stopped)>,
 }
 
 /// What a program needs when every op reads its operands from memory and writes its result to it.
@@ -103,7 +107,7 @@ const REWRITES: [(&str, Rewrite); 2] = [("push_down", push_down::push_down), ("b
 
 /// Names of all rewrites, for `--no-rule`.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    REWRITES.iter().map(|(name, _)| *name)
+    REWRITES.iter().map(|(name, _)| *name).chain([packing::PACKING])
 }
 
 /// Rewrites the forward programs of a model, in place: between [`resolve`](crate::resolve::resolve) and
@@ -161,6 +165,29 @@ pub fn rewrite(graph: &Graph, results: &Results, disabled: &Disabled) -> Result<
         };
     }
     Ok((current, applied))
+}
+
+/// Packs the rows of programs, after [`forward`]: a program becomes several, one per number of rows.
+///
+/// # Errors
+/// As [`forward`].
+pub fn pack(resolved: &mut Resolved, options: &Options, report: &mut Report) -> Result<(), Diagnostics> {
+    if !options.disabled.allows(packing::PACKING) {
+        return Ok(());
+    }
+    let results = Results { values: resolved.values_read_later() };
+    for (name, graph) in &mut resolved.model.programs {
+        let found = packing::find(graph, &results.nodes(graph));
+        let trained = name == alip_plan::PROGRAM_TRAIN;
+        let spacing = if trained { packing::Spacing::Fine } else { packing::Spacing::Coarse };
+        if let Some((whole, packed)) = packing::pack(graph, &found, spacing)? {
+            report.applied.push(packing::gain(graph, &packed));
+            *graph = whole;
+            resolved.model.packed.insert(name.clone(), packed);
+        }
+        report.unpacked.extend(found.stopped.into_iter().map(|stopped| (name.clone(), stopped)));
+    }
+    Ok(())
 }
 
 /// What a forward program is for: outputs, new state, and the named values that the training step will read. Other named

@@ -19,7 +19,7 @@ use crate::device::{Device, DeviceError, Download, LoadedPlan, MemoryFacts, Slic
 use crate::tensor::{HostTensor, Shape, TensorError};
 use rows::RowCounter;
 
-pub use rows::RowsRun;
+pub use rows::{RowTotals, RowsRun};
 
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, HostTensor>;

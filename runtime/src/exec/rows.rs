@@ -5,6 +5,7 @@
 //! the note of which program ran, so that its outputs are found.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use alip_plan::packing::{self, PROGRAM_LENGTHS, Packed, Role, lengths_output};
@@ -26,6 +27,37 @@ pub struct RowsRun {
     pub room: Vec<u64>,
     /// Rows that the program has as written.
     pub bound: Vec<u64>,
+}
+
+/// Rows of several runs of a packed program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowTotals {
+    /// Runs.
+    pub runs: u64,
+    /// Rows of their batches.
+    pub rows: u64,
+    /// Rows that were computed.
+    pub room: u64,
+    /// Rows that the program has as written.
+    pub bound: u64,
+}
+
+impl RowTotals {
+    /// Counts a run.
+    pub fn add(&mut self, run: &RowsRun) {
+        self.runs += 1;
+        self.rows += run.rows.iter().sum::<u64>();
+        self.room += run.room.iter().sum::<u64>();
+        self.bound += run.bound.iter().sum::<u64>();
+    }
+}
+
+/// `463 of 2464 on average, 496 with padding`.
+impl fmt::Display for RowTotals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mean = |total: u64| total as f64 / self.runs.max(1) as f64;
+        write!(f, "{:.0} of {:.0} on average, {:.0} with padding", mean(self.rows), mean(self.bound), mean(self.room))
+    }
 }
 
 /// Counts the rows of a packed program's batches.

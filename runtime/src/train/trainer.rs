@@ -15,7 +15,7 @@ use super::file::FileError;
 use super::metrics::{MetricsLog, StepRecord};
 use super::run_dir::{RunDir, RunInfo};
 use crate::data::{Batch, DataError, Loader};
-use crate::exec::{ExecError, NonFinite, Session};
+use crate::exec::{ExecError, NonFinite, RowTotals, Session};
 use crate::tensor::HostTensor;
 
 /// Where batches come from: a [`Loader`], or anything that gives one global batch after the other without end.
@@ -170,6 +170,8 @@ pub struct Summary {
     pub checkpoint: Option<std::path::PathBuf>,
     /// The last step.
     pub last: Option<StepRecord>,
+    /// Rows of the steps taken, where the plan's step is packed.
+    pub rows: RowTotals,
 }
 
 /// A run in progress.
@@ -203,7 +205,8 @@ impl Trainer<'_> {
         let metrics = metrics(&plan, &train.loss, &train.metrics);
         let wanted: Vec<&str> = metrics.iter().map(String::as_str).collect();
         let mut log = MetricsLog::open(self.run.root(), position.step)?;
-        let mut summary = Summary { finished: false, position, checkpoint: self.checkpoints.latest(), last: None };
+        let (checkpoint, rows) = (self.checkpoints.latest(), RowTotals::default());
+        let mut summary = Summary { finished: false, position, checkpoint, last: None, rows };
         let mut at = position;
         while at.step < self.info.steps && !self.stop.load(Ordering::Relaxed) {
             let started = Instant::now();
@@ -212,6 +215,9 @@ impl Trainer<'_> {
                 self.watch.note(&format!("skipped {skipped}"));
             }
             let outputs = self.session.run_for(PROGRAM_TRAIN, &batch.tensors, &wanted)?;
+            if let Some(run) = self.session.rows_run(PROGRAM_TRAIN) {
+                summary.rows.add(run);
+            }
             let values = wanted.iter().filter_map(|&name| Some((name.to_string(), outputs.get(name)?.first()?)));
             let seconds = started.elapsed().as_secs_f64().max(1e-9);
             let after = at.cursor + train.batch;

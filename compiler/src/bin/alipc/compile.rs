@@ -14,7 +14,7 @@ use alip_compiler::schedule::ScheduleOptions;
 use alip_compiler::transform::{Applied, Disabled};
 use alip_compiler::{CompileOptions, CompiledSpec, PASSES, SpecOptions, compile_spec, ir, transform};
 use alip_plan::kernel::Kernel;
-use alip_plan::{Plan, Target};
+use alip_plan::{BucketReport, Plan, Target};
 use serde_json::{Map, Value, json};
 
 use crate::files;
@@ -228,6 +228,9 @@ fn in_words(done: &Done) -> String {
     let batch = compiled.resolved.batch.map_or(String::new(), |batch| format!(", batch {batch}"));
     let _ = writeln!(text, "{name} for {target}{batch}");
     compiled.rewrites.applied.iter().for_each(|rewrite| text.push_str(&rewritten(rewrite)));
+    for (program, stopped) in &compiled.rewrites.unpacked {
+        let _ = writeln!(text, "no packing    {program}, in `{}`: {}", stopped.at, stopped.why);
+    }
     match &compiled.plan {
         Some(plan) => {
             let peak = plan.report.peak_bytes();
@@ -239,6 +242,9 @@ fn in_words(done: &Done) -> String {
             for (name, program) in &plan.report.programs {
                 let launches = grouped(program.launches);
                 let _ = writeln!(text, "{name:13} {launches} launches, {}", operations(program.flops));
+                for bucket in &program.buckets {
+                    text.push_str(&in_bucket(bucket));
+                }
             }
             let _ = writeln!(text, "{:14}{}: {}", "peak memory", size(peak), memory.join(", "));
         }
@@ -257,6 +263,13 @@ fn rewritten(rewrite: &Applied) -> String {
     let [bytes, then_bytes] = [before, after].map(|cost| size(cost.bytes));
     let places = places.join("; ");
     format!("{rewrite:13} {program} forward: {flops} to {then_flops}, {bytes} moved to {then_bytes}: {places}\n")
+}
+
+/// One line per number of rows of a packed program.
+fn in_bucket(bucket: &BucketReport) -> String {
+    let rows: Vec<String> = bucket.rows.iter().map(|rows| grouped(*rows)).collect();
+    let (launches, flops) = (grouped(bucket.launches), operations(bucket.flops));
+    format!("  {:>8} rows {launches} launches, {flops}, arena {}\n", rows.join(" + "), size(bucket.arena_bytes))
 }
 
 fn in_json(done: &Done, timings: bool) -> String {

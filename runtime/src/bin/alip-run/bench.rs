@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alip_plan::{DType, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, philox};
-use alip_runtime::exec::{Session, Tensors};
+use alip_runtime::exec::{RowTotals, Session, Tensors};
 use alip_runtime::tensor::HostTensor;
 use alip_runtime::train::bytes;
 
@@ -79,14 +79,17 @@ pub(crate) fn run(args: &Args) -> Outcome {
     figures.steps.sort();
     let profile = args.profile.then(|| profile::profile(&mut session, &inputs)).transpose()?;
     let median = figures.steps[figures.steps.len() / 2].as_secs_f64();
-    let flops = plan.report.programs.get(PROGRAM_TRAIN).map_or(0, |program| program.flops);
-    let launches = plan.report.programs.get(PROGRAM_TRAIN).map_or(0, |program| program.launches);
+    let ran = session.ran(PROGRAM_TRAIN)?;
+    let (launches, flops) = (ran.steps.len(), ran.steps.iter().map(|step| step.flops).sum::<u64>());
+    let mut rows = RowTotals::default();
+    session.rows_run(PROGRAM_TRAIN).into_iter().for_each(|run| rows.add(run));
     if args.json {
         let object = serde_json::json!({
             "graph": plan.name, "batch": batch, "device": description,
             "samples_per_s": batch as f64 / median, "step_s": median,
             "steps_s": figures.steps.iter().map(Duration::as_secs_f64).collect::<Vec<_>>(),
             "gflop_per_step": flops as f64 / 1e9, "gflop_per_s": flops as f64 / 1e9 / median, "launches": launches,
+            "rows": (rows.runs > 0).then_some(rows.rows), "rows_computed": (rows.runs > 0).then_some(rows.room),
             "compile_s": figures.compile.as_secs_f64(), "load_s": figures.load.as_secs_f64(),
             "planned_peak_bytes": plan.report.peak_bytes(), "device_bytes": session.memory().segments + session.memory().scratch,
             "peak_resident_bytes": peak_resident(),
@@ -110,6 +113,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
             flops as f64 / 1e9,
             flops as f64 / 1e9 / median
         );
+        if rows.runs > 0 {
+            say!("{:<18} {rows}", "packed rows");
+        }
         say!(
             "{:<18} {:.2} s to compile, {:.2} s to load",
             "before",

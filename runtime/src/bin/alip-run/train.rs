@@ -211,6 +211,9 @@ fn report_run(summary: &Summary, progress: &Progress, loss: &str, first: u64) {
         let value = last.metric(loss).unwrap_or(f64::NAN);
         note!("{steps} steps in {}, {rate:.1} samples/s, loss {value:.4}", duration(elapsed));
     }
+    if summary.rows.runs > 0 {
+        note!("packed rows: {}", summary.rows);
+    }
     if let Some(path) = &summary.checkpoint {
         note!("checkpoint: {}", path.display());
     }
