@@ -219,7 +219,15 @@ impl<'a> Run<'a> {
         if self.stops("prepare") {
             return Ok(None);
         }
-        let scheduled = self.timed("schedule", || schedule::schedule(&graph, target, options.schedule));
+        let first = self.timed("schedule", || schedule::schedule(&graph, target, options.schedule));
+        let again = match options.schedule.fuse {
+            true => self.timed("schedule", || schedule::recompute(&first))?,
+            false => None,
+        };
+        let scheduled = match &again {
+            Some(again) => self.timed("schedule", || schedule::schedule(again, target, options.schedule)),
+            None => first,
+        };
         self.dump("schedule", &name, || scheduled.table());
         if self.stops("schedule") {
             return Ok(None);
@@ -230,6 +238,7 @@ impl<'a> Run<'a> {
         }
         drop(scheduled);
         self.dump("lower", &name, || table(&launches));
+        let graph = again.unwrap_or(graph);
         Ok((!self.stops("lower")).then(|| (name, graph, launches)))
     }
 

@@ -10,9 +10,9 @@ use alip_compiler::ir::{
     Builder, DType, Graph, Model, NodeId, OriginId, Simplified, StopGradients, TensorType, Value, interpret, parse,
     print, simplify, verify, verify_model,
 };
-use alip_compiler::ops::Op;
+use alip_compiler::ops::{Op, ScalarOp};
 use alip_compiler::resolve::{Options, resolve};
-use alip_compiler::schedule::join_sums;
+use alip_compiler::schedule::{ScheduleOptions, join_sums, normal_form, recompute, schedule};
 use alip_plan::Target;
 
 fn trained(name: &str) -> Model {
@@ -91,6 +91,27 @@ fn a_step_with_joined_sums_is_the_same_step() {
         let [before, after] = [graph, &joined].map(|graph| interpret(graph, &inputs, &state).unwrap());
         assert_close(&before.outputs, &after.outputs);
         assert_close(&before.updates, &after.updates);
+    }
+}
+
+#[test]
+fn a_step_that_computes_values_again_is_the_same_step() {
+    for name in ["alip_tiny", "alip_tiny_rn"] {
+        let model = trained(name);
+        let target = Target::cpu();
+        let graph = normal_form(&model.programs["train"], &target, ScheduleOptions::default()).unwrap();
+        let again = recompute(&schedule(&graph, &target, ScheduleOptions::default())).unwrap();
+        let again = again.expect("a gelu is worth it");
+        verify(&again).unwrap();
+        let erfs = |graph: &Graph| graph.nodes().iter().filter(|node| node.op == Op::Pointwise(ScalarOp::Erf)).count();
+        println!("{name}: {} of {} erf again", erfs(&again) - erfs(&graph), erfs(&graph));
+        assert!(erfs(&again) > erfs(&graph), "{name}");
+        let seed = BTreeMap::from([("seed".to_owned(), Value::scalar(DType::I32, 1.0))]);
+        let mut state = interpret(&model.programs["init"], &seed, &BTreeMap::new()).unwrap().updates;
+        state.insert("train.total_steps".into(), Value::scalar(DType::I32, 20.0));
+        let inputs = some_inputs(&graph);
+        let [before, after] = [&graph, &again].map(|graph| interpret(graph, &inputs, &state).unwrap());
+        assert_eq!((before.outputs, before.updates), (after.outputs, after.updates), "{name}: the same bits");
     }
 }
 

@@ -8,7 +8,7 @@ use crate::ir::{Graph, NodeId};
 use crate::ops::Op;
 
 /// Most operations of an expression that is computed again rather than stored; a transcendental counts [`COSTLY`].
-const MOST_OPERATIONS: u32 = 24;
+pub(super) const MOST_OPERATIONS: u32 = 24;
 const COSTLY: u32 = 4;
 /// A source this many times smaller than the value made from it costs nothing to read again.
 const MUCH_SMALLER: u64 = 8;
@@ -85,14 +85,19 @@ fn of(graph: &Graph, id: NodeId, all: &[Facts]) -> Facts {
     facts
 }
 
-fn pointwise(graph: &Graph, id: NodeId, op: ScalarOp, all: &[Facts], facts: &mut Facts) {
+/// What a scalar operation costs, in simple ones.
+pub(super) fn operations(op: ScalarOp) -> u32 {
     use ScalarOp::*;
-    let node = graph.node(id);
-    let elements = node.ty.shape.elements();
-    facts.operations = match op {
+    match op {
         Exp | Ln | Sin | Cos | Tanh | Erf | Pow => COSTLY,
         _ => 1,
-    };
+    }
+}
+
+fn pointwise(graph: &Graph, id: NodeId, op: ScalarOp, all: &[Facts], facts: &mut Facts) {
+    let node = graph.node(id);
+    let elements = node.ty.shape.elements();
+    facts.operations = operations(op);
     let mut large: SmallVec<[NodeId; 2]> = SmallVec::new();
     for input in &node.inputs {
         let given = &all[input.index()];

@@ -2,7 +2,8 @@
 //!
 //! - [`normal_form`]: `pads` and `sums` join what can be written as parts of one value, `prepare` does the rest.
 //! - `facts` gathers what is known of each node, `place` (with `attention`) decides where nodes are computed, `siblings` what
-//!   is near enough to be one kernel, `group` holds the decisions, `layout` and `operands` know which views are affine.
+//!   is near enough to be one kernel, `recompute` what is computed again rather than kept, `group` holds the decisions,
+//!   `layout` and `operands` know which views are affine.
 //! - [`memory`] gives every stored value its place; [`check`] replays a program and proves that nothing live is overwritten.
 //!
 //! Invariants: deterministic (no clocks, no iteration over hash maps), time nearly linear in the number of nodes, and what
@@ -19,6 +20,7 @@ mod operands;
 mod pads;
 mod place;
 mod prepare;
+mod recompute;
 mod siblings;
 mod sums;
 
@@ -35,6 +37,7 @@ pub(crate) use self::layout::{Layout, ViewOp};
 pub(crate) use self::operands::{gather, product};
 pub use self::pads::join_pads;
 pub use self::prepare::prepare;
+pub use self::recompute::recompute;
 pub use self::sums::join_sums;
 use crate::diag::Diagnostics;
 use crate::ir::{Graph, NodeId};

@@ -384,6 +384,8 @@ impl Groups<'_> {
     fn place_dot(&mut self, id: NodeId, dot: &Dot, uses: Vec<(MemberId, usize)>) {
         let (mut sites, whole) = self.sites(id, uses);
         let needed = self.required[id.index()] || !whole.is_empty();
+        // The first to read it is the one to compute it: for a later one it would have to wait in memory anyway.
+        sites.sort_by_key(|site| site.uses.iter().map(|(member, _)| self.members[*member].node).min());
         let domain = self.product_domain(id, dot);
         let mut host = None;
         for index in 0..if self.fuse { sites.len() } else { 0 } {

@@ -1,0 +1,191 @@
+//! Large values that wait long for their last readers are computed again for them, instead of kept.
+//!
+//! A training step keeps for its backward pass what the forward pass computed. Some of it is cheap to have again: the result
+//! of a gelu is needed once more, as an operand of a weight's gradient, while the gelu's own input is kept anyway, for its
+//! derivative. From the finished schedule this pass sees who reads what when, and gives late readers a value of their own;
+//! the program is scheduled again with it.
+//!
+//! A value is computed again if its expression is pointwise and short, if what it is computed from is in memory at that time
+//! anyway, and if it is large enough among all that is kept to be worth a launch. The same operations on the same values
+//! give the same bits.
+
+use std::collections::{HashMap, HashSet};
+
+use super::Schedule;
+use super::facts::{MOST_OPERATIONS, base, operations};
+use crate::diag::{Diagnostic, Diagnostics};
+use crate::ir::{Graph, NodeId};
+use crate::ops::{Op, OpError};
+
+/// A value that no launch of so many reads is waiting; a layer of a transformer takes about as many.
+const LONG: usize = 16;
+/// A value is worth a launch if it is at least this part of all that waits.
+const WORTHWHILE: u64 = 256;
+
+/// A stored value, and who reads it when.
+struct Waiting {
+    value: NodeId,
+    bytes: u64,
+    /// Nodes that read it after the longest wait, and when the first of them does.
+    late: HashSet<NodeId>,
+    from: usize,
+}
+
+/// The same program with late readers' values computed again; none if there is nothing to gain.
+///
+/// # Errors
+/// An op refuses its inputs, which only a defect of this pass can cause.
+pub fn recompute(schedule: &Schedule<'_>) -> Result<Option<Graph>, Diagnostics> {
+    let chosen = choose(schedule);
+    if chosen.is_empty() {
+        return Ok(None);
+    }
+    let graph = schedule.groups.graph;
+    let late = chosen.iter().flat_map(|waiting| waiting.late.iter().map(|reader| (*reader, waiting.value)));
+    let mut again: HashMap<NodeId, Vec<NodeId>> = HashMap::new();
+    late.for_each(|(reader, value)| again.entry(reader).or_default().push(value));
+    let stored = |id: NodeId| is_stored(schedule, id);
+    let rebuild =
+        Rebuild { graph, new: graph.successor(), moved: Vec::new(), again, copies: HashMap::new(), stored: &stored };
+    rebuild.run().map(Some).map_err(|error| {
+        let message = format!("internal: computing values of program `{}` again", graph.name);
+        Diagnostic::error(message).note(error.message).into()
+    })
+}
+
+fn is_stored(schedule: &Schedule<'_>, id: NodeId) -> bool {
+    let given = matches!(schedule.groups.graph.node(id).op, Op::Input { .. } | Op::State { .. });
+    given || !schedule.groups.writers[id.index()].is_empty()
+}
+
+fn choose(schedule: &Schedule<'_>) -> Vec<Waiting> {
+    let groups = &schedule.groups;
+    let graph = groups.graph;
+    let mut at = vec![0; groups.groups.len()];
+    for (position, group) in schedule.order.iter().enumerate() {
+        at[*group] = position;
+    }
+    let position = |member: &usize| at[groups.find(groups.members[*member].group)];
+    let mut total = 0;
+    let mut waiting = Vec::new();
+    for id in graph.ids() {
+        let [writer] = groups.writers[id.index()].as_slice() else { continue };
+        let mut reads: Vec<(usize, NodeId)> =
+            groups.loads[id.index()].iter().map(|member| (position(member), groups.members[*member].node)).collect();
+        reads.sort_unstable();
+        let mut before = at[groups.find(*writer)];
+        let mut longest = (0, 0);
+        for (index, (when, _)) in reads.iter().enumerate() {
+            longest = longest.max((when.saturating_sub(before), index));
+            before = *when;
+        }
+        if longest.0 < LONG {
+            continue;
+        }
+        let bytes = graph.shape(id).elements() * graph.ty(id).dtype.bytes();
+        total += bytes;
+        let (early, late) = reads.split_at(longest.1);
+        let late: HashSet<NodeId> = late.iter().map(|(_, node)| *node).collect();
+        let both = early.iter().any(|(_, node)| late.contains(node));
+        if !both && !groups.required[id.index()] && matches!(graph.node(id).op, Op::Pointwise(_)) {
+            waiting.push(Waiting { value: id, bytes, late, from: reads[longest.1].0 });
+        }
+    }
+    // What another value is computed from again has to stay.
+    let mut sources: HashSet<NodeId> = HashSet::new();
+    let mut gone: HashSet<NodeId> = HashSet::new();
+    waiting.retain(|waiting| {
+        let mut found = Vec::new();
+        let worth = waiting.bytes.saturating_mul(WORTHWHILE) >= total && !sources.contains(&waiting.value);
+        if !worth || !expression(schedule, waiting.value, &mut found) {
+            return false;
+        }
+        let there = |source: &NodeId| {
+            let small = graph.shape(*source).elements() * 8 <= graph.shape(waiting.value).elements();
+            let given = groups.writers[source.index()].is_empty();
+            let last = groups.loads[source.index()].iter().map(position).max().unwrap_or(0);
+            !gone.contains(source) && (small || given || last + LONG >= waiting.from)
+        };
+        let fits = found.iter().all(there);
+        if fits {
+            sources.extend(found);
+            gone.insert(waiting.value);
+        }
+        fits
+    });
+    waiting
+}
+
+/// What a value is computed from pointwise, in memory; false if it is not, or not with few operations.
+fn expression(schedule: &Schedule<'_>, value: NodeId, sources: &mut Vec<NodeId>) -> bool {
+    let graph = schedule.groups.graph;
+    let mut left = MOST_OPERATIONS;
+    let mut seen = HashSet::new();
+    let mut open = vec![value];
+    while let Some(id) = open.pop() {
+        let (id, op) = base(graph, id);
+        if !seen.insert(id) {
+            continue;
+        }
+        match op {
+            _ if id != value && is_stored(schedule, id) => sources.push(id),
+            Op::Const { .. } => {}
+            Op::Pointwise(op) if operations(*op) <= left => {
+                left -= operations(*op);
+                open.extend(&graph.node(id).inputs);
+            }
+            _ => return false,
+        }
+    }
+    true
+}
+
+struct Rebuild<'a> {
+    graph: &'a Graph,
+    new: Graph,
+    moved: Vec<NodeId>,
+    /// Readers and the values that are computed again for them.
+    again: HashMap<NodeId, Vec<NodeId>>,
+    copies: HashMap<NodeId, NodeId>,
+    stored: &'a dyn Fn(NodeId) -> bool,
+}
+
+impl Rebuild<'_> {
+    fn run(mut self) -> Result<Graph, OpError> {
+        let graph = self.graph;
+        for id in graph.ids() {
+            let node = graph.node(id);
+            let values = self.again.remove(&id).unwrap_or_default();
+            let mut inputs = Vec::with_capacity(node.inputs.len());
+            for input in &node.inputs {
+                inputs.push(match values.contains(&base(graph, *input).0) {
+                    true => self.copy(*input, base(graph, *input).0)?,
+                    false => self.moved[input.index()],
+                });
+            }
+            let new = self.new.add(node.op.clone(), &inputs, node.origin)?;
+            self.moved.push(new);
+        }
+        let port = |(name, id): (&String, &NodeId)| (name.clone(), self.moved[id.index()]);
+        self.new.inputs = graph.inputs.iter().map(port).collect();
+        self.new.outputs = graph.outputs.iter().map(port).collect();
+        self.new.updates = graph.updates.iter().map(port).collect();
+        self.new.values = graph.values.iter().map(port).collect();
+        Ok(self.new)
+    }
+
+    /// Adds again what stands between `id` and what is in memory; `value` itself is not.
+    fn copy(&mut self, id: NodeId, value: NodeId) -> Result<NodeId, OpError> {
+        let node = self.graph.node(id);
+        if id != value && (self.stored)(id) || node.inputs.is_empty() {
+            return Ok(self.moved[id.index()]);
+        }
+        if let Some(copy) = self.copies.get(&id) {
+            return Ok(*copy);
+        }
+        let inputs = node.inputs.iter().map(|input| self.copy(*input, value)).collect::<Result<Vec<_>, _>>()?;
+        let copy = self.new.add(node.op.clone(), &inputs, node.origin)?;
+        self.copies.insert(id, copy);
+        Ok(copy)
+    }
+}
