@@ -62,6 +62,8 @@ pub struct Compiled {
     pub explained: BTreeMap<String, Explanation>,
     /// What the e-graph did.
     pub optimized: OptimizeReport,
+    /// Faults that were worked around.
+    pub warnings: Vec<Diagnostic>,
 }
 
 /// What the e-graph did to all programs.
@@ -71,6 +73,34 @@ pub struct OptimizeReport {
     pub programs: Vec<(String, Report)>,
     /// Every distinct region.
     pub regions: Vec<RegionReport>,
+}
+
+/// One line per program with what the model of costs predicts, then one per distinct region, those that matter most first.
+impl std::fmt::Display for OptimizeReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (program, report) in self.programs.iter().filter(|(_, report)| report.regions > 0) {
+            let Report { nodes, regions, distinct, cost: (before, after), fired, .. } = report;
+            let milliseconds = |seconds: f64| format!("{:.2} ms", seconds * 1e3);
+            writeln!(
+                f,
+                "{program}: {} nodes to {}, {regions} regions, {distinct} new; predicted {} to {}, {} launches to {}; {} rules",
+                nodes.0,
+                nodes.1,
+                milliseconds(before.seconds),
+                milliseconds(after.seconds),
+                before.launches,
+                after.launches,
+                fired.len(),
+            )?;
+        }
+        let mut regions: Vec<&RegionReport> = self.regions.iter().collect();
+        let weight = |region: &RegionReport| region.cost.0.seconds * f64::from(region.occurrences);
+        regions.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
+        for region in regions {
+            writeln!(f, "{region}")?;
+        }
+        Ok(())
+    }
 }
 
 /// Compiles all programs of a model.
@@ -107,6 +137,10 @@ pub fn compile_model(
             crate::ir::verify(&graph)?;
         }
         run.dump("optimize", &name, || crate::ir::print(&graph));
+        run.compiled.warnings.extend(report.faults.iter().map(|(rule, why)| {
+            Diagnostic::warning(format!("rule `{rule}` merges {why}; what it was applied to stays as it is"))
+                .help("this is a fault of the compiler; please report it with the spec")
+        }));
         run.compiled.optimized.programs.push((name.clone(), report));
         optimized.push((name, graph));
     }

@@ -92,6 +92,7 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
     let (mut plan, mut explained) = (None, BTreeMap::new());
     let mut optimized = OptimizeReport::default();
     let mut rewrites = transform::Report::default();
+    let mut faults = Vec::new();
     if !stops("resolve") {
         let start = Instant::now();
         rewrites = transform::forward(&mut resolved, &options.compile.transform)?;
@@ -113,7 +114,9 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
         dumps.extend(compiled.dumps);
         timings.extend(compiled.timings);
         optimized = compiled.optimized;
+        faults = compiled.warnings;
     }
-    let warnings = resolved.warnings.clone();
+    let mut warnings = resolved.warnings.clone();
+    warnings.extend(faults);
     Ok(CompiledSpec { resolved, plan, rewrites, warnings, dumps, timings, explained, optimized })
 }

@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::{Diagnostics, SourceId, SourceMap};
 use alip_compiler::ir;
+use alip_compiler::optimize::{self, OptimizeOptions, Optimized, rule_names};
 use alip_compiler::resolve::{self, Checked, Options};
 use alip_compiler::schedule::{self, ScheduleOptions};
 use alip_compiler::spec::{self, GraphSpec, ModuleSpec, SpecFile};
@@ -59,6 +60,7 @@ const COMMANDS: &[(&str, Run)] = &[
     ("schedule", groups),
     ("transform", rewritten),
     ("lift", lift),
+    ("optimize", optimize),
 ];
 
 /// Checks a spec, to which the other files are visible; prints its state and programs with warnings, or its errors.
@@ -216,6 +218,27 @@ fn lift(case: &Case) -> String {
     show(&sources, lifted)
 }
 
+/// Optimises each of the other files, a graph as text; prints it with the rules that applied. Arguments are names of rules
+/// and themes to leave out.
+fn optimize(case: &Case) -> String {
+    let without = case.args.split_whitespace().map(str::to_owned).collect();
+    let options = OptimizeOptions { enabled: true, without };
+    let one = |(name, text): &(String, String)| {
+        let graph = ir::parse(text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let optimized = optimize::optimize(&graph, &Target::cpu(), &options);
+        let Optimized { graph, report } = optimized.unwrap_or_else(|errors| panic!("{name}: {errors}"));
+        let origins = |line: &&str| !line.starts_with("origin ") && !line.starts_with("graph");
+        let node = |line: &str| format!("{}\n", line.rsplit_once(" @").map_or(line, |(node, _)| node));
+        let nodes: String = ir::print(&graph).lines().filter(origins).map(node).collect();
+        let taken = |(rule, _): (&&str, &u32)| {
+            format!("{rule}{}", if report.fired.contains_key(*rule) { " (taken)" } else { "" })
+        };
+        let rules: Vec<String> = report.applied.iter().map(taken).collect();
+        format!("== {name}\n{nodes}rules: {}\n\n", rules.join(", "))
+    };
+    case.files[1..].iter().map(one).collect()
+}
+
 fn load(case: &Case) -> (SourceMap, Vec<SourceId>) {
     let mut sources = SourceMap::new();
     let ids = case.files.iter().map(|(name, text)| sources.add(name, text)).collect();
@@ -333,6 +356,19 @@ fn filetests() {
         }
     }
     assert!(failures.is_empty(), "{failures}\nRun with ALIP_BLESS=1 to write what is printed now into the files.");
+}
+
+#[test]
+fn every_rule_applies_in_some_filetest() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("filetests/optimize");
+    let mut paths = Vec::new();
+    collect(&folder, &mut paths);
+    let texts: Vec<String> = paths.iter().map(|path| std::fs::read_to_string(path).expect("it is there")).collect();
+    let lists = texts.iter().flat_map(|text| text.lines()).filter_map(|line| line.strip_prefix("// rules: "));
+    let applied: Vec<&str> =
+        lists.flat_map(|list| list.split(", ")).map(|rule| rule.trim_end_matches(" (taken)")).collect();
+    let missing: Vec<_> = rule_names().into_iter().filter(|(_, rule)| !applied.contains(rule)).collect();
+    assert!(missing.is_empty(), "rules without a filetest in filetests/optimize: {missing:?}");
 }
 
 fn collect(folder: &Path, paths: &mut Vec<PathBuf>) {

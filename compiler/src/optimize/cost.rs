@@ -102,7 +102,8 @@ impl Role {
     }
 }
 
-fn weight(op: ScalarOp) -> u32 {
+/// Operations that a scalar operation counts as.
+pub(crate) fn weight(op: ScalarOp) -> u32 {
     use ScalarOp::*;
     match op {
         Exp | Ln | Sin | Cos | Tanh | Erf | Pow => COSTLY,
@@ -123,6 +124,8 @@ pub(crate) struct Step {
     pub(crate) output: bool,
     /// Reads whole tensors at computed places, as a gather does.
     pub(crate) random_access: bool,
+    /// Operands of a product that it cannot read as they lie, one bit each.
+    pub(crate) copied: u8,
 }
 
 /// Number of a kernel.
@@ -175,6 +178,11 @@ pub struct Cost {
     pub launches: u32,
 }
 
+/// Operands that are copied first, with their numbers.
+fn copied(step: &Step) -> impl Iterator<Item = (usize, u32)> + '_ {
+    step.operands.iter().copied().enumerate().filter(|(at, _)| step.copied & (1 << at) != 0)
+}
+
 impl Evaluator {
     /// The cost of steps in order.
     pub(crate) fn cost(&mut self, steps: &[Step], machine: &Machine) -> Cost {
@@ -203,9 +211,18 @@ impl Evaluator {
                 Role::Product(seconds) | Role::Whole(seconds) => {
                     arithmetic += seconds;
                     let shape = if matches!(step.role, Role::Product(_)) { Shape::Product } else { Shape::Whole };
+                    let mut copies = 0.0;
+                    for (_, operand) in copied(step) {
+                        let copy = self.kernel(Shape::Map, steps[operand as usize].elements);
+                        self.read(copy, self.places[operand as usize].base);
+                        copies += 2.0 * steps[operand as usize].bytes;
+                    }
+                    bytes += copies;
                     let kernel = self.kernel(shape, step.elements);
-                    for operand in &step.operands {
-                        self.read(kernel, self.places[*operand as usize].base);
+                    for (at, operand) in step.operands.iter().enumerate() {
+                        if step.copied & (1 << at) == 0 {
+                            self.read(kernel, self.places[*operand as usize].base);
+                        }
                     }
                     let place = &mut self.places[at];
                     place.home = Some(kernel);
@@ -346,6 +363,12 @@ impl Evaluator {
             Shape::Rows(_) => self.kernels[*kernel].elements == step.elements,
             _ => false,
         });
+        // Reductions of one value over the same rows are one kernel.
+        let beside = |kernel: &Kernel| {
+            let alike = kernel.shape == Shape::Rows(points) && kernel.elements == step.elements;
+            alike && sources.iter().any(|source| kernel.reads.contains(source))
+        };
+        let host = host.or_else(|| self.kernels.iter().position(beside));
         let kernel = match host {
             Some(kernel) => kernel,
             None => self.kernel(Shape::Map, step.elements),

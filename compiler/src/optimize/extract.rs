@@ -8,18 +8,23 @@
 //!
 //! Deterministic, and bounded by counts. Where nothing is cheaper than the region, the region stays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 use egg::Id;
 use smallvec::SmallVec;
 
 use super::cost::{Cost, Evaluator, Machine, Role, Step};
-use super::language::{EGraph, Term};
+use super::language::{EGraph, OpId, Term};
+use super::site::sides;
 use crate::ir::TensorType;
-use crate::ops::Op;
+use crate::ops::{Dot, Op};
+use crate::schedule::{Layout, ViewOp, product};
 
 /// Most evaluations per region.
 const MOST_EVALUATIONS: u32 = 3000;
+/// Most choices of a region that are looked at more closely.
+const MOST_FOUND: usize = 8;
 /// A gain below this part of the whole is rounding of the sum.
 const LEAST_GAIN: f64 = 1e-9;
 
@@ -30,12 +35,63 @@ pub(crate) struct Candidate {
     role: Role,
     random_access: bool,
     children: SmallVec<[u32; 3]>,
+    /// Of a product.
+    dot: Option<Rc<Product>>,
+    /// Of a view of one operand.
+    view: Option<Rc<View>>,
+}
+
+/// How a product reads its operands.
+#[derive(Debug)]
+struct Product {
+    batch: usize,
+    contracted: usize,
+    /// The dimensions of each operand as batch, free, contracted.
+    order: [Vec<usize>; 2],
+    /// The operand in memory as it is can be read.
+    plain: [bool; 2],
+}
+
+/// A view as the schedule sees it.
+#[derive(Debug)]
+struct View {
+    /// Distinct for distinct views of distinct shapes.
+    number: u32,
+    step: ViewOp,
+}
+
+fn reads(dot: &Dot, types: &[&TensorType]) -> Product {
+    let mut contract = dot.contract.clone();
+    contract.sort_unstable();
+    let dot = Dot { batch: dot.batch.clone(), contract };
+    let both = sides(&dot, [types[0].shape.rank(), types[1].shape.rank()]);
+    let order = both.map(|side| [side.batch, side.free, side.contract].concat());
+    let plain = [0, 1].map(|side: usize| {
+        let layout = Layout::through(&types[side].shape.sizes(), &[ViewOp::Transpose(order[side].clone())]);
+        layout.is_some_and(|layout| product(&layout, dot.batch.len(), dot.contract.len()).is_some())
+    });
+    Product { batch: dot.batch.len(), contracted: dot.contract.len(), order, plain }
+}
+
+/// The view that an op is, from the sizes of its operand and of its result.
+fn view_step(op: &Op, from: &[u64], to: &[u64]) -> Option<ViewOp> {
+    let same = from.iter().product::<u64>() == to.iter().product::<u64>();
+    Some(match op {
+        Op::Transpose { perm } => ViewOp::Transpose(perm.clone()),
+        Op::Broadcast { dims, .. } if !same => ViewOp::Broadcast(to.to_vec(), dims.clone()),
+        Op::Slice { start, step, .. } if !same => {
+            ViewOp::Slice(start.iter().zip(to).zip(step).map(|((start, size), step)| (*start, *size, *step)).collect())
+        }
+        Op::Reshape { .. } | Op::Broadcast { .. } | Op::Slice { .. } => ViewOp::Reshape(to.to_vec()),
+        _ => return None,
+    })
 }
 
 /// A class of which one term can be chosen.
 pub(crate) struct Class {
     pub(crate) id: Id,
     pub(crate) candidates: Vec<Candidate>,
+    sizes: Vec<u64>,
     elements: f64,
     bytes: f64,
     output: bool,
@@ -49,6 +105,8 @@ pub(crate) struct Extraction<'m> {
     index: BTreeMap<Id, u32>,
     evaluator: Evaluator,
     evaluations: u32,
+    /// Whether a product can read an operand through these views: by product, side and the classes' terms below.
+    readable: HashMap<(OpId, bool, SmallVec<[u32; 8]>), bool>,
     /// Position of a class in the order of the evaluation that is being made.
     position: Vec<u32>,
 }
@@ -68,6 +126,7 @@ impl<'m> Extraction<'m> {
             index: BTreeMap::new(),
             evaluator: Evaluator::default(),
             evaluations: 0,
+            readable: HashMap::new(),
             position: Vec::new(),
         };
         for output in outputs {
@@ -95,7 +154,8 @@ impl<'m> Extraction<'m> {
         let elements = ty.shape.elements() as f64;
         let bytes = elements * ty.dtype.bytes() as f64;
         let class = self.classes.len() as u32;
-        self.classes.push(Class { id, candidates: Vec::new(), elements, bytes, output: false });
+        let sizes = ty.shape.sizes();
+        self.classes.push(Class { id, candidates: Vec::new(), sizes, elements, bytes, output: false });
         self.index.insert(id, class);
         class
     }
@@ -108,8 +168,14 @@ impl<'m> Extraction<'m> {
         let literal = fact.splat.is_some() && types.len() < 2;
         let role = Role::of(op, &types, &fact.ty, literal, self.machine);
         let random_access = matches!(op, Op::Gather { .. } | Op::Random { .. });
+        let dot = if let Op::Dot(dot) = op { Some(Rc::new(reads(dot, &types))) } else { None };
+        let view = match role {
+            Role::View => view_step(op, &types[0].shape.sizes(), &fact.ty.shape.sizes())
+                .map(|step| Rc::new(View { number: term.op, step })),
+            _ => None,
+        };
         let children = term.children.iter().map(|child| self.class(egraph, egraph.find(*child))).collect();
-        Candidate { term: term.clone(), role, random_access, children }
+        Candidate { term: term.clone(), role, random_access, children, dot, view }
     }
 
     pub(crate) fn class_of(&self, id: Id) -> Option<u32> {
@@ -156,7 +222,8 @@ impl<'m> Extraction<'m> {
     pub(crate) fn cost(&mut self, choice: &Choice) -> Option<Cost> {
         self.evaluations += 1;
         let order = self.order(choice)?;
-        let step = |class: &u32| {
+        let copied: Vec<u8> = order.iter().map(|class| self.copied(choice, *class)).collect();
+        let step = |(class, copied): (&u32, u8)| {
             let candidate = self.candidate_of(choice, *class);
             let Class { elements, bytes, output, .. } = &self.classes[*class as usize];
             Step {
@@ -166,10 +233,55 @@ impl<'m> Extraction<'m> {
                 operands: candidate.children.iter().map(|child| self.position[*child as usize]).collect(),
                 output: *output,
                 random_access: candidate.random_access,
+                copied,
             }
         };
-        let steps: Vec<Step> = order.iter().map(step).collect();
+        let steps: Vec<Step> = order.iter().zip(copied).map(step).collect();
         Some(self.evaluator.cost(&steps, self.machine))
+    }
+
+    /// Which operands of a product lie so that it has to have them copied, one bit each.
+    fn copied(&mut self, choice: &Choice, class: u32) -> u8 {
+        let candidate = self.candidate_of(choice, class);
+        let Some(dot) = &candidate.dot else { return 0 };
+        let (dot, op, children) = (dot.clone(), candidate.term.op, candidate.children.clone());
+        let mut bits = 0;
+        for (side, child) in children.iter().enumerate() {
+            let mut key = SmallVec::new();
+            let mut base = *child;
+            while let Some(view) = &self.candidate_of(choice, base).view {
+                key.push(view.number);
+                base = self.candidate_of(choice, base).children[0];
+            }
+            if key.is_empty() && dot.plain[side] {
+                continue;
+            }
+            key.push(base);
+            let key = (op, side == 1, key);
+            let readable = match self.readable.get(&key) {
+                Some(readable) => *readable,
+                None => {
+                    let readable = self.can_read(choice, &dot, side, *child);
+                    self.readable.insert(key, readable);
+                    readable
+                }
+            };
+            bits |= u8::from(!readable) << side;
+        }
+        bits
+    }
+
+    fn can_read(&self, choice: &Choice, dot: &Product, side: usize, operand: u32) -> bool {
+        let mut chain = Vec::new();
+        let mut base = operand;
+        while let Some(view) = &self.candidate_of(choice, base).view {
+            chain.push(view.step.clone());
+            base = self.candidate_of(choice, base).children[0];
+        }
+        chain.reverse();
+        chain.push(ViewOp::Transpose(dot.order[side].clone()));
+        let layout = Layout::through(&self.classes[base as usize].sizes, &chain);
+        layout.is_some_and(|layout| product(&layout, dot.batch, dot.contracted).is_some())
     }
 
     /// The cheapest tree of every class: shared terms count at each place, which makes it no more than a start.
@@ -216,31 +328,49 @@ impl<'m> Extraction<'m> {
             }
     }
 
-    /// The terms of the cheapest choice found, operands first, each with its class, and its cost; `None` if it is not below
-    /// a bound.
-    pub(crate) fn cheaper(&mut self, start: Choice, bound: Cost) -> Option<(Vec<(Id, Term)>, Cost)> {
-        let mut best: Option<(Choice, Cost)> = None;
+    /// Choices that cost less than a bound, the cheapest first, each as terms with their classes, operands first, and its
+    /// cost; fewer steps from the start come after those with more.
+    pub(crate) fn cheaper(&mut self, start: Choice, bound: Cost) -> Vec<(Vec<(Id, Term)>, Cost)> {
+        let mut found: Vec<(Choice, Cost)> = Vec::new();
         for start in [start, self.cheapest_trees()] {
             let Some(cost) = self.cost(&start) else { continue };
-            let (choice, cost) = self.improve(start, cost);
-            let least = best.as_ref().map_or(bound.seconds, |(_, cost)| cost.seconds);
-            if cost.seconds < least * (1.0 - LEAST_GAIN) {
-                best = Some((choice, cost));
+            let path = self.improve(start, cost);
+            // All of the way, half of it, a quarter, ...
+            let mut at = path.len();
+            while at > 0 && found.len() < MOST_FOUND {
+                found.push(path[at - 1].clone());
+                at /= 2;
             }
         }
-        let (choice, cost) = best?;
-        let order = self.order(&choice)?;
-        let term = |class: &u32| (self.classes[*class as usize].id, self.candidate_of(&choice, *class).term.clone());
-        Some((order.iter().map(term).collect(), cost))
+        found.retain(|(_, cost)| cost.seconds < bound.seconds * (1.0 - LEAST_GAIN));
+        found.sort_by(|a, b| a.1.seconds.total_cmp(&b.1.seconds));
+        found.dedup_by(|a, b| a.0 == b.0);
+        let mut chosen = Vec::new();
+        for (choice, cost) in found {
+            let Some(order) = self.order(&choice) else { continue };
+            let term =
+                |class: &u32| (self.classes[*class as usize].id, self.candidate_of(&choice, *class).term.clone());
+            chosen.push((order.iter().map(term).collect(), cost));
+        }
+        chosen
     }
 
-    fn improve(&mut self, mut choice: Choice, mut cost: Cost) -> (Choice, Cost) {
+    /// The operands of a candidate.
+    #[cfg(test)]
+    pub(crate) fn children(&self, class: u32, number: usize) -> Vec<u32> {
+        self.classes[class as usize].candidates[number].children.to_vec()
+    }
+
+    /// The choices on the way down from a start, itself first.
+    fn improve(&mut self, choice: Choice, cost: Cost) -> Vec<(Choice, Cost)> {
         self.evaluations = 0;
+        let mut path = vec![(choice.clone(), cost)];
+        let (mut choice, mut cost) = (choice, cost);
         loop {
             let before = cost.seconds;
             for moved in self.moves(&choice) {
                 if self.evaluations > MOST_EVALUATIONS {
-                    return (choice, cost);
+                    return path;
                 }
                 let mut changed = choice.clone();
                 moved.iter().for_each(|(class, number)| changed[*class as usize] = *number);
@@ -251,10 +381,11 @@ impl<'m> Extraction<'m> {
                     && after.seconds < cost.seconds * (1.0 - LEAST_GAIN)
                 {
                     (choice, cost) = (changed, after);
+                    path.push((choice.clone(), cost));
                 }
             }
             if cost.seconds >= before * (1.0 - LEAST_GAIN) {
-                return (choice, cost);
+                return path;
             }
         }
     }

@@ -394,6 +394,13 @@ impl Values {
     }
 }
 
+/// The e-graph of a random term that a rule is tried on.
+pub(super) fn example_of(rule: &Rule, seed: u64) -> Option<Written> {
+    let own = [rule.left.clone()];
+    let patterns: &[Pat] = if rule.examples.is_empty() { &own } else { &rule.examples };
+    example(rule, &patterns[seed as usize % patterns.len()], seed).map(|graph| written(&graph))
+}
+
 /// Applies a rule wherever it matches an example; yields how often it did.
 fn check_example(rule: &Rule, graph: &Graph, seed: u64) -> Result<usize, String> {
     let mut written = written(graph);

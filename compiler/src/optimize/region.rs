@@ -6,9 +6,9 @@
 //!   Where to cut depends on nothing but nearby nodes, so that repeated blocks are cut alike, whatever they are called and
 //!   wherever they stand.
 //! - The connected parts of a run are its regions; products of one operand count as connected, since they may become one.
-//! - A region also holds copies of what is computed from constants alone, and of the views and scalings through which it
-//!   reads a value, so that these can be moved although they belong to an earlier region; what nobody reads any more is then
-//!   not made there.
+//! - A region also holds copies of what is computed from constants alone, of the views through which it reads a value, and
+//!   of the scalings through which its products do, so that these can be moved although they belong to an earlier region;
+//!   what nobody reads any more is then not made there.
 //! - Equal regions have equal [`Key`]s: ops, types, how nodes read each other, which of them are read from outside. Names
 //!   and origins are not in it.
 
@@ -28,8 +28,6 @@ const LONGEST: usize = 150;
 const NEARBY: usize = 64;
 /// A cut elsewhere than before a product is as bad as so many values that cross.
 const NOT_BEFORE_PRODUCT: u32 = 3;
-/// Longest chain of views and scalings that is copied into a region.
-const MOST_COPIED: usize = 8;
 
 /// What the nodes of a graph are to regions.
 pub(crate) struct Cut {
@@ -171,14 +169,18 @@ impl Region {
         let outputs: Vec<NodeId> = core.iter().copied().filter(|id| needed[id.index()]).collect();
         let inside = |id: NodeId| core.binary_search(&id).is_ok();
         let mut nodes: Vec<NodeId> = Vec::new();
-        let mut stack = outputs.clone();
-        let mut seen: HashMap<NodeId, ()> = stack.iter().map(|id| (*id, ())).collect();
-        while let Some(id) = stack.pop() {
+        let mut stack: Vec<(NodeId, bool)> = outputs.iter().map(|id| (*id, false)).collect();
+        let mut seen: HashMap<NodeId, ()> = outputs.iter().map(|id| (*id, ())).collect();
+        while let Some((id, below)) = stack.pop() {
             nodes.push(id);
-            for input in &graph.node(id).inputs {
-                let copied = || trivial[input.index()] || copied(graph, *input, trivial, MOST_COPIED);
+            let node = graph.node(id);
+            // Only a product can take a scaling over; elsewhere to compute it again is work, and no gain.
+            let passes = Kind::of(&node.op).is_view() || !inside(id);
+            let below = matches!(node.op, Op::Dot(_)) || (below && passes);
+            for input in &node.inputs {
+                let copied = || trivial[input.index()] || copied(graph, *input, trivial, below);
                 if (inside(*input) || copied()) && seen.insert(*input, ()).is_none() {
-                    stack.push(*input);
+                    stack.push((*input, below));
                 }
             }
         }
@@ -226,14 +228,15 @@ pub(crate) fn leaf_op(ops: &mut Interner, number: usize, ty: &TensorType) -> OpI
     ops.intern(&Op::Input { name: number.to_string().into(), ty: ty.clone() }).0
 }
 
-/// Whether a value from outside is copied: a view, or a scaling by a constant, of one other value.
-fn copied(graph: &Graph, id: NodeId, trivial: &[bool], depth: usize) -> bool {
+/// Whether a value from outside is copied: a view of one other value or, below a product, its scaling by a constant.
+fn copied(graph: &Graph, id: NodeId, trivial: &[bool], below_product: bool) -> bool {
     use ScalarOp::{Div, Mul, Neg};
     let node = graph.node(id);
     match &node.op {
-        _ if depth == 0 => false,
-        Op::Pointwise(Neg) => true,
-        Op::Pointwise(Mul | Div) => node.inputs.iter().filter(|input| !trivial[input.index()]).count() < 2,
+        Op::Pointwise(Neg) => below_product,
+        Op::Pointwise(Mul | Div) => {
+            below_product && node.inputs.iter().filter(|input| !trivial[input.index()]).count() < 2
+        }
         op => Kind::of(op).is_view(),
     }
 }

@@ -34,10 +34,51 @@ pub(crate) struct Solution {
     pub(crate) leaves: Vec<usize>,
     /// Rules whose results were taken, with the node of the region that they replaced.
     pub(crate) fired: Vec<(RuleId, usize)>,
+    /// How often rules merged two values.
+    pub(crate) applied: BTreeMap<RuleId, u32>,
     /// Rules that were found wrong.
     pub(crate) faults: Vec<(&'static str, String)>,
     /// Which report is about it.
     pub(crate) report: usize,
+}
+
+impl Solution {
+    /// The region as a program of its own, of which the values below outputs that are views are the results.
+    pub(crate) fn graph(&self, from: &Graph, region: &Region) -> Option<Graph> {
+        let mut graph = Graph::new(&from.name);
+        let mut leaves: Vec<Option<NodeId>> = vec![None; region.leaves.len()];
+        let mut placed: Vec<NodeId> = Vec::with_capacity(self.nodes.len());
+        for planned in &self.nodes {
+            let mut inputs: SmallVec<[NodeId; 3]> = SmallVec::new();
+            for operand in &planned.operands {
+                inputs.push(match operand {
+                    Operand::Node(at) => placed[*at],
+                    Operand::Leaf(leaf) => match leaves[*leaf] {
+                        Some(id) => id,
+                        None => {
+                            let ty = from.ty(region.leaves[*leaf]).clone();
+                            let op = Op::Input { name: leaf.to_string().into(), ty };
+                            *leaves[*leaf].insert(graph.add(op, &[], OriginId::default()).ok()?)
+                        }
+                    },
+                });
+            }
+            placed.push(graph.add(planned.op.clone(), &inputs, OriginId::default()).ok()?);
+        }
+        let inputs = leaves.iter().flatten().enumerate();
+        graph.inputs = inputs.map(|(at, id)| (at.to_string(), *id)).collect();
+        for operand in &self.outputs {
+            let Operand::Node(at) = operand else { continue };
+            let mut id = placed[*at];
+            while Kind::of(&graph.node(id).op).is_view() {
+                id = graph.node(id).inputs[0];
+            }
+            if !matches!(graph.node(id).op, Op::Input { .. }) {
+                graph.outputs.insert(id.0.to_string(), id);
+            }
+        }
+        Some(graph)
+    }
 }
 
 /// The e-graph of a region, and where its nodes went.
@@ -47,6 +88,14 @@ pub(crate) struct Written {
     /// The class of every node.
     classes: Vec<Id>,
     terms: Vec<Term>,
+}
+
+#[cfg(test)]
+impl Written {
+    /// The class of the last node.
+    pub(crate) fn output_classes(&self) -> Vec<Id> {
+        self.classes.last().copied().into_iter().collect()
+    }
 }
 
 impl Written {

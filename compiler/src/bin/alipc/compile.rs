@@ -70,7 +70,10 @@ pub(crate) struct Args {
     /// Do without a rewrite, rule or theme of rules
     #[arg(long, value_name = "NAME")]
     no_rule: Vec<String>,
-    /// Show the time of each pass
+    /// Optimise with the e-graph
+    #[arg(long)]
+    egraph: bool,
+    /// Show the time of each pass and what the e-graph did with each region
     #[arg(long)]
     timings: bool,
     /// Print one JSON object
@@ -109,7 +112,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
             }
             let text = if args.json { in_json(&done, args.timings) } else { in_words(&done) };
             if args.timings && !args.json {
-                eprint!("{}", times(&done.compiled.timings));
+                eprint!("{}{}", times(&done.compiled.timings), done.compiled.optimized);
             }
             crate::print(&text)
         }
@@ -154,7 +157,7 @@ fn options(args: &Args) -> Result<SpecOptions, Diagnostic> {
             target,
             schedule,
             transform,
-            optimize: OptimizeOptions { without, ..OptimizeOptions::default() },
+            optimize: OptimizeOptions { enabled: args.egraph, without },
             dump,
             stop_after: args.stop_after.clone(),
             ..CompileOptions::default()

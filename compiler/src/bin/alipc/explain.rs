@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use alip_compiler::diag::{Diagnostic, Diagnostics, SourceMap};
 use alip_compiler::ir::{NodeId, describe};
+use alip_compiler::optimize::OptimizeOptions;
 use alip_compiler::resolve::Options;
 use alip_compiler::schedule::{Explained, Explanation, ScheduleOptions, computes};
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
@@ -44,6 +45,9 @@ pub(crate) struct Args {
     /// Give every operation a kernel of its own
     #[arg(long)]
     no_fuse: bool,
+    /// Optimise with the e-graph
+    #[arg(long)]
+    egraph: bool,
 }
 
 pub(crate) fn run(args: &Args) -> ExitCode {
@@ -62,6 +66,7 @@ fn explain(args: &Args, sources: &mut SourceMap) -> Result<String, Diagnostics> 
         spec: Options { batch: args.batch, set: args.set.clone(), ..Options::default() },
         compile: CompileOptions {
             target: target(&args.target)?,
+            optimize: OptimizeOptions { enabled: args.egraph, ..OptimizeOptions::default() },
             schedule: ScheduleOptions { fuse: !args.no_fuse },
             explain: true,
             ..CompileOptions::default()
