@@ -18,6 +18,7 @@ pub mod resolve;
 pub mod schedule;
 pub mod spec;
 pub mod transform;
+pub mod trust;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

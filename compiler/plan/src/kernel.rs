@@ -210,7 +210,7 @@ pub enum ReduceKind {
     Max,
     /// Smallest.
     Min,
-    /// Index (I32) of the first largest element of the row.
+    /// Index (I32) of the first largest element of the row; NaN is passed over, and a row of nothing else has index 0.
     ArgMax,
 }
 

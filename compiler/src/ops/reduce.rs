@@ -69,8 +69,10 @@ impl Primitive for Reduce<'_> {
             ReduceKind::Prod => row.iter().product(),
             ReduceKind::Max => row.iter().copied().fold(f64::NEG_INFINITY, |best, x| larger(x, best)),
             ReduceKind::Min => -row.iter().fold(f64::NEG_INFINITY, |best, x| larger(-x, best)),
+            // NaN is passed over, whether it comes first or last.
             ReduceKind::ArgMax => {
-                row.iter().enumerate().fold(0, |best, (i, x)| if *x > row[best] { i } else { best }) as f64
+                let first = (0, f64::NEG_INFINITY);
+                row.iter().enumerate().fold(first, |best, (i, x)| if *x > best.1 { (i, *x) } else { best }).0 as f64
             }
         };
         let wrap = |x: f64| if out.dtype == DType::I32 { (x as i64) as i32 as f64 } else { x };

@@ -1,0 +1,97 @@
+//! Many cases, in parallel, and what they hit.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::judge::{Failure, Place, try_case};
+use super::{Case, differentiated, random_case};
+
+/// Steps of a graph: up to about 60 nodes, twice as many with gradients.
+pub const STEPS: usize = 18;
+
+/// Which cases to try, and where.
+#[derive(Clone, Debug)]
+pub struct Campaign {
+    /// One case each.
+    pub seeds: Range<u64>,
+    /// Most steps of a graph.
+    pub steps: usize,
+    /// The device.
+    pub place: Place,
+    /// Whether there are cases with NaN and infinities.
+    pub wild: bool,
+    /// Once so many have failed no more are begun.
+    pub enough: usize,
+}
+
+/// What a campaign met.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Cases tried.
+    pub cases: u64,
+    /// In how many cases each op stood, gradients included.
+    pub ops: BTreeMap<&'static str, u64>,
+    /// Seeds that failed, with how: all of them, in order.
+    pub failures: Vec<(u64, Failure)>,
+}
+
+/// Tries cases on as many threads as there are cores.
+pub fn campaign(what: &Campaign) -> Report {
+    let (next, report) = (AtomicU64::new(what.seeds.start), Mutex::new(Report::default()));
+    let lock = || report.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= what.seeds.end || lock().failures.len() >= what.enough {
+                return;
+            }
+            let case = random_case(seed, what.steps);
+            if case.is_wild() && !what.wild {
+                continue;
+            }
+            let result = try_case(&case, &what.place);
+            let mut report = lock();
+            report.cases += 1;
+            hit(&mut report.ops, &case);
+            if let Err(failure) = result {
+                report.failures.push((seed, failure));
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    let mut report = report.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    report.failures.sort_by_key(|(seed, _)| *seed);
+    report
+}
+
+fn hit(ops: &mut BTreeMap<&'static str, u64>, case: &Case) {
+    let Ok(program) = differentiated(&case.graph) else { return };
+    let mut names: Vec<&'static str> = program.nodes().iter().map(|node| node.op.name()).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        *ops.entry(name).or_default() += 1;
+    }
+}
+
+impl Report {
+    /// Adds what another campaign met.
+    pub fn add(&mut self, other: Report) {
+        self.cases += other.cases;
+        for (name, count) in other.ops {
+            *self.ops.entry(name).or_default() += count;
+        }
+        self.failures.extend(other.failures);
+    }
+
+    /// Hits per op, the rarest first.
+    pub fn table(&self) -> String {
+        let mut rows: Vec<(u64, &str)> = self.ops.iter().map(|(name, count)| (*count, *name)).collect();
+        rows.sort_unstable();
+        let cells = rows.iter().map(|(count, name)| format!("{name} {count}")).collect::<Vec<_>>();
+        format!("{} cases; graphs with each op: {}", self.cases, cells.join(", "))
+    }
+}
