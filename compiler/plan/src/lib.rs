@@ -8,10 +8,12 @@
 //!   equal bytes, so every collection here is ordered.
 //! - Kernels are shared: two steps with the same code refer to the same entry of [`Plan::kernels`].
 //! - This crate holds types, their laws (`check`) and the small pure functions that compiler and runtime must agree on
-//!   (`philox`, `bounds`, `packing`). It knows no driver, no graph, no e-graph, and depends on serde alone.
+//!   (`philox`, `bounds`, `packing`), and `fault`, which is nothing outside of one test. It knows no driver, no graph, no
+//!   e-graph, and depends on serde alone.
 
 pub mod bounds;
 pub mod check;
+pub mod fault;
 pub mod kernel;
 pub mod packing;
 pub mod philox;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use alip_plan::check::register_type;
+use alip_plan::fault::{Fault, planted};
 use alip_plan::kernel::{
     Conv2d, ConvKind, Lanes, Loop, Map, Product, Reduce, Reduction, ScalarOp, ScatterAdd, Stage, View,
 };
@@ -174,10 +175,18 @@ impl<'a> Lowering<'a> {
             (_, Op::Gather { batch }) => self.gather(block, id, *batch),
             (_, Op::Dot(_)) => block.push(PreOp::Op(ScalarOp::Product), DType::F32, &[]),
             (_, Op::Pointwise(op)) => {
-                let args: Vec<u16> = (0..node.inputs.len()).map(|i| self.input(block, place, id, i)).collect();
+                let mut args: Vec<u16> = (0..node.inputs.len()).map(|i| self.input(block, place, id, i)).collect();
+                let epilogue = matches!(self.group.kind, Kind::Product(_));
+                if epilogue && *op == ScalarOp::Sub && planted(Fault::EpilogueSubSwapped) {
+                    args.swap(0, 1);
+                }
                 let first = if *op == ScalarOp::Select { 1 } else { 0 };
                 let of = node.inputs.get(first).map_or(dtype, |input| self.dtype(*input));
-                block.push(PreOp::Op(*op), of, &args)
+                let value = block.push(PreOp::Op(*op), of, &args);
+                if epilogue && *op == ScalarOp::Tanh && planted(Fault::EpilogueTwice) {
+                    return block.push(PreOp::Op(*op), of, &[value]);
+                }
+                value
             }
             (_, op) => unreachable!("{op:?} is never computed at a point"),
         }

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use alip_plan::fault::{Fault, planted};
 use indexmap::IndexMap;
 use smallvec::SmallVec;
 
@@ -187,6 +188,7 @@ impl Simplifier {
             Add | Or if is(0, 0.0) => Some(inputs[1]),
             Mul | And if is(1, 1.0) => Some(inputs[0]),
             Mul | And if is(0, 1.0) => Some(inputs[1]),
+            Mul if is(1, 0.0) && planted(Fault::TimesZeroIsIdentity) => Some(inputs[0]),
             Sub if is(1, 0.0) => Some(inputs[0]),
             Div | Pow if is(1, 1.0) => Some(inputs[0]),
             Min | Max | And | Or if inputs[0] == inputs[1] => Some(inputs[0]),
@@ -324,7 +326,9 @@ impl Simplifier {
             }
             (Op::Reshape { shape }, Op::Reshape { .. }) => Op::Reshape { shape: shape.clone() },
             (Op::Transpose { perm }, Op::Transpose { perm: first }) => {
-                Op::Transpose { perm: perm.iter().map(|axis| first[*axis]).collect() }
+                let (outer, inner) =
+                    if planted(Fault::TransposesComposedBackwards) { (first, perm) } else { (perm, first) };
+                Op::Transpose { perm: outer.iter().map(|axis| inner[*axis]).collect() }
             }
             (Op::Broadcast { shape, dims }, Op::Broadcast { dims: first, .. }) => {
                 Op::Broadcast { shape: shape.clone(), dims: first.iter().map(|axis| dims[*axis]).collect() }

@@ -16,6 +16,7 @@
 //! `dv = p^T g`, `dS = p (g v^T - delta)`, `dq = scale dS k`, `dk = scale dS^T q`. And for a gradient `g` of `lse`:
 //! `dq = g scale p k`, `dk = scale p^T (g q)`, which are members of the family again.
 
+use alip_plan::fault::{Fault, planted};
 use serde::{Deserialize, Serialize};
 
 use super::cases::{Case, CaseBuilder};
@@ -326,7 +327,7 @@ impl Primitive for Attention {
             let inputs = self.inputs(call.inputs, &[q, k], &[lse, g]);
             return b.op(self.with(AttentionResult::GradV), &inputs).map(Some);
         }
-        let product = b.mul(g, call.output)?;
+        let product = if planted(Fault::AttentionDeltaUnweighted) { call.output } else { b.mul(g, call.output)? };
         let delta = b.reduce(ReduceKind::Sum, product, &[lead + 1], false)?;
         let result = if input == 0 { AttentionResult::GradQ } else { AttentionResult::GradK };
         b.op(self.with(result), &self.inputs(call.inputs, &[q, k, v], &[lse, g, delta])).map(Some)

@@ -1,5 +1,7 @@
 //! Scalar operations at every point of equally shaped tensors: one table row each.
 
+use alip_plan::fault::{Fault, planted};
+
 use super::cases::{Case, CaseBuilder};
 use super::{Call, Op, OpError, Primitive, Real, ScalarOp, Tensor, same_shape};
 use crate::ir::{Builder, DType, NodeId, TensorType};
@@ -240,7 +242,7 @@ static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |a, b, _| a - b,
         eval_i32: Some(i32::wrapping_sub),
-        vjp: Some(|b, _, _, g, input| if input == 0 { Ok(g) } else { b.neg(g) }),
+        vjp: Some(|b, _, _, g, input| if input == 0 || planted(Fault::SubGradientSign) { Ok(g) } else { b.neg(g) }),
     },
     Pointwise {
         op: ScalarOp::Mul,
@@ -266,7 +268,7 @@ static ROWS: &[Pointwise] = &[
                 return Ok(quotient);
             }
             let product = b.mul(quotient, y)?;
-            b.neg(product)
+            if planted(Fault::DivGradientSign) { Ok(product) } else { b.neg(product) }
         }),
     },
     Pointwise {

@@ -1,5 +1,7 @@
 //! Reductions along dimensions.
 
+use alip_plan::fault::{Fault, planted};
+
 use super::cases::{Case, CaseBuilder};
 use super::{Call, Op, OpError, Primitive, ReduceKind, Tensor, strided};
 use crate::ir::{Builder, DType, NodeId, Shape, TensorType};
@@ -88,7 +90,7 @@ impl Primitive for Reduce<'_> {
             // Shared equally among the elements that attain the extremum.
             ReduceKind::Max | ReduceKind::Min => {
                 let y = self.spread(b, y, x)?;
-                let hit = b.eq(x, y)?;
+                let hit = if planted(Fault::MaxGradientEverywhere) { b.le(y, y)? } else { b.eq(x, y)? };
                 let hit = b.cast(hit, b.graph.ty(x).dtype)?;
                 let count = b.reduce(ReduceKind::Sum, hit, self.axes, false)?;
                 let count = self.spread(b, count, x)?;

@@ -1,5 +1,7 @@
 //! Ops that move elements without computing: reshape, transpose, broadcast, slice, pad, concat.
 
+use alip_plan::fault::{Fault, planted};
+
 use super::cases::{Case, CaseBuilder};
 use super::{Call, Op, OpError, Primitive, ReduceKind, Tensor, disagree, strided};
 use crate::ir::{Builder, Dim, NodeId, Shape, TensorType};
@@ -174,9 +176,13 @@ impl Primitive for Slice<'_> {
     fn vjp(&self, b: &mut Builder<'_>, call: Call<'_>, g: NodeId, _: usize) -> Result<Option<NodeId>, OpError> {
         let (x, y) = (b.graph.shape(call.inputs[0]).sizes(), b.graph.shape(call.output).sizes());
         let interior: Vec<u64> = self.step.iter().map(|step| step - 1).collect();
-        let high =
+        let mut low = self.start.to_vec();
+        let mut high: Vec<u64> =
             (0..x.len()).map(|axis| x[axis] - (self.start[axis] + (y[axis] - 1) * self.step[axis] + 1)).collect();
-        b.op(Op::Pad { low: self.start.to_vec(), high, interior }, &[g]).map(Some)
+        if planted(Fault::SliceGradientShifted) {
+            low.iter_mut().zip(&mut high).for_each(|(low, high)| (*low, *high) = (*high, *low));
+        }
+        b.op(Op::Pad { low, high, interior }, &[g]).map(Some)
     }
 }
 

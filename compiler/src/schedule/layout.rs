@@ -7,6 +7,7 @@
 //!
 //! Invariants: within a dimension, atoms are outermost first, have sizes above 1, and no two neighbours could be one.
 
+use alip_plan::fault::{Fault, planted};
 use smallvec::SmallVec;
 
 use crate::ir::Graph;
@@ -157,7 +158,8 @@ impl Layout {
                 let mut offset = self.offset;
                 let mut dims = SmallVec::new();
                 for (atoms, &(start, len, step)) in self.dims.iter().zip(ranges) {
-                    let (shift, sliced) = slice(atoms, start, len, step)?;
+                    let early = u64::from(planted(Fault::SliceOffByOne));
+                    let (shift, sliced) = slice(atoms, start.saturating_sub(early), len, step)?;
                     offset += shift;
                     dims.push(sliced);
                 }

@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 
 use alip_plan::Target;
+use alip_plan::fault::{Fault, planted};
 
 use crate::codegen::Launch;
 use crate::diag::Diagnostic;
@@ -84,7 +85,9 @@ pub(crate) fn place(
     }
     for (value, steps) in &accesses.writers {
         let last = accesses.readers.get(value).into_iter().flatten().chain(steps).max().copied().unwrap_or(end);
-        lives.insert(*value, (steps.iter().min().copied().unwrap_or(0), last));
+        let first = steps.iter().min().copied().unwrap_or(0);
+        let early = usize::from(planted(Fault::LifeTooShort));
+        lives.insert(*value, (first, last.saturating_sub(early).max(first)));
     }
     for id in graph.outputs.values().chain(placement.copies.iter().map(|(id, _)| id)) {
         if let Some(life) = lives.get_mut(id) {
@@ -162,7 +165,9 @@ impl<'a> Accesses<'a> {
         let Some([writer]) = self.writers.get(&new).map(Vec::as_slice) else { return false };
         self.olds.get(path).into_iter().flatten().all(|old| {
             self.readers.get(old).into_iter().flatten().all(|reader| {
-                reader < writer || reader == writer && self.launches[*writer].in_place.contains(&(new, *old))
+                reader < writer
+                    || planted(Fault::StaleInPlace)
+                    || reader == writer && self.launches[*writer].in_place.contains(&(new, *old))
             })
         })
     }

@@ -6,6 +6,7 @@
 //! Normalisations become the forms that do not overflow. Attention becomes a product of queries and keys, a mask, exponentials and a second product. The mask of packed rows says
 //! for every pair of rows whether they are of one segment, which is quadratic in the number of rows: right, not fast.
 
+use alip_plan::fault::{Fault, planted};
 use smallvec::SmallVec;
 
 use crate::diag::{Diagnostic, Diagnostics};
@@ -163,7 +164,7 @@ fn logsumexp(b: &mut Builder<'_>, scores: NodeId, mask: Option<NodeId>) -> Resul
     let exp = b.exp(shifted)?;
     let sum = b.reduce(ReduceKind::Sum, exp, &[3], true)?;
     let lse = b.ln(sum)?;
-    let lse = b.add(lse, top)?;
+    let lse = if planted(Fault::LseWithoutMax) { lse } else { b.add(lse, top)? };
     let lse = if mask.is_some() {
         let (half, zero) = (b.scalar(UNSEEN / 2.0)?, b.scalar(0.0)?);
         let any = b.lt(half, top)?;
@@ -227,7 +228,13 @@ fn mask(b: &mut Builder<'_>, op: &Attention, scores: NodeId, rows: Option<NodeId
     }
     if op.causal {
         let limit = b.add(i, ahead)?;
-        let before = b.le(j, limit)?;
+        let before = if planted(Fault::CausalOffByOne) {
+            let one = b.constant(1.0, DType::I32)?;
+            let limit = b.add(limit, one)?;
+            b.le(j, limit)?
+        } else {
+            b.le(j, limit)?
+        };
         seen = both(b, seen, before)?;
     }
     seen.map(|seen| b.broadcast_to(seen, &shape)).transpose()
@@ -239,7 +246,7 @@ fn segment(b: &mut Builder<'_>, rows: NodeId, of: u64, count: u64) -> Result<(No
     let ends = b.slice(rows, &[of, 1], &[of + 1, edges], &[1, 1])?;
     let ends = b.reshape(ends, [edges - 1].into())?;
     let row = b.iota([count, 1].into(), 0)?;
-    let passed = b.le(ends, row)?;
+    let passed = if planted(Fault::SegmentBoundaryLeak) { b.lt(ends, row)? } else { b.le(ends, row)? };
     let passed = b.cast(passed, DType::I32)?;
     Ok((b.reduce(ReduceKind::Sum, passed, &[1], false)?, ends))
 }

@@ -3,6 +3,7 @@
 //! Sums and products of floats over more than one tile are kept in f64; along kept dimensions they have two levels.
 
 use alip_plan::DType;
+use alip_plan::fault::{Fault, planted};
 use alip_plan::kernel::{Reduce, ReduceKind};
 
 use super::isa::{FoldFn, Loops, RowFn};
@@ -57,6 +58,7 @@ impl Folder {
                     total.add(self, values, lanes, 0);
                     total.index
                 }
+                _ if lanes > 16 && planted(Fault::LastLaneLost) => (self.row)(values, lanes - 1),
                 _ => (self.row)(values, lanes),
             }
         }

@@ -1,5 +1,6 @@
 //! Kernels made ready when a plan is loaded: dimensions merged, domains cut, code translated.
 
+use alip_plan::fault::{Fault, planted};
 use alip_plan::kernel::{Loop, Map, ScalarOp, ScatterAdd, View};
 
 use super::Threads;
@@ -152,7 +153,7 @@ fn scatter_add(scatter: &ScatterAdd, operands: &Operands, threads: &Threads) {
                     let to = (out as *mut f32).add((table * rows + at) * inner + first);
                     let to = std::slice::from_raw_parts_mut(to, columns);
                     for (to, &from) in to.iter_mut().zip(std::slice::from_raw_parts(from, columns)) {
-                        *to += from;
+                        *to = if planted(Fault::ScatterOverwrites) { from } else { *to + from };
                     }
                 }
             }

@@ -1,0 +1,107 @@
+//! Faults that tests plant on purpose, to see whether they are found.
+//!
+//! The places that can be made wrong ask [`planted`], which is a constant `false` unless this crate is built with the feature
+//! `planted-faults`. No default build has it; `tests/tests/planted_faults.rs` does, and plants one after the other.
+
+/// A mistake of a kind that people make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Gradient: of the subtrahend, with the sign of the minuend.
+    SubGradientSign,
+    /// Gradient: of the divisor, without its minus.
+    DivGradientSign,
+    /// Gradient: of a largest element, to all elements.
+    MaxGradientEverywhere,
+    /// Gradient: of a slice, as far from the end as it was from the beginning.
+    SliceGradientShifted,
+    /// Gradient: of attention, with the sum of the result in the place of its product with the upstream gradient.
+    AttentionDeltaUnweighted,
+    /// Rule: `x * 0` is taken for `x`.
+    TimesZeroIsIdentity,
+    /// Rule: two transposes become one in the wrong order.
+    TransposesComposedBackwards,
+    /// Expansion: the logarithm of a sum of exponentials lacks the largest score.
+    LseWithoutMax,
+    /// Expansion: a causal mask shows one key too many.
+    CausalOffByOne,
+    /// Expansion: a row at the border of two packed segments counts to the wrong one.
+    SegmentBoundaryLeak,
+    /// Schedule: a slice is read one element early.
+    SliceOffByOne,
+    /// Schedule: what follows a product is applied twice.
+    EpilogueTwice,
+    /// Schedule: a difference behind a product has its sides exchanged.
+    EpilogueSubSwapped,
+    /// Memory: a new value overwrites an old one that is read later.
+    StaleInPlace,
+    /// Memory: a value's place is given away before its last reader ran.
+    LifeTooShort,
+    /// Kernel: a reduction forgets the last element of a row that is longer than a vector.
+    LastLaneLost,
+    /// Kernel: a product leaves out the last row of its last block.
+    LastRowMissing,
+    /// Kernel: the larger of NaN and a number is the number.
+    MaxWithoutNan,
+    /// Kernel: scattered rows overwrite each other.
+    ScatterOverwrites,
+    /// Kernel: a padded convolution takes its last column for padding.
+    ConvLastColumnLost,
+}
+
+impl Fault {
+    /// All faults.
+    pub const ALL: [Fault; 20] = [
+        Fault::SubGradientSign,
+        Fault::DivGradientSign,
+        Fault::MaxGradientEverywhere,
+        Fault::SliceGradientShifted,
+        Fault::AttentionDeltaUnweighted,
+        Fault::TimesZeroIsIdentity,
+        Fault::TransposesComposedBackwards,
+        Fault::LseWithoutMax,
+        Fault::CausalOffByOne,
+        Fault::SegmentBoundaryLeak,
+        Fault::SliceOffByOne,
+        Fault::EpilogueTwice,
+        Fault::EpilogueSubSwapped,
+        Fault::StaleInPlace,
+        Fault::LifeTooShort,
+        Fault::LastLaneLost,
+        Fault::LastRowMissing,
+        Fault::MaxWithoutNan,
+        Fault::ScatterOverwrites,
+        Fault::ConvLastColumnLost,
+    ];
+}
+
+/// Whether a fault is to show.
+#[cfg(not(feature = "planted-faults"))]
+#[inline(always)]
+pub const fn planted(_: Fault) -> bool {
+    false
+}
+
+#[cfg(feature = "planted-faults")]
+mod active {
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    use super::Fault;
+
+    const NONE: u8 = u8::MAX;
+
+    static ACTIVE: AtomicU8 = AtomicU8::new(NONE);
+
+    /// Whether a fault is to show.
+    #[inline(always)]
+    pub fn planted(fault: Fault) -> bool {
+        ACTIVE.load(Ordering::Relaxed) == fault as u8
+    }
+
+    /// Makes one fault show, in the whole process, or none.
+    pub fn plant(fault: Option<Fault>) {
+        ACTIVE.store(fault.map_or(NONE, |fault| fault as u8), Ordering::Relaxed);
+    }
+}
+
+#[cfg(feature = "planted-faults")]
+pub use active::{plant, planted};

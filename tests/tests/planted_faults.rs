@@ -1,0 +1,39 @@
+//! Every fault of [`alip_plan::fault`] is found by the random graphs that run for every change, on the cpu alone.
+//!
+//! `cargo test -p alip-tests --features planted-faults --test planted_faults -- --nocapture` prints what found what.
+
+use alip_plan::Target;
+use alip_plan::fault::{Fault, plant};
+use alip_tests::fuzz::campaign::{Campaign, STEPS, campaign};
+use alip_tests::fuzz::judge::{Place, try_case};
+use alip_tests::fuzz::random_case;
+use alip_tests::fuzz::shrink::shrunk;
+
+/// As many as `random_graphs` tries.
+const GRAPHS: u64 = 2000;
+
+#[test]
+fn every_planted_fault_is_found() {
+    // A fault may make a kernel panic; what it says belongs to nobody.
+    std::panic::set_hook(Box::new(|_| {}));
+    let place = Place { device: "cpu", target: Target::cpu() };
+    let what = Campaign { seeds: 0..GRAPHS, steps: STEPS, place: place.clone(), wild: true, enough: 1 };
+    let mut missed = Vec::new();
+    println!("{:26} {:>6} {:>6}  found as", "fault", "graphs", "nodes");
+    for fault in Fault::ALL {
+        plant(Some(fault));
+        let met = campaign(&what);
+        let name = format!("{fault:?}");
+        let Some((seed, failure)) = met.failures.first() else {
+            println!("{name:26} {:>6}         not found", met.cases);
+            missed.push(fault);
+            continue;
+        };
+        let small = shrunk(&random_case(*seed, STEPS), |case| try_case(case, &place).is_err());
+        println!("{name:26} {:>6} {:>6}  {failure}", seed + 1, small.graph.nodes().len());
+    }
+    plant(None);
+    let _ = std::panic::take_hook();
+    assert!(missed.is_empty(), "not found: {missed:?}");
+    assert!(campaign(&Campaign { seeds: 0..100, ..what }).failures.is_empty(), "there is a fault that nobody planted");
+}
