@@ -74,9 +74,11 @@ fn slice_slice(s: &mut Site<'_>) -> Option<Id> {
     };
     let at = |axis: usize, index: u64| first[axis] + index * by[axis];
     let axes = 0..start.len();
+    // Of one element any step would do, and composed again and again it would grow without end.
+    let one = |axis: usize| start[axis] + 1 == end[axis];
+    let step = axes.clone().map(|axis| if one(axis) { 1 } else { step[axis] * by[axis] }).collect();
     // The last index that is read, and one more.
     let end = axes.clone().map(|axis| at(axis, end[axis] - 1) + 1).collect();
-    let step = axes.clone().map(|axis| step[axis] * by[axis]).collect();
     s.add(Op::Slice { start: axes.map(|axis| at(axis, start[axis])).collect(), end, step }, &[s.var(&X)?])
 }
 
