@@ -15,6 +15,7 @@ use crate::optimize::{OptimizeOptions, Optimized, Optimizer, RegionReport, Repor
 use crate::parallel;
 use crate::schedule::{self, Explanation, ScheduleOptions, memory};
 use crate::transform;
+use crate::trust::trace::Trace;
 
 /// How to compile.
 #[derive(Clone, Debug)]
@@ -31,9 +32,26 @@ pub struct CompileOptions {
     pub dump: Vec<String>,
     /// The last pass to run (`--stop-after NAME`).
     pub stop_after: Option<String>,
-    /// Keep what became of each node ([`Compiled::explained`]).
+    /// Keep what became of each node ([`Compiled::explained`], [`Compiled::traces`]).
     pub explain: bool,
 }
+
+/// Something that can be turned off.
+pub struct Switch {
+    /// The option that does so, without its dashes: `no-fuse`.
+    pub name: &'static str,
+    /// Turns it off.
+    pub off: fn(&mut CompileOptions),
+}
+
+/// Everything that can be turned off: what `alip-run bisect` compares with, and random graphs run without. A pass that can be
+/// turned off has a line here.
+pub const SWITCHES: &[Switch] = &[
+    Switch { name: "no-fuse", off: |options| options.schedule.fuse = false },
+    Switch { name: "no-lift", off: |options| options.transform.lift = false },
+    Switch { name: "no-rewrites", off: |options| options.transform.disabled = transform::Disabled::all() },
+    Switch { name: "no-egraph", off: |options| options.optimize.enabled = false },
+];
 
 impl Default for CompileOptions {
     fn default() -> Self {
@@ -60,6 +78,8 @@ pub struct Compiled {
     pub timings: Vec<(&'static str, Duration)>,
     /// The kernels of each program, if asked for.
     pub explained: BTreeMap<String, Explanation>,
+    /// What the steps of each program read and write, if asked for.
+    pub traces: BTreeMap<String, Trace>,
     /// What the e-graph did.
     pub optimized: OptimizeReport,
     /// Faults that were worked around.
@@ -166,7 +186,12 @@ pub fn compile_model(
     }
     let mut assembled = Vec::new();
     for (name, part) in &parts {
-        assembled.push((name, run.timed("assemble", || assembly.program(part))?));
+        let (program, intents, steps) = run.timed("assemble", || assembly.program(part))?;
+        if options.explain {
+            let trace = Trace { graph: part.graph.clone(), steps };
+            run.compiled.traces.insert(name.clone(), trace);
+        }
+        assembled.push((name, (program, intents)));
     }
     // Always: what overwrites a live value would train something else without a word.
     let programs = run.each(assembled, |run, (name, (program, intents))| {

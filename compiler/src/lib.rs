@@ -64,6 +64,8 @@ pub struct CompiledSpec {
     pub timings: Vec<(&'static str, Duration)>,
     /// The kernels of each program, if asked for.
     pub explained: BTreeMap<String, schedule::Explanation>,
+    /// What the steps of each program read and write, if asked for.
+    pub traces: BTreeMap<String, trust::trace::Trace>,
     /// What the e-graph did.
     pub optimized: OptimizeReport,
 }
@@ -90,7 +92,7 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
         dumps.extend(resolved.model.programs.iter().map(text));
     }
 
-    let (mut plan, mut explained) = (None, BTreeMap::new());
+    let (mut plan, mut explained, mut traces) = (None, BTreeMap::new(), BTreeMap::new());
     let mut optimized = OptimizeReport::default();
     let mut rewrites = transform::Report::default();
     let mut faults = Vec::new();
@@ -112,6 +114,7 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
         let compiled = compile_model(&resolved.model, resolved.train_info(), &options.compile)?;
         plan = compiled.plan;
         explained = compiled.explained;
+        traces = compiled.traces;
         dumps.extend(compiled.dumps);
         timings.extend(compiled.timings);
         optimized = compiled.optimized;
@@ -119,5 +122,5 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
     }
     let mut warnings = resolved.warnings.clone();
     warnings.extend(faults);
-    Ok(CompiledSpec { resolved, plan, rewrites, warnings, dumps, timings, explained, optimized })
+    Ok(CompiledSpec { resolved, plan, rewrites, warnings, dumps, timings, explained, optimized, traces })
 }

@@ -19,6 +19,7 @@ use crate::ir::{Graph, Model, NodeId};
 use crate::ops::Op;
 use crate::schedule::check::{Intent, Intents, Value};
 use crate::schedule::memory::{Home, Placement, fits};
+use crate::trust::trace::Traced;
 
 /// A program ready for assembly.
 pub(crate) struct Part {
@@ -74,11 +75,12 @@ impl<'a> Assembly<'a> {
         Ok(Assembly { target, segments, arena, state, kernels: IndexMap::new(), emitted: IndexMap::new() })
     }
 
-    /// Adds a program; what it means to do is for the check of memory.
+    /// Adds a program; what it means to do is for the check of memory, and which nodes its steps touch for whoever looks for
+    /// a fault.
     ///
     /// # Errors
     /// A kernel that the target cannot run.
-    pub(crate) fn program(&mut self, part: &Part) -> Result<(Program, Intents), Diagnostics> {
+    pub(crate) fn program(&mut self, part: &Part) -> Result<(Program, Intents, Vec<Traced>), Diagnostics> {
         let Part { graph, launches, placement } = part;
         for (index, bytes) in placement.segments.iter().enumerate() {
             let segment = self.arena as usize + index;
@@ -102,9 +104,13 @@ impl<'a> Assembly<'a> {
             intents.inputs.push((buffer, building.value(*id)));
             program.inputs.push(Port { name: name.clone(), buffer });
         }
-        let mut loops = Vec::new();
+        let (mut loops, mut traced) = (Vec::new(), Vec::new());
         for launch in launches {
             let (step, kernel) = building.step(launch)?;
+            let mut nodes = |ids: &[NodeId]| -> Result<Vec<(u32, NodeId)>, Diagnostics> {
+                ids.iter().map(|id| Ok((building.buffer(*id)?, *id))).collect()
+            };
+            traced.push(Traced { reads: nodes(&launch.reads)?, writes: nodes(&launch.writes)? });
             let named = |building: &mut Building<'_>, ids: &[NodeId]| -> Result<Vec<(u32, Value)>, Diagnostics> {
                 ids.iter().map(|id| Ok((building.buffer(*id)?, building.value(*id)))).collect()
             };
@@ -118,6 +124,7 @@ impl<'a> Assembly<'a> {
             let tensor = building.state[*state].buffer.clone();
             let to = building.buffers.insert_full(tensor.clone()).0 as u32;
             intents.steps.push(Intent { reads: vec![(from, value)], writes: vec![(to, value)] });
+            traced.push(Traced { reads: vec![(from, *id)], writes: Vec::new() });
             let origin = graph.origin(*id).path.to_string();
             program.steps.push(Step { kernel: 0, operands: vec![from, to], origin, flops: 0 });
             loops.push(copy(tensor.dtype, tensor.elements()));
@@ -138,7 +145,7 @@ impl<'a> Assembly<'a> {
                 .help("use `--target cpu`")
             })?;
         }
-        Ok((program, intents))
+        Ok((program, intents, traced))
     }
 
     /// The index of a loop's code for the target.

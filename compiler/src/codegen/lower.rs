@@ -183,7 +183,10 @@ impl<'a> Lowering<'a> {
                 let first = if *op == ScalarOp::Select { 1 } else { 0 };
                 let of = node.inputs.get(first).map_or(dtype, |input| self.dtype(*input));
                 let value = block.push(PreOp::Op(*op), of, &args);
-                if epilogue && *op == ScalarOp::Tanh && planted(Fault::EpilogueTwice) {
+                if epilogue
+                    && matches!(op, ScalarOp::Tanh | ScalarOp::Exp | ScalarOp::Neg)
+                    && planted(Fault::EpilogueTwice)
+                {
                     return block.push(PreOp::Op(*op), of, &[value]);
                 }
                 value

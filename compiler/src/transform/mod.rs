@@ -119,16 +119,25 @@ pub fn forward(resolved: &mut Resolved, options: &Options) -> Result<Report, Dia
     let results = Results { values: resolved.values_read_later() };
     let mut report = Report::default();
     for graph in resolved.model.programs.values_mut() {
-        if options.lift {
-            *graph = lift::lift(graph, &results, &mut report)?;
-        }
-    }
-    for graph in resolved.model.programs.values_mut() {
-        let (rewritten, applied) = rewrite(graph, &results, &options.disabled)?;
-        *graph = rewritten;
-        report.applied.extend(applied);
+        *graph = forward_program(graph, &results, options, &mut report)?;
     }
     Ok(report)
+}
+
+/// Lifts and rewrites one program that is yet to be differentiated.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_program(
+    graph: &Graph,
+    results: &Results,
+    options: &Options,
+    report: &mut Report,
+) -> Result<Graph, Diagnostics> {
+    let lifted = if options.lift { lift::lift(graph, results, report)? } else { graph.clone() };
+    let (rewritten, applied) = rewrite(&lifted, results, &options.disabled)?;
+    report.applied.extend(applied);
+    Ok(rewritten)
 }
 
 /// Rewrites one program that is yet to be differentiated, and says what was done. A graph in which nothing is gained comes

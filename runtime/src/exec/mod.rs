@@ -84,6 +84,15 @@ pub struct NonFinite {
     pub value: f32,
 }
 
+/// When a step is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// It has not run.
+    Before,
+    /// It has.
+    After,
+}
+
 /// A plan on a device, with tensors by name.
 pub struct Session {
     plan: Arc<Plan>,
@@ -261,6 +270,32 @@ impl Session {
             self.loaded.run_steps(&name, index..index + 1)?;
             self.loaded.synchronize()?;
             timed(index, start.elapsed());
+        }
+        Ok(())
+    }
+
+    /// Runs a program step by step and calls `seen` before and after each, with a way to read buffers of the program.
+    ///
+    /// # Errors
+    /// As [`Session::run_for`], and those of `seen`.
+    pub fn observe<E: From<ExecError>>(
+        &mut self,
+        program: &str,
+        inputs: &Tensors,
+        mut seen: impl FnMut(usize, Moment, &mut dyn FnMut(u32) -> Result<HostTensor, ExecError>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let plan = Arc::clone(&self.plan);
+        let (name, found) = self.upload(&plan, program, inputs)?;
+        for index in 0..found.steps.len() {
+            for moment in [Moment::Before, Moment::After] {
+                if moment == Moment::After {
+                    self.loaded.run_steps(&name, index..index + 1).map_err(ExecError::from)?;
+                }
+                seen(index, moment, &mut |buffer| match found.buffers.get(buffer as usize) {
+                    Some(buffer) => self.pending(buffer)?.wait(),
+                    None => Err(DeviceError::Misuse(format!("`{name}` has no buffer {buffer}")).into()),
+                })?;
+            }
         }
         Ok(())
     }

@@ -77,7 +77,7 @@ pub struct Replay<'a> {
 pub fn replay(session: &mut Session, what: &Replay<'_>) -> Result<(), ReplayError> {
     let plan = session.plan().clone();
     session.init(0)?;
-    load(session, &plan, what.weights)?;
+    load_weights(session, what.weights)?;
     if plan.state(STATE_TOTAL_STEPS).is_some() {
         let total = i32::try_from(what.total_steps).unwrap_or(i32::MAX);
         session.write_state(STATE_TOTAL_STEPS, &HostTensor::scalar_i32(total))?;
@@ -114,8 +114,12 @@ pub fn replay(session: &mut Session, what: &Replay<'_>) -> Result<(), ReplayErro
     write(session, &plan, what, first, series)
 }
 
-/// Puts the tensors of a file into the state.
-fn load(session: &mut Session, plan: &Plan, path: &Path) -> Result<(), ReplayError> {
+/// Puts the tensors of a file into the state: every parameter under its path, other state under its path or as `state.PATH`.
+///
+/// # Errors
+/// The file cannot be read, lacks a parameter, or holds what the graph has not.
+pub fn load_weights(session: &mut Session, path: &Path) -> Result<(), ReplayError> {
+    let plan = session.plan().clone();
     let mut file = TensorFile::open(path)?;
     let fail = |why: String| ReplayError::Weights { path: path.to_path_buf(), plan: plan.name.clone(), why };
     let names = file.names();
@@ -150,7 +154,11 @@ fn count_batches(plan: &Plan, batches: &TensorFile, path: &Path) -> Result<u64, 
     Ok(count)
 }
 
-fn batch(plan: &Plan, batches: &mut TensorFile, number: u64) -> Result<Tensors, ReplayError> {
+/// The inputs of `train` that a file holds as `batch.NUMBER.NAME`.
+///
+/// # Errors
+/// The file lacks one, or holds another type.
+pub fn batch(plan: &Plan, batches: &mut TensorFile, number: u64) -> Result<Tensors, ReplayError> {
     let Some(train) = plan.programs.get(PROGRAM_TRAIN) else { return Ok(Tensors::new()) };
     let mut inputs = Tensors::new();
     for (name, buffer) in train.batch_inputs() {

@@ -5,6 +5,8 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use alip_compiler::optimize::rule_names;
+
 use super::judge::{Failure, Place, try_case};
 use super::{Case, differentiated, random_case};
 
@@ -33,6 +35,8 @@ pub struct Report {
     pub cases: u64,
     /// In how many cases each op stood, gradients included.
     pub ops: BTreeMap<&'static str, u64>,
+    /// In how many cases each rule of the optimiser was used.
+    pub rules: BTreeMap<&'static str, u64>,
     /// Seeds that failed, with how: all of them, in order.
     pub failures: Vec<(u64, Failure)>,
 }
@@ -55,8 +59,9 @@ pub fn campaign(what: &Campaign) -> Report {
             let mut report = lock();
             report.cases += 1;
             hit(&mut report.ops, &case);
-            if let Err(failure) = result {
-                report.failures.push((seed, failure));
+            match result {
+                Ok(fired) => fired.into_iter().for_each(|rule| *report.rules.entry(rule).or_default() += 1),
+                Err(failure) => report.failures.push((seed, failure)),
             }
         }
     };
@@ -81,17 +86,22 @@ impl Report {
     /// Adds what another campaign met.
     pub fn add(&mut self, other: Report) {
         self.cases += other.cases;
-        for (name, count) in other.ops {
-            *self.ops.entry(name).or_default() += count;
+        for (all, more) in [(&mut self.ops, other.ops), (&mut self.rules, other.rules)] {
+            more.into_iter().for_each(|(name, count)| *all.entry(name).or_default() += count);
         }
         self.failures.extend(other.failures);
     }
 
-    /// Hits per op, the rarest first.
+    /// Hits per op and rule, the rarest first, and the rules that were never used.
     pub fn table(&self) -> String {
-        let mut rows: Vec<(u64, &str)> = self.ops.iter().map(|(name, count)| (*count, *name)).collect();
-        rows.sort_unstable();
-        let cells = rows.iter().map(|(count, name)| format!("{name} {count}")).collect::<Vec<_>>();
-        format!("{} cases; graphs with each op: {}", self.cases, cells.join(", "))
+        let list = |hits: &BTreeMap<&'static str, u64>| {
+            let mut rows: Vec<(u64, &str)> = hits.iter().map(|(name, count)| (*count, *name)).collect();
+            rows.sort_unstable();
+            rows.iter().map(|(count, name)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+        };
+        let never = rule_names().into_iter().map(|(name, _)| name).filter(|name| !self.rules.contains_key(name));
+        let never = never.collect::<Vec<_>>().join(", ");
+        let (ops, rules) = (list(&self.ops), list(&self.rules));
+        format!("{} cases\ngraphs with each op: {ops}\nwith each rule: {rules}\nrules never used: {never}", self.cases)
     }
 }

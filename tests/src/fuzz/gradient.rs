@@ -58,11 +58,11 @@ pub(super) fn holds(case: &Case, expected: &Expected) -> Result<(), String> {
 
 /// The gradient that a wish asked for, also where a state went a step against it.
 fn gradient(case: &Case, expected: &Expected, wish: &str) -> Option<Vec<f64>> {
-    let Some(path) = wish.strip_prefix(DESCENT) else { return Some(expected.results.get(wish)?.0.clone()) };
+    let Some(path) = wish.strip_prefix(DESCENT) else { return Some(expected.results.get(wish)?.value.clone()) };
     if case.graph.updates.contains_key(path) {
         return None;
     }
-    let after = &expected.results.get(&alip_compiler::trust::rounding::update_of(path))?.0;
+    let after = &expected.results.get(&alip_compiler::trust::rounding::update_of(path))?.value;
     let steps = case.state.get(path)?.data.iter().zip(after);
     Some(steps.map(|(before, after)| (before - after) / DESCENT_RATE).collect())
 }

@@ -3,6 +3,7 @@
 //! Each command stands in its own file, with `Args` (clap) and `run(Args) -> ExitCode`. Results go to stdout, diagnostics
 //! and progress to stderr; the exit status is 0 if and only if all went well.
 
+mod bisect;
 mod check;
 mod compile;
 mod diff;
@@ -28,6 +29,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Find the first operation that leaves its bound: `alip-run bisect`
+    Bisect(bisect::Args),
     /// Check specs: names, shapes, types, gradients
     Check(check::Args),
     /// Compile a graph to a plan
@@ -46,6 +49,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Bisect(args) => bisect::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Diff(args) => diff::run(&args),

@@ -139,7 +139,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
 }
 
 /// A batch of noise and random texts for every input of `train`.
-fn synthetic(plan: &Plan) -> Outcome<Tensors> {
+pub(crate) fn synthetic(plan: &Plan) -> Outcome<Tensors> {
     let Some(train) = plan.programs.get(PROGRAM_TRAIN) else { return Ok(Tensors::new()) };
     let vocabulary = vocabulary(plan);
     let mut inputs = Tensors::new();

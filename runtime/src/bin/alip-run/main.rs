@@ -14,6 +14,8 @@ macro_rules! note {
 }
 
 mod bench;
+#[cfg(feature = "compile")]
+mod bisect;
 mod data;
 mod devices;
 mod eval;
@@ -49,6 +51,9 @@ enum Command {
     Replay(replay::Args),
     /// Measure training steps on synthetic data
     Bench(bench::Args),
+    /// Find the first operation of a training step that leaves its bound
+    #[cfg(feature = "compile")]
+    Bisect(bisect::Args),
     /// Run a data pipeline alone: what it delivers, how fast, what it skips
     Data(data::Args),
     /// Show the devices of this machine
@@ -56,12 +61,16 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "planted-faults")]
+    plant();
     let done = match Cli::parse().command {
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Bench(args) => bench::run(&args),
+        #[cfg(feature = "compile")]
+        Command::Bisect(args) => bisect::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Devices(args) => devices::run(&args),
     };
@@ -72,6 +81,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Plants the fault that the environment names, for a test of `bisect`.
+#[cfg(feature = "planted-faults")]
+fn plant() {
+    use alip_plan::fault;
+    let name = std::env::var("ALIP_FAULT").unwrap_or_default();
+    fault::plant(fault::Fault::ALL.into_iter().find(|fault| format!("{fault:?}") == name));
 }
 
 /// Prints a line of results. A reader that has seen enough (`| head`) is no reason to lose a run; a full disk ends the

@@ -135,8 +135,12 @@ impl ModelArgs {
     }
 }
 
+/// Diagnostics for people.
 #[cfg(feature = "compile")]
-fn rendered(diagnostics: &alip_compiler::diag::Diagnostics, sources: &alip_compiler::diag::SourceMap) -> String {
+pub(crate) fn rendered(
+    diagnostics: &alip_compiler::diag::Diagnostics,
+    sources: &alip_compiler::diag::SourceMap,
+) -> String {
     use std::io::IsTerminal;
     let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     diagnostics.render(sources, color)
