@@ -45,7 +45,7 @@ fn program(spec: &str, lift: bool) -> (Graph, Report) {
     let id = sources.add("spec", spec);
     let resolved = resolve_source(&mut sources, id, &Options::default());
     let mut resolved = resolved.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
-    let options = transform::Options { lift, disabled: Disabled::all(), ..transform::Options::default() };
+    let options = transform::Options { lift, disabled: Disabled::all() };
     let report = transform::forward(&mut resolved, &options).unwrap_or_else(|errors| panic!("{errors}"));
     let graph = resolved.model.programs["f"].clone();
     verify(&graph).unwrap_or_else(|errors| panic!("{errors}"));
@@ -107,7 +107,7 @@ fn a_training_step_stays_the_same() {
     let step = |lift: bool| {
         let mut sources = SourceMap::new();
         let mut resolved = resolve(&mut sources, "alip_tiny", &Options::default()).unwrap();
-        let options = transform::Options { lift, disabled: Disabled::all(), ..transform::Options::default() };
+        let options = transform::Options { lift, disabled: Disabled::all() };
         let report = transform::forward(&mut resolved, &options).unwrap();
         add_update(&mut resolved, Keep { grads: true, values: true }).unwrap();
         (resolved.model, report)

@@ -49,7 +49,7 @@ pub struct Missed {
 /// What a node turned out to be.
 enum Found {
     Attention(Box<attention::Site>),
-    Norm(norms::Norm),
+    Norm(norms::Meaning),
 }
 
 /// The program with semantic ops, where it computes what they mean.

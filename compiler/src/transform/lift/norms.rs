@@ -13,7 +13,7 @@ use crate::ops::{Dot, Op, OpError, Real, ReduceKind, ScalarOp};
 
 /// What a node is.
 #[derive(Clone, Debug)]
-pub(super) enum Norm {
+pub(super) enum Meaning {
     Softmax(Along),
     LogSumExp(Along),
     /// Times `weight`, if that was multiplied in before.
@@ -50,11 +50,11 @@ enum Picked {
 
 impl Known<'_> {
     /// The semantic op that a node is.
-    pub(super) fn norm(&self, id: NodeId) -> Option<Norm> {
+    pub(super) fn norm(&self, id: NodeId) -> Option<Meaning> {
         self.diagonal(id)
             .or_else(|| self.cross_entropy(id))
-            .or_else(|| self.softmax(id).map(Norm::Softmax))
-            .or_else(|| self.logsumexp(id).map(Norm::LogSumExp))
+            .or_else(|| self.softmax(id).map(Meaning::Softmax))
+            .or_else(|| self.logsumexp(id).map(Meaning::LogSumExp))
             .or_else(|| self.layer_norm(id))
     }
 
@@ -140,8 +140,8 @@ impl Known<'_> {
         }
     }
 
-    fn layer_norm(&self, id: NodeId) -> Option<Norm> {
-        let over = |numerator: NodeId, wide: NodeId, inverse: bool| -> Option<Norm> {
+    fn layer_norm(&self, id: NodeId) -> Option<Meaning> {
+        let over = |numerator: NodeId, wide: NodeId, inverse: bool| -> Option<Meaning> {
             let Op::Broadcast { .. } = self.op(wide) else { return None };
             let mut row = self.inputs(wide)[0];
             if inverse {
@@ -164,7 +164,7 @@ impl Known<'_> {
                 (ScalarOp::Mul, [a, b]) if is_centred(*b) => Some(*a),
                 _ => return None,
             };
-            Some(Norm::LayerNorm { of, eps, weight })
+            Some(Meaning::LayerNorm { of, eps, weight })
         };
         match self.scalar(id)? {
             (ScalarOp::Div, [numerator, root]) => over(*numerator, *root, false),
@@ -232,11 +232,11 @@ impl Known<'_> {
         }
     }
 
-    fn diagonal(&self, id: NodeId) -> Option<Norm> {
+    fn diagonal(&self, id: NodeId) -> Option<Meaning> {
         if let Some((ScalarOp::Ln, [own])) = self.scalar(id) {
             let (p, Picked::Own) = self.picked(*own)? else { return None };
             let along = self.softmax(p).filter(|along| along.axes.len() == 1)?;
-            return (self.reaches_product(along.x, DEPTH) == Some(true)).then_some(Norm::OwnLogProbability(along));
+            return (self.reaches_product(along.x, DEPTH) == Some(true)).then_some(Meaning::OwnLogProbability(along));
         }
         let (of, sum) = match (self.op(id), self.picked(id)) {
             (_, Some((x, Picked::Own))) => (x, false),
@@ -245,7 +245,7 @@ impl Known<'_> {
             }
             _ => return None,
         };
-        (self.reaches_product(of, DEPTH) == Some(true)).then_some(Norm::Diagonal { of, sum })
+        (self.reaches_product(of, DEPTH) == Some(true)).then_some(Meaning::Diagonal { of, sum })
     }
 
     /// Whether the diagonal of a matrix can be had without the matrix, and a product on the way to it be left out.
@@ -280,7 +280,7 @@ impl Known<'_> {
         }
     }
 
-    fn cross_entropy(&self, id: NodeId) -> Option<Norm> {
+    fn cross_entropy(&self, id: NodeId) -> Option<Meaning> {
         let by = |picked: Option<(NodeId, Picked)>, from: NodeId| match picked? {
             (x, Picked::By(target)) => Some((x, target)),
             // Not of a product: then an ordinary one by the given targets.
@@ -295,12 +295,12 @@ impl Known<'_> {
         match self.scalar(id) {
             Some((ScalarOp::Sub, [lse, own])) => {
                 let (along, (x, target)) = (self.logsumexp(*lse)?, by(self.picked(*own), *own)?);
-                (last(&along) && along.x == x).then_some(Norm::CrossEntropy { logits: x, target, negative: false })
+                (last(&along) && along.x == x).then_some(Meaning::CrossEntropy { logits: x, target, negative: false })
             }
             Some((ScalarOp::Ln, [own])) => {
                 let (p, target) = by(self.picked(*own), *own)?;
                 let along = self.softmax(p).filter(last)?;
-                Some(Norm::CrossEntropy { logits: along.x, target, negative: true })
+                Some(Meaning::CrossEntropy { logits: along.x, target, negative: true })
             }
             Some(_) => None,
             None => {
@@ -310,21 +310,21 @@ impl Known<'_> {
                     _ => (log, true),
                 };
                 let along = self.log_softmax(log).filter(last)?;
-                Some(Norm::CrossEntropy { logits: along.x, target, negative })
+                Some(Meaning::CrossEntropy { logits: along.x, target, negative })
             }
         }
     }
 }
 
-impl Norm {
+impl Meaning {
     /// Name of the op, for reports.
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Norm::Softmax(_) => "softmax",
-            Norm::LogSumExp(_) => "logsumexp",
-            Norm::LayerNorm { .. } => "layer_norm",
-            Norm::CrossEntropy { .. } => "cross_entropy",
-            Norm::Diagonal { .. } | Norm::OwnLogProbability(_) => "diagonal of a product",
+            Meaning::Softmax(_) => "softmax",
+            Meaning::LogSumExp(_) => "logsumexp",
+            Meaning::LayerNorm { .. } => "layer_norm",
+            Meaning::CrossEntropy { .. } => "cross_entropy",
+            Meaning::Diagonal { .. } | Meaning::OwnLogProbability(_) => "diagonal of a product",
         }
     }
 
@@ -332,8 +332,8 @@ impl Norm {
     pub(super) fn write(&self, known: &Known<'_>, b: &mut Builder<'_>, map: &[NodeId]) -> Result<NodeId, OpError> {
         let at = |id: &NodeId| map[id.index()];
         match self {
-            Norm::Softmax(Along { x, axes }) => b.op(Op::Softmax { axes: axes.clone() }, &[at(x)]),
-            Norm::LogSumExp(Along { x, axes }) => {
+            Meaning::Softmax(Along { x, axes }) => b.op(Op::Softmax { axes: axes.clone() }, &[at(x)]),
+            Meaning::LogSumExp(Along { x, axes }) => {
                 // Of a transposed matrix: along the other dimension of the matrix itself.
                 if let Op::Transpose { perm } = known.op(*x) {
                     let kept = (0..perm.len()).filter(|axis| !axes.contains(axis)).map(|axis| perm[axis]);
@@ -345,19 +345,19 @@ impl Norm {
                 }
                 b.op(Op::LogSumExp { axes: axes.clone() }, &[at(x)])
             }
-            Norm::LayerNorm { of: Along { x, axes }, eps, weight } => {
+            Meaning::LayerNorm { of: Along { x, axes }, eps, weight } => {
                 let y = b.op(Op::LayerNorm { axes: axes.clone(), eps: Real(*eps) }, &[at(x)])?;
                 match weight {
                     Some(weight) => b.mul(y, at(weight)),
                     None => Ok(y),
                 }
             }
-            Norm::CrossEntropy { logits, target, negative } => {
+            Meaning::CrossEntropy { logits, target, negative } => {
                 let loss = b.op(Op::CrossEntropy, &[at(logits), at(target)])?;
                 if *negative { b.neg(loss) } else { Ok(loss) }
             }
-            Norm::OwnLogProbability(along) => own_log_probability(known, b, map, along),
-            Norm::Diagonal { of, sum } => {
+            Meaning::OwnLogProbability(along) => own_log_probability(known, b, map, along),
+            Meaning::Diagonal { of, sum } => {
                 let diagonal = diagonal(known, b, map, *of)?;
                 if *sum { b.reduce(ReduceKind::Sum, diagonal, &[0], false) } else { Ok(diagonal) }
             }
@@ -368,7 +368,7 @@ impl Norm {
 /// The diagonal of `x - logsumexp(x)`; a row or a column of sums has the same diagonal.
 fn own_log_probability(known: &Known<'_>, b: &mut Builder<'_>, map: &[NodeId], of: &Along) -> Result<NodeId, OpError> {
     let own = diagonal(known, b, map, of.x)?;
-    let lse = Norm::LogSumExp(of.clone()).write(known, b, map)?;
+    let lse = Meaning::LogSumExp(of.clone()).write(known, b, map)?;
     b.sub(own, lse)
 }
 
