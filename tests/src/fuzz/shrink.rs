@@ -77,8 +77,10 @@ impl Shrinker<'_> {
             at = (at - 1).min(self.case.graph.nodes().len().saturating_sub(1));
             let (graph, id) = (self.case.graph.clone(), NodeId(at as u32));
             let node = graph.node(id).clone();
-            let alike = node.inputs.iter().filter(|input| graph.ty(**input) == &node.ty);
-            let bypassed = alike.copied().any(|input| {
+            // Those of another type do where its readers take them, or when there are none but an output.
+            let (alike, others): (Vec<NodeId>, Vec<NodeId>) =
+                node.inputs.iter().partition(|input| graph.ty(**input) == &node.ty);
+            let bypassed = alike.into_iter().chain(others).any(|input| {
                 let candidate = rebuilt(&self.case, |n, _| (n == id).then_some(Other::Node(input)), |_| None);
                 self.keep(candidate)
             });
