@@ -96,5 +96,6 @@ fn a_sample_of_alip_b32_at_the_lengths_of_captions() {
         let (flops, padding) = cost(&texts, batch);
         println!("batch {batch}: {:.2} GFLOP per sample, {:.1} % padding", flops / 1e9, 100.0 * padding);
         assert!(padding < 0.08, "batch {batch}: {padding}");
+        assert!(flops <= 31.5e9, "batch {batch}: {flops}");
     }
 }

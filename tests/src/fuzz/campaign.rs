@@ -99,7 +99,7 @@ impl Report {
             rows.sort_unstable();
             rows.iter().map(|(count, name)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
         };
-        let never = rule_names().into_iter().map(|(name, _)| name).filter(|name| !self.rules.contains_key(name));
+        let never = rule_names().into_iter().map(|(_, name)| name).filter(|name| !self.rules.contains_key(name));
         let never = never.collect::<Vec<_>>().join(", ");
         let (ops, rules) = (list(&self.ops), list(&self.rules));
         format!("{} cases\ngraphs with each op: {ops}\nwith each rule: {rules}\nrules never used: {never}", self.cases)

@@ -133,7 +133,8 @@ mod tests {
     use super::super::{differentiated, random_case};
     use super::*;
 
-    /// A case that "fails" as long as it holds a product shrinks to little more than that product.
+    /// A case that "fails" as long as it holds a product shrinks to little more than that product:
+    /// its operands, and reductions where the loss must stay a scalar.
     #[test]
     fn a_case_shrinks_to_what_makes_it_fail() {
         let holds = |case: &Case| case.graph.nodes().iter().any(|node| matches!(node.op, Op::Dot(_)));
@@ -141,7 +142,7 @@ mod tests {
         for case in (0..20).map(|seed| random_case(seed, 18)).filter(holds) {
             let small = shrunk(&case, |case| holds(case) && differentiated(&case.graph).is_ok());
             let nodes = small.graph.nodes();
-            assert!(holds(&small) && nodes.len() <= 3, "{}", alip_compiler::ir::print(&small.graph));
+            assert!(holds(&small) && nodes.len() <= 5, "{}", alip_compiler::ir::print(&small.graph));
             assert!(
                 nodes.iter().all(|node| node.ty.shape.elements() <= 1),
                 "{}",

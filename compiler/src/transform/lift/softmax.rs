@@ -1,8 +1,9 @@
 //! Softmax and its logarithm's sum, in any spelling.
 //!
 //! Both are recognised by what they compute: exponentials over their own sum, and the logarithm of a sum of exponentials.
-//! Softmax does not change when something constant along its axes is taken from its argument, so whatever is subtracted
-//! (the largest element, with or without a gradient stop, or anything else) is taken away.
+//! Softmax does not change when something constant along its axes is taken from its argument, so what is subtracted (the
+//! largest element, with or without a gradient stop, or anything else made of the argument) is taken away. A tensor that
+//! occurs nowhere else stays: it has a gradient, which is zero, and a parameter with one still decays.
 
 use super::known::Known;
 use crate::ir::NodeId;
@@ -49,7 +50,7 @@ impl Known<'_> {
             (ScalarOp::Add, [a, b]) => [(*a, *b), (*b, *a)].into_iter().find_map(|(lse, shift)| {
                 let along = self.logsumexp(lse)?;
                 match self.scalar(along.x)? {
-                    (ScalarOp::Sub, [x, m]) if self.is_repeated(*m, shift, &along.axes) => {
+                    (ScalarOp::Sub, [x, m]) if self.is_repeated(*m, shift, &along.axes) && self.inert(*m, *x) => {
                         Some(Along { x: *x, axes: along.axes })
                     }
                     _ => None,
@@ -110,10 +111,43 @@ impl Known<'_> {
     fn unshifted(&self, mut x: NodeId, axes: &[usize]) -> NodeId {
         loop {
             x = match self.scalar(x) {
-                Some((ScalarOp::Sub | ScalarOp::Add, [a, m])) if self.constant_along(*m, axes) => *a,
-                Some((ScalarOp::Add, [m, a])) if self.constant_along(*m, axes) => *a,
+                Some((ScalarOp::Sub | ScalarOp::Add, [a, m]))
+                    if self.constant_along(*m, axes) && self.inert(*m, *a) =>
+                {
+                    *a
+                }
+                Some((ScalarOp::Add, [m, a])) if self.constant_along(*m, axes) && self.inert(*m, *a) => *a,
                 _ => return x,
             };
         }
+    }
+
+    /// Whether every gradient that flows through `m` also flows through `x`: what `m` is made of is near in the making of
+    /// `x`, constant, or behind a gradient stop.
+    fn inert(&self, m: NodeId, x: NodeId) -> bool {
+        /// Nodes looked at: a shift is made of few.
+        const NEAR: usize = 32;
+        let mut of_x = vec![x];
+        for at in 0..NEAR {
+            let Some(id) = of_x.get(at).copied() else { break };
+            for input in self.inputs(id) {
+                if !of_x.contains(input) {
+                    of_x.push(*input);
+                }
+            }
+        }
+        let mut open = vec![m];
+        for _ in 0..NEAR {
+            let Some(id) = open.pop() else { return true };
+            let stops = matches!(self.op(id), Op::StopGradient | Op::Const { .. } | Op::Iota { .. });
+            if stops || of_x.contains(&id) || !self.graph.ty(id).dtype.is_float() {
+                continue;
+            }
+            match self.inputs(id) {
+                [] => return false,
+                inputs => open.extend(inputs),
+            }
+        }
+        open.is_empty()
     }
 }

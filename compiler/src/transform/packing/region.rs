@@ -287,6 +287,10 @@ fn packs(op: &Op) -> bool {
         Op::Pointwise(_)
             | Op::StopGradient
             | Op::Reduce { .. }
+            | Op::Softmax { .. }
+            | Op::LogSumExp { .. }
+            | Op::LayerNorm { .. }
+            | Op::CrossEntropy
             | Op::Dot(_)
             | Op::Reshape { .. }
             | Op::Transpose { .. }

@@ -267,10 +267,12 @@ fn packed_op(op: &Op, layout: Layout, operands: &Operands, shape: Shape, rows: u
         };
         of.iter().enumerate().filter_map(entry).collect()
     };
+    let kept = |axes: &[usize]| axes.iter().filter_map(|reduced| axis(0, *reduced)).collect();
     match op {
-        Op::Reduce { kind, axes } => {
-            Op::Reduce { kind: *kind, axes: axes.iter().filter_map(|reduced| axis(0, *reduced)).collect() }
-        }
+        Op::Reduce { kind, axes } => Op::Reduce { kind: *kind, axes: kept(axes) },
+        Op::Softmax { axes } => Op::Softmax { axes: kept(axes) },
+        Op::LogSumExp { axes } => Op::LogSumExp { axes: kept(axes) },
+        Op::LayerNorm { axes, eps } => Op::LayerNorm { axes: kept(axes), eps: *eps },
         Op::Dot(dot) => {
             let pairs = |pairs: &[(usize, usize)]| {
                 pairs.iter().filter_map(|(left, right)| Some((axis(0, *left)?, axis(1, *right)?))).collect()

@@ -89,7 +89,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         }
     }
     if guilty.iter().any(|name| name == "no-egraph") {
-        for (rule, _) in rule_names() {
+        for (_, rule) in rule_names() {
             let without = |options: &mut CompileOptions| {
                 options.optimize.without.insert(rule.to_string());
             };

@@ -35,6 +35,7 @@ pub(super) const STEPS: &[Step] = &[
     step(1, true, row::extremum),
     step(2, false, row::softmax),
     step(2, false, row::norm),
+    step(2, false, row::lifted),
     step(1, false, row::activation),
     step(1, false, row::cross_entropy),
     step(4, false, product::dot),

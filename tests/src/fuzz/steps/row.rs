@@ -1,7 +1,7 @@
 //! Reductions, and what has several stages over a row, in the spellings that people use.
 
 use alip_compiler::ir::{DType, NodeId};
-use alip_compiler::ops::{Op, ReduceKind, ScalarOp};
+use alip_compiler::ops::{Op, Real, ReduceKind, ScalarOp};
 
 use super::super::maker::{Held, MAX_ELEMENTS, MAX_MAGNITUDE, Maker};
 use ScalarOp::{Add, Div, Eq, Erf, Exp, Ln, Mul, Neg, Select, Sqrt, Sub, Tanh};
@@ -79,6 +79,28 @@ pub(super) fn softmax(maker: &mut Maker, x: Held) {
         _ => maker.point(Div, &[powers, sum]),
     };
     maker.keep(id, false, 1.0);
+}
+
+/// The ops that lifting makes, as they stand.
+pub(super) fn lifted(maker: &mut Maker, x: Held) {
+    let Some(mut axes) = row(maker, x) else { return };
+    axes.sort_unstable();
+    let sizes = maker.sizes(x.id);
+    let terms = axes.iter().map(|axis| sizes[*axis]).product::<u64>() as f64;
+    let last = sizes.len() - 1;
+    let (op, magnitude) = match maker.draws.below(4) {
+        0 => (Op::Softmax { axes }, 1.0),
+        1 => (Op::LogSumExp { axes }, x.magnitude + terms.ln()),
+        2 => (Op::LayerNorm { axes, eps: Real(0.1) }, terms.sqrt()),
+        _ if sizes[last] < 2 || x.magnitude > 8.0 => return,
+        _ => {
+            let target = maker.indices(&sizes[..last], sizes[last]);
+            let id = maker.op(Op::CrossEntropy, &[x.id, target]);
+            return maker.keep(id, false, 2.0 * x.magnitude + (sizes[last] as f64).ln());
+        }
+    };
+    let id = maker.op(op, &[x.id]);
+    maker.keep(id, false, magnitude);
 }
 
 /// Layer norm, rms norm, length 1.
