@@ -298,7 +298,7 @@ impl<'a> Run<'a> {
         drop(scheduled);
         self.dump("lower", &name, || table(&launches));
         let graph = again.unwrap_or(graph);
-        Ok((!self.stops("lower")).then(|| (name, graph, launches)))
+        Ok((!self.stops("lower")).then_some((name, graph, launches)))
     }
 
     fn place(&mut self, lowered: Lowered, state: &[StateTensor]) -> Result<Option<(String, Part)>, Diagnostics> {
@@ -315,7 +315,7 @@ impl<'a> Run<'a> {
         let placement = self.timed("memory", || memory::place(&graph, &launches, &index, target))?;
         self.dump("memory", &name, || placement.table(&graph));
         let part = Part { graph, launches, placement };
-        Ok((!self.stops("memory")).then(|| (name, part)))
+        Ok((!self.stops("memory")).then_some((name, part)))
     }
 
     fn add_time(&mut self, pass: &'static str, spent: Duration) {
