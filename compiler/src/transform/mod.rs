@@ -2,7 +2,8 @@
 //! name of a model or module.
 //!
 //! - [`forward`]: what is done to programs before gradients are added, so that these inherit it: [`lift`], then the rewrites
-//!   `push_down` (what is not read is not computed) and `batching` (applications of the same parameters become one).
+//!   `push_down` (what is not read is not computed), `batching` (applications of the same parameters become one) and
+//!   `streaming` (the matrix of similarities of a contrastive loss is not stored).
 //! - [`pack`]: what comes after, since a program becomes several: [`packing`].
 //! - [`expand`]: semantic ops in terms of primitives: their meaning, and what a target without a kernel for them runs.
 //!
@@ -14,6 +15,7 @@ pub mod expand;
 pub mod lift;
 pub mod packing;
 mod push_down;
+mod streaming;
 
 use std::collections::BTreeSet;
 
@@ -103,7 +105,8 @@ struct Rewritten {
 type Rewrite = fn(&Graph) -> Result<Option<Rewritten>, Diagnostics>;
 
 /// The rewrites before differentiation by name, in their order.
-const REWRITES: [(&str, Rewrite); 2] = [("push_down", push_down::push_down), ("batching", batching::batching)];
+const REWRITES: [(&str, Rewrite); 3] =
+    [("push_down", push_down::push_down), ("batching", batching::batching), ("streaming", streaming::streaming)];
 
 /// Names of all rewrites, for `--no-rule`.
 pub fn names() -> impl Iterator<Item = &'static str> {
