@@ -2,19 +2,20 @@
 //!
 //! A contrastive loss takes the logsumexp of `s x t^T` along rows and along columns. For a batch of B that is a matrix of
 //! B x B logits, written, read twice, and kept for the gradient, whose own matrix is as large. The logsumexp of scores
-//! is what attention computes on its way ([`AttentionResult::Lse`], with one head and without values): tiles of logits with a running
-//! maximum and sum, in the forward part and again in the gradient (Milakov and Gimelshein, 2018, section 3; Dao et al.,
-//! FlashAttention, 2022).
+//! is what attention computes on its way ([`AttentionResult::Lse`], with one head and without values): tiles of logits
+//! with a running maximum and sum, in the forward part and again in the gradient (Milakov and Gimelshein, 2018, section 3;
+//! Dao et al., FlashAttention, 2022).
 //!
 //! *What is found.* A product of two matrices that is read, if at all through transposes and products with scalars, by
-//! nothing but logsumexps along one dimension, cross entropies, and lookups of one entry per row. Each logsumexp becomes an attention op with
-//! its rows as queries; an entry at row `i` and column `j` becomes the inner product of `x[i]` and `t[j]`, of which there
-//! are B. If anything else reads the logits (they are an output, or another loss is made of them) they are stored for that, and nothing is done.
+//! nothing but logsumexps along one dimension, cross entropies, and lookups of one entry per row. Each logsumexp becomes an
+//! attention op with its rows as queries; an entry at row `i` and column `j` becomes the inner product of `x[i]` and
+//! `t[j]`, of which there are B. If anything else reads the logits (they are an output, or another loss is made of them)
+//! they are stored for that, and nothing is done.
 //!
 //! *What is weighed.* Memory: B^2 floats several times over, against products that are computed again. Those are small
 //! beside the towers at any B for which the loss fits a step, so the rewrite is always done.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::Rewritten;
 use super::analysis::{fault, places, rename};
@@ -68,13 +69,13 @@ struct Found {
     /// By node: the product times scalars that it is.
     logits: HashMap<NodeId, Logits>,
     /// What reads such a matrix and can do without.
-    readers: HashMap<NodeId, Logits>,
+    readers: BTreeMap<NodeId, Logits>,
 }
 
 impl Found {
     fn new(graph: &Graph) -> Found {
         let mut logits: HashMap<NodeId, Logits> = HashMap::new();
-        let mut readers: HashMap<NodeId, Logits> = HashMap::new();
+        let mut readers: BTreeMap<NodeId, Logits> = BTreeMap::new();
         let mut stored: Vec<NodeId> = Vec::new();
         for id in graph.ids() {
             let found = matrix(graph, id, &logits);
