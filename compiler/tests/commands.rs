@@ -96,7 +96,8 @@ fn every_kind_of_file_is_written_and_old_shaders_go() {
         let Kernel::Wgsl { source, .. } = kernel else { panic!("kernels for wgpu are WGSL") };
         assert_eq!(&read(&format!("wgsl/{index:04}.wgsl")), source);
     }
-    for name in plan.programs.keys() {
+    // Packed programs are written once, at their largest number of rows.
+    for name in plan.programs.keys().filter(|name| !name.contains('@')) {
         let text = read(&format!("{name}.ir"));
         let graph = ir::parse(&text).unwrap_or_else(|errors| panic!("{name}: {errors}"));
         assert_eq!(ir::print(&graph), text);
