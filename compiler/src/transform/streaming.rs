@@ -148,13 +148,16 @@ fn is_reader(graph: &Graph, id: NodeId) -> bool {
     }
 }
 
+/// Operands with their factors (dividing or not), each written once.
+type Scaled = HashMap<(NodeId, Vec<(NodeId, bool)>), NodeId>;
+
 /// Writes what readers of logits compute without them.
 struct Writer<'a, 'g> {
     b: Builder<'g>,
     /// By old node.
     map: &'a [NodeId],
     /// The first operand of a product times its scalars; both directions read it.
-    scaled: &'a mut HashMap<(NodeId, Vec<(NodeId, bool)>), NodeId>,
+    scaled: &'a mut Scaled,
 }
 
 impl Writer<'_, '_> {
