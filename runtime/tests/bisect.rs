@@ -22,7 +22,7 @@ fn a_fault_of_fusion_is_laid_to_fusion() {
     let (status, text) = bisect("EpilogueTwice", &[]);
     assert_eq!(status, Some(1), "{text}");
     for said in
-        ["a kernel leaves its bound", "gelu at stdlib/activation.ron:7:21", "responsible: what no-fuse turns off"]
+        ["a kernel leaves its bound", "mlp.gelu at stdlib/activation.ron:7:", "responsible: what no-fuse turns off"]
     {
         assert!(text.contains(said), "no {said:?} in\n{text}");
     }

@@ -20,9 +20,9 @@ pub enum Fault {
     TimesZeroIsIdentity,
     /// Rule: two transposes become one in the wrong order.
     TransposesComposedBackwards,
-    /// Expansion: the logarithm of a sum of exponentials lacks the largest score.
+    /// Kernel: attention's logarithm of a sum of exponentials lacks the largest score.
     LseWithoutMax,
-    /// Expansion: a causal mask shows one key too many.
+    /// Kernel: attention shows one key of a block too few.
     CausalOffByOne,
     /// Expansion: a row at the border of two packed segments counts to the wrong one.
     SegmentBoundaryLeak,

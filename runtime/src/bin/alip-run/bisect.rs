@@ -9,6 +9,7 @@ use alip_compiler::diag::{Diagnostics, SourceMap};
 use alip_compiler::ir::{Graph, NodeId, Shape, TensorType, Value, describe};
 use alip_compiler::optimize::rule_names;
 use alip_compiler::resolve::Resolved;
+use alip_compiler::transform::packing::PACKING;
 use alip_compiler::trust::rewritten::rewritten;
 use alip_compiler::trust::trace::{Trace, name_of};
 use alip_compiler::trust::{Values, judged};
@@ -28,7 +29,7 @@ use crate::{Failure, Outcome, bench};
 ///
 /// Compiles the graph twice, as it is and with something turned off, and takes one step with each. The graph that is scheduled
 /// is held against the one written, both in f64; then every kernel against the interpreter, on what it really read, within
-/// bounds on rounding that are derived for it. Batch and state are random unless files give them.
+/// bounds on rounding that are derived for it. Batch and state are random unless files give them. Rows are not packed.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -157,6 +158,8 @@ impl Build {
             TargetKind::Cuda => return Err(Failure::message("this version compiles for cpu and wgpu")),
         };
         let mut compile = CompileOptions { target, explain: true, ..CompileOptions::default() };
+        // One program stands for `train`; which rows are computed is not what is under suspicion.
+        compile.transform.disabled.0.insert(PACKING.into());
         change(&mut compile);
         let spec = resolve::Options { batch: args.batch, set: args.set.clone(), ..Default::default() };
         let options = SpecOptions { spec, compile: compile.clone(), ..SpecOptions::default() };

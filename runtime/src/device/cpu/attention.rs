@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use alip_plan::DType;
+use alip_plan::fault::{Fault, planted};
 use alip_plan::kernel::{Attention, AttentionResult, ReduceKind, Rows, View};
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
@@ -390,7 +391,8 @@ impl PreparedAttention {
                     out.scale_row(i, self.e, if none { 0.0 } else { 1.0 / sum[i] });
                 }
                 if let Some(lse) = lse {
-                    let value = f64::from(top[i]) + libm::log(f64::from(sum[i]));
+                    let top = if planted(Fault::LseWithoutMax) { 0.0 } else { f64::from(top[i]) };
+                    let value = top + libm::log(f64::from(sum[i]));
                     *lse.matrix(operands, scope, row).at(i, 0) = if none { 0.0 } else { value as f32 };
                 }
             }
@@ -400,6 +402,7 @@ impl PreparedAttention {
     /// Turns scores into exponentials below the new running maximum; adds them to the running sum. What was accumulated
     /// so far must be multiplied by the result.
     fn weigh(&self, line: &mut [f32], seen: usize, top: &mut f32, sum: &mut f32) -> f32 {
+        let seen = if seen > 1 && planted(Fault::CausalOffByOne) { seen - 1 } else { seen };
         let (shown, hidden) = line.split_at_mut(seen);
         hidden.fill(0.0);
         if shown.is_empty() {
