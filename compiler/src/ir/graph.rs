@@ -79,6 +79,18 @@ impl Graph {
         Graph { name: self.name.clone(), origins: self.origins.clone(), ..Graph::default() }
     }
 
+    /// Takes the names of another graph's inputs, outputs, updates and values, each for the node that `map` gives for the
+    /// named one; names of nodes for which it gives none are dropped.
+    pub fn take_names(&mut self, from: &Graph, map: impl Fn(NodeId) -> Option<NodeId>) {
+        let moved = |names: &IndexMap<String, NodeId>| {
+            names.iter().filter_map(|(name, id)| Some((name.clone(), map(*id)?))).collect()
+        };
+        self.inputs = moved(&from.inputs);
+        self.outputs = moved(&from.outputs);
+        self.updates = moved(&from.updates);
+        self.values = moved(&from.values);
+    }
+
     /// All nodes, in topological order.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes

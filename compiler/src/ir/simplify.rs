@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 
 use alip_plan::fault::{Fault, planted};
-use indexmap::IndexMap;
 use smallvec::SmallVec;
 
 use super::{DType, Graph, NodeId, OriginId, Shape, TensorType};
@@ -49,7 +48,7 @@ pub fn simplify(graph: &Graph, stops: StopGradients) -> Result<Simplified, Diagn
     }
     let mut merged = simplifier.graph;
     let map: Vec<Option<NodeId>> = map.into_iter().map(Some).collect();
-    rename(graph, &mut merged, &map);
+    merged.take_names(graph, |id| map[id.index()]);
     let live = eliminate_dead(&merged)?;
     let map = map.into_iter().map(|id| id.and_then(|id| live.map[id.index()])).collect();
     Ok(Simplified { graph: live.graph, map })
@@ -81,21 +80,11 @@ pub fn eliminate_dead(graph: &Graph) -> Result<Simplified, Diagnostics> {
         let inputs: Operands = node.inputs.iter().filter_map(|input| map[input.index()]).collect();
         map.push(Some(new.add(node.op.clone(), &inputs, node.origin).map_err(|error| fault(graph, id, &error))?));
     }
-    rename(graph, &mut new, &map);
+    new.take_names(graph, |id| map[id.index()]);
     Ok(Simplified { graph: new, map })
 }
 
 type Operands = SmallVec<[NodeId; 3]>;
-
-fn rename(from: &Graph, to: &mut Graph, map: &[Option<NodeId>]) {
-    let renamed = |names: &IndexMap<String, NodeId>| {
-        names.iter().filter_map(|(name, id)| Some((name.clone(), map[id.index()]?))).collect()
-    };
-    to.inputs = renamed(&from.inputs);
-    to.outputs = renamed(&from.outputs);
-    to.updates = renamed(&from.updates);
-    to.values = renamed(&from.values);
-}
 
 fn fault(graph: &Graph, id: NodeId, error: &OpError) -> Diagnostics {
     let message = format!("simplifying `{}` failed: {}", graph.node(id).op.name(), error.message);

@@ -108,11 +108,7 @@ fn rebuild(graph: &Graph, sums: &HashMap<NodeId, Sum>) -> Result<Graph, OpError>
             None => new.add(node.op.clone(), &inputs, node.origin)?,
         });
     }
-    let port = |(name, id): (&String, &NodeId)| (name.clone(), moved[id.index()]);
-    new.inputs = graph.inputs.iter().map(port).collect();
-    new.outputs = graph.outputs.iter().map(port).collect();
-    new.updates = graph.updates.iter().map(port).collect();
-    new.values = graph.values.iter().map(port).collect();
+    new.take_names(graph, |id| Some(moved[id.index()]));
     Ok(new)
 }
 

@@ -166,11 +166,7 @@ impl Rebuild<'_> {
             let new = self.new.add(node.op.clone(), &inputs, node.origin)?;
             self.moved.push(new);
         }
-        let port = |(name, id): (&String, &NodeId)| (name.clone(), self.moved[id.index()]);
-        self.new.inputs = graph.inputs.iter().map(port).collect();
-        self.new.outputs = graph.outputs.iter().map(port).collect();
-        self.new.updates = graph.updates.iter().map(port).collect();
-        self.new.values = graph.values.iter().map(port).collect();
+        self.new.take_names(graph, |id| Some(self.moved[id.index()]));
         Ok(self.new)
     }
 

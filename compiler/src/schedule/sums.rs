@@ -240,11 +240,7 @@ impl Joining<'_> {
                 *sum = Some(self.chunk(chunk, &moved)?);
             }
         }
-        let port = |(name, id): (&String, &NodeId)| (name.clone(), moved[id.index()]);
-        self.new.inputs = graph.inputs.iter().map(port).collect();
-        self.new.outputs = graph.outputs.iter().map(port).collect();
-        self.new.updates = graph.updates.iter().map(port).collect();
-        self.new.values = graph.values.iter().map(port).collect();
+        self.new.take_names(graph, |id| Some(moved[id.index()]));
         Ok(self.new)
     }
 

@@ -162,17 +162,6 @@ pub(super) fn cost(graph: &Graph) -> Cost {
     cost
 }
 
-/// The names of `from` in `to`, by where its nodes went. Values whose node is gone are dropped.
-pub(super) fn rename(from: &Graph, to: &mut Graph, map: impl Fn(NodeId) -> Option<NodeId>) {
-    let renamed = |names: &IndexMap<String, NodeId>| {
-        names.iter().filter_map(|(name, id)| Some((name.clone(), map(*id)?))).collect()
-    };
-    to.inputs = renamed(&from.inputs);
-    to.outputs = renamed(&from.outputs);
-    to.updates = renamed(&from.updates);
-    to.values = renamed(&from.values);
-}
-
 /// A node that its op refuses: a fault of the rewrite.
 pub(super) fn fault(graph: &Graph, rewrite: &str, error: &OpError) -> Diagnostics {
     let message = format!("internal: `{rewrite}` of program `{}` failed: {}", graph.name, error.message);

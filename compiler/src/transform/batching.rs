@@ -25,7 +25,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::Rewritten;
-use super::analysis::{along, fault, places, rename, resized};
+use super::analysis::{along, fault, places, resized};
 use crate::diag::Diagnostics;
 use crate::ir::{Builder, Dim, Graph, NodeId, Shape, TensorType, commutes, eliminate_dead};
 use crate::ops::{Op, OpError};
@@ -439,7 +439,7 @@ impl<'a> Emitter<'a> {
             self.value(root)?;
         }
         let plain = std::mem::take(&mut self.plain);
-        rename(graph, &mut self.new, |id| plain[id.index()]);
+        self.new.take_names(graph, |id| plain[id.index()]);
         Ok(self.new)
     }
 

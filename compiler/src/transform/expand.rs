@@ -33,13 +33,7 @@ pub fn expand(graph: &Graph, expands: impl Fn(NodeId) -> bool) -> Result<Graph, 
             Diagnostics::from(Diagnostic::error(message).note(error.message))
         })?);
     }
-    let renamed = |names: &indexmap::IndexMap<String, NodeId>| {
-        names.iter().map(|(name, id)| (name.clone(), map[id.index()])).collect()
-    };
-    new.inputs = renamed(&graph.inputs);
-    new.outputs = renamed(&graph.outputs);
-    new.updates = renamed(&graph.updates);
-    new.values = renamed(&graph.values);
+    new.take_names(graph, |id| Some(map[id.index()]));
     Ok(new)
 }
 

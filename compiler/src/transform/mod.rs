@@ -149,12 +149,7 @@ pub fn forward_program(
 /// # Errors
 /// A rewrite built a node its op refuses: a fault of that rewrite, which is named.
 pub fn rewrite(graph: &Graph, results: &Results, disabled: &Disabled) -> Result<(Graph, Vec<Applied>), Diagnostics> {
-    // What is read later counts as an output; no name in a spec ends like this.
-    const KEPT: char = '\0';
-    let mut current = graph.clone();
-    let kept = graph.values.iter().filter(|(name, _)| results.reads(name));
-    current.outputs.extend(kept.map(|(name, id)| (format!("{name}{KEPT}"), *id)));
-    current = simplify(&current, StopGradients::Keep)?.graph;
+    let mut current = simplify(&marked(graph, |name| results.reads(name)), StopGradients::Keep)?.graph;
     let mut applied = Vec::new();
     for (rewrite, run) in REWRITES.into_iter().filter(|(name, _)| disabled.allows(name)) {
         let Some(Rewritten { graph: next, places }) = run(&current)? else { continue };
@@ -169,14 +164,29 @@ pub fn rewrite(graph: &Graph, results: &Results, disabled: &Disabled) -> Result<
     if applied.is_empty() {
         return Ok((graph.clone(), applied));
     }
-    // A value that is read later is named by its output, whatever became of its name on the way.
-    for (name, id) in std::mem::take(&mut current.outputs) {
+    Ok((unmarked(current), applied))
+}
+
+/// Ends the name of an output that stands for a named value; no name in a spec ends like this.
+const KEPT: char = '\0';
+
+/// The graph with outputs for the named values for which `keeps` holds, so that rewriting keeps them.
+fn marked(graph: &Graph, keeps: impl Fn(&str) -> bool) -> Graph {
+    let mut marked = graph.clone();
+    let kept = graph.values.iter().filter(|(name, _)| keeps(name));
+    marked.outputs.extend(kept.map(|(name, id)| (format!("{name}{KEPT}"), *id)));
+    marked
+}
+
+/// Without the outputs that [`marked`] added: they name their values, whatever became of those names on the way.
+fn unmarked(mut graph: Graph) -> Graph {
+    for (name, id) in std::mem::take(&mut graph.outputs) {
         match name.strip_suffix(KEPT) {
-            Some(value) => current.values.insert(value.to_owned(), id),
-            None => current.outputs.insert(name, id),
+            Some(value) => graph.values.insert(value.to_owned(), id),
+            None => graph.outputs.insert(name, id),
         };
     }
-    Ok((current, applied))
+    graph
 }
 
 /// Packs the rows of programs, after [`forward`]: a program becomes several, one per number of rows.
@@ -235,14 +245,7 @@ impl Results {
 /// # Errors
 /// As [`simplify`].
 pub(crate) fn tidy(graph: &Graph, keeps: impl Fn(&str) -> bool) -> Result<Graph, Diagnostics> {
-    // Outputs are what simplification keeps; these names cannot stand in a spec.
-    const MARK: &str = "value ";
-    let mut marked = graph.clone();
-    for (name, id) in graph.values.iter().filter(|(name, _)| keeps(name)) {
-        marked.outputs.insert(format!("{MARK}{name}"), *id);
-    }
-    let mut simple = simplify(&marked, StopGradients::Keep)?.graph;
-    simple.outputs.retain(|name, _| !name.starts_with(MARK));
+    let mut simple = unmarked(simplify(&marked(graph, &keeps), StopGradients::Keep)?.graph);
     simple.values.retain(|name, _| keeps(name));
     Ok(simple)
 }

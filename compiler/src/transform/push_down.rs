@@ -27,7 +27,7 @@ use std::collections::HashMap;
 use smallvec::{SmallVec, smallvec};
 
 use super::Rewritten;
-use super::analysis::{along, cost, fault, places, rename, resized, same_place};
+use super::analysis::{along, cost, fault, places, resized, same_place};
 use crate::diag::Diagnostics;
 use crate::ir::{Builder, DType, Dim, Graph, NodeId, Shape};
 use crate::ops::attention::{Attention, Rows};
@@ -432,7 +432,7 @@ impl<'a> Emitter<'a> {
             self.done.insert((id, part.clone()), value);
         }
         let (graph, done) = (self.graph, std::mem::take(&mut self.done));
-        rename(graph, &mut self.new, |id| done.get(&(id, Part::default())).copied());
+        self.new.take_names(graph, |id| done.get(&(id, Part::default())).copied());
         Ok(self.new)
     }
 

@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::Rewritten;
-use super::analysis::{fault, places, rename};
+use super::analysis::{fault, places};
 use crate::diag::Diagnostics;
 use crate::ir::{Builder, DType, Graph, NodeId, Shape};
 use crate::ops::attention::{Attention, AttentionResult, Rows};
@@ -48,7 +48,7 @@ pub(super) fn streaming(graph: &Graph) -> Result<Option<Rewritten>, Diagnostics>
         };
         map.push(added.map_err(|error| fault(graph, NAME, &error))?);
     }
-    rename(graph, &mut new, |id| (!found.logits.contains_key(&id)).then(|| map[id.index()]));
+    new.take_names(graph, |id| (!found.logits.contains_key(&id)).then(|| map[id.index()]));
     let places = places(found.readers.values().map(|logits| &*graph.origin(logits.product).path));
     Ok(Some(Rewritten { graph: new, places }))
 }

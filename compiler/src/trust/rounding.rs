@@ -91,15 +91,10 @@ impl Rule<'_, '_> {
             Op::Const { value, .. } if f64::from(value.0 as f32) == value.0 => Ok(None),
             Op::Const { .. } => self.rounded(None, 1.0),
             Op::Concat { .. } | Op::Gather { .. } if exact => Ok(None),
-            Op::Concat { .. } => {
-                let parts = (0..self.x.len()).map(|input| self.error_or_none(input)).collect::<Found<Vec<_>>>()?;
-                self.b.op(node.op.clone(), &parts).map(Some)
-            }
+            Op::Concat { .. } => self.joined(node),
             Op::Gather { .. } => {
-                let table = self.error_or_none(0)?;
-                let picked = self.b.op(node.op.clone(), &[table, self.x[1]])?;
-                let Some(other) = self.e[1] else { return Ok(Some(picked)) };
-                let other = self.along_index(other)?;
+                let (picked, other) = self.picked(node)?;
+                let Some(other) = other else { return Ok(Some(picked)) };
                 let unknown = self.b.scalar(f64::INFINITY)?;
                 self.b.select(other, unknown, picked).map(Some)
             }
@@ -129,6 +124,20 @@ impl Rule<'_, '_> {
             // Views.
             op => self.e[0].map(|e| self.b.op(op.clone(), &[e])).transpose(),
         }
+    }
+
+    /// Errors of the parts, joined as the parts are.
+    fn joined(&mut self, node: &Node) -> Found {
+        let parts = (0..self.x.len()).map(|input| self.error_or_none(input)).collect::<Found<Vec<_>>>()?;
+        self.b.op(node.op.clone(), &parts).map(Some)
+    }
+
+    /// Errors of the rows that are picked, and where another row may have been picked.
+    fn picked(&mut self, node: &Node) -> Found<(NodeId, Option<NodeId>)> {
+        let table = self.error_or_none(0)?;
+        let picked = self.b.op(node.op.clone(), &[table, self.x[1]])?;
+        let other = self.e[1].map(|e| self.along_index(e)).transpose()?;
+        Ok((picked, other))
     }
 
     /// Elements that make one of the result.
@@ -325,15 +334,10 @@ impl Rule<'_, '_> {
                 let Some(e) = self.e[0] else { return Ok(None) };
                 self.any(e, axes, 0.0)
             }
-            Op::Concat { .. } => {
-                let parts = (0..self.x.len()).map(|input| self.error_or_none(input)).collect::<Found<Vec<_>>>()?;
-                self.b.op(node.op.clone(), &parts).map(Some)
-            }
+            Op::Concat { .. } => self.joined(node),
             Op::Gather { .. } => {
-                let table = self.error_or_none(0)?;
-                let picked = self.b.op(node.op.clone(), &[table, self.x[1]])?;
-                let Some(other) = self.e[1] else { return Ok(Some(picked)) };
-                let other = self.along_index(other)?;
+                let (picked, other) = self.picked(node)?;
+                let Some(other) = other else { return Ok(Some(picked)) };
                 self.b.or(picked, other).map(Some)
             }
             op => self.e[0].map(|e| self.b.op(op.clone(), &[e])).transpose(),

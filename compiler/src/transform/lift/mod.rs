@@ -88,11 +88,7 @@ pub(super) fn lift(graph: &Graph, results: &Results, report: &mut Report) -> Res
         };
         map.push(added.map_err(|error| fault("lift", &graph, id, &error))?);
     }
-    let port = |(name, id): (&String, &NodeId)| (name.clone(), map[id.index()]);
-    new.inputs = graph.inputs.iter().map(port).collect();
-    new.outputs = graph.outputs.iter().map(port).collect();
-    new.updates = graph.updates.iter().map(port).collect();
-    new.values = graph.values.iter().map(port).collect();
+    new.take_names(&graph, |id| Some(map[id.index()]));
     // Values that only what was lifted had in between.
     let needed = live(&new, &results.nodes(&new));
     for id in graph.ids().filter(|id| needed[map[id.index()].index()]) {

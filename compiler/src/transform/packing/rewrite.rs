@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use alip_plan::packing::{Group, Role};
 
-use super::super::analysis;
 use super::region::{Layout, Operand, Operands, Packing, Region};
 use crate::ir::{Builder, DType, Dim, Graph, NodeId, OriginId, Shape, TensorType};
 use crate::ops::attention::{Attention, Rows};
@@ -36,7 +35,7 @@ pub(super) fn rewrite(graph: &Graph, regions: &[Region], rows: &[u64]) -> Result
         rewrite.whole(*id)?;
     }
     let Rewrite { mut new, whole, regions, .. } = rewrite;
-    analysis::rename(graph, &mut new, |id| whole[id.index()]);
+    new.take_names(graph, |id| whole[id.index()]);
     for rowed in &regions {
         new.inputs.extend(rowed.inputs.iter().map(|(role, id)| (role.input(rowed.number), *id)));
     }
