@@ -1,5 +1,7 @@
 //! What `lift` finds, and that nothing changes by it: values and gradients of the lifted graph are those of the plain one.
 
+mod steps;
+
 use std::collections::BTreeMap;
 
 use alip_compiler::autodiff::gradients;
@@ -9,9 +11,10 @@ use alip_compiler::ir::{Builder, DType, Graph, NodeId, Value, interpret, verify,
 use alip_compiler::ops::{Op, ReduceKind};
 use alip_compiler::resolve::{Options, resolve, resolve_source};
 use alip_compiler::transform::{self, Disabled, Report};
+use steps::{Within, assert_close, first_state};
 
-/// Of the largest element: both sides are sums of a few dozen terms in f64, in another order.
-const BOUND: f64 = 1e-12;
+/// Both sides are sums of a few dozen terms in f64, in another order.
+const WITHIN: Within = Within { relative: 1e-12, absolute: 1e-14 };
 
 /// A spec of one program `f` of some inputs, with `y` as its output.
 fn spec(inputs: &str, body: &[&str], outputs: &str) -> String {
@@ -91,7 +94,7 @@ fn lifted(name: &str, spec: &str) -> (Graph, String) {
     let inputs = some(&plain);
     let run = |graph: &Graph| interpret(&differentiated(graph.clone()), &inputs, &BTreeMap::new()).unwrap().outputs;
     let (expected, found) = (run(&plain), run(&graph));
-    assert_close(name, &expected, &found);
+    assert_close(name, &expected, &found, WITHIN);
     let lifted = report.lifted.iter().map(|lifted| lifted.what.to_owned());
     let missed = report.missed.iter().map(|missed| format!("no {}: {}", missed.like, missed.why));
     (graph, lifted.chain(missed).collect::<Vec<_>>().join("; "))
@@ -121,29 +124,14 @@ fn a_training_step_stays_the_same() {
     assert_eq!(norms.count(), 2 * 6 + 4);
     assert_eq!(report.missed, []);
     verify_model(&lifted).unwrap();
-    let seed = BTreeMap::from([("seed".to_owned(), Value::scalar(DType::I32, 1.0))]);
-    let mut state = interpret(&plain.programs["init"], &seed, &BTreeMap::new()).unwrap().updates;
-    // A schedule without steps has no learning rate.
-    state.insert("train.total_steps".into(), Value::scalar(DType::I32, 20.0));
+    let state = first_state(&plain);
     for (program, graph) in plain.programs.iter().filter(|(name, _)| *name != "init") {
         let inputs = some(graph);
         let run = |graph: &Graph| interpret(graph, &inputs, &state).unwrap();
         let (expected, found) = (run(graph), run(&lifted.programs[program]));
         // Metrics, named values and gradients; the optimiser makes steps of the rounding that is all the gradient of a key's
         // bias has.
-        assert_close(program, &expected.outputs, &found.outputs);
-    }
-}
-
-fn assert_close(name: &str, expected: &BTreeMap<String, Value>, found: &BTreeMap<String, Value>) {
-    assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>(), "{name}");
-    for (key, value) in expected {
-        let largest = value.data.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
-        assert!(largest.is_finite(), "{name}: {key} is not finite");
-        for (a, b) in found[key].data.iter().zip(&value.data) {
-            // Biases of keys have a gradient of 0, of which only rounding is left.
-            assert!((a - b).abs() <= BOUND * largest + 1e-14, "{name}: {key} is {a}, was {b}");
-        }
+        assert_close(program, &expected.outputs, &found.outputs, WITHIN);
     }
 }
 
