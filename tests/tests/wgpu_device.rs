@@ -51,10 +51,15 @@ fn plan(kernel: Kernel, target: Target, lengths: [u64; 2]) -> Plan {
     }
 }
 
-/// Loading the plan fails with a message that holds all of `parts`.
+/// Loading the plan, or running its program, fails with a message that holds all of `parts`.
 fn check_refused(device: Box<dyn Device>, plan: Plan, parts: &[&str]) {
-    let Err(error) = Session::new(Arc::new(plan), device) else { panic!("the plan loads; {parts:?} was expected") };
-    let error = error.to_string();
+    let length = plan.programs["main"].buffers[0].shape[0];
+    let x = HostTensor::f32(&[length], vec![0.0; length as usize]).expect("as many");
+    let run = |mut session: Session| session.run("main", &Tensors::from([("x".into(), x)]));
+    let error = match Session::new(Arc::new(plan), device).and_then(run) {
+        Ok(_) => panic!("it runs; {parts:?} was expected"),
+        Err(error) => error.to_string(),
+    };
     assert!(parts.iter().all(|part| error.contains(part)), "{error}");
 }
 

@@ -1,18 +1,20 @@
 //! Any Vulkan, Metal or DX12 adapter, through wgpu.
 //!
 //! A segment of the plan is one storage buffer; an operand of a step is a binding of a slice of it, always read-write,
-//! since one buffer cannot be bound both ways in one dispatch. Pipelines and bind groups are made when the plan is loaded;
-//! running only records dispatches. wgpu orders dispatches that touch the same buffers.
+//! since one buffer cannot be bound both ways in one dispatch. Pipelines and bind groups are made when a program first runs;
+//! after that, running only records dispatches. wgpu orders dispatches that touch the same buffers.
 //!
 //! The adapter's own limits are requested: the defaults are far below what most hardware has.
+
+mod launch;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, mpsc};
 
-use alip_plan::kernel::Kernel;
-use alip_plan::{Plan, Program, TargetKind};
+use alip_plan::{Plan, TargetKind};
 
+use self::launch::{Dispatch, Launcher};
 use super::{Device, DeviceError, DeviceOptions, Download, LoadedPlan, MemoryFacts, Slice};
 
 /// Dispatches per submission: long queues trip the watchdogs of desktop drivers, short ones cost a call each.
@@ -20,10 +22,6 @@ const STEPS_PER_SUBMISSION: usize = 128;
 
 /// Uploads lie in memory of the driver's until they are submitted and done: a whole state would lie there twice.
 const STAGED_BYTES: u64 = 64 << 20;
-
-/// Mesa's software rasteriser leaves all loops of a thread, without a word, after this many iterations together
-/// (`LP_MAX_TGSI_LOOP_ITERATIONS` in its gallivm; seen in version 22.3).
-const LLVMPIPE_ITERATIONS: u64 = 65_535;
 
 /// An opened adapter.
 pub struct Wgpu {
@@ -119,21 +117,6 @@ impl Wgpu {
         if operands.unwrap_or(0) as u64 > bindings {
             return wrong("a number of operands", operands.unwrap_or(0) as u64, bindings);
         }
-        let iterations = plan.kernels.iter().map(|kernel| match kernel {
-            Kernel::Wgsl { iterations, .. } => *iterations,
-            Kernel::Loop(_) => 0,
-        });
-        let iterations = iterations.max().unwrap_or(0);
-        if iterations > LLVMPIPE_ITERATIONS && self.info.name.contains("llvmpipe") {
-            return Err(DeviceError::Unavailable {
-                name: "wgpu".into(),
-                why: format!(
-                    "the adapter {} ends loops after {LLVMPIPE_ITERATIONS} iterations, and a kernel of this plan takes \
-                     {iterations}; use a smaller --batch or --device cpu",
-                    self.info.name
-                ),
-            });
-        }
         Ok(())
     }
 }
@@ -193,132 +176,17 @@ impl Device for Wgpu {
                 other => Err(other),
             };
         }
-        let launcher = Launcher::new(self, &plan);
-        let mut programs = BTreeMap::new();
-        for (name, program) in &plan.programs {
-            programs.insert(name.clone(), launcher.prepare(program, &segments)?);
-        }
-        self.check()?;
         Ok(Box::new(Loaded {
             device: self.device.clone(),
             queue: self.queue.clone(),
             fault: self.fault.clone(),
             memory: MemoryFacts { segments: plan.segments.iter().map(|segment| segment.bytes).sum(), scratch: 0 },
             segments,
-            programs,
+            launcher: Launcher::new(self.device.clone(), self.info.name.clone(), plan),
+            programs: BTreeMap::new(),
             staged: 0,
         }))
     }
-}
-
-/// One dispatch, ready to be recorded.
-struct Dispatch {
-    pipeline: wgpu::ComputePipeline,
-    group: wgpu::BindGroup,
-    workgroups: [u32; 3],
-}
-
-/// Makes dispatches from steps; pipelines are made once per kernel, layouts once per number of operands.
-struct Launcher<'d> {
-    device: &'d wgpu::Device,
-    pipelines: Vec<Option<(wgpu::ComputePipeline, wgpu::BindGroupLayout, [u32; 3])>>,
-}
-
-impl<'d> Launcher<'d> {
-    fn new(device: &'d Wgpu, plan: &Plan) -> Launcher<'d> {
-        // A kernel's operand count is that of the steps that use it.
-        let mut operands = vec![None; plan.kernels.len()];
-        for step in plan.programs.values().flat_map(|program| &program.steps) {
-            if let Some(count) = operands.get_mut(step.kernel as usize) {
-                *count = Some(step.operands.len());
-            }
-        }
-        let device = &device.device;
-        let mut layouts: BTreeMap<usize, wgpu::BindGroupLayout> = BTreeMap::new();
-        let pipelines = plan.kernels.iter().zip(operands).map(|(kernel, operands)| match (kernel, operands) {
-            (Kernel::Wgsl { source, workgroups, .. }, Some(count)) => {
-                let layout = layouts.entry(count).or_insert_with(|| bind_group_layout(device, count)).clone();
-                Some((pipeline(device, source, &layout), layout, *workgroups))
-            }
-            _ => None,
-        });
-        Launcher { device, pipelines: pipelines.collect() }
-    }
-
-    fn prepare(&self, program: &Program, segments: &[wgpu::Buffer]) -> Result<Vec<Dispatch>, DeviceError> {
-        let invalid = |what: &str| DeviceError::InvalidPlan(what.to_string());
-        let mut dispatches = Vec::with_capacity(program.steps.len());
-        for step in &program.steps {
-            let (pipeline, layout, workgroups) = self
-                .pipelines
-                .get(step.kernel as usize)
-                .and_then(Option::as_ref)
-                .ok_or_else(|| invalid("a step names a kernel that is not WGSL"))?;
-            let mut entries = Vec::with_capacity(step.operands.len());
-            for (binding, operand) in step.operands.iter().enumerate() {
-                let buffer = program.buffers.get(*operand as usize).ok_or_else(|| invalid("a step names no buffer"))?;
-                let bytes = buffer.bytes().next_multiple_of(4);
-                let segment =
-                    segments.get(buffer.segment as usize).ok_or_else(|| invalid("a buffer names no segment"))?;
-                if buffer.offset.checked_add(bytes).is_none_or(|end| end > segment.size()) {
-                    return Err(invalid("a buffer leaves its segment"));
-                }
-                let size = std::num::NonZeroU64::new(bytes).ok_or_else(|| invalid("an operand is empty"))?;
-                entries.push(wgpu::BindGroupEntry {
-                    binding: binding as u32,
-                    resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                        buffer: segment,
-                        offset: buffer.offset,
-                        size: Some(size),
-                    }),
-                });
-            }
-            let group =
-                self.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries });
-            dispatches.push(Dispatch { pipeline: pipeline.clone(), group, workgroups: *workgroups });
-        }
-        Ok(dispatches)
-    }
-}
-
-fn bind_group_layout(device: &wgpu::Device, operands: usize) -> wgpu::BindGroupLayout {
-    let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..operands as u32)
-        .map(|binding| wgpu::BindGroupLayoutEntry {
-            binding,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Storage { read_only: false },
-                has_dynamic_offset: false,
-                min_binding_size: None,
-            },
-            count: None,
-        })
-        .collect();
-    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
-}
-
-fn pipeline(device: &wgpu::Device, source: &str, layout: &wgpu::BindGroupLayout) -> wgpu::ComputePipeline {
-    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-        label: None,
-        source: wgpu::ShaderSource::Wgsl(source.into()),
-    });
-    let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-        label: None,
-        bind_group_layouts: &[Some(layout)],
-        immediate_size: 0,
-    });
-    device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-        label: None,
-        layout: Some(&layout),
-        module: &module,
-        entry_point: Some("main"),
-        compilation_options: wgpu::PipelineCompilationOptions {
-            // Shaders write all workgroup memory before they read it.
-            zero_initialize_workgroup_memory: false,
-            ..wgpu::PipelineCompilationOptions::default()
-        },
-        cache: None,
-    })
 }
 
 /// A plan in the adapter's memory.
@@ -327,6 +195,8 @@ struct Loaded {
     queue: wgpu::Queue,
     fault: Arc<Mutex<Option<String>>>,
     segments: Vec<wgpu::Buffer>,
+    launcher: Launcher,
+    /// Programs that ran before.
     programs: BTreeMap<String, Vec<Dispatch>>,
     memory: MemoryFacts,
     /// Bytes uploaded since the driver was last waited for.
@@ -385,12 +255,14 @@ impl LoadedPlan for Loaded {
     }
 
     fn run_steps(&mut self, program: &str, steps: Range<usize>) -> Result<(), DeviceError> {
-        let dispatches = self
-            .programs
-            .get(program)
-            .ok_or_else(|| DeviceError::Misuse(format!("the plan has no program `{program}`")))?
-            .get(steps.clone())
-            .ok_or_else(|| DeviceError::Misuse(format!("program `{program}` has no steps {steps:?}")))?;
+        if !self.programs.contains_key(program) {
+            let dispatches = self.launcher.prepare(program, &self.segments)?;
+            check(&self.fault)?;
+            self.programs.insert(program.to_owned(), dispatches);
+        }
+        let dispatches = self.programs[program].get(steps.clone());
+        let dispatches =
+            dispatches.ok_or_else(|| DeviceError::Misuse(format!("program `{program}` has no steps {steps:?}")))?;
         for chunk in dispatches.chunks(STEPS_PER_SUBMISSION) {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
