@@ -23,7 +23,7 @@ pub mod trust;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use alip_plan::Plan;
+use alip_plan::{DType, Plan};
 
 use crate::autodiff::update::{Keep, add_update};
 use crate::diag::{Diagnostic, Diagnostics, SourceMap};
@@ -56,6 +56,8 @@ pub struct CompiledSpec {
     pub plan: Option<Plan>,
     /// What rewrites of the forward programs did.
     pub rewrites: transform::Report,
+    /// The type of products' operands and stored activations in the training step.
+    pub precision: DType,
     /// What is odd but not wrong, each with its place.
     pub warnings: Vec<Diagnostic>,
     /// Pass and program (`schedule train`) with its text, as asked for by `dump`.
@@ -96,6 +98,7 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
     let mut optimized = OptimizeReport::default();
     let mut rewrites = transform::Report::default();
     let mut faults = Vec::new();
+    let mut precision = DType::F32;
     if !stops("resolve") {
         let start = Instant::now();
         rewrites = transform::forward(&mut resolved, &options.compile.transform)?;
@@ -108,6 +111,7 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
     }
     if !stops("resolve") && !stops("lift") {
         let start = Instant::now();
+        precision = transform::precision::apply(&mut resolved, &options.compile.target)?;
         add_update(&mut resolved, options.keep)?;
         timings.push(("model", start.elapsed()));
 
@@ -122,5 +126,5 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
     }
     let mut warnings = resolved.warnings.clone();
     warnings.extend(faults);
-    Ok(CompiledSpec { resolved, plan, rewrites, warnings, dumps, timings, explained, optimized, traces })
+    Ok(CompiledSpec { resolved, plan, rewrites, precision, warnings, dumps, timings, explained, optimized, traces })
 }

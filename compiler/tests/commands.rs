@@ -134,7 +134,7 @@ fn what_cannot_be_done_is_said_with_a_way_out() {
     let check =
         |args: &[&str], expected: &str| fail(&[&["compile", "alip_tiny"], args].concat(), folder.path(), expected);
     check(&["--target", "wgp"], "error: unknown target `wgp`\n |\n = help: did you mean `wgpu`?");
-    check(&["--target", "tpu_v5"], "error: unknown target `tpu_v5`\n |\n = help: targets are cpu, wgpu");
+    check(&["--target", "tpu_v5"], "error: unknown target `tpu_v5`\n |\n = help: targets are cpu, cpu_mixed, wgpu");
     check(&["--stop-after", "shedule"], "error: unknown pass `shedule`\n |\n = help: did you mean `schedule`?");
     check(&["--dump", "after:lowered"], "error: unknown pass `lowered`\n |\n = help: did you mean `lower`?");
     check(

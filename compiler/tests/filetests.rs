@@ -309,6 +309,7 @@ fn dump_graph(out: &mut String, graph: &GraphSpec) {
         }
         train.clip_grad_norm.iter().for_each(|n| line(out, "train", &format!("clip_grad_norm = {}", n.node)));
         train.epochs.iter().for_each(|n| line(out, "train", &format!("epochs = {}", n.node)));
+        train.loss_scale.iter().for_each(|expr| line(out, "train", &format!("loss_scale = {expr}")));
         train.precision.iter().for_each(|p| line(out, "train", &format!("precision = {:?}", p.node)));
         train.ema.iter().for_each(|ema| line(out, "train", &format!("ema = {}", ema.decay)));
         for group in train.groups.iter().flatten() {

@@ -6,7 +6,6 @@ use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::{Diagnostics, SourceMap};
 use alip_compiler::ir::{DType, Value, interpret};
 use alip_compiler::resolve::{Options, Resolved, graph_names, resolve};
-use alip_compiler::spec::Precision;
 use alip_plan::StateKind;
 
 fn build(graph: &str, options: &Options) -> Resolved {
@@ -28,9 +27,7 @@ fn every_graph_resolves_to_a_step_over_its_whole_state() {
     for name in graph_names() {
         let resolved = build(&name, &Options { batch: Some(4), ..Options::default() });
         let warned: Vec<&str> = resolved.warnings.iter().map(|warning| warning.message.as_str()).collect();
-        let mixed =
-            resolved.spec.train.as_ref().and_then(|train| train.precision).is_some_and(|p| p.node != Precision::F32);
-        assert_eq!(warned, if mixed { vec!["`precision: Bf16` is computed in f32"] } else { vec![] }, "{name}");
+        assert!(warned.is_empty(), "{name}: {warned:?}");
         let info = resolved.train_info().expect("it trains");
         assert_eq!((info.batch, info.loss.as_str()), (4, "loss"), "{name}");
         assert_eq!(
@@ -78,6 +75,7 @@ fn every_variant_differs_from_its_base_where_it_says() {
         ("shallow_text", -(12 * 96 * 96 + 13 * 96)),
         ("frozen_image", 0),
         ("averaged_sgd", 0),
+        ("half_precision", 0),
     ];
     for (name, more) in table {
         let resolved = variant(name);

@@ -130,6 +130,34 @@ fn killed_with_four_workers_and_resumed_with_two() {
     }
 }
 
+/// In f16 with a scale that is far too large at first: steps that overflow are skipped, and the scale is part of the state.
+#[test]
+fn a_loss_scale_is_resumed_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = specs(folder.path());
+    let scale = "dynamic_loss_scale(init: 1073741824, growth_interval: 9)";
+    let half = format!(
+        r#"Graph(name: "half", base: "small", use: ["optim/loss_scale"], metrics: {{ "scale": "train.loss_scale" }}, train: (precision: F16, loss_scale: "{scale}"))"#
+    );
+    let half = (fs::write(folder.path().join("half.ron"), half), spec.with_file_name("half.ron")).1;
+    let begin = |out: &Path| train(&half, out, 2, &["--steps", "60", "--target", "cpu_mixed"]);
+    let (unbroken, out) = (folder.path().join("unbroken"), folder.path().join("killed"));
+    let (status, said) = end(begin(&unbroken));
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("step 1: gradients overflowed, the batch is skipped; loss scale 536870912"), "{said}");
+    let scales: Vec<f64> = log(&unbroken).iter().map(|step| step["scale"].as_f64().unwrap()).collect();
+    assert!(scales.len() == 60 && scales[0] < 1e9, "{scales:?}");
+    assert!(scales.windows(2).any(|pair| pair[1] == 2.0 * pair[0]), "it grows again: {scales:?}");
+    let mut child = begin(&out);
+    assert!(wait_for(&mut child, &out, 12), "the run was over before step 12");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    finished(train(&half, &out, 1, &["--resume"]));
+    assert_eq!(log(&out), log(&unbroken));
+    let last = |out: &Path| fs::read(out.join("checkpoints/step-00000060.safetensors")).unwrap();
+    assert!(last(&out) == last(&unbroken), "other weights, or another scale");
+}
+
 #[test]
 fn interrupted_runs_save_and_say_how_to_continue() {
     let folder = tempfile::tempdir().unwrap();

@@ -7,10 +7,10 @@ use alip_compiler::diag::Diagnostics;
 use alip_compiler::ir::{DType, Graph, Model, Origin, StateDecl, TensorType, Value};
 use alip_compiler::schedule::ScheduleOptions;
 use alip_compiler::{CompileOptions, compile_model};
-use alip_plan::{Plan, StateKind, Target};
+use alip_plan::{Plan, StateKind, Target, TargetKind};
 use alip_runtime::device::{Device, DeviceOptions, choose};
 use alip_runtime::exec::Session;
-use alip_runtime::tensor::HostTensor;
+use alip_runtime::tensor::{HostTensor, f32_to_bf16, f32_to_f16};
 
 use crate::skip;
 
@@ -37,7 +37,12 @@ pub fn tensor(value: &Value) -> HostTensor {
             let words: Vec<u8> = value.data.iter().flat_map(|x| u32::from(*x != 0.0).to_le_bytes()).collect();
             HostTensor::from_bytes(DType::Bool, &shape, &words)
         }
-        _ => HostTensor::f32(&shape, value.data.iter().map(|x| *x as f32).collect()),
+        DType::F32 => HostTensor::f32(&shape, value.data.iter().map(|x| *x as f32).collect()),
+        dtype @ (DType::Bf16 | DType::F16) => {
+            let round = if dtype == DType::Bf16 { f32_to_bf16 } else { f32_to_f16 };
+            let words: Vec<u8> = value.data.iter().flat_map(|x| round(*x as f32).to_le_bytes()).collect();
+            HostTensor::from_bytes(dtype, &shape, &words)
+        }
     };
     tensor.expect("as many elements as the shape says")
 }
@@ -45,7 +50,7 @@ pub fn tensor(value: &Value) -> HostTensor {
 /// What a device gives back.
 pub fn numbers(tensor: &HostTensor) -> Vec<f64> {
     match tensor.dtype() {
-        DType::F32 => tensor.to_f32().iter().map(|x| f64::from(*x)).collect(),
+        dtype if dtype.is_float() => tensor.to_f32().iter().map(|x| f64::from(*x)).collect(),
         _ => tensor.bytes().chunks_exact(4).map(|b| f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect(),
     }
 }
@@ -64,6 +69,11 @@ pub fn devices() -> Vec<(&'static str, Target)> {
         }
     };
     known.into_iter().filter(here).collect()
+}
+
+/// Whether a target stores every type that a graph computes with: wgpu has none of 16 bits.
+pub fn stores(target: &Target, graph: &Graph) -> bool {
+    target.kind == TargetKind::Cpu || graph.nodes().iter().all(|node| node.ty.dtype.bytes() == 4)
 }
 
 /// Elements by name.

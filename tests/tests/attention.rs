@@ -11,7 +11,7 @@ use alip_plan::bounds::{F32, Roundings, assert_within, bound, largest};
 use alip_plan::kernel::{Kernel, Loop};
 use alip_plan::{Plan, Real, Target, philox};
 use alip_runtime::device::{DeviceOptions, choose};
-use alip_tests::compiled::{Values, devices, model, plan, rounded, run, run_on};
+use alip_tests::compiled::{Values, devices, model, plan, rounded, run, run_on, stores};
 
 /// What is attended to.
 #[derive(Clone)]
@@ -28,16 +28,22 @@ struct Case {
     extents: Vec<i32>,
     /// Queries, keys and values are parts of one input.
     packed: bool,
+    /// Of everything but lse and delta.
+    dtype: DType,
 }
 
 impl Case {
     fn dense(name: &'static str, causal: bool, sizes: [u64; 3], [heads, d, e]: [u64; 3]) -> Case {
-        Case { name, rows: Rows::Dense, causal, sizes, heads, d, e, extents: vec![], packed: false }
+        Case { name, rows: Rows::Dense, causal, sizes, heads, d, e, extents: vec![], packed: false, dtype: DType::F32 }
     }
 
     /// Self-attention on a packed projection.
     fn packed(self) -> Case {
         Case { packed: true, ..self }
+    }
+
+    fn of(self, name: &'static str, dtype: DType) -> Case {
+        Case { name, dtype, ..self }
     }
 
     fn segments(name: &'static str, queries: &[i32], keys: &[i32], [all_queries, all_keys]: [u64; 2]) -> Case {
@@ -64,7 +70,7 @@ impl Case {
     /// The shape of so many rows.
     fn shape(&self, rows: u64, tail: &[u64]) -> TensorType {
         let lead: &[u64] = if self.rows == Rows::Segments { &[rows] } else { &[self.sizes[0], rows] };
-        TensorType::f32([lead, tail].concat().into_iter().collect::<Shape>())
+        TensorType::new(self.dtype, [lead, tail].concat().into_iter().collect::<Shape>())
     }
 
     /// Yields `out` and the gradients of `sum(out g)`: of `x`, or of `q`, `k` and `v`.
@@ -97,7 +103,8 @@ impl Case {
         let g = input(&mut b, "g", self.shape(queries, &[h, e]));
         let inputs: Vec<NodeId> = [q, k, v].into_iter().chain(extents).collect();
         let out = b.op(self.op(AttentionResult::Out), &inputs).expect("attention");
-        let weighted = b.mul(out, g).expect("of one shape");
+        let [wide, g] = [out, g].map(|x| b.cast(x, DType::F32).expect("a float"));
+        let weighted = b.mul(wide, g).expect("of one shape");
         let axes: Vec<usize> = (0..b.graph.shape(out).rank()).collect();
         let loss = b.reduce(alip_compiler::ops::ReduceKind::Sum, weighted, &axes, false).expect("a sum");
         let wrt_ids: Vec<NodeId> = wrt.iter().map(|(_, id)| *id).collect();
@@ -109,7 +116,7 @@ impl Case {
         graph
     }
 
-    /// Uniform in [-1, 1), as f32.
+    /// Uniform in [-1, 1), as f32, or in steps of 2^-7, which types of 16 bits hold.
     fn values(&self, graph: &Graph) -> Values {
         let named = graph.inputs.iter().enumerate().map(|(index, (name, id))| {
             let ty = graph.ty(*id).clone();
@@ -117,14 +124,16 @@ impl Case {
                 self.extents.iter().map(|x| f64::from(*x)).collect()
             } else {
                 let draw = |i: u64| philox::uniform(philox::philox4x32([i as u32, index as u32, 0, 0], [11, 13])[0]);
-                (0..ty.shape.elements()).map(|i| 2.0 * f64::from(draw(i)) - 1.0).collect()
+                let round = |x: f64| if self.dtype == DType::F32 { x } else { (x * 128.0).round() / 128.0 };
+                (0..ty.shape.elements()).map(|i| round(2.0 * f64::from(draw(i)) - 1.0)).collect()
             };
             (name.clone(), Value::new(ty, data))
         });
         rounded(&named.collect())
     }
 
-    /// The largest absolute errors of `out` and of the gradients of q, k and v in f32.
+    /// The largest absolute errors of `out` and of the gradients of q, k and v: those of f32, and of types of 16 bits the
+    /// rounding of the result and of the `out` from which delta is computed.
     ///
     /// A score is a sum of D products, wrong by its roundings times the sum of their absolute values, which is at most `m`.
     /// A weight is the exponential of the difference of a score and a logarithm of such exponentials: relatively as wrong as
@@ -141,7 +150,11 @@ impl Case {
         let [_, queries, keys] = self.sizes;
         let mass = self.mass(values);
         let roundings = Roundings::reduction((2 * (self.d + self.e + queries + keys) + 64) as usize);
-        [1.0, slope, slope * mass, mass].map(|size| bound(F32, roundings, size * (1.0 + 2.0 * m)))
+        let stored = |size| match self.dtype.format() {
+            Some(format) if format != F32 => bound(format, Roundings::reduction(2), size),
+            _ => 0.0,
+        };
+        [1.0, slope, slope * mass, mass].map(|size| bound(F32, roundings, size * (1.0 + 2.0 * m)) + stored(size))
     }
 
     /// The largest sum of one key's weights over all queries: what the gradient of a value is where `g` is 1.
@@ -182,19 +195,26 @@ impl Case {
 
 fn cases() -> Vec<Case> {
     let ragged = [1, 77, 5, 0, 32];
+    let text = Case::dense("text tower", true, [2, 77, 77], [8, 64, 64]).packed();
+    let segments = Case::segments("segments", &ragged, &ragged, [128, 128]).packed();
+    let many = Case::dense("blocks of many heads", true, [3, 100, 300], [4, 16, 24]);
     vec![
+        text.clone().of("text tower in bf16", DType::Bf16),
+        segments.clone().of("segments in bf16", DType::Bf16),
+        many.clone().of("blocks in f16", DType::F16),
+        Case::dense("blocks of one head", true, [1, 130, 700], [1, 16, 8]).of("blocks of one head in f16", DType::F16),
         Case::dense("image tower", false, [2, 50, 50], [12, 64, 64]).packed(),
-        Case::dense("text tower", true, [2, 77, 77], [8, 64, 64]).packed(),
+        text,
         Case::dense("contrastive loss", false, [1, 300, 300], [1, 512, 512]),
         Case::dense("blocks of one head", true, [1, 130, 700], [1, 16, 8]),
-        Case::dense("blocks of many heads", true, [3, 100, 300], [4, 16, 24]),
+        many,
         Case::dense("one query", true, [3, 1, 77], [8, 64, 64]),
         Case {
             rows: Rows::Lengths,
             extents: vec![1, 77, 30, 0, 99],
             ..Case::dense("lengths", false, [5, 1, 77], [8, 64, 64])
         },
-        Case::segments("segments", &ragged, &ragged, [128, 128]).packed(),
+        segments,
         Case::segments("segments, one query each", &[1; 5], &ragged, [6, 128]),
         Case::segments("segments with fewer keys", &[20, 3, 0, 9], &[5, 90, 4, 0], [40, 99]),
     ]
@@ -212,7 +232,7 @@ fn devices_agree_with_the_interpreter() {
         let values = case.values(&graph);
         let expected = interpret(&graph, &values, &BTreeMap::new()).expect("the interpreter runs it").outputs;
         let model = model(case.name, &graph, &Values::new());
-        for (device, target) in devices() {
+        for (device, target) in devices().into_iter().filter(|(_, target)| stores(target, &graph)) {
             let (outputs, _) = run(device, plan(&model, target, true), "main", &values, &Values::new());
             case.check(&outputs, &expected, device, &values);
         }

@@ -432,7 +432,7 @@ fn convolutions() {
             1 => ConvKind::ImageGrad,
             _ => ConvKind::WeightGrad,
         };
-        let conv = Conv2d { kind, n, c, h, w, o, kh, kw, stride, padding };
+        let conv = Conv2d { kind, dtype: DType::F32, n, c, h, w, o, kh, kw, stride, padding };
         let (oh, ow) = conv.out();
         let (image, weight, out) = (n * c * h * w, o * c * kh * kw, n * o * oh * ow);
         let mut case = Case::default();

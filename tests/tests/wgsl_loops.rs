@@ -424,7 +424,19 @@ fn products_with_epilogue() {
 
 #[test]
 fn convolutions() {
-    let small = Conv2d { kind: ConvKind::Forward, n: 2, c: 3, h: 9, w: 8, o: 5, kh: 3, kw: 2, stride: 2, padding: 1 };
+    let small = Conv2d {
+        kind: ConvKind::Forward,
+        dtype: DType::F32,
+        n: 2,
+        c: 3,
+        h: 9,
+        w: 8,
+        o: 5,
+        kh: 3,
+        kw: 2,
+        stride: 2,
+        padding: 1,
+    };
     // Sums over images so large that a workgroup shares them.
     let large = Conv2d { n: 4, h: 71, w: 73, ..small.clone() };
     for base in [small, large] {

@@ -134,7 +134,7 @@ pub fn largest(values: &[f64]) -> f64 {
 /// The bounds that the golden data state for a run in f32 (`tests/goldens/README.md`). They are measured against
 /// PyTorch's own f32 run, which stays within half of them, and do not follow from a count of roundings.
 pub mod golden {
-    use super::largest;
+    use super::{F32, FloatFormat, largest};
 
     /// Step 1: embeddings, similarities, gates and losses, relative to the largest entry of the tensor.
     pub const STEP_ONE: f64 = 2e-6;
@@ -148,6 +148,11 @@ pub mod golden {
     pub const LATER_STEP: f64 = 1e-6;
     /// The f64 interpreter, on every quantity, relative to the largest entry of the tensor.
     pub const INTERPRETER: f64 = 1e-10;
+
+    /// The bound in f32 as one for a run whose products take operands of `format`: the same number of units of the roundoff.
+    pub fn in_format(relative: f64, format: FloatFormat) -> f64 {
+        relative * (format.unit_roundoff / F32.unit_roundoff)
+    }
 
     /// The absolute bound for each entry of a tensor: `relative` (a constant of this module) times its largest entry.
     pub fn of_largest(relative: f64, expected: &[f64]) -> f64 {

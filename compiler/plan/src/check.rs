@@ -141,7 +141,10 @@ pub fn kernel(kernel: &Loop, operands: &[&Buffer]) -> Checked {
                 ConvKind::ImageGrad => [out, weight, image],
                 ConvKind::WeightGrad => [image, out, weight],
             };
-            dense(operands, &sizes.map(|size| (DType::F32, size)))
+            if !conv.dtype.is_float() {
+                return Err(format!("a convolution of {}", conv.dtype));
+            }
+            dense(operands, &[(conv.dtype, sizes[0]), (conv.dtype, sizes[1]), (DType::F32, sizes[2])])
         }
         Loop::ScatterAdd(scatter) => {
             let product = |sizes: &[u64]| sizes.iter().try_fold(1u64, |a, &b| a.checked_mul(b)).ok_or("overflow");

@@ -302,11 +302,13 @@ pub enum ConvKind {
     WeightGrad,
 }
 
-/// Two-dimensional cross-correlation without bias, dense operands in the order of [`ConvKind`].
+/// Two-dimensional cross-correlation without bias, dense operands in the order of [`ConvKind`]; the result is F32.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Conv2d {
     /// Which product.
     pub kind: ConvKind,
+    /// Type of both operands, a float.
+    pub dtype: DType,
     /// Images.
     pub n: u64,
     /// Input channels.
@@ -367,8 +369,8 @@ pub enum Rows {
 /// Results of one attention for every sample (or segment), head and query or key, without ever holding all scores.
 ///
 /// Views are affine and never gathered: q and what has its width or that of v is viewed over `[samples, rows, heads,
-/// width]`, lse and delta over `[samples, rows, heads]`; packed rows are those of one sample. Results are F32, and are
-/// written everywhere, also at rows of no segment. Lengths and segment offsets come from data: a device clamps them.
+/// width]`, lse and delta over `[samples, rows, heads]`; packed rows are those of one sample. q, k, v, g and all
+/// results but `Lse` are of one float type; sums, weights, lse and delta are F32. Results are written everywhere, also at rows of no segment. Lengths and segment offsets come from data: a device clamps them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Attention {
     /// Which rows belong together.
@@ -391,17 +393,17 @@ pub struct Attention {
     pub causal: bool,
     /// Factor of the scores.
     pub scale: Real,
-    /// Queries, F32.
+    /// Queries.
     pub q: View,
-    /// Keys, F32.
+    /// Keys.
     pub k: View,
-    /// Values, F32; for `Out`, `GradQ` and `GradK`.
+    /// Values; for `Out`, `GradQ` and `GradK`.
     pub v: Option<View>,
     /// I32: lengths over `[samples]`, or segments over `[2, segments + 1]`; none for dense rows.
     pub extents: Option<View>,
     /// What `Lse` is, F32; for gradients.
     pub lse: Option<View>,
-    /// Gradient of `Out`, F32; for gradients.
+    /// Gradient of `Out`; for gradients.
     pub g: Option<View>,
     /// Sum of `g` times `Out` over its width, F32; for `GradQ` and `GradK`.
     pub delta: Option<View>,

@@ -148,6 +148,8 @@ pub struct Target {
     pub max_workgroups: u32,
     /// Threads in a workgroup of pointwise and reduction kernels (GPU targets).
     pub workgroup_size: u32,
+    /// Types of 16 bits in which a spec may ask for products and activations to be; f32 takes the place of others.
+    pub storage: Vec<DType>,
 }
 
 impl Target {
@@ -162,7 +164,14 @@ impl Target {
             alignment: 64, // a cache line
             max_workgroups: u32::MAX,
             workgroup_size: 1,
+            // Its vectors are of f32 and its products are a library's: 16 bits would be widened first, which takes longer.
+            storage: Vec::new(),
         }
+    }
+
+    /// The cpu target with storage of 16 bits: half the memory for activations, slower steps.
+    pub fn cpu_mixed() -> Target {
+        Target { name: "cpu_mixed".into(), storage: vec![DType::Bf16, DType::F16], ..Target::cpu() }
     }
 
     /// A wgpu adapter with the default limits of the WebGPU specification: what every adapter has.
@@ -176,16 +185,18 @@ impl Target {
             alignment: 256,
             max_workgroups: 65_535,
             workgroup_size: 256,
+            storage: Vec::new(), // WGSL has no bf16, and f16 as an extension only
         }
     }
 
     /// The named descriptions that ship with alip.
+    pub fn all() -> Vec<Target> {
+        vec![Target::cpu(), Target::cpu_mixed(), Target::wgpu()]
+    }
+
+    /// The one with this name.
     pub fn named(name: &str) -> Option<Target> {
-        match name {
-            "cpu" => Some(Target::cpu()),
-            "wgpu" => Some(Target::wgpu()),
-            _ => None,
-        }
+        Target::all().into_iter().find(|target| target.name == name)
     }
 }
 
@@ -262,6 +273,9 @@ pub const STATE_STEP: &str = "train.step";
 pub const STATE_TOTAL_STEPS: &str = "train.total_steps";
 /// Path of the random seed, I32 [], read by random operations.
 pub const STATE_SEED: &str = "train.seed";
+
+/// Path of the loss scale, F32 []; there if the spec asks for one. A step whose gradients overflowed changes it and nothing else.
+pub const STATE_LOSS_SCALE: &str = "loss_scale.scale";
 
 /// Name of the program that sets every state tensor to its first value; its input `seed` is I32 [].
 pub const PROGRAM_INIT: &str = "init";

@@ -4,6 +4,7 @@
 //! to a gradient are added in a fixed order. A gradient has the origin of what it differentiates. Nothing flows through
 //! `stop_gradient`, integers, bools and comparisons. What each op's gradient is stands with the op (`ops/`).
 
+mod loss_scale;
 pub mod update;
 
 use crate::diag::Diagnostics;

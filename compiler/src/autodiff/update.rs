@@ -6,7 +6,7 @@
 //!   gradient `g`, and yields the new parameter; its state `m` for the parameter `PATH` is `optimizer.m.PATH`.
 //! - Then come the parameter's clamp and its average, `average.PATH`.
 //! - A step whose loss or gradient norm is not finite leaves all state as it was, the step counter too, so that it can be
-//!   run again to look for the cause.
+//!   run again to look for the cause; but for the loss scale, where there is one ([`super::loss_scale`]).
 //! - Frozen parameters, and those without a path to the loss, are not touched.
 
 use std::collections::{BTreeMap, HashMap};
@@ -16,8 +16,9 @@ use alip_plan::{PROGRAM_TRAIN, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS, StateK
 use indexmap::IndexMap;
 
 use super::gradients;
+use super::loss_scale::objective;
 use crate::diag::{Diagnostic, Diagnostics, Span};
-use crate::ir::{DType, Graph, NodeId, TensorType};
+use crate::ir::{Builder, DType, Graph, NodeId, TensorType};
 use crate::ops::ReduceKind;
 use crate::parallel;
 use crate::resolve::training::{
@@ -25,7 +26,8 @@ use crate::resolve::training::{
     wrong_kind,
 };
 use crate::resolve::{LOSS, Resolved};
-use crate::spec::{Expr, GroupSpec, ModuleSpec, Precision, TrainSpec};
+use crate::spec::{Expr, GroupSpec, ModuleSpec, TrainSpec};
+use crate::transform::precision::unrounded;
 
 /// What `train` yields besides its metrics, for comparisons with other programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,11 +39,11 @@ pub struct Keep {
 }
 
 /// A parameter that is trained.
-struct Param {
+pub(super) struct Param {
     path: String,
     node: NodeId,
     group: Group,
-    grad: NodeId,
+    pub(super) grad: NodeId,
 }
 
 /// What the groups say of a parameter; later groups win.
@@ -73,13 +75,6 @@ pub fn add_update(resolved: &mut Resolved, keep: Keep) -> Result<(), Diagnostics
     let Some(first) = steps.next() else { return Ok(()) };
     resolved.info = info(&first.graph, first.loss, &train, resolved.batch);
     resolved.warnings.extend(first.warnings);
-    if let Some(precision) = train.precision.filter(|precision| precision.node != Precision::F32) {
-        resolved.warnings.push(
-            Diagnostic::warning(format!("`precision: {:?}` is computed in f32", precision.node))
-                .label(precision.span, "no target of this version has mixed precision")
-                .note("results are at least as exact; speed and memory are those of f32"),
-        );
-    }
     resolved.states = first.states;
     resolved.model.programs.insert(PROGRAM_TRAIN.into(), first.graph);
     resolved.model.state = resolved.states.decls();
@@ -118,7 +113,7 @@ fn step(
     (frame.path, frame.module) = ("train".into(), "train".into());
     let evaluator = Evaluator::new(library, &mut states, graph, Mode::Train);
     let mut update = Update { evaluator, frame, train, top, keep };
-    let built = update.build(loss, &params);
+    let built = update.build(loss, params);
     let mut evaluator = update.evaluator;
     match built {
         Ok(()) => {
@@ -178,11 +173,17 @@ fn trained(
     }
     Diagnostics::check((), errors)?;
     let nodes: Vec<NodeId> = found.iter().map(|(_, node, _)| *node).collect();
-    let grads = gradients(graph, loss, &nodes)?;
+    let objective = objective(graph, loss, train)?;
+    let grads = gradients(graph, objective, &nodes)?;
     let mut params = Vec::new();
     for ((path, node, group), grad) in found.into_iter().zip(grads) {
         match grad {
-            Some(grad) => params.push(Param { path, node, group, grad }),
+            Some(grad) => {
+                let origin = graph.node(grad).origin;
+                let grad = unrounded(&mut Builder::new(graph, origin), grad)
+                    .map_err(|error| error.diagnose(&graph.origins()[origin.0 as usize]))?;
+                params.push(Param { path, node, group, grad });
+            }
             None => {
                 let span = states.entries.get(&path).and_then(|entry| entry.decl.origin.span);
                 warnings.push(no_gradient(&path, span));
@@ -198,17 +199,22 @@ fn trained(
     Ok(params)
 }
 
-struct Update<'a> {
-    evaluator: Evaluator<'a>,
+pub(super) struct Update<'a> {
+    pub(super) evaluator: Evaluator<'a>,
     /// What expressions of `train` see: the graph's values.
     frame: Frame,
-    train: &'a TrainSpec,
+    pub(super) train: &'a TrainSpec,
     top: Top<'a>,
     keep: Keep,
 }
 
 impl Update<'_> {
-    fn build(&mut self, loss: NodeId, params: &[Param]) -> Result<()> {
+    fn build(&mut self, loss: NodeId, mut params: Vec<Param>) -> Result<()> {
+        let scale = self.loss_scale();
+        if let Some(scale) = scale {
+            self.unscale(scale, &mut params)?;
+        }
+        let params = params.as_slice();
         if self.keep.grads {
             let grads = params.iter().map(|param| (format!("grads.{}", param.path), param.grad));
             self.evaluator.graph.outputs.extend(grads);
@@ -231,13 +237,15 @@ impl Update<'_> {
             builder.add(step, one)
         })?;
         self.evaluator.graph.updates.insert(STATE_STEP.into(), next);
-        self.guard(loss, norm)?;
+        let finite = self.guard(loss, norm)?;
+        self.next_loss_scale(finite)?;
         known.insert("grad_norm".into(), Value::Tensor(norm));
+        known.insert("loss_scale".into(), scale.map_or(Value::Float(1.0), Value::Tensor));
         known.insert("clip_coef".into(), coef.map_or(Value::Float(1.0), Value::Tensor));
         self.metrics(loss, known)
     }
 
-    fn emit<T>(
+    pub(super) fn emit<T>(
         &mut self,
         span: Span,
         build: impl FnOnce(&mut crate::ir::Builder<'_>) -> Result<T, crate::ops::OpError>,
@@ -301,7 +309,7 @@ impl Update<'_> {
     }
 
     /// A module with arguments, as `train` names it.
-    fn module(&mut self, expr: &Expr, what: &str) -> Result<(Template, Arc<ModuleSpec>)> {
+    pub(super) fn module(&mut self, expr: &Expr, what: &str) -> Result<(Template, Arc<ModuleSpec>)> {
         let frame = Frame { compile_time: true, ..self.top.frame() };
         match self.evaluator.eval(&frame, expr)? {
             Value::Template(template) => {
@@ -313,7 +321,7 @@ impl Update<'_> {
     }
 
     /// Applies an instance to those of the known values that it has inputs for.
-    fn apply(
+    pub(super) fn apply(
         &mut self,
         instance: &Arc<Instance>,
         spec: &ModuleSpec,
@@ -466,8 +474,8 @@ impl Update<'_> {
         Ok(())
     }
 
-    /// Keeps the old state where the loss or the norm is not finite.
-    fn guard(&mut self, loss: NodeId, norm: NodeId) -> Result<()> {
+    /// Keeps the old state where the loss or the norm is not finite; says whether they are.
+    fn guard(&mut self, loss: NodeId, norm: NodeId) -> Result<NodeId> {
         let updates = std::mem::take(&mut self.evaluator.graph.updates);
         let finite = self.emit(self.train.span, |builder| {
             let (loss, norm) = (builder.is_finite(loss)?, builder.is_finite(norm)?);
@@ -481,7 +489,7 @@ impl Update<'_> {
             guarded.insert(path, kept);
         }
         self.evaluator.graph.updates = guarded;
-        Ok(())
+        Ok(finite)
     }
 
     /// The metrics that read the update; all of them in the order of the spec.

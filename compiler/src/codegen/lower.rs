@@ -459,6 +459,7 @@ fn conv2d(groups: &Groups<'_>, group: &Group, operands: &mut IndexSet<NodeId>) -
     };
     let kernel = Conv2d {
         kind: conv.kind,
+        dtype: groups.graph.ty(inputs[0]).dtype,
         n: image[0],
         c: image[1],
         h: image[2],

@@ -237,12 +237,31 @@ impl<'g> Builder<'g> {
         self.pointwise(ScalarOp::Select, &[c, a, b])
     }
 
-    /// Conversion to a dtype.
+    /// Conversion to a dtype; what was widened from that dtype is taken from there.
     pub fn cast(&mut self, x: NodeId, dtype: DType) -> Result {
+        if let Some(narrow) = self.narrow(x, dtype)? {
+            return Ok(narrow);
+        }
         if self.graph.ty(x).dtype == dtype {
             return Ok(x);
         }
         self.pointwise(ScalarOp::Cast(dtype), &[x])
+    }
+
+    /// What a value of this dtype has been widened to, perhaps seen through views, as it was.
+    fn narrow(&mut self, x: NodeId, dtype: DType) -> Result<Option<NodeId>> {
+        if let Some(narrow) = widened_from(self.graph, x) {
+            return Ok(Some(narrow).filter(|id| self.graph.ty(*id).dtype == dtype));
+        }
+        let node = self.graph.node(x);
+        if !matches!(node.op, Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. }) {
+            return Ok(None);
+        }
+        let (op, input) = (node.op.clone(), node.inputs[0]);
+        match self.narrow(input, dtype)? {
+            Some(input) => self.op(op, &[input]).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Whether every element is neither infinite (in F32) nor NaN.
@@ -510,4 +529,14 @@ fn subscript_range(shape: &Shape, axis: usize, item: Subscript) -> Result<((u64,
         return Err(OpError::new(format!("the slice {first}:{last} of dimension {axis} ({dim}) of {shape} is empty")));
     }
     Ok(((first as u64, last as u64, step as u64), false))
+}
+
+/// The value of 16 bits that a cast has made f32 of.
+pub(super) fn widened_from(graph: &Graph, x: NodeId) -> Option<NodeId> {
+    let node = graph.node(x);
+    let narrow = |id: &NodeId| graph.ty(*id).dtype.is_float() && graph.ty(*id).dtype.bytes() == 2;
+    match node.op {
+        Op::Pointwise(ScalarOp::Cast(DType::F32)) => node.inputs.first().copied().filter(narrow),
+        _ => None,
+    }
 }

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use alip_plan::fault::{Fault, planted};
 use smallvec::SmallVec;
 
+use super::builder::widened_from;
 use super::{DType, Graph, NodeId, OriginId, Shape, TensorType};
 use crate::diag::Diagnostics;
 use crate::ops::{Op, OpError, ReduceKind, ScalarOp, constant, fold};
@@ -186,6 +187,7 @@ impl Simplifier {
             Neg if twice(Neg) => Some(self.input(inputs[0])),
             Not if twice(Not) => Some(self.input(inputs[0])),
             Cast(dtype) if self.graph.ty(inputs[0]).dtype == dtype => Some(inputs[0]),
+            Cast(dtype) => widened_from(&self.graph, inputs[0]).filter(|id| self.graph.ty(*id).dtype == dtype),
             _ => None,
         }
     }

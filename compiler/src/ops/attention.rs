@@ -299,16 +299,22 @@ impl Primitive for Attention {
         let lead = self.lead();
         if self.result == AttentionResult::Lse {
             let shape = b.graph.shape(q).clone();
+            let dtype = b.graph.ty(q).dtype;
             let spread = b.op(Op::Broadcast { shape, dims: (0..=lead).collect() }, &[g])?;
             let scale = b.scalar(self.scale.0)?;
             let spread = b.mul(spread, scale)?;
+            let times = |b: &mut Builder<'_>, x: NodeId| {
+                let x = b.cast(x, DType::F32)?;
+                let product = b.mul(spread, x)?;
+                b.cast(product, dtype)
+            };
             return match input {
                 0 => {
                     let mixed = b.op(self.with(AttentionResult::Out), &self.inputs(call.inputs, &[q, k, k], &[]))?;
-                    b.mul(spread, mixed).map(Some)
+                    times(b, mixed).map(Some)
                 }
                 1 => {
-                    let upstream = b.mul(spread, q)?;
+                    let upstream = times(b, q)?;
                     let inputs = self.inputs(call.inputs, &[q, k], &[call.output, upstream]);
                     b.op(self.with(AttentionResult::GradV), &inputs).map(Some)
                 }
@@ -327,7 +333,9 @@ impl Primitive for Attention {
             let inputs = self.inputs(call.inputs, &[q, k], &[lse, g]);
             return b.op(self.with(AttentionResult::GradV), &inputs).map(Some);
         }
-        let product = if planted(Fault::AttentionDeltaUnweighted) { call.output } else { b.mul(g, call.output)? };
+        // Kept in f32 whatever the operands are of, as lse is.
+        let wide = [b.cast(g, DType::F32)?, b.cast(call.output, DType::F32)?];
+        let product = if planted(Fault::AttentionDeltaUnweighted) { wide[1] } else { b.mul(wide[0], wide[1])? };
         let delta = b.reduce(ReduceKind::Sum, product, &[lead + 1], false)?;
         let result = if input == 0 { AttentionResult::GradQ } else { AttentionResult::GradK };
         b.op(self.with(result), &self.inputs(call.inputs, &[q, k, v], &[lse, g, delta])).map(Some)
@@ -375,8 +383,9 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     /// N, Lq, Lk (packed: segments, P, R), and heads, D, E.
     type Sizes = ([u64; 3], [u64; 3]);
-    let table: [(&str, Rows, bool, Sizes); 7] = [
+    let table: [(&str, Rows, bool, Sizes); 8] = [
         ("dense", Rows::Dense, false, ([2, 5, 5], [3, 4, 4])),
+        ("bf16", Rows::Dense, true, ([2, 5, 5], [2, 4, 4])),
         ("causal", Rows::Dense, true, ([2, 6, 6], [2, 4, 4])),
         ("one_query", Rows::Dense, true, ([3, 1, 7], [2, 4, 3])),
         ("one_head", Rows::Dense, false, ([1, 9, 11], [1, 16, 16])),
@@ -390,7 +399,9 @@ pub(super) fn cases() -> Vec<Case> {
             let mut case = CaseBuilder::new(&format!("{}_{label}", op.name()));
             let shape = |rows_there: u64, tail: &[u64]| -> TensorType {
                 let lead: &[u64] = if rows == Rows::Segments { &[rows_there] } else { &[n, rows_there] };
-                TensorType::f32([lead, tail].concat().into_iter().collect::<Shape>())
+                // What is one number per query and head is f32.
+                let dtype = if label == "bf16" && tail.len() == 2 { DType::Bf16 } else { DType::F32 };
+                TensorType::new(dtype, [lead, tail].concat().into_iter().collect::<Shape>())
             };
             let mut inputs = vec![
                 case.uniform_of("q", shape(queries, &[heads, d]), -1.0, 1.0),

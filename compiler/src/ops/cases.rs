@@ -74,8 +74,10 @@ impl CaseBuilder {
 
     fn uniform_data(&self, name: &str, ty: &TensorType, low: f64, high: f64) -> Vec<f64> {
         let draws = self.draws(name, ty.shape.elements());
-        // Rounded to f32, so that devices get the very same inputs.
-        draws.map(|u| f64::from((low + u * (high - low)) as f32)).collect()
+        // Rounded to the type, so that devices get the very same inputs: to f32, or to 2^-5, which both types of 16 bits
+        // hold up to 8.
+        let round = |x: f64| if ty.dtype == DType::F32 { f64::from(x as f32) } else { (x * 32.0).round() / 32.0 };
+        draws.map(|u| round(low + u * (high - low))).collect()
     }
 
     pub(super) fn uniform_of(&mut self, name: &str, ty: TensorType, low: f64, high: f64) -> NodeId {

@@ -3,7 +3,7 @@
 use super::cases::{Case, CaseBuilder};
 use super::dot::{Matrix, product};
 use super::{Call, Conv, ConvKind, Op, OpError, Primitive, Tensor};
-use crate::ir::{Builder, Dim, NodeId, Shape, TensorType};
+use crate::ir::{Builder, DType, Dim, NodeId, Shape, TensorType};
 
 /// Sizes of a convolution, whichever of its three tensors is the result.
 struct Sizes {
@@ -139,7 +139,7 @@ impl Primitive for Conv {
             ConvKind::ImageGrad => drop(self.check(&result, b_shape, Some(a_shape))?),
             ConvKind::WeightGrad => drop(self.check(a_shape, &result, Some(b_shape))?),
         }
-        Ok(TensorType::new(a.dtype, result))
+        Ok(TensorType::f32(result))
     }
 
     /// By image columns and a library product, one image at a time.
@@ -194,7 +194,11 @@ impl Primitive for Conv {
             (ConvKind::WeightGrad, _) => (ConvKind::Forward, [first, g]),
         };
         let size = if kind == ConvKind::Forward { (0, 0) } else { window(b, call.inputs[input]) };
-        b.op(Op::Conv2d(self.of_kind(kind, size)), &inputs).map(Some)
+        // As for `dot`: rounded to the operands' type, multiplied, rounded again.
+        let dtype = b.graph.ty(first).dtype;
+        let inputs = [b.cast(inputs[0], dtype)?, b.cast(inputs[1], dtype)?];
+        let product = b.op(Op::Conv2d(self.of_kind(kind, size)), &inputs)?;
+        b.cast(product, dtype).map(Some)
     }
 
     fn flops(&self, inputs: &[&TensorType], out: &TensorType) -> u64 {
@@ -219,7 +223,11 @@ pub(super) fn cases() -> Vec<Case> {
         ("uneven", [1, 2, 6, 7], [2, 2, 2, 3], 3, 2),
     ];
     let mut cases = Vec::new();
-    for (name, image, weight, stride, padding) in table {
+    let types = [DType::Bf16, DType::F16].map(|dtype| (dtype, "stride_two"));
+    let all = table.iter().map(|row| (DType::F32, row));
+    let low =
+        types.iter().flat_map(|(dtype, of)| table.iter().filter(move |row| row.0 == *of).map(|row| (*dtype, row)));
+    for (dtype, &(name, image, weight, stride, padding)) in all.chain(low) {
         let forward = Conv { kind: ConvKind::Forward, stride, padding, size: (0, 0) };
         let size = |axis: usize| out_size(image[axis], weight[axis], &forward).unwrap_or(1);
         let out = [image[0], weight[0], size(2), size(3)];
@@ -228,9 +236,10 @@ pub(super) fn cases() -> Vec<Case> {
             (ConvKind::ImageGrad, out, weight, (image[2], image[3])),
             (ConvKind::WeightGrad, image, out, (weight[2], weight[3])),
         ] {
-            let mut case = CaseBuilder::new(&format!("conv2d_{kind:?}_{name}").to_lowercase());
-            let a = case.uniform("a", a, -1.0, 1.0);
-            let b = case.uniform("b", b, -1.0, 1.0);
+            let suffix = if dtype == DType::F32 { String::new() } else { format!("_{dtype}") };
+            let mut case = CaseBuilder::new(&format!("conv2d_{kind:?}_{name}{suffix}").to_lowercase());
+            let a = case.uniform_of("a", TensorType::new(dtype, a), -1.0, 1.0);
+            let b = case.uniform_of("b", TensorType::new(dtype, b), -1.0, 1.0);
             cases.push(case.op(Op::Conv2d(forward.of_kind(kind, size)), &[a, b]));
         }
     }

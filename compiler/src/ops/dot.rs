@@ -123,7 +123,8 @@ impl Primitive for Dot {
         let lhs_free = lhs_free.iter().map(|axis| &lhs.shape.0[*axis]);
         let rhs_free = rhs_free.iter().map(|axis| &rhs.shape.0[*axis]);
         let shape: Shape = batch.chain(lhs_free).chain(rhs_free).cloned().collect();
-        Ok(TensorType::new(lhs.dtype, shape))
+        // Products are summed in f32 whatever they are of; who wants the result in fewer bits casts it.
+        Ok(TensorType::new(DType::F32, shape))
     }
 
     fn eval(&self, inputs: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
@@ -144,9 +145,12 @@ impl Primitive for Dot {
     }
 
     /// The product of the gradient with the other operand over the other operand's free dimensions. Of the two operand
-    /// orders the one is taken whose result already has its dimensions in the order of the input.
+    /// orders the one is taken whose result already has its dimensions in the order of the input. The gradient is rounded to
+    /// the operands' type before it is multiplied, and the product after.
     fn vjp(&self, b: &mut Builder<'_>, call: Call<'_>, g: NodeId, input: usize) -> Result<Option<NodeId>, OpError> {
         let other = call.inputs[1 - input];
+        let dtype = b.graph.ty(other).dtype;
+        let g = b.cast(g, dtype)?;
         let ranks = call.inputs.iter().map(|id| b.graph.shape(*id).rank()).collect::<Vec<_>>();
         let flip = |pairs: &[(usize, usize)]| -> Vec<(usize, usize)> {
             pairs.iter().map(|(l, r)| if input == 0 { (*l, *r) } else { (*r, *l) }).collect()
@@ -172,13 +176,15 @@ impl Primitive for Dot {
         let swap = |pairs: &[(usize, usize)]| pairs.iter().map(|(a, b)| (*b, *a)).collect::<Vec<_>>();
         if !g_first.is_sorted() && other_first.is_sorted() {
             let dot = Dot { batch: swap(&paired), contract: swap(&summed) };
-            return b.dot(other, g, dot).map(Some);
+            let product = b.dot(other, g, dot)?;
+            return b.cast(product, dtype).map(Some);
         }
         let product = b.dot(g, other, Dot { batch: paired, contract: summed })?;
         let mut perm = vec![0; g_first.len()];
         for (position, mine) in g_first.iter().enumerate() {
             perm[*mine] = position;
         }
+        let product = b.cast(product, dtype)?;
         b.transpose(product, &perm).map(Some)
     }
 
@@ -211,6 +217,20 @@ pub(super) fn cases() -> Vec<Case> {
         let lhs = case.uniform_of("a", TensorType::new(DType::F32, lhs.iter().copied().collect::<Shape>()), -1.0, 1.0);
         let rhs = case.uniform_of("b", TensorType::new(DType::F32, rhs.iter().copied().collect::<Shape>()), -1.0, 1.0);
         cases.push(case.op(op, &[lhs, rhs]));
+    }
+    // Operands in fewer bits, in both orders in memory; more contracted elements than a device takes at a time.
+    for dtype in [DType::Bf16, DType::F16] {
+        let table: [(&str, [u64; 2], [u64; 2], Op); 3] = [
+            ("matrix", [17, 33], [33, 9], dot(&[], &[(1, 0)])),
+            ("transposed", [33, 17], [9, 33], dot(&[], &[(0, 1)])),
+            ("long", [3, 2500], [2500, 5], dot(&[], &[(1, 0)])),
+        ];
+        for (name, lhs, rhs, op) in table {
+            let mut case = CaseBuilder::new(&format!("dot_{dtype}_{name}"));
+            let a = case.uniform_of("a", TensorType::new(dtype, lhs), -1.0, 1.0);
+            let b = case.uniform_of("b", TensorType::new(dtype, rhs), -1.0, 1.0);
+            cases.push(case.op(op, &[a, b]));
+        }
     }
     cases
 }

@@ -75,9 +75,10 @@ pub enum Op {
         /// The reduced dimensions.
         axes: Vec<usize>,
     },
-    /// Sum of products: `[batch.., lhs free.., rhs free..]`, free dimensions in their own order.
+    /// Sum of products: `[batch.., lhs free.., rhs free..]`, free dimensions in their own order. Operands are of one float
+    /// type, the result is F32.
     Dot(Dot),
-    /// Cross-correlation or one of its gradients.
+    /// Cross-correlation or one of its gradients; types as for [`Op::Dot`].
     Conv2d(Conv),
     /// The same elements in row-major order under another shape.
     Reshape {

@@ -512,9 +512,16 @@ pub(super) fn cases() -> Vec<Case> {
             cases.push(row_case(row, row.op, *dtype));
         }
     }
-    for (from, to) in
-        [(DType::F32, DType::I32), (DType::F32, DType::Bool), (DType::I32, DType::F32), (DType::Bool, DType::F32)]
-    {
+    for (from, to) in [
+        (DType::F32, DType::I32),
+        (DType::F32, DType::Bool),
+        (DType::I32, DType::F32),
+        (DType::Bool, DType::F32),
+        (DType::F32, DType::Bf16),
+        (DType::F32, DType::F16),
+        (DType::Bf16, DType::F32),
+        (DType::F16, DType::F32),
+    ] {
         let row = &ROWS[0];
         cases.push(row_case(row, ScalarOp::Cast(to), from));
     }
@@ -564,7 +571,7 @@ fn row_case(row: &Pointwise, op: ScalarOp, dtype: DType) -> Case {
                 // No zero divisors.
                 DType::I32 if op == ScalarOp::Div && i == 1 => case.integers(name, [3, 7], 1, 5),
                 DType::I32 => case.integers(name, [3, 7], -4, 5),
-                _ => case.uniform(name, [3, 7], row.range.0, row.range.1),
+                _ => case.uniform_of(name, TensorType::new(dtype, [3, 7]), row.range.0, row.range.1),
             }
         })
         .collect();

@@ -18,13 +18,13 @@ use crate::ops::attention::{Attention, AttentionResult, Role};
 pub(crate) type CallKey = (Attention, Vec<NodeId>);
 
 /// Whether the target has a kernel for a semantic op of a graph; what has none is expanded into primitives. There are
-/// kernels for attention in f32 on cpu and wgpu.
+/// kernels for attention on cpu, and in f32 on wgpu.
 pub fn has_kernel(graph: &Graph, id: NodeId, target: &Target) -> bool {
     let node = graph.node(id);
     match (&node.op, target.kind) {
         (Op::Attention(_), TargetKind::Cpu | TargetKind::Wgpu) => {
-            let known = node.inputs.iter().all(|input| matches!(graph.ty(*input).dtype, DType::F32 | DType::I32));
-            known && node.inputs.len() < target.max_operands as usize
+            let narrow = node.inputs.iter().any(|input| graph.ty(*input).dtype.bytes() < DType::F32.bytes());
+            (target.kind == TargetKind::Cpu || !narrow) && node.inputs.len() < target.max_operands as usize
         }
         _ => false,
     }

@@ -117,6 +117,9 @@ fn pointwise(graph: &Graph, id: NodeId, op: ScalarOp, all: &[Facts], facts: &mut
     let wasteful = large.iter().any(|source| graph.shape(*source).elements() > 2 * elements);
     facts.cheap = large.len() <= 1 && facts.operations <= MOST_OPERATIONS && !wasteful;
     facts.sources = large;
+    // What rounds to fewer bits is there to be stored: its source has twice the bytes.
+    let narrows = node.ty.dtype.bytes() < node.inputs.iter().map(|id| graph.ty(*id).dtype.bytes()).max().unwrap_or(0);
+    facts.cheap &= !narrows;
     if !facts.cheap && facts.readers > 1 {
         // It will be stored, so that what is computed from it reads it.
         facts.sources = SmallVec::from_slice(&[id]);

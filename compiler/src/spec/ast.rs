@@ -181,6 +181,8 @@ pub struct TrainSpec {
     pub epochs: Option<Spanned<u64>>,
     /// Products' precision.
     pub precision: Option<Spanned<Precision>>,
+    /// A module with its arguments whose state `scale` multiplies the loss before it is differentiated.
+    pub loss_scale: Option<Expr>,
     /// The key of all random numbers.
     pub seed: Option<Spanned<u64>>,
     /// Exceptions by parameter path; later groups win.

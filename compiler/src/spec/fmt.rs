@@ -244,7 +244,7 @@ fn is_expression(path: &[String]) -> bool {
         ["parts" | "args" | "metrics" | "inputs" | "outputs", _] => true,
         ["parts", _, field] => *field == "module",
         ["inputs" | "params" | "state", _, field] => ["shape", "init", "clamp"].contains(field),
-        ["train", field] => ["loss", "optimizer", "schedule"].contains(field),
+        ["train", field] => ["loss", "optimizer", "schedule", "loss_scale"].contains(field),
         ["train", _, field] => ["lr", "weight_decay", "decay"].contains(field),
         _ => false,
     }

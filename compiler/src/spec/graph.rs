@@ -14,8 +14,8 @@ const GRAPH: [&str; 14] = [
     "data",
 ];
 
-const TRAIN: [&str; 9] =
-    ["loss", "optimizer", "schedule", "clip_grad_norm", "epochs", "precision", "seed", "groups", "ema"];
+const TRAIN: [&str; 10] =
+    ["loss", "optimizer", "schedule", "clip_grad_norm", "epochs", "precision", "loss_scale", "seed", "groups", "ema"];
 
 pub(super) const DTYPES: [(&str, Dtype); 9] = [
     ("F32", Dtype::F32),
@@ -177,6 +177,7 @@ fn train(cx: &mut Reader, node: &Node) -> Option<TrainSpec> {
         clip_grad_norm: fields.get("clip_grad_norm").and_then(|node| cx.positive(node, "clip_grad_norm")),
         epochs: fields.get("epochs").and_then(|node| cx.whole(node, "epochs", 1)),
         precision: fields.get("precision").and_then(|node| cx.choice(node, "a precision", &PRECISIONS)),
+        loss_scale: fields.get("loss_scale").and_then(|node| cx.expr(node, "loss_scale")),
         seed: fields.get("seed").and_then(|node| cx.whole(node, "seed", 0)),
         groups: fields.get("groups").map(|node| cx.list(Some(node), "groups", "(select: \"visual.*\")", group)),
         ema: fields.get("ema").and_then(|node| ema(cx, node)),
@@ -192,6 +193,7 @@ pub(super) fn train_path(field: &str) -> &'static str {
         "clip_grad_norm" => "train.clip_grad_norm",
         "epochs" => "train.epochs",
         "precision" => "train.precision",
+        "loss_scale" => "train.loss_scale",
         "seed" => "train.seed",
         "groups" => "train.groups",
         _ => "train.ema",

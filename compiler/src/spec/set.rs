@@ -13,7 +13,8 @@ use super::text::Text;
 use crate::diag::{Diagnostic, Diagnostics, SourceId, SourceMap, Span};
 
 const KEYS: [&str; 6] = ["dims", "parts", "params", "metrics", "train", "data"];
-const OPTIONS: [&str; 8] = ["loss", "optimizer", "schedule", "clip_grad_norm", "epochs", "precision", "seed", "ema"];
+const OPTIONS: [&str; 9] =
+    ["loss", "optimizer", "schedule", "clip_grad_norm", "epochs", "precision", "loss_scale", "seed", "ema"];
 
 /// Applies `KEY=VALUE` to a complete graph. The text becomes a source named `--set`, so that later errors about the
 /// value point at it.
@@ -138,8 +139,13 @@ fn set_train(train: &mut TrainSpec, option: &Name, rest: &[Name], value: &Value<
         ("loss", []) => train.loss = value.option()?,
         ("optimizer", []) => train.optimizer = value.option()?,
         ("schedule", []) => train.schedule = value.option()?,
-        ("optimizer" | "schedule", _) => {
-            let slot = if **option == *"optimizer" { &mut train.optimizer } else { &mut train.schedule };
+        ("loss_scale", []) => train.loss_scale = value.option()?,
+        ("optimizer" | "schedule" | "loss_scale", _) => {
+            let slot = match option.as_str() {
+                "optimizer" => &mut train.optimizer,
+                "schedule" => &mut train.schedule,
+                _ => &mut train.loss_scale,
+            };
             let Some(module) = slot else {
                 return Err(Diagnostic::error(format!("`train` has no `{option}`"))
                     .label(option.span, "has no arguments to set")

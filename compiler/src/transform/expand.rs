@@ -137,6 +137,7 @@ fn attention(b: &mut Builder<'_>, op: &Attention, inputs: &[NodeId]) -> Result {
         }
         _ => return Err(OpError::new(format!("attention with {} inputs", inputs.len()))),
     };
+    let y = if op.result == AttentionResult::Lse { y } else { b.cast(y, dtype)? };
     let shape = b.graph.shape(y).0.iter().skip(usize::from(packed)).cloned().collect();
     b.reshape(y, shape)
 }

@@ -5,6 +5,7 @@
 //!   `push_down` (what is not read is not computed), `batching` (applications of the same parameters become one) and
 //!   `streaming` (the matrix of similarities of a contrastive loss is not stored).
 //! - [`pack`]: what comes after, since a program becomes several: [`packing`].
+//! - [`precision`]: which products take operands of 16 bits; before gradients are added too.
 //! - [`expand`]: semantic ops in terms of primitives: their meaning, and what a target without a kernel for them runs.
 //!
 //! Every rewrite can be turned off by its name ([`Disabled`]).
@@ -14,6 +15,7 @@ mod batching;
 pub mod expand;
 pub mod lift;
 pub mod packing;
+pub mod precision;
 mod push_down;
 mod streaming;
 

@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use alip_plan::{PROGRAM_TRAIN, Plan, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS};
+use alip_plan::{PROGRAM_TRAIN, Plan, STATE_LOSS_SCALE, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS};
 
 use super::checkpoint::{self, CheckpointError, Checkpoints, Header};
 use super::file::FileError;
@@ -79,6 +79,9 @@ pub enum TrainError {
     #[error("{0}")]
     Diverged(Box<Divergence>),
 }
+
+/// A loss scale below this cannot be what made gradients overflow: the run has diverged.
+const LEAST_SCALE: f64 = 1.0;
 
 /// A step whose loss or gradient is not finite.
 #[derive(Clone, Debug, PartialEq)]
@@ -228,7 +231,11 @@ impl Trainer<'_> {
                 samples_per_s: train.batch as f64 / seconds,
                 data_wait: batch.waited.as_secs_f64() / seconds,
             };
-            self.check(&record, &train.loss, at, &batch)?;
+            if !self.check(&record, &train.loss, at, &batch)? {
+                at.cursor = after;
+                summary.position = at;
+                continue;
+            }
             log.write(&record)?;
             self.watch.step(&record, self.info.steps);
             at = Position { step: record.step, cursor: after };
@@ -259,8 +266,9 @@ impl Trainer<'_> {
         Ok(self.checkpoints.save(self.session, &header)?)
     }
 
-    /// Stops a run whose loss or gradient is not finite, and finds out where that came from.
-    fn check(&mut self, record: &StepRecord, loss: &str, at: Position, batch: &Batch) -> Result<(), TrainError> {
+    /// Whether the step was taken: one whose gradients overflowed under a loss scale was not. Stops any other run whose loss or
+    /// gradient is not finite, and finds out where that came from.
+    fn check(&mut self, record: &StepRecord, loss: &str, at: Position, batch: &Batch) -> Result<bool, TrainError> {
         let watched = [loss, "grad_norm"];
         let metric = watched.into_iter().find_map(|name| {
             let value = record.metric(name)?;
@@ -268,7 +276,17 @@ impl Trainer<'_> {
         });
         let taken = self.steps_taken()?;
         if metric.is_none() && taken.is_none_or(|taken| taken == record.step) {
-            return Ok(());
+            return Ok(true);
+        }
+        let loss_is_finite = record.metric(loss).is_none_or(f64::is_finite);
+        if taken == Some(at.step)
+            && loss_is_finite
+            && let Some(scale) = self.loss_scale()?
+            && scale >= LEAST_SCALE
+        {
+            let step = record.step;
+            self.watch.note(&format!("step {step}: gradients overflowed, the batch is skipped; loss scale {scale}"));
+            return Ok(false);
         }
         // The update is guarded: a step that is not finite leaves the state as it was. Only then is it worth saving.
         let saved = if taken == Some(at.step) { Some(self.save(at)?) } else { None };
@@ -277,6 +295,13 @@ impl Trainer<'_> {
         let first = first.map(|first| (first, launches));
         let samples = (at.cursor, at.cursor + batch.rows.len() as u64);
         Err(TrainError::Diverged(Box::new(Divergence { step: record.step, metric, first, samples, saved })))
+    }
+
+    fn loss_scale(&mut self) -> Result<Option<f64>, TrainError> {
+        if self.session.plan().state(STATE_LOSS_SCALE).is_none() {
+            return Ok(None);
+        }
+        Ok(self.session.read_state(STATE_LOSS_SCALE)?.first())
     }
 
     fn steps_taken(&mut self) -> Result<Option<u64>, TrainError> {

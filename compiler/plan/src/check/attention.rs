@@ -18,8 +18,16 @@ struct Access<'a> {
 
 pub(super) fn check(attention: &Attention, operands: &[&Buffer]) -> Checked {
     complete(attention)?;
+    if !attention.q.dtype.is_float() {
+        return Err(format!("attention of {}", attention.q.dtype));
+    }
     let access = |name: String, view, domain: Vec<u64>| {
-        let range = access(attention, operands, view, &domain, name == "extents");
+        let wanted = match name.as_str() {
+            "extents" => DType::I32,
+            "lse" | "delta" | "Lse" => DType::F32,
+            _ => attention.q.dtype,
+        };
+        let range = access(attention, operands, view, &domain, wanted);
         range.map_err(|why| format!("{name}: {why}")).map(|range| Access { name, view, domain, range })
     };
     let inputs = attention.inputs().into_iter().map(|(name, view, domain)| access(name.into(), view, domain));
@@ -78,7 +86,7 @@ fn access(
     operands: &[&Buffer],
     view: &View,
     domain: &[u64],
-    integer: bool,
+    wanted: DType,
 ) -> Checked<Option<ByteRange>> {
     let elements = domain.iter().try_fold(1i64, |product, &size| product.checked_mul(i64::try_from(size).ok()?));
     if elements.is_none() || attention.queries.max(attention.keys) > i32::MAX as u64 {
@@ -87,7 +95,6 @@ fn access(
     if view.gather.is_some() {
         return Err("is gathered".into());
     }
-    let wanted = if integer { DType::I32 } else { DType::F32 };
     if view.dtype != wanted {
         return Err(format!("{} instead of {wanted}", view.dtype));
     }
@@ -204,6 +211,11 @@ mod tests {
         refused(|a, _| a.results[1].0 = AttentionResult::Out, "are not results of one kernel");
         refused(|a, _| a.rows = Rows::Segments, "Segments rows with 0 segments");
         refused(|a, _| a.lse.as_mut().unwrap().dtype = DType::Bf16, "lse: bf16 instead of f32");
+        refused(|a, _| a.q.dtype = DType::I32, "attention of i32");
+        let narrow_queries = |a: &mut Attention, b: &mut Vec<Buffer>| {
+            (a.q.dtype, b[0].dtype) = (DType::Bf16, DType::Bf16);
+        };
+        refused(narrow_queries, "k: f32 instead of bf16");
         refused(|a, _| a.queries = u64::MAX, "is too large");
     }
 

@@ -14,7 +14,7 @@ use alip_compiler::schedule::ScheduleOptions;
 use alip_compiler::transform::{Applied, Disabled};
 use alip_compiler::{CompileOptions, CompiledSpec, PASSES, SpecOptions, compile_spec, ir, transform};
 use alip_plan::kernel::Kernel;
-use alip_plan::{BucketReport, Plan, Target};
+use alip_plan::{BucketReport, DType, Plan, Target};
 use serde_json::{Map, Value, json};
 
 use crate::files;
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// Folder to write to, made if it is not there; without it nothing is written
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// What to compile for: cpu or wgpu
+    /// What to compile for: cpu, cpu_mixed (stores bf16 and f16 where a spec asks for them; slower) or wgpu
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     target: String,
     /// Global batch, in place of the spec's
@@ -168,9 +168,10 @@ fn options(args: &Args) -> Result<SpecOptions, Diagnostic> {
 
 pub(crate) fn target(name: &str) -> Result<Target, Diagnostic> {
     Target::named(name).ok_or_else(|| {
-        let names = ["cpu", "wgpu"];
+        let all = Target::all();
+        let names: Vec<&str> = all.iter().map(|target| target.name.as_str()).collect();
         let error = Diagnostic::error(format!("unknown target `{name}`"));
-        match did_you_mean(name, names) {
+        match did_you_mean(name, names.iter().copied()) {
             Some(near) => error.help(format!("did you mean `{near}`?")),
             None => error.help(format!("targets are {}", names.join(", "))),
         }
@@ -240,6 +241,9 @@ fn in_words(done: &Done) -> String {
             let mut memory: Vec<_> = plan.report.memory.iter().filter(|(_, bytes)| **bytes > 0).collect();
             memory.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
             let memory: Vec<String> = memory.iter().map(|(kind, bytes)| format!("{kind} {}", size(**bytes))).collect();
+            if plan.train.is_some() {
+                let _ = writeln!(text, "{:14}{}", "precision", precision(compiled));
+            }
             let _ = writeln!(text, "{:14}{}", "parameters", grouped(plan.report.parameters));
             let _ = writeln!(text, "{:14}{}", "kernels", grouped(plan.kernels.len() as u64));
             for (name, program) in &plan.report.programs {
@@ -257,6 +261,14 @@ fn in_words(done: &Done) -> String {
         let _ = writeln!(text, "wrote {}", file.display());
     }
     text
+}
+
+/// What the training step computes in.
+fn precision(compiled: &CompiledSpec) -> String {
+    match compiled.precision {
+        DType::F32 => "f32".into(),
+        low => format!("products of {low}, what lies between them stored as {low}; sums, weights and optimizer in f32"),
+    }
 }
 
 /// What a rewrite gave, on one line.
@@ -283,6 +295,7 @@ fn in_json(done: &Done, timings: bool) -> String {
     put("target", json!(target));
     put("batch", json!(compiled.resolved.batch));
     if let Some(plan) = &compiled.plan {
+        put("precision", json!(compiled.precision.to_string()));
         put("parameters", json!(plan.report.parameters));
         put("kernels", json!(plan.kernels.len()));
         put("programs", json!(plan.report.programs));

@@ -21,6 +21,9 @@ pub(crate) struct ModelArgs {
     /// Change one thing of the graph
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
+    /// What to compile for, in place of the device's own target; `cpu_mixed` stores bf16 and f16 where a spec asks for them
+    #[arg(long, value_name = "NAME")]
+    pub(crate) target: Option<String>,
 }
 
 /// Which device.
@@ -84,8 +87,8 @@ impl ModelArgs {
             return self.compile(kind, keep, data);
         }
         let path = Path::new(&self.spec);
-        if self.batch.is_some() || !self.set.is_empty() {
-            let why = "is compiled: --batch and --set change specs; give them to `alipc compile` and compile again";
+        if self.batch.is_some() || !self.set.is_empty() || self.target.is_some() {
+            let why = "is compiled: --batch, --set and --target are for specs; give them to `alipc compile` and compile again";
             return Err(Failure::message(format!("the plan in {} {why}", path.display())));
         }
         if keep.grads || keep.outputs {
@@ -107,11 +110,7 @@ impl ModelArgs {
         use alip_compiler::diag::{Diagnostics, SourceMap};
         use alip_compiler::{CompileOptions, SpecOptions, compile_spec, resolve};
 
-        let target = match kind {
-            TargetKind::Cpu => alip_plan::Target::cpu(),
-            TargetKind::Wgpu => alip_plan::Target::wgpu(),
-            TargetKind::Cuda => return Err(Failure::message("this version compiles for cpu and wgpu")),
-        };
+        let target = self.target(kind)?;
         let options = SpecOptions {
             spec: resolve::Options { batch: self.batch, set: self.set.clone(), ..Default::default() },
             data: data.map(str::to_string),
@@ -126,6 +125,25 @@ impl ModelArgs {
         }
         // No pass was asked to be the last.
         compiled.plan.ok_or_else(|| Failure::message("the compiler made no plan"))
+    }
+
+    /// The target by name, which the device must be able to run, or that of the device.
+    #[cfg(feature = "compile")]
+    fn target(&self, kind: TargetKind) -> Outcome<alip_plan::Target> {
+        use alip_plan::Target;
+        let Some(name) = &self.target else {
+            return match kind {
+                TargetKind::Cpu => Ok(Target::cpu()),
+                TargetKind::Wgpu => Ok(Target::wgpu()),
+                TargetKind::Cuda => Err(Failure::message("this version compiles for cpu and wgpu")),
+            };
+        };
+        let here = Target::all().into_iter().filter(|target| target.kind == kind);
+        let found = here.clone().find(|target| target.name == *name);
+        found.ok_or_else(|| {
+            let names: Vec<String> = here.map(|target| target.name).collect();
+            Failure::message(format!("--target {name}: the targets of this device are {}", names.join(", ")))
+        })
     }
 
     #[cfg(not(feature = "compile"))]

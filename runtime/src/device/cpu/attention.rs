@@ -5,7 +5,11 @@
 //! again from the stored logarithm of their sum. Blocks and tasks follow from shapes and segments only, and whatever is
 //! summed over several blocks is summed by one task in a fixed order, so that results do not depend on threads.
 //!
+//! Tensors of 16 bits are widened into scratch, a head at a time, and results rounded from there: everything between is f32.
+//!
 //! Segments come from data: their edges are clamped into the rows and made to rise, so that segments never overlap.
+
+mod matrix;
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -13,9 +17,9 @@ use std::sync::{Mutex, PoisonError};
 use alip_plan::DType;
 use alip_plan::fault::{Fault, planted};
 use alip_plan::kernel::{Attention, AttentionResult, ReduceKind, Rows, View};
-use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
+use self::matrix::{Matrix, Place, Side, multiply};
 use super::Threads;
 use super::isa::{CentreFn, ExpFn, Loops, RowFn};
 use super::run::Operands;
@@ -28,6 +32,9 @@ const KEYS: usize = 256;
 const ENOUGH_HEADS: usize = 8;
 /// Multiply-adds below which a task is not worth a thread of its own.
 const TASK: usize = 1 << 18;
+
+/// Tensors that may have 16 bits: q, k, v, g and the results but for `Lse`.
+const COPIES: usize = 8;
 
 /// Attention ready to run.
 pub(super) struct PreparedAttention {
@@ -56,95 +63,6 @@ pub(super) struct PreparedAttention {
     centre: CentreFn,
 }
 
-/// Where a tensor over (sample, row, head, width) lies.
-#[derive(Clone, Copy)]
-struct Place {
-    operand: usize,
-    offset: isize,
-    strides: [isize; 4],
-}
-
-impl Place {
-    fn new(view: &View) -> Place {
-        let mut strides = [0; 4];
-        for (to, stride) in strides.iter_mut().zip(&view.strides) {
-            *to = *stride as isize;
-        }
-        Place { operand: view.operand as usize, offset: view.offset as isize, strides }
-    }
-
-    /// The rows from `row` on of a head. Every row used must be one of the view's domain.
-    fn matrix(&self, operands: &Operands, scope: &Scope, row: usize) -> Matrix {
-        let [sample, rows, head, column] = self.strides;
-        let at = self.offset + scope.sample as isize * sample + scope.head as isize * head + row as isize * rows;
-        // SAFETY: `check` keeps the view inside its operand.
-        Matrix { data: unsafe { operands.0[self.operand].cast::<f32>().offset(at) }, row: rows, column }
-    }
-}
-
-/// A matrix in memory.
-#[derive(Clone, Copy)]
-struct Matrix {
-    data: *mut f32,
-    row: isize,
-    column: isize,
-}
-
-impl Matrix {
-    fn block(data: &mut [f32], columns: usize) -> Matrix {
-        Matrix { data: data.as_mut_ptr(), row: columns as isize, column: 1 }
-    }
-
-    fn transposed(self) -> Matrix {
-        Matrix { data: self.data, row: self.column, column: self.row }
-    }
-
-    /// # Safety
-    /// The element is inside the memory, which this task owns or nobody writes.
-    unsafe fn at(self, row: usize, column: usize) -> *mut f32 {
-        // SAFETY: the caller's.
-        unsafe { self.data.offset(row as isize * self.row + column as isize * self.column) }
-    }
-
-    /// Multiplies a row by a factor; with zero it is set to zero, whatever it held.
-    ///
-    /// # Safety
-    /// As for [`Matrix::at`], of the whole row; the task owns it.
-    unsafe fn scale_row(self, row: usize, columns: usize, factor: f32) {
-        for column in 0..columns {
-            // SAFETY: the caller's.
-            unsafe {
-                let at = self.at(row, column);
-                *at = if factor == 0.0 { 0.0 } else { *at * factor };
-            }
-        }
-    }
-
-    /// # Safety
-    /// As for [`Matrix::scale_row`], of all rows.
-    unsafe fn clear(self, rows: usize, columns: usize) {
-        for row in 0..rows {
-            // SAFETY: the caller's.
-            unsafe { self.scale_row(row, columns, 0.0) };
-        }
-    }
-}
-
-/// `to [m, n] (+)= scale * a [m, k] * b [k, n]`.
-///
-/// # Safety
-/// All three are inside their memory; the task owns `to`, which is apart from the factors.
-unsafe fn multiply([m, n, k]: [usize; 3], to: Matrix, add: bool, a: Matrix, b: Matrix, scale: f32) {
-    let none = Parallelism::None; // sums then run in an order that depends on shapes only
-    // SAFETY: the caller's.
-    unsafe {
-        gemm(
-            m, n, k, to.data, to.column, to.row, add, a.data, a.column, a.row, b.data, b.column, b.row, 1.0, scale,
-            false, false, false, none,
-        );
-    }
-}
-
 /// One head of a sample or segment: its rows among queries and keys, and how many of its keys can be seen at all.
 struct Scope {
     sample: usize,
@@ -153,6 +71,8 @@ struct Scope {
     keys: Range<usize>,
     limit: usize,
     causal: bool,
+    /// Rows of this head in f32, of tensors of 16 bits.
+    copies: [*mut f32; COPIES],
 }
 
 impl Scope {
@@ -179,7 +99,6 @@ struct Wanted {
 impl PreparedAttention {
     pub(super) fn new(attention: &Attention, loops: &Loops) -> PreparedAttention {
         use AttentionResult::*;
-        let place = |view: &Option<View>| view.as_ref().map(Place::new);
         let [samples, queries, keys, heads, d, e] = [
             attention.samples.max(attention.segments),
             attention.queries,
@@ -189,7 +108,10 @@ impl PreparedAttention {
             attention.e,
         ]
         .map(|size| size as usize);
-        PreparedAttention {
+        let place = |view: &View, side, width| Place::new(view, side, width);
+        let optional = |view: &Option<View>, side, width| view.as_ref().map(|view| place(view, side, width));
+        let result = |result, side, width| attention.result(result).map(|view| place(view, side, width));
+        let mut prepared = PreparedAttention {
             rows: attention.rows,
             samples,
             queries,
@@ -199,20 +121,35 @@ impl PreparedAttention {
             e,
             causal: attention.causal,
             scale: attention.scale.0 as f32,
-            q: Place::new(&attention.q),
-            k: Place::new(&attention.k),
-            v: place(&attention.v),
-            extents: place(&attention.extents),
-            lse: place(&attention.lse),
-            g: place(&attention.g),
-            delta: place(&attention.delta),
-            results: [Out, Lse, GradQ, GradK, GradV].map(|result| attention.result(result).map(Place::new)),
+            q: place(&attention.q, Side::Queries, d),
+            k: place(&attention.k, Side::Keys, d),
+            v: optional(&attention.v, Side::Keys, e),
+            extents: optional(&attention.extents, Side::Queries, 1),
+            lse: optional(&attention.lse, Side::Queries, 1),
+            g: optional(&attention.g, Side::Queries, e),
+            delta: optional(&attention.delta, Side::Queries, 1),
+            results: [
+                result(Out, Side::Queries, e),
+                result(Lse, Side::Queries, 1),
+                result(GradQ, Side::Queries, d),
+                result(GradK, Side::Keys, d),
+                result(GradV, Side::Keys, e),
+            ],
             edges: Mutex::new(Vec::with_capacity(attention.segments as usize + 1)),
             max: (loops.row)(ReduceKind::Max, DType::F32),
             sum: (loops.row)(ReduceKind::Sum, DType::F32),
             exp: loops.exp,
             centre: loops.centre,
-        }
+        };
+        let PreparedAttention { q, k, v, g, results, .. } = &mut prepared;
+        let inputs = [q, k].into_iter().chain([v, g].into_iter().flatten());
+        Place::number(inputs.chain(results.iter_mut().flatten()));
+        prepared
+    }
+
+    /// What may have 16 bits and is read.
+    fn inputs(&self) -> impl Iterator<Item = &Place> {
+        [&self.q, &self.k].into_iter().chain([&self.v, &self.g].into_iter().flatten())
     }
 
     fn packed(&self) -> bool {
@@ -264,6 +201,9 @@ impl PreparedAttention {
             }
             blocks(scope.keys.len(), KEYS)
                 .for_each(|block| self.grad_keys(operands, scope, &block, grad_q.is_some(), scratch));
+            if let Some(grad_q) = grad_q {
+                grad_q.settle(operands, scope, scope.queries.clone());
+            }
         });
     }
 
@@ -283,27 +223,33 @@ impl PreparedAttention {
         let scores = self.queries.min(QUERIES) * self.keys.min(KEYS);
         (0..self.samples * self.heads * count).into_par_iter().with_min_len(least).for_each(|index| {
             let (head, block) = (index / count, index % count);
-            let scope = self.scope(operands, edges, head / self.heads, head % self.heads);
+            let mut scope = self.scope(operands, edges, head / self.heads, head % self.heads);
             threads.with_scratch(|scratch| {
-                let mut block_of = scratch.take_block(2 * scores + 2 * QUERIES);
-                task(&scope, block, &mut block_of);
-                scratch.return_block(block_of);
+                let copied: usize = self.inputs().chain(self.results.iter().flatten()).map(|x| x.copied(&scope)).sum();
+                let mut memory = scratch.take_block(copied + 2 * scores + 2 * QUERIES);
+                let mut rest = memory.as_mut_slice();
+                for place in self.inputs().chain(self.results.iter().flatten()) {
+                    rest = place.take(&mut scope, rest);
+                }
+                self.inputs().for_each(|place| place.read(operands, &scope));
+                task(&scope, block, rest);
+                scratch.return_block(memory);
             });
         });
     }
 
     fn scope(&self, operands: &Operands, edges: &[[usize; 2]], group: usize, head: usize) -> Scope {
-        let causal = self.causal;
+        let (causal, copies) = (self.causal, [std::ptr::null_mut(); COPIES]);
         if self.packed() {
             let (queries, keys) = (edges[group][0]..edges[group + 1][0], edges[group][1]..edges[group + 1][1]);
-            return Scope { sample: 0, head, limit: keys.len(), queries, keys, causal };
+            return Scope { sample: 0, head, limit: keys.len(), queries, keys, causal, copies };
         }
         let limit = self.extents.map_or(self.keys, |lengths| {
             // SAFETY: `check` keeps the view of lengths inside its operand.
             let length = unsafe { *self.extent(operands, &lengths, [group, 0]) };
             (length.max(1) as usize).min(self.keys)
         });
-        Scope { sample: group, head, queries: 0..self.queries, keys: 0..self.keys, limit, causal }
+        Scope { sample: group, head, queries: 0..self.queries, keys: 0..self.keys, limit, causal, copies }
     }
 
     fn extent(&self, operands: &Operands, place: &Place, at: [usize; 2]) -> *const i32 {
@@ -331,15 +277,15 @@ impl PreparedAttention {
     fn clear_rest(&self, operands: &Operands, edges: &[[usize; 2]]) {
         let (Some(first), Some(last)) = (edges.first(), edges.last()) else { return };
         let [out, lse, grad_q, grad_k, grad_v] = self.results;
-        let results = [(out, 0, self.e), (lse, 0, 1), (grad_q, 0, self.d), (grad_k, 1, self.d), (grad_v, 1, self.e)];
-        for (place, side, width) in results {
+        for (place, side) in [(out, 0), (lse, 0), (grad_q, 0), (grad_k, 1), (grad_v, 1)] {
             let Some(place) = place else { continue };
             let rows = [self.queries, self.keys][side];
             for head in 0..self.heads {
-                let scope = Scope { sample: 0, head, queries: 0..0, keys: 0..0, limit: 0, causal: false };
+                let copies = [std::ptr::null_mut(); COPIES];
+                let scope = Scope { sample: 0, head, queries: 0..0, keys: 0..0, limit: 0, causal: false, copies };
                 for rest in [0..first[side], last[side]..rows] {
                     // SAFETY: rows of the result, before any task runs.
-                    unsafe { place.matrix(operands, &scope, rest.start).clear(rest.len(), width) };
+                    unsafe { place.clear(operands, &scope, rest) };
                 }
             }
         }
@@ -355,10 +301,10 @@ impl PreparedAttention {
 
     /// `Out` and `Lse` of a block of queries.
     fn forward(&self, operands: &Operands, scope: &Scope, queries: Range<usize>, scratch: &mut [f32]) {
-        let [out, lse, ..] = self.results;
+        let [place, lse, ..] = self.results;
         let rows = queries.len();
         let row = scope.queries.start + queries.start;
-        let out = out.map(|place| place.matrix(operands, scope, row));
+        let out = place.map(|place| place.matrix(operands, scope, row));
         let most = scope.seen(queries.end - 1);
         let (stats, scores) = scratch.split_at_mut(2 * QUERIES);
         let (top, sum) = stats.split_at_mut(QUERIES);
@@ -396,6 +342,9 @@ impl PreparedAttention {
                     *lse.matrix(operands, scope, row).at(i, 0) = if none { 0.0 } else { value as f32 };
                 }
             }
+        }
+        if let Some(place) = place {
+            place.settle(operands, scope, row..row + rows);
         }
     }
 
@@ -448,6 +397,7 @@ impl PreparedAttention {
             let Some(place) = place else { continue };
             // SAFETY: rows of this task's keys.
             unsafe { place.matrix(operands, scope, scope.keys.start + written).clear(keys.end - written, width) };
+            place.settle(operands, scope, scope.keys.start + keys.start..scope.keys.start + keys.end);
         }
     }
 
@@ -458,12 +408,14 @@ impl PreparedAttention {
             let wanted = Wanted { q: Some(keys.start > 0), keys: None };
             self.pair(operands, scope, queries, &keys, wanted, scratch);
         }
-        let [_, _, grad_q, ..] = self.results;
-        if let (Some(grad_q), 0) = (grad_q, most) {
-            let rows = grad_q.matrix(operands, scope, scope.queries.start + queries.start);
+        let [_, _, Some(grad_q), ..] = self.results else { return };
+        let first = scope.queries.start + queries.start;
+        if most == 0 {
+            let rows = grad_q.matrix(operands, scope, first);
             // SAFETY: rows of this task.
             unsafe { rows.clear(queries.len(), self.d) };
         }
+        grad_q.settle(operands, scope, first..first + queries.len());
     }
 
     /// What a block of queries and a block of keys add to the gradients.
@@ -545,6 +497,7 @@ mod tests {
             keys: 0..keys,
             limit,
             causal: true,
+            copies: [std::ptr::null_mut(); COPIES],
         };
         let seen = |scope: Scope| (0..scope.queries.len()).map(|i| scope.seen(i)).collect::<Vec<_>>();
         assert_eq!(seen(scope(3, 5, 5)), [3, 4, 5]);

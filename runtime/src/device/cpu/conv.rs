@@ -1,12 +1,13 @@
 //! Convolutions as products with image columns (im2col), one image and a group of rows or channels at a time.
 
+use alip_plan::DType;
 use alip_plan::fault::{Fault, planted};
 use alip_plan::kernel::{Conv2d, ConvKind};
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
 use super::Threads;
-use super::run::Operands;
+use super::run::{Operands, Scratch, widen};
 
 /// Most elements of a column matrix: 16 MiB per thread.
 const COLUMNS: usize = 4 << 20;
@@ -14,6 +15,8 @@ const COLUMNS: usize = 4 << 20;
 /// A convolution ready to run.
 pub(super) struct PreparedConv {
     kind: ConvKind,
+    /// Of both operands.
+    dtype: DType,
     n: usize,
     c: usize,
     h: usize,
@@ -32,6 +35,20 @@ pub(super) struct PreparedConv {
 /// A row-major matrix: pointer and row stride.
 type Matrix = (*mut f32, isize);
 
+/// A part of an operand in f32, perhaps a copy; only ever read.
+struct Wide {
+    start: *mut f32,
+    block: Option<Vec<f32>>,
+}
+
+impl Wide {
+    fn give_back(self, scratch: &mut Scratch) {
+        if let Some(block) = self.block {
+            scratch.return_block(block);
+        }
+    }
+}
+
 impl PreparedConv {
     pub(super) fn new(conv: &Conv2d) -> PreparedConv {
         let (oh, ow) = conv.out();
@@ -39,28 +56,38 @@ impl PreparedConv {
             [conv.n, conv.c, conv.h, conv.w, conv.o, conv.kh, conv.kw, conv.stride, conv.padding, oh, ow]
                 .map(|size| size as usize);
         let rows = (COLUMNS / (c * kh * kw * ow).max(1)).clamp(1, oh.max(1));
-        PreparedConv { kind: conv.kind, n, c, h, w, o, kh, kw, stride, padding, oh, ow, rows }
+        PreparedConv { kind: conv.kind, dtype: conv.dtype, n, c, h, w, o, kh, kw, stride, padding, oh, ow, rows }
     }
 
     pub(super) fn run(&self, operands: &Operands, threads: &Threads) {
         let [first, second, result] = [0, 1, 2].map(|operand| operands.0[operand] as usize);
-        let (image, out) = (self.c * self.h * self.w, self.o * self.oh * self.ow);
+        let (image, out, weight) =
+            (self.c * self.h * self.w, self.o * self.oh * self.ow, self.o * self.c * self.kh * self.kw);
+        let channel = self.h * self.w;
         match self.kind {
             ConvKind::Forward => (0..self.n).into_par_iter().for_each(|n| {
                 // SAFETY: image `n` of operands that `check` sized.
-                let (image, out) = unsafe { ((first as *mut f32).add(n * image), (result as *mut f32).add(n * out)) };
+                let to = unsafe { (result as *mut f32).add(n * out) };
                 threads.with_scratch(|scratch| {
                     let mut columns = scratch.take_block(self.c * self.kh * self.kw * self.rows * self.ow);
-                    self.forward(image, second as *mut f32, out, &mut columns);
+                    let weight = self.wide(second, 0, weight, scratch);
+                    let image = self.wide(first, n * image, image, scratch);
+                    self.forward(image.start, weight.start, to, &mut columns);
+                    image.give_back(scratch);
+                    weight.give_back(scratch);
                     scratch.return_block(columns);
                 });
             }),
             ConvKind::ImageGrad => (0..self.n).into_par_iter().for_each(|n| {
                 // SAFETY: as above.
-                let (out, image) = unsafe { ((first as *mut f32).add(n * out), (result as *mut f32).add(n * image)) };
+                let to = unsafe { (result as *mut f32).add(n * image) };
                 threads.with_scratch(|scratch| {
                     let mut columns = scratch.take_block(self.c * self.kh * self.kw * self.rows * self.ow);
-                    self.image_grad(out, second as *mut f32, image, &mut columns);
+                    let weight = self.wide(second, 0, weight, scratch);
+                    let out = self.wide(first, n * out, out, scratch);
+                    self.image_grad(out.start, weight.start, to, &mut columns);
+                    out.give_back(scratch);
+                    weight.give_back(scratch);
                     scratch.return_block(columns);
                 });
             }),
@@ -69,15 +96,28 @@ impl PreparedConv {
                 threads.with_scratch(|scratch| {
                     let mut columns = scratch.take_block(self.kh * self.kw * self.rows * self.ow);
                     for n in 0..self.n {
-                        // SAFETY: as above.
-                        let (image, out) =
-                            unsafe { ((first as *mut f32).add(n * image), (second as *mut f32).add(n * out)) };
-                        self.weight_grad(c, n > 0, image, out, result as *mut f32, &mut columns);
+                        let image = self.wide(first, n * image + c * channel, channel, scratch);
+                        let out = self.wide(second, n * out, out, scratch);
+                        self.weight_grad(c, n > 0, image.start, out.start, result as *mut f32, &mut columns);
+                        out.give_back(scratch);
+                        image.give_back(scratch);
                     }
                     scratch.return_block(columns);
                 });
             }),
         }
+    }
+
+    /// So many elements of an operand in f32: where they are, or widened.
+    fn wide(&self, operand: usize, first: usize, count: usize, scratch: &mut Scratch) -> Wide {
+        if self.dtype == DType::F32 {
+            // SAFETY: inside an operand that `check` sized.
+            return Wide { start: unsafe { (operand as *mut f32).add(first) }, block: None };
+        }
+        let mut block = scratch.take_block(count);
+        // SAFETY: as above.
+        unsafe { widen(self.dtype, (operand as *const u16).add(first), 1, &mut block[..count]) };
+        Wide { start: block.as_mut_ptr(), block: Some(block) }
     }
 
     fn forward(&self, image: *mut f32, weight: *mut f32, out: *mut f32, columns: &mut [f32]) {
@@ -125,11 +165,20 @@ impl PreparedConv {
         }
     }
 
-    fn weight_grad(&self, c: usize, add: bool, image: *mut f32, out: *mut f32, weight: *mut f32, columns: &mut [f32]) {
+    /// Of channel `c`, from that channel of an image.
+    fn weight_grad(
+        &self,
+        c: usize,
+        add: bool,
+        channel: *mut f32,
+        out: *mut f32,
+        weight: *mut f32,
+        columns: &mut [f32],
+    ) {
         let (window, depth) = (self.kh * self.kw, self.c * self.kh * self.kw);
         for y in (0..self.oh).step_by(self.rows) {
             let width = self.rows.min(self.oh - y) * self.ow;
-            self.gather(image, c..c + 1, y, width / self.ow, columns);
+            self.gather(channel, 0..1, y, width / self.ow, columns);
             // SAFETY: rows `y..` of every output channel; channel `c` of the weight, which is this task's.
             let (out, weight) = unsafe { (out.add(y * self.ow), weight.add(c * window)) };
             multiply(

@@ -1,4 +1,5 @@
-//! Matrix products: blocks of the result from the `gemm` crate, each finished by the epilogue while it is in cache.
+//! Matrix products: blocks of the result from the `gemm` crate, each finished by the epilogue while it is in cache. The
+//! library multiplies f32; operands stored in 16 bits are widened beside it.
 
 use alip_plan::DType;
 use alip_plan::fault::{Fault, planted};
@@ -11,12 +12,14 @@ use super::code::{Context, Program, Slots, translate};
 use super::grid::{Access, Affine, Grid, TILE};
 use super::isa::Loops;
 use super::kernel::reads_index;
-use super::run::{Operands, Runner};
+use super::run::{Operands, Runner, Scratch, widen};
 
 /// Most elements of a block: it stays in the caches of a core until the epilogue has read it.
 const BLOCK: usize = 1 << 19;
 /// Multiply-adds below which a task is not worth a thread of its own.
 const TASK: usize = 1 << 18;
+/// Most elements along k that are widened at a time: with the largest blocks a few MiB per thread.
+const DEPTH: usize = 1024;
 
 /// A product ready to run.
 pub(super) struct PreparedProduct {
@@ -41,9 +44,6 @@ enum Finish {
 
 impl PreparedProduct {
     pub(super) fn new(product: &Product, alias: &[usize], loops: &Loops) -> Result<PreparedProduct, String> {
-        if product.a.dtype != DType::F32 || product.b.dtype != DType::F32 {
-            return Err("the cpu device multiplies f32 only; compile with --precision f32".into());
-        }
         let [m, n, k] = [product.m, product.n, product.k].map(|size| size as usize);
         let batch: Vec<usize> = product.batch.iter().map(|&size| size as usize).collect();
         let plain = plain(product);
@@ -99,44 +99,30 @@ impl PreparedProduct {
         let place = |access: &Access, i: usize, j: usize| {
             let mut at = at.clone();
             (at[dims], at[dims + 1]) = (i, j);
+            let offset = access.element.at(&at) * access.dtype.bytes() as isize;
             // SAFETY: `check` keeps the view inside its operand.
-            unsafe { operands.0[access.operand].cast::<f32>().offset(access.element.at(&at)) }
+            unsafe { operands.0[access.operand].cast::<u8>().offset(offset) }
         };
         let strides = |access: &Access| (access.element.strides[dims], access.element.strides[dims + 1]);
-        let (a, b) = (place(&self.a, row, 0), place(&self.b, 0, column));
-        let multiply = |to: *mut f32, (row_stride, column_stride): (isize, isize), scale: f32| {
-            let ((a_rows, a_columns), (b_rows, b_columns)) = (strides(&self.a), strides(&self.b));
-            // SAFETY: all three matrices are inside their memory, and the result apart from the operands, by `check`.
-            // Without threads of its own the library sums over k in an order that depends on shapes only.
-            unsafe {
-                gemm(
-                    rows,
-                    columns,
-                    self.k,
-                    to,
-                    column_stride,
-                    row_stride,
-                    false,
-                    a,
-                    a_columns,
-                    a_rows,
-                    b,
-                    b_columns,
-                    b_rows,
-                    0.0,
-                    scale,
-                    false,
-                    false,
-                    false,
-                    Parallelism::None,
-                );
-            }
+        let matrix = |access: &Access, i: usize, j: usize| Matrix {
+            start: place(access, i, j),
+            dtype: access.dtype,
+            strides: strides(access),
         };
+        let (a, b) = (matrix(&self.a, row, 0), matrix(&self.b, 0, column));
+        let sizes = [rows, columns, self.k];
         match &self.finish {
-            Finish::Plain { out, scale } => multiply(place(out, row, column), strides(out), *scale),
+            Finish::Plain { out, scale } => {
+                let to = place(out, row, column).cast();
+                if a.dtype == DType::F32 && b.dtype == DType::F32 {
+                    multiply(sizes, (to, strides(out)), false, (&a, &b), *scale);
+                } else {
+                    threads.with_scratch(|scratch| multiply_wide(sizes, (to, strides(out)), (&a, &b), *scale, scratch));
+                }
+            }
             Finish::Epilogue { grid, program } => threads.with_scratch(|scratch| {
                 let mut block = scratch.take_block(rows * columns);
-                multiply(block.as_mut_ptr(), (columns as isize, 1), 1.0);
+                multiply_wide(sizes, (block.as_mut_ptr(), (columns as isize, 1)), (&a, &b), 1.0, scratch);
                 let mut runner = Runner::new(program, grid, operands, scratch);
                 for i in 0..rows {
                     runner.product(block[i * columns..].as_mut_ptr().cast());
@@ -146,6 +132,92 @@ impl PreparedProduct {
             }),
         }
     }
+}
+
+/// A matrix in memory: the strides are those from row to row and from column to column, in elements.
+struct Matrix {
+    start: *const u8,
+    dtype: DType,
+    strides: (isize, isize),
+}
+
+/// `to (+)= scale a b` for matrices of f32.
+fn multiply(
+    [m, n, k]: [usize; 3],
+    (to, (row_stride, column_stride)): (*mut f32, (isize, isize)),
+    add: bool,
+    (a, b): (&Matrix, &Matrix),
+    scale: f32,
+) {
+    // SAFETY: all three matrices are inside their memory, and the result apart from the operands, by `check`.
+    // Without threads of its own the library sums over k in an order that depends on shapes only.
+    unsafe {
+        gemm(
+            m,
+            n,
+            k,
+            to,
+            column_stride,
+            row_stride,
+            add,
+            a.start.cast(),
+            a.strides.1,
+            a.strides.0,
+            b.start.cast(),
+            b.strides.1,
+            b.strides.0,
+            f32::from(u8::from(add)),
+            scale,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+/// `to = scale a b` for operands of any float type: those of 16 bits are widened, [`DEPTH`] elements of every row and column
+/// at a time.
+fn multiply_wide(
+    [m, n, k]: [usize; 3],
+    to: (*mut f32, (isize, isize)),
+    (a, b): (&Matrix, &Matrix),
+    scale: f32,
+    scratch: &mut Scratch,
+) {
+    if a.dtype == DType::F32 && b.dtype == DType::F32 {
+        return multiply([m, n, k], to, false, (a, b), scale);
+    }
+    let depth = DEPTH.min(k);
+    let (mut wide_a, mut wide_b) = (scratch.take_block(m * depth), scratch.take_block(depth * n));
+    for first in (0..k).step_by(depth.max(1)) {
+        let depth = depth.min(k - first);
+        let (a, b) = (widened(a, [m, depth], [0, first], &mut wide_a), widened(b, [depth, n], [first, 0], &mut wide_b));
+        multiply([m, n, depth], to, first > 0, (&a, &b), scale);
+    }
+    scratch.return_block(wide_b);
+    scratch.return_block(wide_a);
+}
+
+/// A part of a matrix in f32: where it is, or copied to `to` with its elements in the order that they have in memory.
+fn widened(from: &Matrix, [rows, columns]: [usize; 2], [row, column]: [usize; 2], to: &mut [f32]) -> Matrix {
+    let (row_stride, column_stride) = from.strides;
+    let offset = row as isize * row_stride + column as isize * column_stride;
+    // SAFETY: inside the matrix.
+    let start = unsafe { from.start.offset(offset * from.dtype.bytes() as isize) };
+    let strides = match from.dtype {
+        DType::F32 => return Matrix { start, dtype: DType::F32, strides: from.strides },
+        _ if column_stride.abs() <= row_stride.abs() => (columns as isize, 1),
+        _ => (1, rows as isize),
+    };
+    let (outer, inner) = if strides.1 == 1 { (rows, columns) } else { (columns, rows) };
+    let (outer_stride, inner_stride) =
+        if strides.1 == 1 { (row_stride, column_stride) } else { (column_stride, row_stride) };
+    for (i, line) in to.chunks_exact_mut(inner.max(1)).take(outer).enumerate() {
+        // SAFETY: a row or column of the part.
+        unsafe { widen(from.dtype, start.cast::<u16>().offset(i as isize * outer_stride), inner_stride, line) };
+    }
+    Matrix { start: to.as_ptr().cast(), dtype: DType::F32, strides }
 }
 
 /// Rows and columns of the blocks that a result of `batch` matrices is cut into; by shapes only, so that results do not depend

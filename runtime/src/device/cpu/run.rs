@@ -28,7 +28,7 @@ pub(super) struct Scratch {
     singles: Vec<[u32; SINGLE]>,
     pointers: Vec<*mut u32>,
     coordinates: Vec<usize>,
-    block: Vec<f32>,
+    blocks: Vec<Vec<f32>>,
 }
 
 #[derive(Clone, Copy)]
@@ -45,28 +45,28 @@ impl Scratch {
             singles: Vec::new(),
             pointers: Vec::new(),
             coordinates: Vec::new(),
-            block: Vec::new(),
+            blocks: Vec::new(),
         }
     }
 
     /// Bytes held.
     pub(super) fn bytes(&self) -> u64 {
         (size_of_val(self.registers.as_slice()) + size_of_val(self.singles.as_slice())) as u64
-            + 4 * self.block.capacity() as u64
+            + self.blocks.iter().map(|block| 4 * block.capacity() as u64).sum::<u64>()
     }
 
     /// Takes a block of floats of unspecified value out; put it back with [`Scratch::return_block`].
     pub(super) fn take_block(&mut self, elements: usize) -> Vec<f32> {
-        let mut block = std::mem::take(&mut self.block);
+        let mut block = self.blocks.pop().unwrap_or_default();
         if block.len() < elements {
             block.resize(elements, 0.0);
         }
         block
     }
 
-    /// Keeps a block for the next task.
+    /// Keeps a block for the next task. The last one taken is best returned first, so that sizes find each other again.
     pub(super) fn return_block(&mut self, block: Vec<f32>) {
-        self.block = block;
+        self.blocks.push(block);
     }
 }
 
@@ -222,17 +222,9 @@ impl<'a> Runner<'a> {
         // SAFETY: as in `walk`.
         unsafe {
             match place.access.dtype {
-                DType::Bf16 => self.walk(walk, place, lanes, |lane, element, stride, n| {
-                    let from = base.cast::<u16>().offset(element);
-                    for i in 0..n {
-                        *to.add(lane + i) = bf16_to_f32(*from.offset(i as isize * stride)).to_bits();
-                    }
-                }),
-                DType::F16 => self.walk(walk, place, lanes, |lane, element, stride, n| {
-                    let from = base.cast::<u16>().offset(element);
-                    for i in 0..n {
-                        *to.add(lane + i) = f16_to_f32(*from.offset(i as isize * stride)).to_bits();
-                    }
+                dtype @ (DType::Bf16 | DType::F16) => self.walk(walk, place, lanes, |lane, element, stride, n| {
+                    let to = std::slice::from_raw_parts_mut(to.add(lane).cast(), n);
+                    widen(dtype, base.cast::<u16>().offset(element), stride, to);
                 }),
                 _ => self.walk(walk, place, lanes, |lane, element, stride, n| {
                     let (from, to) = (base.cast::<u32>().offset(element), to.add(lane));
@@ -325,6 +317,31 @@ impl<'a> Runner<'a> {
                 unsafe { *to.add(lane + i) = value as i32 as u32 };
             }
         });
+    }
+}
+
+/// Numbers of 16 bits, `stride` elements apart, as f32.
+///
+/// # Safety
+/// `from` is readable at every step.
+#[inline]
+pub(super) unsafe fn widen(dtype: DType, from: *const u16, stride: isize, to: &mut [f32]) {
+    // SAFETY: by the caller.
+    let read = |i: usize| unsafe { *from.offset(i as isize * stride) };
+    match (dtype, stride) {
+        // A loop of its own for neighbours, so that it is done in vectors.
+        (DType::Bf16, 1) => {
+            // SAFETY: by the caller.
+            let from = unsafe { std::slice::from_raw_parts(from, to.len()) };
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = bf16_to_f32(*from));
+        }
+        (DType::F16, 1) => {
+            // SAFETY: by the caller.
+            let from = unsafe { std::slice::from_raw_parts(from, to.len()) };
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = f16_to_f32(*from));
+        }
+        (DType::Bf16, _) => to.iter_mut().enumerate().for_each(|(i, to)| *to = bf16_to_f32(read(i))),
+        _ => to.iter_mut().enumerate().for_each(|(i, to)| *to = f16_to_f32(read(i))),
     }
 }
 

@@ -166,8 +166,8 @@ impl Side<'_> {
 }
 
 fn emit_conv(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
-    for operand in 0..3 {
-        shader.operand(operand, DType::F32)?;
+    for (operand, dtype) in [conv.dtype, conv.dtype, DType::F32].into_iter().enumerate() {
+        shader.operand(operand as u16, dtype)?;
     }
     let (oh, ow) = conv.out();
     let Conv2d { n, c, h, w, o, kh, kw, stride, padding, .. } = *conv;

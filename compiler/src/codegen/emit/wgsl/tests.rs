@@ -227,7 +227,8 @@ fn products() {
 #[test]
 fn convolutions_and_scatter() {
     for kind in [ConvKind::Forward, ConvKind::ImageGrad, ConvKind::WeightGrad] {
-        let conv = Conv2d { kind, n: 2, c: 3, h: 9, w: 9, o: 4, kh: 3, kw: 3, stride: 2, padding: 1 };
+        let conv =
+            Conv2d { kind, dtype: DType::F32, n: 2, c: 3, h: 9, w: 9, o: 4, kh: 3, kw: 3, stride: 2, padding: 1 };
         check(Loop::Conv2d(conv), [if kind == ConvKind::ImageGrad { 2 } else { 1 }, 1, 1], &["p2[point] = total;"]);
     }
     let scatter = ScatterAdd { batch: 1, count: 20, rows: 512, inner: 100 };
@@ -278,7 +279,19 @@ fn attention_has_a_workgroup_per_row_and_head() {
 
 #[test]
 fn iterations_of_a_thread_are_counted() {
-    let conv = Conv2d { kind: ConvKind::Forward, n: 2, c: 5, h: 9, w: 9, o: 4, kh: 3, kw: 2, stride: 2, padding: 1 };
+    let conv = Conv2d {
+        kind: ConvKind::Forward,
+        dtype: DType::F32,
+        n: 2,
+        c: 5,
+        h: 9,
+        w: 9,
+        o: 4,
+        kh: 3,
+        kw: 2,
+        stride: 2,
+        padding: 1,
+    };
     let cases = [
         // 16 threads take 19 points each of one of 16 rows, and join two slots in 4 rounds.
         (softmax(Lanes::Kept, 300), 3 * 19 + 2 * 4),
