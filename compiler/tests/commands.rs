@@ -57,7 +57,15 @@ fn it_says_what_the_plan_costs() {
     }
     for program in ["encode_image", "encode_text", "init", "train"] {
         let of = |line: &&str| line.starts_with(&format!("{program} ")) && line.contains(" launches, ");
-        assert_eq!(printed.lines().filter(of).count(), 1, "{program} in {printed}");
+        let lines: Vec<&str> = printed.lines().filter(of).collect();
+        assert!(lines.len() == 1 && lines[0].ends_with(" moved"), "{program} in {printed}");
+    }
+    let line = |start: &str| printed.lines().filter(|line| line.starts_with(start)).collect::<Vec<_>>();
+    // What a step costs for the fewest rows and for all.
+    let rows = line("  by rows ");
+    assert!(rows.iter().any(|line| line.contains(" 320: ") && line.contains("; 2,464: ")), "{printed}");
+    for category in ["activations", "gradients", "inputs", "optimizer", "weights", "workspace"] {
+        assert!(line("peak memory ")[0].contains(&format!("{category} ")), "{category} in {printed}");
     }
 }
 
@@ -74,6 +82,8 @@ fn json_holds_the_same_and_dumps() {
     assert_eq!(value["kernels"], plan.kernels.len());
     assert_eq!(value["peak_bytes"], plan.report.peak_bytes());
     assert_eq!(value["programs"]["train"]["launches"], plan.programs["train"].steps.len());
+    assert!(value["programs"]["train"]["bytes"].as_u64().is_some_and(|bytes| bytes > 0));
+    assert!(value["memory"]["gradients"].as_u64().is_some_and(|bytes| bytes > 0));
     assert_eq!(value["files"], serde_json::json!(["out/plan.alip"]));
     assert!(value["dumps"]["schedule train"].as_str().is_some_and(|text| text.contains("product")));
     assert!(value["seconds"]["resolve"].as_f64().is_some_and(|seconds| seconds > 0.0));
@@ -209,7 +219,9 @@ fn diff_shows_what_two_graphs_mean_differently() {
 fn explain_shows_kernels_and_what_keeps_them_apart() {
     let folder = folder();
     let all = succeed(&["explain", "alip_tiny"], folder.path());
-    assert!(all.starts_with("alip_tiny for cpu: train\n\nwhere "), "{all}");
+    assert!(all.starts_with("alip_tiny for cpu: train\n\npush_down "), "{all}");
+    assert!(all.contains("\n\nwhere "), "{all}");
+    assert!(all.contains("lifted          2 x attention     in `visual.transformer.resblocks.*.attn`\n"), "{all}");
     let of_mlp = |line: &&str| line.starts_with("visual.transformer.resblocks.*.mlp.c_fc ");
     assert_eq!(all.lines().filter(of_mlp).count(), 1, "layers count together: {all}");
     assert!(all.contains("  `dot` reads its operands from memory\n"), "{all}");
@@ -221,6 +233,11 @@ fn explain_shows_kernels_and_what_keeps_them_apart() {
     {
         assert!(first.contains(part), "{part:?} in {first}");
     }
+    let json = succeed(&["explain", "alip_tiny", "text.ln_final", "--json"], folder.path());
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["lifted"][0], serde_json::json!({ "what": "layer_norm", "path": "text.ln_final" }));
+    assert!(json["kernels"][0]["stores"][0]["readers"][0]["why"].is_string(), "{json}");
+
     let alone = succeed(&["explain", "alip_tiny", "normalize", "--no-fuse"], folder.path());
     assert!(alone.contains("fusion is off (--no-fuse)"), "{alone}");
 

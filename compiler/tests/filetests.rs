@@ -61,7 +61,20 @@ const COMMANDS: &[(&str, Run)] = &[
     ("transform", rewritten),
     ("lift", lift),
     ("optimize", optimize),
+    ("alipc", alipc),
 ];
+
+/// Runs `alipc` with the arguments where the test is `graph.ron` and other files have their names; prints what it says.
+fn alipc(case: &Case) -> String {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (index, (name, text)) in case.files.iter().enumerate() {
+        let name = if index == 0 { "graph.ron" } else { name };
+        std::fs::write(folder.path().join(name), text).expect("written");
+    }
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_alipc"));
+    let output = command.args(case.args.split_whitespace()).current_dir(folder.path()).output().expect("alipc runs");
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
 
 /// Checks a spec, to which the other files are visible; prints its state and programs with warnings, or its errors.
 fn check(case: &Case) -> String {

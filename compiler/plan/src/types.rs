@@ -343,7 +343,10 @@ pub struct Report {
     pub parameters: u64,
     /// Per program: launches and floating point operations.
     pub programs: BTreeMap<String, ProgramReport>,
-    /// Planned peak device memory by category (`weights`, `optimizer`, `activations`, ...), in bytes.
+    /// Planned peak device memory by category, in bytes. Of the state: `weights`, `optimizer`, `buffers`, `average`. Of the
+    /// memory that programs share, when the largest needs most: `inputs`; `activations`, on which the loss depends;
+    /// `gradients`, with all else that only the backward pass and the update need; `workspace`, what lies between them and
+    /// what smaller programs need elsewhere. `alignment` is what segments are larger than their tensors.
     pub memory: BTreeMap<String, u64>,
 }
 
@@ -361,6 +364,8 @@ pub struct ProgramReport {
     pub launches: u64,
     /// Floating point operations.
     pub flops: u64,
+    /// Bytes that kernels read and write, each element once per kernel.
+    pub bytes: u64,
     /// The same for each bucket of a packed program, by rising rows; launches and operations above are those of the last.
     pub buckets: Vec<BucketReport>,
 }
@@ -374,6 +379,8 @@ pub struct BucketReport {
     pub launches: u64,
     /// Floating point operations.
     pub flops: u64,
+    /// Bytes that kernels read and write.
+    pub bytes: u64,
     /// Bytes of the arena that it uses.
     pub arena_bytes: u64,
 }

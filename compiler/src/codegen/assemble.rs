@@ -14,11 +14,12 @@ use alip_plan::{
 use indexmap::{IndexMap, IndexSet};
 
 use super::lower::Launch;
+use super::traffic::bytes_moved;
 use crate::diag::{Diagnostic, Diagnostics};
-use crate::ir::{Graph, Model, NodeId};
+use crate::ir::{Graph, Model, NodeId, TensorType};
 use crate::ops::Op;
 use crate::schedule::check::{Intent, Intents, Value};
-use crate::schedule::memory::{Home, Placement, fits};
+use crate::schedule::memory::{Home, Peak, Placement, fits};
 use crate::trust::trace::Traced;
 
 /// A program ready for assembly.
@@ -26,6 +27,19 @@ pub(crate) struct Part {
     pub(crate) graph: Graph,
     pub(crate) launches: Vec<Launch>,
     pub(crate) placement: Placement,
+}
+
+impl Part {
+    fn arena_bytes(&self) -> u64 {
+        self.placement.segments.iter().sum()
+    }
+
+    /// What its kernels read and write; new state that is copied into its place moves twice.
+    fn bytes_moved(&self) -> u64 {
+        let bytes = |ty: &TensorType| ty.shape.elements() * ty.dtype.bytes();
+        let copies = self.placement.copies.iter().map(|(id, _)| 2 * bytes(self.graph.ty(*id)));
+        self.launches.iter().map(|launch| bytes_moved(&launch.kernel)).chain(copies).sum()
+    }
 }
 
 /// A plan under construction.
@@ -163,15 +177,15 @@ impl<'a> Assembly<'a> {
         Ok(index)
     }
 
-    /// The plan of all programs added.
+    /// The plan of all programs added; `parts` are what they were made from.
     pub(crate) fn finish(
         self,
         model: &Model,
         programs: BTreeMap<String, Program>,
-        input_bytes: u64,
+        parts: &[(String, Part)],
         train: Option<TrainInfo>,
     ) -> Plan {
-        let report = self.report(&programs, input_bytes);
+        let report = self.report(&programs, parts);
         Plan {
             name: model.name.clone(),
             compiler: env!("CARGO_PKG_VERSION").into(),
@@ -190,7 +204,7 @@ impl<'a> Assembly<'a> {
         &self.state
     }
 
-    fn report(&self, programs: &BTreeMap<String, Program>, input_bytes: u64) -> Report {
+    fn report(&self, programs: &BTreeMap<String, Program>, parts: &[(String, Part)]) -> Report {
         let mut report = Report::default();
         for tensor in &self.state {
             let category = match tensor.kind {
@@ -207,29 +221,38 @@ impl<'a> Assembly<'a> {
         let total: u64 = self.segments.iter().map(|segment| segment.bytes).sum();
         let arena = self.segments.iter().filter(|segment| segment.kind == SegmentKind::Arena);
         let arena: u64 = arena.map(|segment| segment.bytes).sum();
-        let inputs = input_bytes.min(arena);
+        let largest = parts.iter().map(|(_, part)| part).max_by_key(|part| part.placement.peak.total());
+        let peak = largest.map_or(Peak::default(), |part| part.placement.peak);
         let state: u64 = report.memory.values().sum();
-        report.memory.insert("inputs".into(), inputs);
-        report.memory.insert("activations".into(), arena - inputs);
-        report.memory.insert("alignment".into(), total - arena - state);
+        let categories = [
+            ("inputs", peak.inputs),
+            ("activations", peak.activations),
+            ("gradients", peak.gradients),
+            ("workspace", arena.saturating_sub(peak.total())),
+            ("alignment", total - arena - state),
+        ];
+        report.memory.extend(categories.map(|(category, bytes)| (category.to_owned(), bytes)));
         for (name, program) in programs {
             let flops = program.steps.iter().map(|step| step.flops).sum();
             let launches = program.steps.len() as u64;
-            report.programs.insert(name.clone(), ProgramReport { launches, flops, buckets: Vec::new() });
+            let bytes = parts.iter().find(|(of, _)| of == name).map_or(0, |(_, part)| part.bytes_moved());
+            report.programs.insert(name.clone(), ProgramReport { launches, flops, bytes, buckets: Vec::new() });
         }
         report
     }
 }
 
-/// Puts the sizes of packed programs under the name that they share; `arena` is the arena bytes of a program.
-pub(crate) fn report_buckets(plan: &mut Plan, arena: impl Fn(&str) -> u64) {
+/// Puts the sizes of packed programs, made from these parts, under the name that they share.
+pub(crate) fn report_buckets(plan: &mut Plan, parts: &[(String, Part)]) {
+    let arena =
+        |program: &str| parts.iter().find(|(name, _)| name == program).map_or(0, |(_, part)| part.arena_bytes());
     let mut reports = std::mem::take(&mut plan.report.programs);
     for (name, packed) in &plan.packed {
         let mut bucket = |bucket: &Bucket| {
             let report =
                 if bucket.program == *name { reports.get(name).cloned() } else { reports.remove(&bucket.program) };
-            let ProgramReport { launches, flops, .. } = report.unwrap_or_default();
-            BucketReport { rows: bucket.rows.clone(), launches, flops, arena_bytes: arena(&bucket.program) }
+            let ProgramReport { launches, flops, bytes, .. } = report.unwrap_or_default();
+            BucketReport { rows: bucket.rows.clone(), launches, flops, bytes, arena_bytes: arena(&bucket.program) }
         };
         let buckets: Vec<BucketReport> = packed.buckets.iter().map(&mut bucket).collect();
         if let Some(report) = reports.get_mut(name) {

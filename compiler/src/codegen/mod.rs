@@ -6,7 +6,9 @@ mod domain;
 pub mod emit;
 mod join;
 mod lower;
+mod traffic;
 
 pub(crate) use self::assemble::{Assembly, Part, report_buckets};
 pub(crate) use self::join::{join, order};
 pub(crate) use self::lower::{Launch, lower};
+pub(crate) use self::traffic::bytes_moved;

@@ -3,7 +3,7 @@
 //! The reasons are found again from the finished schedule by the same facts that grouping asks, in the order in which it
 //! asks them; grouping itself keeps no record.
 
-use crate::codegen::Launch;
+use crate::codegen::{Launch, bytes_moved};
 use crate::ir::{Graph, NodeId};
 use crate::ops::Op;
 
@@ -33,7 +33,7 @@ pub struct Explained {
     pub reads: Vec<NodeId>,
     /// Floating point operations.
     pub flops: u64,
-    /// Bytes of all values it reads and stores.
+    /// Bytes that it reads and writes, each element once.
     pub bytes: u64,
     /// Stored values, with a later kernel (by position) that reads each, and why the two are not one.
     pub blocked: Vec<(NodeId, usize, String)>,
@@ -57,10 +57,6 @@ fn kernel(schedule: &Schedule<'_>, id: GroupId, launch: &Launch, at: &[usize]) -
     covers.sort_unstable();
     covers.dedup();
     covers.retain(|node| !groups.graph.node(*node).inputs.is_empty());
-    let bytes = |id: &NodeId| {
-        let ty = groups.graph.ty(*id);
-        ty.shape.elements() * ty.dtype.bytes()
-    };
     let mut blocked = Vec::new();
     for store in &group.stores {
         let mut readers: Vec<GroupId> =
@@ -79,7 +75,7 @@ fn kernel(schedule: &Schedule<'_>, id: GroupId, launch: &Launch, at: &[usize]) -
         stores: launch.writes.clone(),
         reads: launch.reads.clone(),
         flops: launch.flops,
-        bytes: launch.operands.iter().map(bytes).sum(),
+        bytes: bytes_moved(&launch.kernel),
         blocked,
     }
 }

@@ -35,8 +35,56 @@ pub(crate) struct Placement {
     pub(crate) copies: Vec<(NodeId, usize)>,
     /// Size of each arena segment.
     pub(crate) segments: Vec<u64>,
-    /// Bytes of the inputs.
-    pub(crate) input_bytes: u64,
+    /// What the arena holds when most of it is in use.
+    pub(crate) peak: Peak,
+}
+
+/// Bytes that live at the same time, at the step at which they are most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Peak {
+    /// Inputs of the program, which stay all the time.
+    pub(crate) inputs: u64,
+    /// What the loss depends on; in a program without one, everything else.
+    pub(crate) activations: u64,
+    /// What it does not depend on: gradients, values that are computed again for them, what the update needs.
+    pub(crate) gradients: u64,
+}
+
+impl Peak {
+    fn new(graph: &Graph, lives: &[Life], end: usize, loss: Option<NodeId>) -> Peak {
+        let mut forward = vec![loss.is_none(); graph.nodes().len()];
+        loss.iter().for_each(|loss| forward[loss.index()] = true);
+        for id in graph.ids().rev().filter(|_| loss.is_some()) {
+            if forward[id.index()] {
+                graph.node(id).inputs.iter().for_each(|input| forward[input.index()] = true);
+            }
+        }
+        // By step: what begins there less what ended before.
+        let mut changes = vec![[0i64; 3]; end + 2];
+        for life in lives {
+            let kind = match graph.node(life.value).op {
+                Op::Input { .. } => 0,
+                _ if forward[life.value.index()] => 1,
+                _ => 2,
+            };
+            changes[life.first][kind] += life.bytes as i64;
+            changes[life.last + 1][kind] -= life.bytes as i64;
+        }
+        let (mut now, mut most) = ([0i64; 3], [0i64; 3]);
+        for change in changes {
+            (0..3).for_each(|kind| now[kind] += change[kind]);
+            if now.iter().sum::<i64>() > most.iter().sum() {
+                most = now;
+            }
+        }
+        let [inputs, activations, gradients] = most.map(|bytes| bytes as u64);
+        Peak { inputs, activations, gradients }
+    }
+
+    /// All of it.
+    pub(crate) fn total(&self) -> u64 {
+        self.inputs + self.activations + self.gradients
+    }
 }
 
 /// A span of memory that is live from one step to another, both included.
@@ -48,7 +96,8 @@ struct Life {
     last: usize,
 }
 
-/// Gives every value of a program its place; `states` finds a state tensor's index by path.
+/// Gives every value of a program its place; `states` finds a state tensor's index by path, `loss` names the output that is
+/// minimised.
 ///
 /// # Errors
 /// A value is larger than what one kernel operand may cover on the target.
@@ -57,6 +106,7 @@ pub(crate) fn place(
     launches: &[Launch],
     states: &dyn Fn(&str) -> Option<usize>,
     target: &Target,
+    loss: Option<&str>,
 ) -> Result<Placement, Diagnostic> {
     let mut placement = Placement::default();
     let accesses = Accesses::new(graph, launches);
@@ -107,8 +157,8 @@ pub(crate) fn place(
     for life in &lives {
         fits_binding(graph, life, target)?;
     }
-    let inputs = graph.inputs.values().map(|id| graph.ty(*id));
-    placement.input_bytes = inputs.map(|ty| ty.shape.elements() * ty.dtype.bytes()).sum();
+    let loss = loss.and_then(|loss| graph.outputs.get(loss).copied());
+    placement.peak = Peak::new(graph, &lives, end, loss);
     let offsets = pack(&lives, target, &mut placement.segments);
     for (life, (segment, offset)) in lives.iter().zip(offsets) {
         placement.homes.insert(life.value, Home::Arena(segment, offset));

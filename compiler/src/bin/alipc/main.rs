@@ -8,10 +8,12 @@ mod check;
 mod compile;
 mod diff;
 mod explain;
+mod figures;
 mod files;
 mod fmt;
 mod graph;
 mod ops;
+mod options;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;

@@ -22,6 +22,11 @@ use crate::diag::Diagnostics;
 use crate::ir::{Builder, Graph, NodeId, Origin};
 use crate::ops::Op;
 
+/// Everything that is lifted, as [`Lifted::what`] says it.
+pub const NAMES: [&str; 6] =
+    [ATTENTION, "softmax", "logsumexp", "layer_norm", "cross_entropy", "diagonal of a product"];
+const ATTENTION: &str = "attention";
+
 /// What was lifted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lifted {
@@ -67,7 +72,7 @@ pub(super) fn lift(graph: &Graph, results: &Results, report: &mut Report) -> Res
                 Some(Ok(site)) => drop(found.insert(id, Found::Attention(Box::new(site)))),
                 Some(Err(why)) => {
                     let (program, origin) = (graph.name.clone(), graph.origin(id).clone());
-                    report.missed.push(Missed { program, origin, like: "attention", why });
+                    report.missed.push(Missed { program, origin, like: ATTENTION, why });
                 }
                 None => {}
             },
@@ -93,7 +98,7 @@ pub(super) fn lift(graph: &Graph, results: &Results, report: &mut Report) -> Res
     let needed = live(&new, &results.nodes(&new));
     for id in graph.ids().filter(|id| needed[map[id.index()].index()]) {
         let what = match found.get(&id) {
-            Some(Found::Attention(_)) => "attention",
+            Some(Found::Attention(_)) => ATTENTION,
             Some(Found::Norm(norm)) => norm.name(),
             None => continue,
         };

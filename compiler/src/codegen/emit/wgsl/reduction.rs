@@ -1,6 +1,7 @@
 //! Reductions: a workgroup holds one long row, or several whose elements lie side by side, or a thread per short row.
 
 use alip_plan::DType;
+use alip_plan::fault::{Fault, planted};
 use alip_plan::kernel::{Lanes, Reduce, ReduceKind, Reduction, Stage};
 
 use super::archetypes::thread_per;
@@ -187,7 +188,8 @@ impl PointsStage<'_> {
                 shader.line(format!("x{slot}[lane] = i{slot};"));
             }
             shader.line("workgroupBarrier();");
-            let head = format!("for (var half = {}u; half > 0u; half = half >> 1u)", threads / 2);
+            let half = if planted(Fault::TreeHalved) { threads / 4 } else { threads / 2 };
+            let head = format!("for (var half = {half}u; half > 0u; half = half >> 1u)");
             shader.repeat(&head, threads.ilog2().into());
             shader.line("if (part < half) {");
             shader.line(format!("let other = lane + half * {rows}u;"));

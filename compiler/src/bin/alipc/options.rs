@@ -1,0 +1,70 @@
+//! What to compile, and how: the options that commands share.
+
+use alip_compiler::diag::{Diagnostic, did_you_mean};
+use alip_compiler::optimize::OptimizeOptions;
+use alip_compiler::resolve::Options;
+use alip_compiler::schedule::ScheduleOptions;
+use alip_compiler::transform::Disabled;
+use alip_compiler::{CompileOptions, SpecOptions, transform};
+use alip_plan::Target;
+
+/// A spec, a target, and what is turned off.
+#[derive(clap::Args)]
+pub(crate) struct SpecArgs {
+    /// Path of a graph, or name of one that ships with alip
+    pub(crate) spec: String,
+    /// What to compile for: cpu, cpu_mixed (stores bf16 and f16 where a spec asks for them; slower) or wgpu
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    target: String,
+    /// Global batch, in place of the spec's
+    #[arg(long)]
+    batch: Option<u64>,
+    /// Change one thing of the graph
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Give every operation a kernel of its own
+    #[arg(long)]
+    no_fuse: bool,
+    /// Leave softmax, attention and the like as they are written
+    #[arg(long)]
+    no_lift: bool,
+    /// Do without a rewrite, rule or theme of rules
+    #[arg(long, value_name = "NAME")]
+    no_rule: Vec<String>,
+    /// Optimise with the e-graph
+    #[arg(long)]
+    egraph: bool,
+}
+
+impl SpecArgs {
+    /// Options of a compilation.
+    ///
+    /// # Errors
+    /// An unknown target.
+    pub(crate) fn options(&self) -> Result<SpecOptions, Diagnostic> {
+        // Rewrites of whole programs and rules of the e-graph; that knows which names are neither.
+        let is_rewrite = |name: &String| transform::names().any(|rewrite| rewrite == name);
+        let (disabled, without) = self.no_rule.iter().cloned().partition(is_rewrite);
+        let compile = CompileOptions {
+            target: target(&self.target)?,
+            optimize: OptimizeOptions { enabled: self.egraph, without },
+            schedule: ScheduleOptions { fuse: !self.no_fuse },
+            transform: transform::Options { lift: !self.no_lift, disabled: Disabled(disabled) },
+            ..CompileOptions::default()
+        };
+        let spec = Options { batch: self.batch, set: self.set.clone(), ..Options::default() };
+        Ok(SpecOptions { spec, compile, ..SpecOptions::default() })
+    }
+}
+
+fn target(name: &str) -> Result<Target, Diagnostic> {
+    Target::named(name).ok_or_else(|| {
+        let all = Target::all();
+        let names: Vec<&str> = all.iter().map(|target| target.name.as_str()).collect();
+        let error = Diagnostic::error(format!("unknown target `{name}`"));
+        match did_you_mean(name, names.iter().copied()) {
+            Some(near) => error.help(format!("did you mean `{near}`?")),
+            None => error.help(format!("targets are {}", names.join(", "))),
+        }
+    })
+}
