@@ -44,13 +44,13 @@ pub struct Switch {
     pub off: fn(&mut CompileOptions),
 }
 
-/// Everything that can be turned off: what `alip-run bisect` compares with, and random graphs run without. A pass that can be
-/// turned off has a line here.
+/// Everything that can be turned off, in the order of the passes: what `alip-run bisect` compares with, and random graphs run
+/// without. A pass that can be turned off has a line here.
 pub const SWITCHES: &[Switch] = &[
-    Switch { name: "no-fuse", off: |options| options.schedule.fuse = false },
     Switch { name: "no-lift", off: |options| options.transform.lift = false },
     Switch { name: "no-rewrites", off: |options| options.transform.disabled = transform::Disabled::all() },
     Switch { name: "no-egraph", off: |options| options.optimize.enabled = false },
+    Switch { name: "no-fuse", off: |options| options.schedule.fuse = false },
 ];
 
 impl Default for CompileOptions {
@@ -180,7 +180,8 @@ pub fn compile_model(
         false => (0..model.state.len()).collect(),
     });
     let mut assembly = Assembly::new(model, &order, target)?;
-    let parts = run.each(lowered, |run, lowered| run.place(lowered, assembly.state()))?;
+    let loss = train.as_ref().map(|train| train.loss.as_str());
+    let parts = run.each(lowered, |run, lowered| run.place(lowered, assembly.state(), loss))?;
     if parts.len() < count {
         return Ok(run.compiled);
     }
@@ -201,15 +202,11 @@ pub fn compile_model(
         Ok(Some((name.clone(), program)))
     })?;
     let programs = programs.into_iter().collect();
-    let inputs = parts.iter().map(|(_, part)| part.placement.input_bytes).max().unwrap_or(0);
-    let mut plan = assembly.finish(model, programs, inputs, train);
+    let mut plan = assembly.finish(model, programs, &parts, train);
     for (name, packed) in &model.packed {
         plan.packed.insert(name.clone(), run.timed("assemble", || packed_program(name, packed))?);
     }
-    crate::codegen::report_buckets(&mut plan, |program| {
-        let part = parts.iter().find(|(name, _)| name == program);
-        part.map_or(0, |(_, part)| part.placement.segments.iter().sum())
-    });
+    codegen::report_buckets(&mut plan, &parts);
     run.timed("check", || alip_plan::check::check(&plan))
         .map_err(|why| Diagnostic::error(format!("internal: the plan is not valid: {why}")))?;
     run.compiled.plan = Some(plan);
@@ -301,7 +298,12 @@ impl<'a> Run<'a> {
         Ok((!self.stops("lower")).then_some((name, graph, launches)))
     }
 
-    fn place(&mut self, lowered: Lowered, state: &[StateTensor]) -> Result<Option<(String, Part)>, Diagnostics> {
+    fn place(
+        &mut self,
+        lowered: Lowered,
+        state: &[StateTensor],
+        loss: Option<&str>,
+    ) -> Result<Option<(String, Part)>, Diagnostics> {
         let Run { options, model, .. } = *self;
         let ((name, graph, mut launches), target) = (lowered, &options.target);
         if options.schedule.fuse {
@@ -312,7 +314,7 @@ impl<'a> Run<'a> {
             return Ok(None);
         }
         let index = |path: &str| model.state.get_index_of(path);
-        let placement = self.timed("memory", || memory::place(&graph, &launches, &index, target))?;
+        let placement = self.timed("memory", || memory::place(&graph, &launches, &index, target, loss))?;
         self.dump("memory", &name, || placement.table(&graph));
         let part = Part { graph, launches, placement };
         Ok((!self.stops("memory")).then_some((name, part)))

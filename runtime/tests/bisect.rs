@@ -1,45 +1,83 @@
-//! `alip-run bisect` finds a kernel that is wrong on purpose, and names the place that it computes.
+//! `alip-run bisect` finds what is wrong on purpose, a rewrite or a kernel, and names the place and what to turn off.
 
 use std::process::Command;
 
 fn bisect(fault: &str, more: &[&str]) -> (Option<i32>, String) {
-    let args = ["bisect", "alip_tiny", "--device", "cpu"];
+    let args = ["bisect", "alip_tiny", "--device", "cpu", "--batch", "4"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_alip-run"));
     let output = command.args(args).args(more).env("ALIP_FAULT", fault).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())
 }
 
+/// A fault is found at a stage and laid to what is responsible.
+fn check(fault: &str, more: &[&str], said: &[&str]) {
+    let (status, text) = bisect(fault, more);
+    assert_eq!(status, Some(1), "{text}");
+    for said in said {
+        assert!(text.contains(said), "no {said:?} in\n{text}");
+    }
+}
+
 #[test]
 fn a_sound_compiler_is_acquitted() {
-    let (status, text) = bisect("", &["--against", "no-fuse"]);
-    assert_eq!(status, Some(0), "{text}");
-    assert!(text.contains("every result is within its bound, and every kernel on its own"), "{text}");
+    for against in [["no-fuse"].as_slice(), &["no-rule", "packing"]] {
+        let (status, text) = bisect("", &[&["--against"], against].concat());
+        assert_eq!(status, Some(0), "{text}");
+        assert!(text.contains("every result is within its bound, and every kernel on its own"), "{text}");
+    }
+}
+
+#[test]
+fn a_wrong_rewrite_of_the_whole_graph_is_laid_to_that_rewrite() {
+    let said = [
+        " packed rows, with no-rule packing ",
+        "the step that is differentiated means something else than the one written\n  value   `outputs.",
+        "responsible: what no-rule packing turns off; everything is right without it",
+    ];
+    check("RowOffsetShifted", &["--against", "no-rule", "packing"], &said);
+}
+
+#[test]
+fn a_wrong_lift_is_laid_to_lifting() {
+    let said = ["means something else than the one written", "responsible: what no-lift turns off"];
+    check("ScaleLost", &["--against", "no-rewrites"], &said);
 }
 
 #[test]
 fn a_fault_of_fusion_is_laid_to_fusion() {
-    let (status, text) = bisect("EpilogueTwice", &[]);
-    assert_eq!(status, Some(1), "{text}");
-    for said in
-        ["a kernel leaves its bound", "mlp.gelu at stdlib/activation.ron:7:", "responsible: what no-fuse turns off"]
-    {
-        assert!(text.contains(said), "no {said:?} in\n{text}");
-    }
+    let said =
+        ["a kernel leaves its bound", "mlp.gelu at stdlib/activation.ron:7:", "responsible: what no-fuse turns off"];
+    check("EpilogueTwice", &[], &said);
 }
 
 #[test]
 fn a_kernel_that_is_always_wrong_is_laid_to_the_kernel() {
-    let (status, text) = bisect("LastRowMissing", &[]);
-    assert_eq!(status, Some(1), "{text}");
-    for said in ["a kernel leaves its bound", "dot", "responsible: the kernel itself"] {
-        assert!(text.contains(said), "no {said:?} in\n{text}");
-    }
+    check("LastRowMissing", &[], &["a kernel leaves its bound", "dot", "responsible: the kernel itself"]);
+}
+
+#[test]
+fn a_wrong_kernel_of_attention_is_not_looked_for_in_the_graph() {
+    let said = ["a kernel leaves its bound", "attention", "responsible: what no-lift turns off"];
+    check("CausalOffByOne", &["--against", "no-lift"], &said);
 }
 
 #[test]
 fn what_cannot_be_turned_off_is_refused() {
-    let (status, text) = bisect("", &["--against", "no-thing"]);
-    assert_eq!(status, Some(1), "{text}");
-    assert!(text.contains("--against no-thing: there is no-fuse"), "{text}");
+    let refused = |more: &[&str], said: &str| {
+        let (status, text) = bisect("", more);
+        assert_eq!(status, Some(1), "{text}");
+        assert!(text.contains(said), "{text}");
+    };
+    refused(
+        &["--against", "no-thing"],
+        "--against no-thing: there is no-lift, no-rewrites, no-egraph, no-fuse, no-rule NAME",
+    );
+    refused(
+        &["--against", "no-rule"],
+        "--against no-rule: name a rule, a theme of rules, or one of push_down, batching",
+    );
+    let unknown = "there is no rewrite, rule or theme of rules `paking`; did you mean `packing`?";
+    refused(&["--against", "no-rule", "paking"], unknown);
+    refused(&["packing"], "`packing`: a name is for `--against no-rule packing` only");
 }

@@ -67,6 +67,19 @@ pub fn interpret(
     inputs: &BTreeMap<String, Value>,
     state: &BTreeMap<String, Value>,
 ) -> Result<Evaluated, InterpretError> {
+    interpret_with(graph, inputs, state, |_, _| {})
+}
+
+/// Runs a program whose results `change` may change, node by node, before anything reads them.
+///
+/// # Errors
+/// As [`interpret`].
+pub fn interpret_with(
+    graph: &Graph,
+    inputs: &BTreeMap<String, Value>,
+    state: &BTreeMap<String, Value>,
+    mut change: impl FnMut(NodeId, &mut [f64]),
+) -> Result<Evaluated, InterpretError> {
     let mut result = Evaluated::default();
     let last_use = last_uses(graph);
     let mut slots: Vec<Option<Cow<'_, [f64]>>> = vec![None; graph.nodes().len()];
@@ -79,7 +92,9 @@ pub fn interpret(
                 let operand =
                     |id: &NodeId| Tensor { ty: graph.ty(*id), data: slots[id.index()].as_deref().unwrap_or(&[]) };
                 let operands: Vec<Tensor<'_>> = node.inputs.iter().map(operand).collect();
-                Cow::Owned(op.eval(&operands, &node.ty))
+                let mut value = op.eval(&operands, &node.ty);
+                change(id, &mut value);
+                Cow::Owned(value)
             }
         };
         slots[id.index()] = Some(value);

@@ -1,13 +1,19 @@
 //! What judges the rest of the compiler: how far a computed value may lie from the exact one, and where it goes wrong.
 //!
 //! - [`rounding`]: bounds on rounding, derived from a graph. [`judged`] is what a program must yield, with its bounds.
+//! - [`sensitivity`]: how far rounding moves the results of a whole step, which bounds of that kind cannot say.
+//! - [`forward`]: whether lifting, whole-graph rewrites and packing keep what a step yields; [`rows`] finds the program that a
+//!   batch runs of a packed one.
 //! - [`trace`]: what each step of a compiled program reads and writes, so that steps can be judged one by one.
 //! - [`rewritten`]: whether the graph that is scheduled still means what the program meant, and the first node that does not.
 //!
 //! Nothing here takes part in a compilation; tests and `alip-run bisect` use it.
 
+pub mod forward;
 pub mod rewritten;
 pub mod rounding;
+pub mod rows;
+pub mod sensitivity;
 pub mod trace;
 
 use std::collections::BTreeMap;

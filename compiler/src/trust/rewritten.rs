@@ -3,12 +3,13 @@
 //! Both are interpreted in f64, so that no device takes part: what differs by more than the rounding of f64 was rewritten
 //! wrongly. The first wrong node is found by asking for nodes in the place of the program's own results, part by part.
 
-use alip_plan::bounds::{F64, Violation, assert_within_each};
+use alip_plan::bounds::{Violation, assert_within_each};
 
+use super::sensitivity::{Constants, sampled};
 use super::trace::name_of;
-use super::{Judged, Values, judged};
+use super::{Judged, Values};
 use crate::compile::{CompileOptions, compile_model};
-use crate::diag::{Diagnostic, Diagnostics};
+use crate::diag::Diagnostics;
 use crate::ir::{Graph, Model, NodeId};
 
 /// Parts that a range of nodes is cut into; each costs a compilation.
@@ -23,19 +24,17 @@ pub struct Rewritten {
     pub result: (String, Violation),
 }
 
-/// What the passes before the schedule make wrong of a program, if anything.
+/// What the passes before the schedule make wrong of a program over the model's state, if anything.
 ///
 /// # Errors
 /// Those of the compiler, or inputs and state that are not the program's.
 pub fn rewritten(
     model: &Model,
-    program: &str,
+    plain: &Graph,
     options: &CompileOptions,
     inputs: &Values,
     state: &Values,
 ) -> Result<Option<Rewritten>, Diagnostics> {
-    let missing = || Diagnostic::error(format!("there is no program `{program}`"));
-    let plain = model.programs.get(program).ok_or_else(missing)?;
     let asked = Asked { model, options, inputs, state };
     let Some(result) = asked.wrong(plain)? else { return Ok(None) };
     let mut suspects: Vec<NodeId> = plain.ids().filter(|id| !plain.node(*id).inputs.is_empty()).collect();
@@ -80,8 +79,8 @@ impl Asked<'_> {
         let options = CompileOptions { explain: true, stop_after: None, dump: Vec::new(), ..self.options.clone() };
         let compiled = compile_model(&model, None, &options)?;
         let Some(trace) = compiled.traces.get(&program.name) else { return Ok(None) };
-        let before = judged(program, self.inputs, self.state, F64)?;
-        let after = judged(&trace.graph, self.inputs, self.state, F64)?;
+        let before = sampled(program, self.inputs, self.state, Constants::Rounded)?;
+        let after = sampled(&trace.graph, self.inputs, self.state, Constants::Rounded)?;
         let wrong = before.into_iter().find_map(|(name, Judged { value, bounds })| {
             // A state whose new value is its old one has no update any more.
             let after = after.get(&name)?;

@@ -1,0 +1,172 @@
+//! `alip-run bisect`.
+
+mod build;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use alip_compiler::diag::did_you_mean;
+use alip_compiler::optimize::rule_names;
+use alip_compiler::{CompileOptions, SWITCHES, Switch, transform};
+
+use self::build::{Build, Given, Stage};
+use crate::model::DeviceArgs;
+use crate::{Failure, Outcome};
+
+/// Find the first value of a training step that leaves its bound, and what is responsible
+///
+/// Compiles the graph twice, as it is and with something turned off, and takes one step with each. The step as lifting, whole-
+/// graph rewrites and packing leave it is held against the one written, both in f64, by all that has a name in both: outputs,
+/// named values, gradients, new states. Then the graph that is scheduled is held against it, and every kernel against the
+/// interpreter, on what it really read, within bounds on rounding that are derived for it. What is wrong is tried again with
+/// passes, rewrites and rules turned off one at a time. Batch and state are random unless files give them.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  alip-run bisect alip_tiny --against no-fuse
+  alip-run bisect alip_tiny --against no-rule packing
+  alip-run bisect alip_tiny --weights weights.safetensors --batches inputs.safetensors --device wgpu")]
+pub(crate) struct Args {
+    /// Name or path of a graph spec
+    spec: String,
+    /// The rewrite, rule or theme of rules that `--against no-rule` turns off
+    rule: Option<String>,
+    /// What to turn off for the comparison: no-lift, no-rewrites, no-egraph, no-fuse, or no-rule with a name
+    #[arg(long, value_name = "NO-NAME", default_value = "no-fuse")]
+    against: String,
+    /// Global batch, in place of the spec's
+    #[arg(long)]
+    batch: Option<u64>,
+    /// Change one thing of the graph
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Initial weights, as for `replay`
+    #[arg(long)]
+    weights: Option<PathBuf>,
+    /// Batches as for `replay`, of which the first is taken
+    #[arg(long)]
+    batches: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let against = Suspect::against(args)?;
+    let device = args.device.open()?.device;
+    let kind = device.kind();
+    drop(device);
+    let whole = Build::new(args, kind, &|_| {})?;
+    let less = Build::new(args, kind, &|options| against.turn_off(options))?;
+    let data = Given::new(args, &whole)?;
+    say!("{}: {}, with {} {}", args.spec, whole.kernels(&data)?, against.name, less.kernels(&data)?);
+
+    let Some(found) = whole.first_wrong(args, &data)? else {
+        say!("every result is within its bound, and every kernel on its own");
+        return match less.first_wrong(args, &data)? {
+            Some(wrong) => Err(Failure::message(format!("with {}, however:\n{}", against.name, wrong.text))),
+            None => Ok(ExitCode::SUCCESS),
+        };
+    };
+    say!("{}", found.text);
+    let mut guilty = Vec::new();
+    for suspect in suspects(&whole).into_iter().filter(|suspect| found.stage >= suspect.first) {
+        let build = Build::new(args, kind, &|options| suspect.turn_off(options))?;
+        if build.wrong_at(found.stage, args, &data)?.is_none() {
+            guilty.push(suspect.name);
+        }
+    }
+    // What a later pass does wrong does not happen either when an earlier one leaves it nothing to do.
+    match guilty.split_last() {
+        None => say!("responsible: the {} itself; nothing that can be turned off makes it right", found.stage.name()),
+        Some((last, [])) => say!("responsible: what {last} turns off; everything is right without it"),
+        Some((last, before)) => {
+            say!("responsible: what {last} turns off; everything is right without it (and with {})", before.join(", "));
+        }
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+/// Something that can be turned off.
+struct Suspect {
+    /// As an option: `no-rule packing`.
+    name: String,
+    what: What,
+    /// The first stage that it can make wrong.
+    first: Stage,
+}
+
+enum What {
+    Switch(&'static Switch),
+    Rule(String),
+}
+
+impl Suspect {
+    fn switch(switch: &'static Switch) -> Suspect {
+        let first = match switch.name {
+            "no-lift" | "no-rewrites" => Stage::Forward,
+            _ => Stage::Graph,
+        };
+        Suspect { name: switch.name.into(), what: What::Switch(switch), first }
+    }
+
+    fn rule(name: &str) -> Suspect {
+        let first = if is_rewrite(name) { Stage::Forward } else { Stage::Graph };
+        Suspect { name: format!("no-rule {name}"), what: What::Rule(name.into()), first }
+    }
+
+    /// What `--against` names.
+    fn against(args: &Args) -> Outcome<Suspect> {
+        let (name, rule) = (args.against.as_str(), args.rule.as_deref());
+        let switch = SWITCHES.iter().find(|switch| switch.name == name);
+        match (name, switch, rule) {
+            ("no-rule", _, Some(rule)) => {
+                let rules = rule_names().into_iter().flat_map(|(theme, name)| [theme, name]);
+                let names: Vec<&str> = transform::names().chain(rules).collect();
+                if names.contains(&rule) {
+                    return Ok(Suspect::rule(rule));
+                }
+                let near = did_you_mean(rule, names.iter().copied());
+                let near = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+                Err(Failure::message(format!("there is no rewrite, rule or theme of rules `{rule}`{near}")))
+            }
+            ("no-rule", _, None) => {
+                let names = transform::names().collect::<Vec<_>>().join(", ");
+                Err(Failure::message(format!("--against no-rule: name a rule, a theme of rules, or one of {names}")))
+            }
+            (_, Some(_), Some(rule)) => {
+                Err(Failure::message(format!("`{rule}`: a name is for `--against no-rule {rule}` only")))
+            }
+            (_, Some(switch), None) => Ok(Suspect::switch(switch)),
+            (_, None, _) => {
+                let names = SWITCHES.iter().map(|switch| switch.name).collect::<Vec<_>>().join(", ");
+                Err(Failure::message(format!("--against {name}: there is {names}, no-rule NAME")))
+            }
+        }
+    }
+
+    fn turn_off(&self, options: &mut CompileOptions) {
+        match &self.what {
+            What::Switch(switch) => (switch.off)(options),
+            What::Rule(name) if is_rewrite(name) => drop(options.transform.disabled.0.insert(name.clone())),
+            What::Rule(name) => drop(options.optimize.without.insert(name.clone())),
+        }
+    }
+}
+
+fn is_rewrite(name: &str) -> bool {
+    transform::names().any(|rewrite| rewrite == name)
+}
+
+/// All that can be turned off, in the order of the passes, the whole before its parts; of the rules those that were used.
+fn suspects(build: &Build) -> Vec<Suspect> {
+    let mut suspects = Vec::new();
+    for switch in SWITCHES {
+        suspects.push(Suspect::switch(switch));
+        match switch.name {
+            "no-rewrites" => suspects.extend(transform::names().map(Suspect::rule)),
+            "no-egraph" => suspects.extend(build.rules.iter().map(|rule| Suspect::rule(rule))),
+            _ => {}
+        }
+    }
+    suspects
+}
