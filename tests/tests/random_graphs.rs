@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use alip_compiler::ops::cases;
+use alip_compiler::transform;
 use alip_plan::Target;
 use alip_tests::compiled::devices;
 use alip_tests::fuzz::campaign::{Campaign, Report, STEPS, campaign};
@@ -70,6 +71,9 @@ fn random_graphs_compute_what_the_interpreter_does() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
     let known: BTreeSet<&str> = cases().iter().flat_map(|case| case.graph.nodes()).map(|node| node.op.name()).collect();
     let missed: Vec<&str> = known.into_iter().filter(|name| !report.ops.contains_key(name)).collect();
+    let rewrites = transform::names().chain(transform::lift::NAMES);
+    let unused: Vec<&str> = rewrites.filter(|name| !report.rewrites.contains_key(name)).collect();
+    assert!(unused.is_empty() || graphs < GRAPHS, "rewrites of no graph: {unused:?}");
     assert!(missed.is_empty() || graphs < GRAPHS, "ops in no graph: {missed:?}");
 }
 

@@ -20,12 +20,10 @@ pub enum Fault {
     TimesZeroIsIdentity,
     /// Rule: two transposes become one in the wrong order.
     TransposesComposedBackwards,
-    /// Kernel: attention's logarithm of a sum of exponentials lacks the largest score.
-    LseWithoutMax,
-    /// Kernel: attention shows one key of a block too few.
-    CausalOffByOne,
-    /// Expansion: a row at the border of two packed segments counts to the wrong one.
-    SegmentBoundaryLeak,
+    /// Lift: attention that is written out loses the factor of its scores.
+    ScaleLost,
+    /// Packing: rows of all samples but the first are those one position before.
+    RowOffsetShifted,
     /// Schedule: a slice is read one element early.
     SliceOffByOne,
     /// Schedule: what follows a product is applied twice.
@@ -36,6 +34,12 @@ pub enum Fault {
     StaleInPlace,
     /// Memory: a value's place is given away before its last reader ran.
     LifeTooShort,
+    /// Kernel: attention's logarithm of a sum of exponentials lacks the largest score.
+    LseWithoutMax,
+    /// Kernel: attention shows one key of a block too few.
+    CausalOffByOne,
+    /// Kernel: a row at the border of two packed segments counts to the wrong one.
+    SegmentBoundaryLeak,
     /// Kernel: a reduction forgets the last element of a row that is longer than a vector.
     LastLaneLost,
     /// Kernel: a product leaves out the last row of its last block.
@@ -46,11 +50,13 @@ pub enum Fault {
     ScatterOverwrites,
     /// Kernel: a padded convolution takes its last column for padding.
     ConvLastColumnLost,
+    /// Shader: the tree that joins the partial results of a workgroup leaves out half of them.
+    TreeHalved,
 }
 
 impl Fault {
     /// All faults.
-    pub const ALL: [Fault; 20] = [
+    pub const ALL: [Fault; 23] = [
         Fault::SubGradientSign,
         Fault::DivGradientSign,
         Fault::MaxGradientEverywhere,
@@ -58,19 +64,22 @@ impl Fault {
         Fault::AttentionDeltaUnweighted,
         Fault::TimesZeroIsIdentity,
         Fault::TransposesComposedBackwards,
-        Fault::LseWithoutMax,
-        Fault::CausalOffByOne,
-        Fault::SegmentBoundaryLeak,
+        Fault::ScaleLost,
+        Fault::RowOffsetShifted,
         Fault::SliceOffByOne,
         Fault::EpilogueTwice,
         Fault::EpilogueSubSwapped,
         Fault::StaleInPlace,
         Fault::LifeTooShort,
+        Fault::LseWithoutMax,
+        Fault::CausalOffByOne,
+        Fault::SegmentBoundaryLeak,
         Fault::LastLaneLost,
         Fault::LastRowMissing,
         Fault::MaxWithoutNan,
         Fault::ScatterOverwrites,
         Fault::ConvLastColumnLost,
+        Fault::TreeHalved,
     ];
 }
 

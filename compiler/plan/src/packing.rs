@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fault::{Fault, planted};
 use crate::kernel::Kernel;
 use crate::{Plan, Program, Report, Segment, Target};
 
@@ -178,7 +179,8 @@ pub fn pack(lengths: &[i32], context: u64, rows: u64) -> Option<PackedRows> {
     for (index, length) in lengths.iter().enumerate() {
         let length = clamped(*length, context);
         for at in 0..length {
-            source.push((index as u64 * context + at) as i32);
+            let shift = u64::from(index > 0 && planted(Fault::RowOffsetShifted));
+            source.push((index as u64 * context + at - shift) as i32);
             position.push(at as i32);
             sample.push(index as i32);
         }

@@ -24,7 +24,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::diag::{Diagnostic, Diagnostics};
-use crate::ir::{Graph, NodeId, StopGradients, simplify};
+use crate::ir::{Graph, NodeId, PackedGraphs, StopGradients, simplify};
 use crate::ops::OpError;
 use crate::resolve::Resolved;
 
@@ -196,22 +196,38 @@ fn unmarked(mut graph: Graph) -> Graph {
 /// # Errors
 /// As [`forward`].
 pub fn pack(resolved: &mut Resolved, options: &Options, report: &mut Report) -> Result<(), Diagnostics> {
-    if !options.disabled.allows(packing::PACKING) {
-        return Ok(());
-    }
     let results = Results { values: resolved.values_read_later() };
     for (name, graph) in &mut resolved.model.programs {
-        let found = packing::find(graph, &results.nodes(graph));
         let trained = name == alip_plan::PROGRAM_TRAIN;
         let spacing = if trained { packing::Spacing::Fine } else { packing::Spacing::Coarse };
-        if let Some((whole, packed)) = packing::pack(graph, &found, spacing)? {
-            report.applied.push(packing::gain(graph, &packed));
+        if let Some((whole, packed)) = pack_program(graph, &results, options, spacing, report)? {
             *graph = whole;
             resolved.model.packed.insert(name.clone(), packed);
         }
-        report.unpacked.extend(found.stopped.into_iter().map(|stopped| (name.clone(), stopped)));
     }
     Ok(())
+}
+
+/// Packs the rows of one program that is yet to be differentiated, if it can be: the program for all rows, and those for
+/// fewer.
+///
+/// # Errors
+/// As [`forward`].
+pub fn pack_program(
+    graph: &Graph,
+    results: &Results,
+    options: &Options,
+    spacing: packing::Spacing,
+    report: &mut Report,
+) -> Result<Option<(Graph, PackedGraphs)>, Diagnostics> {
+    if !options.disabled.allows(packing::PACKING) {
+        return Ok(None);
+    }
+    let found = packing::find(graph, &results.nodes(graph));
+    let packed = packing::pack(graph, &found, spacing)?;
+    report.applied.extend(packed.iter().map(|(_, packed)| packing::gain(graph, packed)));
+    report.unpacked.extend(found.stopped.into_iter().map(|stopped| (graph.name.clone(), stopped)));
+    Ok(packed)
 }
 
 /// What a forward program is for: outputs, new state, and the named values that the training step will read. Other named

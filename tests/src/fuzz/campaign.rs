@@ -35,6 +35,8 @@ pub struct Report {
     pub cases: u64,
     /// In how many cases each op stood, gradients included.
     pub ops: BTreeMap<&'static str, u64>,
+    /// In how many cases each rewrite of the whole graph was used, and what was lifted.
+    pub rewrites: BTreeMap<&'static str, u64>,
     /// In how many cases each rule of the optimiser was used.
     pub rules: BTreeMap<&'static str, u64>,
     /// Seeds that failed, with how: all of them, in order.
@@ -60,7 +62,10 @@ pub fn campaign(what: &Campaign) -> Report {
             report.cases += 1;
             hit(&mut report.ops, &case);
             match result {
-                Ok(fired) => fired.into_iter().for_each(|rule| *report.rules.entry(rule).or_default() += 1),
+                Ok(used) => {
+                    used.rewrites.into_iter().for_each(|name| *report.rewrites.entry(name).or_default() += 1);
+                    used.rules.into_iter().for_each(|name| *report.rules.entry(name).or_default() += 1);
+                }
                 Err(failure) => report.failures.push((seed, failure)),
             }
         }
@@ -86,13 +91,14 @@ impl Report {
     /// Adds what another campaign met.
     pub fn add(&mut self, other: Report) {
         self.cases += other.cases;
-        for (all, more) in [(&mut self.ops, other.ops), (&mut self.rules, other.rules)] {
+        let Report { ops, rewrites, rules, .. } = self;
+        for (all, more) in [(ops, other.ops), (rewrites, other.rewrites), (rules, other.rules)] {
             more.into_iter().for_each(|(name, count)| *all.entry(name).or_default() += count);
         }
         self.failures.extend(other.failures);
     }
 
-    /// Hits per op and rule, the rarest first, and the rules that were never used.
+    /// Hits per op, rewrite and rule, the rarest first, and the rules that were never used.
     pub fn table(&self) -> String {
         let list = |hits: &BTreeMap<&'static str, u64>| {
             let mut rows: Vec<(u64, &str)> = hits.iter().map(|(name, count)| (*count, *name)).collect();
@@ -101,7 +107,10 @@ impl Report {
         };
         let never = rule_names().into_iter().map(|(_, name)| name).filter(|name| !self.rules.contains_key(name));
         let never = never.collect::<Vec<_>>().join(", ");
-        let (ops, rules) = (list(&self.ops), list(&self.rules));
-        format!("{} cases\ngraphs with each op: {ops}\nwith each rule: {rules}\nrules never used: {never}", self.cases)
+        let (ops, rewrites, rules) = (list(&self.ops), list(&self.rewrites), list(&self.rules));
+        format!(
+            "{} cases\ngraphs with each op: {ops}\nwith each rewrite: {rewrites}\nwith each rule: {rules}\nrules never used: {never}",
+            self.cases
+        )
     }
 }

@@ -14,7 +14,7 @@ use alip_runtime::device::{DeviceOptions, choose};
 
 use super::levels::{Level, levels};
 use super::{Case, differentiated, gradient};
-use crate::compiled::{Numbers, model, run_on};
+use crate::compiled::{Numbers, run_on};
 
 /// A device and what to compile for it.
 #[derive(Clone, Debug)]
@@ -60,19 +60,29 @@ pub fn expected(case: &Case) -> Result<Expected, String> {
     Ok(Expected { program, results })
 }
 
-/// Compiles the case at a level; the plan, and the rules that were used.
+/// What of the compiler was used for a case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Rewrites of the whole graph, and what was lifted.
+    pub rewrites: BTreeSet<&'static str>,
+    /// Rules of the e-graph.
+    pub rules: BTreeSet<&'static str>,
+}
+
+/// Compiles the case at a level; the plan, and what was used.
 ///
 /// # Errors
 /// What the compiler or the check of plans says.
-pub fn plan(case: &Case, level: &Level, target: &Target) -> Result<(Plan, BTreeSet<&'static str>), String> {
+pub fn plan(case: &Case, level: &Level, target: &Target) -> Result<(Plan, Used), String> {
     let options = level.options(target.clone());
-    let program = level.program(&case.graph, &options).map_err(|errors| errors.to_string())?;
-    let model = model("random", &program, &case.state);
+    let (model, report) = level.model(case, &options).map_err(|errors| errors.to_string())?;
     let compiled = compile_model(&model, None, &options).map_err(|errors| errors.to_string())?;
     let plan = compiled.plan.ok_or("no plan")?;
     alip_plan::check::check(&plan).map_err(|why| why.to_string())?;
-    let fired = compiled.optimized.programs.iter().flat_map(|(_, report)| report.fired.keys().copied());
-    Ok((plan, fired.collect()))
+    let applied = report.applied.iter().map(|applied| applied.rewrite);
+    let rewrites = applied.chain(report.lifted.iter().map(|lifted| lifted.what)).collect();
+    let rules = compiled.optimized.programs.iter().flat_map(|(_, report)| report.fired.keys().copied()).collect();
+    Ok((plan, Used { rewrites, rules }))
 }
 
 /// Runs a plan and compares all outputs and states.
@@ -102,11 +112,11 @@ fn same(a: &[f64], b: &[f64]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b || (a.is_nan() && b.is_nan()))
 }
 
-/// Tries a case at every level; the rules that were used. A panic is a failure too.
+/// Tries a case at every level; what was used. A panic is a failure too.
 ///
 /// # Errors
 /// The first level at which something is wrong.
-pub fn try_case(case: &Case, place: &Place) -> Result<BTreeSet<&'static str>, Failure> {
+pub fn try_case(case: &Case, place: &Place) -> Result<Used, Failure> {
     let failure = |level, why| Failure { device: place.device, level, why };
     let expected = expected(case).map_err(|why| failure("interpreter", why))?;
     gradient::holds(case, &expected).map_err(|why| failure("differentiation", why))?;
@@ -115,7 +125,7 @@ pub fn try_case(case: &Case, place: &Place) -> Result<BTreeSet<&'static str>, Fa
         // Shaders take long to compile: only with everything, and with nothing.
         levels.drain(1..levels.len() - 1);
     }
-    let mut fired = BTreeSet::new();
+    let mut all = Used::default();
     for level in &levels {
         let attempt = || {
             let (plan, used) = plan(case, level, &place.target)?;
@@ -123,7 +133,9 @@ pub fn try_case(case: &Case, place: &Place) -> Result<BTreeSet<&'static str>, Fa
             Ok(used)
         };
         let result = catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(|_| Err("it panics".into()));
-        fired.extend(result.map_err(|why| failure(level.name, why))?);
+        let used = result.map_err(|why| failure(level.name, why))?;
+        all.rewrites.extend(used.rewrites);
+        all.rules.extend(used.rules);
     }
-    Ok(fired)
+    Ok(all)
 }

@@ -4,12 +4,14 @@
 //! and without it.
 
 use alip_compiler::diag::Diagnostics;
-use alip_compiler::ir::{Graph, StopGradients, simplify};
-use alip_compiler::transform::{self, Results, forward_program};
+use alip_compiler::ir::{Graph, Model, StopGradients, simplify};
+use alip_compiler::transform::packing::Spacing;
+use alip_compiler::transform::{self, Results, forward_program, pack_program};
 use alip_compiler::{CompileOptions, SWITCHES};
 use alip_plan::Target;
 
-use super::differentiated;
+use super::{Case, differentiated};
+use crate::compiled::model;
 
 /// What a compilation may do.
 pub struct Level {
@@ -41,15 +43,30 @@ impl Level {
         options
     }
 
-    /// The program that is compiled for a forward graph: rewritten, then differentiated, then simplified.
+    /// The model that is compiled for a case, as for a spec: its forward graph is rewritten, its rows are packed, then each
+    /// program is differentiated and simplified. Beside it what the rewrites did.
     ///
     /// # Errors
     /// A pass built a node its op refuses.
-    pub fn program(&self, forward: &Graph, options: &CompileOptions) -> Result<Graph, Diagnostics> {
-        let results = Results { values: forward.values.keys().cloned().collect() };
+    pub fn model(&self, case: &Case, options: &CompileOptions) -> Result<(Model, transform::Report), Diagnostics> {
+        let results = Results { values: case.graph.values.keys().cloned().collect() };
         let mut report = transform::Report::default();
-        let rewritten = forward_program(forward, &results, &options.transform, &mut report)?;
-        let program = differentiated(&rewritten)?;
+        let forward = forward_program(&case.graph, &results, &options.transform, &mut report)?;
+        let packed = pack_program(&forward, &results, &options.transform, Spacing::Coarse, &mut report)?;
+        let Some((whole, mut packed)) = packed else {
+            return Ok((model("random", &self.finished(&forward)?, &case.state), report));
+        };
+        for (_, graph) in &mut packed.fewer {
+            *graph = self.finished(graph)?;
+        }
+        let whole = self.finished(&whole)?;
+        let mut model = model("random", &whole, &case.state);
+        model.packed.insert(whole.name, packed);
+        Ok((model, report))
+    }
+
+    fn finished(&self, forward: &Graph) -> Result<Graph, Diagnostics> {
+        let program = differentiated(forward)?;
         if !self.simplify {
             return Ok(program);
         }

@@ -11,6 +11,8 @@
 //! Whether a shared axis counts samples or heads makes no difference to the result. It is taken for a sample where it lies
 //! outside of the rows in memory and for a head where it lies inside, so that no element has to move.
 
+use alip_plan::fault::{Fault, planted};
+
 use super::axes::{Atom, Atoms, Layout, Source};
 use super::known::Known;
 use super::mask::{self, Length, Touch, masked};
@@ -262,7 +264,8 @@ impl Site {
             inputs.push(self.lengths(b, length, map[length.node.index()])?);
         }
         let rows = if self.length.is_some() { Rows::Lengths } else { Rows::Dense };
-        let op = Attention { result: AttentionResult::Out, rows, causal: self.causal, scale: Real(self.scale) };
+        let scale = if planted(Fault::ScaleLost) { 1.0 } else { self.scale };
+        let op = Attention { result: AttentionResult::Out, rows, causal: self.causal, scale: Real(scale) };
         let mixed = b.op(Op::Attention(op), &inputs)?;
         // From samples, rows, heads, width to how the product laid them.
         let dims = [samples, queries, heads, value_width];

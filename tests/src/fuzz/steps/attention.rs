@@ -93,17 +93,28 @@ pub(super) fn by_hand(maker: &mut Maker, x: Held) {
         return;
     }
     let x = maker.b().reshape(x.id, shape.into()).expect("as many elements");
-    let mut parts = Vec::new();
-    for _ in 0..3 {
-        let weight = maker.fresh(&[heads * d, heads * d], true);
-        let id = maker.b().matmul(x, weight.id).expect("the widths agree");
-        let id = maker.scaled(id, 1.0 / (heads * d) as f64);
-        let id = maker.b().rearrange(id, "n l (h d) -> n h l d", &[("h", heads)]).expect("heads divide the width");
-        parts.push(id);
-    }
+    let weights = projections(maker, heads * d);
+    let causal = maker.draws.flip();
+    let id = written_out(maker, x, weights, heads, causal);
+    maker.keep(id, false, MAX_MAGNITUDE);
+}
+
+/// Parameters of queries, keys and values.
+pub(super) fn projections(maker: &mut Maker, width: u64) -> [NodeId; 3] {
+    [(); 3].map(|()| maker.fresh(&[width, width], true).id)
+}
+
+/// Attention of the rows of `x` `[n, l, width]` to each other.
+pub(super) fn written_out(maker: &mut Maker, x: NodeId, weights: [NodeId; 3], heads: u64, causal: bool) -> NodeId {
+    let [_, keys, width] = maker.sizes(x)[..] else { return x };
+    let parts = weights.map(|weight| {
+        let id = maker.b().matmul(x, weight).expect("the widths agree");
+        let id = maker.scaled(id, 1.0 / width as f64);
+        maker.b().rearrange(id, "n l (h d) -> n h l d", &[("h", heads)]).expect("heads divide the width")
+    });
     let scores = maker.b().einsum("n h q d, n h k d -> n h q k", &[parts[0], parts[1]]).expect("heads agree");
     let mut scores = maker.scaled(scores, 0.5);
-    if maker.draws.flip() {
+    if causal {
         let i = maker.b().iota([keys, 1].into(), 0).expect("a dimension");
         let j = maker.b().iota([1, keys].into(), 1).expect("a dimension");
         let seen = maker.point(ScalarOp::Le, &[j, i]);
@@ -124,6 +135,5 @@ pub(super) fn by_hand(maker: &mut Maker, x: Held) {
     let weights = maker.point(ScalarOp::Div, &[powers, sum]);
     let id = maker.b().einsum("n h q k, n h k e -> n h q e", &[weights, parts[2]]).expect("heads agree");
     debug_assert_eq!(maker.graph().ty(id).dtype, DType::F32);
-    let id = maker.b().rearrange(id, "n h l d -> n l (h d)", &[]).expect("four dimensions");
-    maker.keep(id, false, MAX_MAGNITUDE);
+    maker.b().rearrange(id, "n h l d -> n l (h d)", &[]).expect("four dimensions")
 }

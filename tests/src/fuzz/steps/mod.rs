@@ -5,6 +5,7 @@ mod pick;
 mod pointwise;
 mod product;
 mod row;
+mod towers;
 mod view;
 
 use super::maker::{Held, Maker};
@@ -48,4 +49,5 @@ pub(super) const STEPS: &[Step] = &[
     step(2, true, pick::source),
     step(2, false, attention::attention),
     step(1, false, attention::by_hand),
+    step(1, false, towers::towers),
 ];

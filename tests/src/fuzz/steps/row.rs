@@ -165,6 +165,15 @@ pub(super) fn activation(maker: &mut Maker, x: Held) {
     maker.keep(id, false, x.magnitude);
 }
 
+/// `x - logsumexp(x)` along the second of two dimensions.
+pub(super) fn log_likelihood(maker: &mut Maker, x: Held, spelling: usize) -> NodeId {
+    let less = shifted(maker, x, &[1], spelling);
+    let powers = maker.point(Exp, &[less]);
+    let sum = maker.along(ReduceKind::Sum, powers, &[1]);
+    let log = maker.point(Ln, &[sum]);
+    maker.point(Sub, &[less, log])
+}
+
 /// The mean negative log likelihood of a class per row, picked by index or by comparison.
 pub(super) fn cross_entropy(maker: &mut Maker, x: Held) {
     let count = maker.elements(x.id);
@@ -176,11 +185,7 @@ pub(super) fn cross_entropy(maker: &mut Maker, x: Held) {
     let logits = maker.b().reshape(x.id, [rows, classes].into()).expect("as many elements");
     let logits = Held { id: logits, ..x };
     let spelling = maker.draws.below(3);
-    let less = shifted(maker, logits, &[1], spelling);
-    let powers = maker.point(Exp, &[less]);
-    let sum = maker.along(ReduceKind::Sum, powers, &[1]);
-    let log = maker.point(Ln, &[sum]);
-    let likelihood = maker.point(Sub, &[less, log]);
+    let likelihood = log_likelihood(maker, logits, spelling);
     let labels = if rows == classes && maker.draws.flip() {
         maker.b().iota([rows].into(), 0).expect("a dimension")
     } else {
