@@ -1,9 +1,11 @@
 //! How much memory a kernel moves.
 
 use alip_plan::DType;
-use alip_plan::kernel::{Attention, Code, Conv2d, Loop, Map, Product, Reduction, ScalarOp, ScatterAdd, Stage, View};
+use alip_plan::kernel::{
+    Attention, Code, Conv2d, ConvKind, Loop, Map, Product, Reduction, ScalarOp, ScatterAdd, Stage, View,
+};
 
-/// Bytes of a value that is neither gathered nor strided.
+/// Bytes of a dense value of four bytes an element.
 fn dense(elements: u64) -> u64 {
     elements * DType::F32.bytes()
 }
@@ -55,9 +57,15 @@ pub(crate) fn bytes_moved(kernel: &Loop) -> u64 {
             touched(a, &over([*m, *k])) + touched(b, &over([*k, *n])) + epilogue
         }
         Loop::Conv2d(conv) => {
-            let Conv2d { n, c, h, w, o, kh, kw, .. } = conv;
+            let Conv2d { kind, dtype, n, c, h, w, o, kh, kw, .. } = conv;
             let (height, width) = conv.out();
-            dense(n * c * h * w + o * c * kh * kw + n * o * height * width)
+            let (image, weight, out) = (n * c * h * w, o * c * kh * kw, n * o * height * width);
+            let (operands, result) = match kind {
+                ConvKind::Forward => (image + weight, out),
+                ConvKind::ImageGrad => (out + weight, image),
+                ConvKind::WeightGrad => (image + out, weight),
+            };
+            operands * dtype.bytes() + dense(result)
         }
         Loop::ScatterAdd(ScatterAdd { batch, count, rows, inner }) => {
             dense(batch * count + batch * count * inner + batch * rows * inner)
