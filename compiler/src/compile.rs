@@ -11,7 +11,7 @@ use crate::PASSES;
 use crate::codegen::{self, Assembly, Launch, Part, lower};
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
 use crate::ir::{Graph, Model, PackedGraphs, name_with_rows};
-use crate::optimize::{OptimizeOptions, Optimized, Optimizer, RegionReport, Report};
+use crate::optimize::{Cost, Kept, Machine, OptimizeOptions, Optimized, Optimizer, RegionReport, Report};
 use crate::parallel;
 use crate::schedule::{self, Explanation, ScheduleOptions, memory};
 use crate::transform;
@@ -64,6 +64,17 @@ impl Default for CompileOptions {
             stop_after: None,
             explain: false,
         }
+    }
+}
+
+impl CompileOptions {
+    /// Does without these rewrites of whole programs, rules of the e-graph or themes of rules; compilation refuses a name
+    /// that is none of them.
+    pub fn leave_out(&mut self, names: &[String]) {
+        let is_rewrite = |name: &String| transform::names().any(|rewrite| rewrite == name);
+        let (rewrites, rules): (Vec<String>, Vec<String>) = names.iter().cloned().partition(is_rewrite);
+        self.transform.disabled.0.extend(rewrites);
+        self.optimize.without.extend(rules);
     }
 }
 
@@ -148,10 +159,22 @@ pub fn compile_model(
     }
     let mut optimizer = Optimizer::new(target, &options.optimize)?;
     let mut optimized = Vec::new();
+    let mut decided: BTreeMap<String, Kept> = BTreeMap::new();
     for (name, graph) in model.all_programs() {
+        // A program for fewer rows is its program once more.
+        let fewer = |of: &&String| name.strip_prefix(of.as_str()).is_some_and(|rest| rest.starts_with('@'));
+        let known = model.packed.keys().find(fewer).and_then(|of| decided.get(of).cloned());
         let Optimized { graph, report } = run.timed("optimize", || {
             let graph = transform::expand::expand(graph, |id| !schedule::has_kernel(graph, id, target))?;
-            optimizer.optimize(&graph)
+            let kept = match known {
+                Some(kept) => kept,
+                // Without fusion there are no kernels that a change could keep from being joined.
+                None if !options.schedule.fuse => Kept::All,
+                None => optimizer.decide(&graph, |graph| predicted(model, graph, options))?,
+            };
+            let optimized = optimizer.optimize(&graph, &kept);
+            decided.insert(name.clone(), kept);
+            optimized
         })?;
         if cfg!(debug_assertions) {
             crate::ir::verify(&graph)?;
@@ -211,6 +234,21 @@ pub fn compile_model(
         .map_err(|why| Diagnostic::error(format!("internal: the plan is not valid: {why}")))?;
     run.compiled.plan = Some(plan);
     Ok(run.compiled)
+}
+
+/// What a program will cost, down to its launches.
+fn predicted(model: &Model, graph: &Graph, options: &CompileOptions) -> Result<Cost, Diagnostics> {
+    let CompileOptions { target, schedule: how, .. } = options;
+    let graph = schedule::normal_form(graph, target, *how)?;
+    let first = schedule::schedule(&graph, target, *how);
+    let again = schedule::recompute(&first)?;
+    let second = again.as_ref().map(|again| schedule::schedule(again, target, *how));
+    let launches = lower(second.as_ref().unwrap_or(&first));
+    let graph = again.as_ref().unwrap_or(&graph);
+    let order = codegen::order(model, &[(graph, launches.as_slice())]);
+    let assembly = Assembly::new(model, &order, target)?;
+    let launches = codegen::join(model, graph, launches, assembly.state(), target);
+    Ok(codegen::predict(&launches, &Machine::of(target)))
 }
 
 /// What a plan says of a program that there are several of.

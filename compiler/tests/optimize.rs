@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use alip_compiler::autodiff::update::Keep;
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{interpret, print, verify};
-use alip_compiler::optimize::{OptimizeOptions, Optimizer, optimize, rule_names};
+use alip_compiler::optimize::{Kept, OptimizeOptions, Optimizer, optimize, rule_names};
 use alip_plan::Target;
 use steps::{Within, assert_close, first_state, seed, some_inputs, trained};
 
@@ -26,7 +26,7 @@ fn an_optimised_training_step_is_the_same_step() {
         let state = first_state(&model);
         let mut optimizer = Optimizer::new(&Target::cpu(), &all_rules()).unwrap();
         for (program, graph) in &model.programs {
-            let optimized = optimizer.optimize(graph).unwrap_or_else(|errors| panic!("{errors}"));
+            let optimized = optimizer.optimize(graph, &Kept::All).unwrap_or_else(|errors| panic!("{errors}"));
             verify(&optimized.graph).unwrap();
             let (before, after) = optimized.report.cost;
             println!(
@@ -58,8 +58,8 @@ fn the_same_graph_gives_the_same_text_and_each_region_is_done_once() {
     assert_eq!(print(&once.graph), print(&again.graph));
     assert_eq!(once.report, again.report);
     let mut optimizer = Optimizer::new(&Target::cpu(), &all_rules()).unwrap();
-    optimizer.optimize(graph).unwrap();
-    let known = optimizer.optimize(graph).unwrap();
+    optimizer.optimize(graph, &Kept::All).unwrap();
+    let known = optimizer.optimize(graph, &Kept::All).unwrap();
     assert_eq!((known.report.distinct, print(&known.graph)), (0, print(&once.graph)));
 }
 

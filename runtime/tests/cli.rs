@@ -162,7 +162,9 @@ fn a_compiled_plan_trains_without_its_spec() {
     check(
         at,
         &["train", "runs/small", "--batch", "8", "--device", "cpu"],
-        &["error: the plan in runs/small is compiled: --batch, --set and --target are for specs"],
+        &[
+            "error: the plan in runs/small is compiled: --batch, --set, --target, --no-rule and --no-egraph are for specs",
+        ],
     );
     check(
         at,

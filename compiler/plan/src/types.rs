@@ -10,7 +10,7 @@ use crate::packing::{Packed, Role};
 use crate::pipeline::Pipeline;
 
 /// Version of the plan's byte format; a reader accepts exactly its own.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 
 /// First bytes of a plan file.
 const MAGIC: &[u8; 8] = b"alipplan";
@@ -366,7 +366,9 @@ pub struct ProgramReport {
     pub flops: u64,
     /// Bytes that kernels read and write, each element once per kernel.
     pub bytes: u64,
-    /// The same for each bucket of a packed program, by rising rows; launches and operations above are those of the last.
+    /// Seconds that the compiler's model of the target predicts.
+    pub predicted_seconds: f64,
+    /// The same for each bucket of a packed program, by rising rows; what stands above is that of the last.
     pub buckets: Vec<BucketReport>,
 }
 
@@ -381,6 +383,8 @@ pub struct BucketReport {
     pub flops: u64,
     /// Bytes that kernels read and write.
     pub bytes: u64,
+    /// Seconds that the compiler's model of the target predicts.
+    pub predicted_seconds: f64,
     /// Bytes of the arena that it uses.
     pub arena_bytes: u64,
 }

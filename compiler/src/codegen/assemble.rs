@@ -14,9 +14,10 @@ use alip_plan::{
 use indexmap::{IndexMap, IndexSet};
 
 use super::lower::Launch;
+use super::predict::{Machine, predict};
 use super::traffic::bytes_moved;
 use crate::diag::{Diagnostic, Diagnostics};
-use crate::ir::{Graph, Model, NodeId, TensorType};
+use crate::ir::{Graph, Model, NodeId};
 use crate::ops::Op;
 use crate::schedule::check::{Intent, Intents, Value};
 use crate::schedule::memory::{Home, Peak, Placement, fits};
@@ -36,9 +37,15 @@ impl Part {
 
     /// What its kernels read and write; new state that is copied into its place moves twice.
     fn bytes_moved(&self) -> u64 {
-        let bytes = |ty: &TensorType| ty.shape.elements() * ty.dtype.bytes();
-        let copies = self.placement.copies.iter().map(|(id, _)| 2 * bytes(self.graph.ty(*id)));
+        let copies = self.placement.copies.iter().map(|(id, _)| 2 * self.graph.bytes(*id));
         self.launches.iter().map(|launch| bytes_moved(&launch.kernel)).chain(copies).sum()
+    }
+
+    /// Seconds that its launches, and these copies, are predicted to take.
+    fn predicted(&self, machine: &Machine) -> f64 {
+        let copied =
+            |(id, _): &(NodeId, usize)| machine.launch + 2.0 * self.graph.bytes(*id) as f64 / machine.bandwidth;
+        predict(&self.launches, machine).seconds + self.placement.copies.iter().map(copied).sum::<f64>()
     }
 }
 
@@ -232,11 +239,15 @@ impl<'a> Assembly<'a> {
             ("alignment", total - arena - state),
         ];
         report.memory.extend(categories.map(|(category, bytes)| (category.to_owned(), bytes)));
+        let machine = Machine::of(self.target);
         for (name, program) in programs {
             let flops = program.steps.iter().map(|step| step.flops).sum();
             let launches = program.steps.len() as u64;
-            let bytes = parts.iter().find(|(of, _)| of == name).map_or(0, |(_, part)| part.bytes_moved());
-            report.programs.insert(name.clone(), ProgramReport { launches, flops, bytes, buckets: Vec::new() });
+            let part = parts.iter().find(|(of, _)| of == name).map(|(_, part)| part);
+            let bytes = part.map_or(0, Part::bytes_moved);
+            let predicted_seconds = part.map_or(0.0, |part| part.predicted(&machine));
+            let buckets = Vec::new();
+            report.programs.insert(name.clone(), ProgramReport { launches, flops, bytes, predicted_seconds, buckets });
         }
         report
     }
@@ -251,8 +262,9 @@ pub(crate) fn report_buckets(plan: &mut Plan, parts: &[(String, Part)]) {
         let mut bucket = |bucket: &Bucket| {
             let report =
                 if bucket.program == *name { reports.get(name).cloned() } else { reports.remove(&bucket.program) };
-            let ProgramReport { launches, flops, bytes, .. } = report.unwrap_or_default();
-            BucketReport { rows: bucket.rows.clone(), launches, flops, bytes, arena_bytes: arena(&bucket.program) }
+            let ProgramReport { launches, flops, bytes, predicted_seconds, .. } = report.unwrap_or_default();
+            let (rows, arena_bytes) = (bucket.rows.clone(), arena(&bucket.program));
+            BucketReport { rows, launches, flops, bytes, predicted_seconds, arena_bytes }
         };
         let buckets: Vec<BucketReport> = packed.buckets.iter().map(&mut bucket).collect();
         if let Some(report) = reports.get_mut(name) {

@@ -116,6 +116,11 @@ impl Graph {
         &self.node(id).ty.shape
     }
 
+    /// Bytes of a node's value.
+    pub fn bytes(&self, id: NodeId) -> u64 {
+        self.shape(id).elements() * self.ty(id).dtype.bytes()
+    }
+
     /// Adds an origin.
     pub fn add_origin(&mut self, origin: Origin) -> OriginId {
         if self.origins.last() != Some(&origin) {

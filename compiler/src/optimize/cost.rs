@@ -9,56 +9,15 @@
 //!
 //! So a term's cost depends on who reads it, and what is shared is paid once. Units: seconds.
 
-use alip_plan::{Target, TargetKind};
 use smallvec::SmallVec;
 
 use super::language::Kind;
+use crate::codegen::{COSTLY, Cost, Machine, weight};
 use crate::ir::TensorType;
-use crate::ops::{Op, ScalarOp};
+use crate::ops::Op;
 
-/// Rates of a target.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Machine {
-    /// Seconds per kernel that are not spent in it.
-    pub launch: f64,
-    /// Bytes per second between kernels and memory.
-    pub bandwidth: f64,
-    /// Floating point operations per second in products.
-    pub product_rate: f64,
-    /// The same in convolutions.
-    pub conv_rate: f64,
-    /// Scalar operations per second at points and in reductions.
-    pub point_rate: f64,
-}
-
-impl Machine {
-    /// The rates of a target, by what it is: figures of a typical machine of its kind, not of this one, so that the same
-    /// target gives the same plan everywhere.
-    pub fn of(target: &Target) -> Machine {
-        match target.kind {
-            // Two cores with AVX2, as `docs/performance.md` measures them: products at 80 GFLOP/s a core, a tenth less in
-            // convolutions for gathering columns; main memory at what two cores draw from it; vectors of eight at about
-            // a nanosecond; a launch wakes the threads.
-            TargetKind::Cpu => {
-                Machine { launch: 5e-6, bandwidth: 16e9, product_rate: 160e9, conv_rate: 145e9, point_rate: 12e9 }
-            }
-            // An integrated adapter: the memory of the host, generated products at a fraction of the peak, and a dispatch
-            // with its barrier.
-            TargetKind::Wgpu => {
-                Machine { launch: 10e-6, bandwidth: 40e9, product_rate: 500e9, conv_rate: 250e9, point_rate: 200e9 }
-            }
-            // A data-centre card, in single precision.
-            TargetKind::Cuda => {
-                Machine { launch: 3e-6, bandwidth: 2e12, product_rate: 40e12, conv_rate: 20e12, point_rate: 10e12 }
-            }
-        }
-    }
-}
-
-/// Most operations of a value that is computed again rather than stored, and the weight of a transcendental: those of the
-/// schedule.
+/// Most operations of a value that is computed again rather than stored: those of the schedule.
 const MOST_OPERATIONS: u32 = 24;
-const COSTLY: u32 = 4;
 
 /// How a term takes part in kernels.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -99,17 +58,6 @@ impl Role {
             Op::Gather { .. } | Op::Random { .. } => Role::Point(COSTLY),
             _ => Role::Whole(op.flops(inputs, out) as f64 / machine.product_rate),
         }
-    }
-}
-
-/// Operations that a scalar operation counts as.
-pub(crate) fn weight(op: ScalarOp) -> u32 {
-    use ScalarOp::*;
-    match op {
-        Exp | Ln | Sin | Cos | Tanh | Erf | Pow => COSTLY,
-        // A division or root takes the time of some multiplications.
-        Div | Sqrt => 3,
-        _ => 1,
     }
 }
 
@@ -167,15 +115,6 @@ struct Place {
 pub(crate) struct Evaluator {
     places: Vec<Place>,
     kernels: Vec<Kernel>,
-}
-
-/// Seconds, and launches.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Cost {
-    /// Predicted time.
-    pub seconds: f64,
-    /// Predicted kernels.
-    pub launches: u32,
 }
 
 /// Operands that are copied first, with their numbers.

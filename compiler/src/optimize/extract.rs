@@ -14,9 +14,10 @@ use std::rc::Rc;
 use egg::Id;
 use smallvec::SmallVec;
 
-use super::cost::{Cost, Evaluator, Machine, Role, Step};
+use super::cost::{Evaluator, Role, Step};
 use super::language::{EGraph, OpId, Term};
 use super::site::sides;
+use crate::codegen::{Cost, Machine};
 use crate::ir::TensorType;
 use crate::ops::{Dot, Op};
 use crate::schedule::{Layout, ViewOp, product};
@@ -25,8 +26,9 @@ use crate::schedule::{Layout, ViewOp, product};
 const MOST_EVALUATIONS: u32 = 3000;
 /// Most choices of a region that are looked at more closely.
 const MOST_FOUND: usize = 8;
-/// A gain below this part of the whole is rounding of the sum.
-const LEAST_GAIN: f64 = 1e-9;
+/// A gain below this part of the whole is none: the model knows less than that, and a change that gains nothing may keep
+/// kernels of equal regions from being joined.
+pub(crate) const LEAST_GAIN: f64 = 1e-4;
 
 /// A term that can be chosen.
 #[derive(Clone, Debug)]
@@ -100,6 +102,10 @@ pub(crate) struct Class {
 /// The part of an e-graph that outputs are made of, with a choice: an index into the candidates of every class.
 pub(crate) struct Extraction<'m> {
     machine: &'m Machine,
+    /// See [`LEAST_GAIN`].
+    pub(crate) least_gain: f64,
+    /// Whether time may be bought with launches. Programs may not get more of them, however much there is to gain.
+    pub(crate) more_launches: bool,
     pub(crate) classes: Vec<Class>,
     outputs: Vec<u32>,
     index: BTreeMap<Id, u32>,
@@ -121,6 +127,8 @@ impl<'m> Extraction<'m> {
     pub(crate) fn new(egraph: &EGraph, outputs: &[Id], machine: &'m Machine) -> Extraction<'m> {
         let mut extraction = Extraction {
             machine,
+            least_gain: LEAST_GAIN,
+            more_launches: false,
             classes: Vec::new(),
             outputs: Vec::new(),
             index: BTreeMap::new(),
@@ -342,7 +350,7 @@ impl<'m> Extraction<'m> {
                 at /= 2;
             }
         }
-        found.retain(|(_, cost)| cost.seconds < bound.seconds * (1.0 - LEAST_GAIN));
+        found.retain(|(_, cost)| cost.seconds < bound.seconds * (1.0 - self.least_gain));
         found.sort_by(|a, b| a.1.seconds.total_cmp(&b.1.seconds));
         found.dedup_by(|a, b| a.0 == b.0);
         let mut chosen = Vec::new();
@@ -378,13 +386,14 @@ impl<'m> Extraction<'m> {
                     continue;
                 }
                 if let Some(after) = self.cost(&changed)
-                    && after.seconds < cost.seconds * (1.0 - LEAST_GAIN)
+                    && after.seconds < cost.seconds * (1.0 - self.least_gain)
+                    && (after.launches <= cost.launches || self.more_launches)
                 {
                     (choice, cost) = (changed, after);
                     path.push((choice.clone(), cost));
                 }
             }
-            if cost.seconds >= before * (1.0 - LEAST_GAIN) {
+            if cost.seconds >= before * (1.0 - self.least_gain) {
                 return path;
             }
         }

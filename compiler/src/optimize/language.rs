@@ -145,44 +145,95 @@ impl Interner {
     }
 }
 
+/// A number that every element of a class is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Splat {
+    /// The number, in f64: a constant of the graph is rounded to its dtype by the kernel that reads it, never here.
+    pub(crate) value: f64,
+    /// What a relative rounding of one unit everywhere below is worth here: the size of the terms that it was computed of.
+    size: f64,
+}
+
 /// What is known of all terms of a class.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Fact {
     /// Type.
     pub(crate) ty: TensorType,
     /// Every element is this finite number.
-    pub(crate) splat: Option<f64>,
+    pub(crate) splat: Option<Splat>,
     /// No element is NaN or outside of this interval, whatever the inputs are.
     pub(crate) range: Option<(f64, f64)>,
 }
 
 /// Bounds on values are kept below this, far from overflow in f32, so that rounding cannot leave them.
 const LARGEST: f64 = 1e30;
-/// Relative difference of two constants that are the same number computed in two orders.
-const ROUNDING: f64 = 1e-9;
+/// Relative rounding of one operation in f64; library functions are off by up to twice the half unit of arithmetic.
+const UNIT: f64 = f64::EPSILON;
+/// Relative step of the difference quotients that say how roundings are carried on: the root of a unit, where what the
+/// difference rounds off and what it leaves out are alike.
+const STEP: f64 = 1.0 / (1 << 26) as f64;
+
+impl Splat {
+    fn constant(value: f64) -> Splat {
+        Splat { value, size: value.abs() }
+    }
+
+    /// The number that a function of numbers is, if it is one whatever their roundings are: where it jumps it is unknown.
+    fn of(inputs: &[Splat], float: bool, f: impl Fn(&[f64]) -> Option<f64>) -> Option<Splat> {
+        let mut at: SmallVec<[f64; 3]> = inputs.iter().map(|input| input.value).collect();
+        let value = f(&at)?;
+        let mut size = value.abs();
+        for (n, input) in inputs.iter().enumerate() {
+            let mut carried = 0.0_f64;
+            for by in [-STEP, STEP] {
+                at[n] = input.value + by * input.size;
+                carried = carried.max((f(&at)? - value).abs() / STEP);
+            }
+            at[n] = input.value;
+            size += carried;
+        }
+        let jumps = !float && size > value.abs();
+        (value.is_finite() && size.is_finite() && !jumps).then_some(Splat { value, size })
+    }
+
+    /// Of two roundings of one number, that of the smaller terms: what is computed of a class never takes its place, or a
+    /// number that is a multiple of itself would drift. Which merge came first does not matter.
+    fn better(self, other: Splat) -> Splat {
+        let order = self.size.total_cmp(&other.size).then(self.value.total_cmp(&other.value));
+        if order.is_le() { self } else { other }
+    }
+}
 
 impl Fact {
     fn of(op: &Op, ty: TensorType, inputs: &[&Fact]) -> Fact {
-        let splat = splat(op, inputs).filter(|value| value.is_finite());
+        let splat = splat(op, &ty, inputs).filter(|splat| splat.value.is_finite());
         let range = match splat {
-            Some(value) => Some((value, value)),
+            Some(splat) => Some((splat.value, splat.value)),
             None => range(op, &ty, inputs),
         };
         Fact { ty, splat, range: range.filter(|(low, high)| *low >= -LARGEST && *high <= LARGEST) }
     }
 
-    /// Why two classes with these facts cannot hold the same value.
-    pub(crate) fn contradicts(&self, other: &Fact) -> Option<String> {
+    /// The number that every element is.
+    pub(crate) fn number(&self) -> Option<f64> {
+        self.splat.map(|splat| splat.value)
+    }
+
+    /// Why two classes with these facts cannot hold the same value, after so many roundings in all of the e-graph. Rules
+    /// hold for real numbers; what they merge differs by what has been rounded on the way from one to the other, each time
+    /// by no more than a unit of the terms of these two.
+    pub(crate) fn contradicts(&self, other: &Fact, roundings: u32) -> Option<String> {
         if self.ty != other.ty {
             return Some(format!("{} and {}", self.ty, other.ty));
         }
-        let margin = |a: f64, b: f64| ROUNDING * (1.0 + a.abs().max(b.abs()));
+        let margin = |size: f64| f64::from(1 + roundings) * UNIT * size;
         if let (Some(a), Some(b)) = (self.splat, other.splat)
-            && (a - b).abs() > margin(a, b)
+            && (a.value - b.value).abs() > margin(a.size + b.size)
         {
-            return Some(format!("the constants {a} and {b}"));
+            return Some(format!("the constants {} and {}", a.value, b.value));
         }
-        let apart = |a: (f64, f64), b: (f64, f64)| a.1 + margin(a.1, b.0) < b.0;
+        let sizes = [self, other].map(|fact| fact.splat.map_or(0.0, |splat| splat.size));
+        let apart = |a: (f64, f64), b: (f64, f64)| a.1 + margin(a.1.abs() + b.0.abs() + sizes[0] + sizes[1]) < b.0;
         match (self.range, other.range) {
             (Some(a), Some(b)) if apart(a, b) || apart(b, a) => {
                 Some(format!("values in {:?} and {:?}", [a.0, a.1], [b.0, b.1]))
@@ -192,21 +243,28 @@ impl Fact {
     }
 }
 
-fn splat(op: &Op, inputs: &[&Fact]) -> Option<f64> {
+fn splat(op: &Op, ty: &TensorType, inputs: &[&Fact]) -> Option<Splat> {
     match op {
-        Op::Const { value, .. } => Some(value.0),
+        Op::Const { value, .. } if !ty.dtype.is_float() => Some(Splat { value: value.0, size: 0.0 }),
+        Op::Const { value, .. } => Some(Splat::constant(value.0)),
         Op::Pointwise(op) => {
-            let values: Option<SmallVec<[f64; 3]>> = inputs.iter().map(|fact| fact.splat).collect();
-            fold(*op, inputs.last()?.ty.dtype, &values?)
+            let values: Option<SmallVec<[Splat; 3]>> = inputs.iter().map(|fact| fact.splat).collect();
+            let dtype = inputs.last()?.ty.dtype;
+            let smooth = ty.dtype.is_float() && *op != ScalarOp::Floor;
+            let found = Splat::of(&values?, smooth, |values| fold(*op, dtype, values))?;
+            Some(if ty.dtype.is_float() { found } else { Splat { size: 0.0, ..found } })
         }
         Op::Reshape { .. } | Op::Transpose { .. } | Op::Broadcast { .. } | Op::Slice { .. } => inputs[0].splat,
         Op::Reduce { kind: ReduceKind::Sum, axes } if inputs[0].ty.dtype.is_float() => {
             let count: u64 = axes.iter().map(|axis| inputs[0].ty.shape.size(*axis)).product();
-            inputs[0].splat.map(|value| value * count as f64)
+            inputs[0].splat.and_then(|one| Splat::of(&[one], true, |one| Some(one[0] * count as f64)))
         }
         Op::Reduce { kind: ReduceKind::Max | ReduceKind::Min, .. } => inputs[0].splat,
-        Op::Pad { .. } => inputs[0].splat.filter(|value| *value == 0.0),
-        Op::Concat { .. } => inputs[0].splat.filter(|value| inputs.iter().all(|fact| fact.splat == Some(*value))),
+        Op::Pad { .. } => inputs[0].splat.filter(|splat| splat.value == 0.0),
+        Op::Concat { .. } => {
+            let first = inputs[0].splat?;
+            inputs.iter().all(|fact| fact.number() == Some(first.value)).then_some(first)
+        }
         _ => None,
     }
 }
@@ -264,6 +322,8 @@ pub(crate) struct Analysis {
     pub(crate) rule: &'static str,
     /// Merges of unequal facts: the rule, and what did not agree.
     pub(crate) faults: Vec<(&'static str, String)>,
+    /// Numbers that were computed or taken for one another so far.
+    pub(crate) roundings: u32,
 }
 
 impl egg::Analysis<Term> for Analysis {
@@ -276,6 +336,8 @@ impl egg::Analysis<Term> for Analysis {
             let op = egraph.analysis.ops.op(term.op);
             op.infer(&types).map(|ty| Fact::of(op, ty, &inputs))
         };
+        let computed = matches!(term.kind, Kind::Point(_) | Kind::Sum);
+        egraph.analysis.roundings += u32::from(computed && made.as_ref().is_ok_and(|fact| fact.splat.is_some()));
         made.unwrap_or_else(|error| {
             let fault = (egraph.analysis.rule, error.message);
             egraph.analysis.faults.push(fault);
@@ -284,17 +346,19 @@ impl egg::Analysis<Term> for Analysis {
     }
 
     fn merge(&mut self, a: &mut Fact, b: Fact) -> DidMerge {
-        if let Some(why) = a.contradicts(&b) {
+        if let Some(why) = a.contradicts(&b, self.roundings) {
             self.faults.push((self.rule, why));
         }
         let before = a.clone();
-        // Of two roundings of one constant the lower, so that the order of merges does not matter.
         a.splat = match (a.splat, b.splat) {
-            (Some(x), Some(y)) => Some(x.min(y)),
+            (Some(x), Some(y)) => {
+                self.roundings += u32::from(x.value != y.value);
+                Some(x.better(y))
+            }
             (x, y) => x.or(y),
         };
         // Never narrowed further: bounds of a class that contains itself would shrink forever.
-        a.range = match a.splat {
+        a.range = match a.number() {
             Some(value) => Some((value, value)),
             None => a.range.or(b.range),
         };
@@ -329,10 +393,43 @@ mod tests {
     fn unequal_facts_say_what_differs() {
         let one = Fact::of(&constant(1.0, DType::F32), TensorType::f32([]), &[]);
         let two = Fact::of(&Op::Const { value: Real(2.0), dtype: DType::F32 }, TensorType::f32([]), &[]);
-        assert_eq!(one.contradicts(&two).as_deref(), Some("the constants 1 and 2"));
-        assert_eq!(one.contradicts(&fact(None)).as_deref(), Some("f32[] and f32[2]"));
-        assert_eq!(one.contradicts(&one), None);
-        let wrong = fact(Some((3.0, 4.0))).contradicts(&fact(Some((0.0, 1.0))));
+        assert_eq!(one.contradicts(&two, 0).as_deref(), Some("the constants 1 and 2"));
+        assert_eq!(one.contradicts(&fact(None), 0).as_deref(), Some("f32[] and f32[2]"));
+        assert_eq!(one.contradicts(&one, 0), None);
+        let wrong = fact(Some((3.0, 4.0))).contradicts(&fact(Some((0.0, 1.0))), 0);
         assert_eq!(wrong.as_deref(), Some("values in [3.0, 4.0] and [0.0, 1.0]"));
+    }
+
+    /// `x = 49 (x p)` with `p` a part of 49: every power of `49 p` is 1, to as many roundings as it took.
+    #[test]
+    fn constants_differ_by_what_was_rounded_and_no_more() {
+        let number = |value| Fact::of(&constant(value, DType::F32), TensorType::f32([]), &[]);
+        let times = |a: &Fact, b: &Fact| Fact::of(&Op::Pointwise(ScalarOp::Mul), TensorType::f32([]), &[a, b]);
+        let (many, part) = (number(49.0), number(1.0 / 49.0));
+        let (mut power, mut roundings) = (number(1.0), 0);
+        for _ in 0..5 {
+            power = times(&times(&power, &many), &part);
+            roundings += 2;
+        }
+        assert_ne!(power.number(), Some(1.0), "of a power that rounds");
+        assert_eq!(power.contradicts(&number(1.0), roundings), None);
+        let wrong = number(1.0 + 1e-12).contradicts(&power, roundings);
+        assert!(wrong.is_some_and(|why| why.starts_with("the constants 1.000000000001 and 0.99999999")));
+        // What cancels is known to a part of its terms, not of itself.
+        let minus = |a: &Fact, b: &Fact| Fact::of(&Op::Pointwise(ScalarOp::Sub), TensorType::f32([]), &[a, b]);
+        let rest = minus(&times(&number(1e6), &power), &number(1e6));
+        assert_eq!(rest.contradicts(&number(0.0), roundings + 2), None);
+        assert!(rest.contradicts(&number(1e-3), roundings + 2).is_some());
+        // Where rounding decides, nothing is known.
+        let floor = |x: &Fact| Fact::of(&Op::Pointwise(ScalarOp::Floor), TensorType::f32([]), &[x]).number();
+        assert_eq!((floor(&power), floor(&number(1.5))), (None, Some(1.0)));
+    }
+
+    #[test]
+    fn a_number_that_is_a_multiple_of_itself_does_not_drift() {
+        let (one, below) = (Splat::constant(1.0), Splat::constant(1.0 - f64::EPSILON));
+        let squared = Splat::of(&[below, below], true, |x| Some(x[0] * x[1])).unwrap();
+        assert!(squared.value < below.value && below.better(squared) == below);
+        assert_eq!(one.better(below), below.better(one));
     }
 }

@@ -339,10 +339,9 @@ fn example(rule: &Rule, pattern: &Pat, seed: u64) -> Option<Graph> {
 /// The e-graph of a whole graph.
 fn written(graph: &Graph) -> Written {
     let core: Vec<NodeId> = graph.ids().filter(|id| !matches!(graph.node(*id).op, Op::Input { .. })).collect();
-    let mut needed = vec![false; graph.nodes().len()];
-    graph.outputs.values().for_each(|id| needed[id.index()] = true);
+    let outputs: Vec<NodeId> = core.iter().copied().filter(|id| graph.outputs.values().any(|of| of == id)).collect();
     let mut ops = Interner::default();
-    let region = Region::new(graph, &core, &vec![false; needed.len()], &needed, &mut ops);
+    let region = Region::new(graph, &core, &vec![false; graph.nodes().len()], &outputs, &mut ops);
     Written::new(graph, &region, ops)
 }
 
@@ -420,7 +419,7 @@ fn check_example(rule: &Rule, graph: &Graph, seed: u64) -> Result<usize, String>
         if root == new {
             continue;
         }
-        if let Some(why) = egraph[root].data.contradicts(&egraph[new].data) {
+        if let Some(why) = egraph[root].data.contradicts(&egraph[new].data, egraph.analysis.roundings) {
             return Err(format!("`{}` merges {why}", rule.name));
         }
         pairs.push((root, new));

@@ -1,17 +1,26 @@
 //! The optimiser: equality saturation over the regions of a graph.
 //!
 //! [`region`] cuts a program into regions. Each distinct one is turned into an e-graph (`language`), the `rules` say what
-//! else computes the same (`saturate`), and `extract` takes the cheapest way by the model in `cost`; the result is put in
-//! place of all regions that are equal, in all programs of a compile.
+//! else computes the same (`saturate`), and `extract` takes the cheapest way by the model in `cost`, if the schedule of the
+//! region agrees that it is (`judge`). Which of these new forms stay is decided on the whole program (`decide`), and what
+//! stays is put in place of all regions that are equal, in all programs of a compile.
+//!
+//! The e-graph decides algebra: which operations are computed, in which layout, how often. What becomes one kernel and what
+//! is computed twice rather than stored is decided in one place, the schedule, which sees whole programs and every limit of
+//! the target; as e-nodes, fused forms would have to know all of that a second time, and multiply the terms of every region
+//! by the ways to cut it into kernels. Extraction only predicts those decisions (`cost` follows the schedule's rules), and
+//! the schedule itself has the last word, twice.
 //!
 //! Invariants:
 //! - What a program computes stays the same, within the rounding of sums and products in another order; where an operand may
 //!   be infinite or NaN, so does that. Every rule is tried against the interpreter (`laws`).
 //! - Deterministic: no clock decides anything, and no order of a hash map reaches the result.
-//! - A region for which nothing cheaper is found stays as it is.
+//! - A region for which nothing cheaper is found stays as it is, node by node and in its place, since a schedule may depend
+//!   on both; a program gets no more launches and no longer predicted time.
 //! - Time is nearly linear in the number of nodes: regions are small, and equal ones are done once.
 
 mod cost;
+mod decide;
 #[cfg(test)]
 mod exact;
 mod extract;
@@ -25,34 +34,40 @@ mod rules;
 mod saturate;
 mod site;
 mod solution;
+mod tidy;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::rc::Rc;
+use std::sync::Arc;
 
-pub use self::cost::{Cost, Machine};
-use self::extract::Extraction;
+pub use self::decide::Kept;
+use self::extract::{Extraction, LEAST_GAIN};
 use self::judge::judge;
 use self::language::Interner;
-use self::region::{Cut, Key, Region, cut};
+use self::region::{Key, Region};
 use self::rules::{Rule, RuleId};
 pub use self::rules::{Tag, rule_names};
 use self::saturate::RuleIndex;
 pub use self::saturate::Stop;
-use self::solution::{Rebuild, Solution, Written};
+use self::solution::{Cuts, Forms, Rebuild, Solution, Solved, Written};
+use self::tidy::tidy;
+pub use crate::codegen::{Cost, Machine};
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
-use crate::ir::{Graph, StopGradients, simplify};
+use crate::ir::Graph;
 use alip_plan::Target;
 
 /// What the optimiser may do.
-///
-/// Off by default: what one region gains, kernels that join over regions can lose. On `alip_b32` the training step is
-/// predicted to be 0.75 % faster and has 10 launches more of 1,038; it becomes the default when no graph loses launches.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptimizeOptions {
     /// Whether it does anything.
     pub enabled: bool,
     /// Names of rules or themes that are left out.
     pub without: BTreeSet<String>,
+}
+
+impl Default for OptimizeOptions {
+    fn default() -> Self {
+        OptimizeOptions { enabled: true, without: BTreeSet::new() }
+    }
 }
 
 /// One region of a program, as it was optimised.
@@ -130,7 +145,7 @@ pub struct Optimizer {
     target: Target,
     machine: Machine,
     ops: Interner,
-    known: HashMap<Key, Rc<Solution>>,
+    known: HashMap<Key, Arc<Forms>>,
     /// Every distinct region, in the order in which they were met.
     pub regions: Vec<RegionReport>,
 }
@@ -141,7 +156,7 @@ pub struct Optimizer {
 /// An option names no rule; a rule is wrong (in builds with debug assertions); an op refuses its inputs, which only a
 /// defect can cause.
 pub fn optimize(graph: &Graph, target: &Target, options: &OptimizeOptions) -> Result<Optimized, Diagnostics> {
-    Optimizer::new(target, options)?.optimize(graph)
+    Optimizer::new(target, options)?.optimize(graph, &Kept::All)
 }
 
 impl Optimizer {
@@ -173,82 +188,68 @@ impl Optimizer {
         })
     }
 
-    /// Optimises a program.
+    /// Optimises a program: its regions take the new forms that are kept.
     ///
     /// # Errors
     /// See [`optimize`].
-    pub fn optimize(&mut self, graph: &Graph) -> Result<Optimized, Diagnostics> {
+    pub fn optimize(&mut self, graph: &Graph, kept: &Kept) -> Result<Optimized, Diagnostics> {
         if self.enabled.is_empty() {
             return Ok(Optimized { graph: graph.clone(), report: Report::default() });
         }
-        let graph = simplify(graph, StopGradients::Drop)?.graph;
-        let Cut { regions, trivial } = cut(&graph);
-        let mut needed = vec![false; graph.nodes().len()];
-        for id in graph.outputs.values().chain(graph.updates.values()) {
-            needed[id.index()] = true;
-        }
-        let mut report = Report { nodes: (graph.nodes().len() as u32, 0), ..Report::default() };
-        // From last to first: what a region no longer reads, an earlier one need not make.
-        let mut solved: Vec<(Region, Rc<Solution>)> = Vec::new();
-        for core in regions.iter().rev() {
-            let region = Region::new(&graph, core, &trivial, &needed, &mut self.ops);
-            if region.outputs.is_empty() {
-                continue;
-            }
-            let solution = self.solve(&graph, &region, &mut report);
-            for leaf in &solution.leaves {
-                needed[region.leaves[*leaf].index()] = true;
-            }
-            self.note(&graph, &region, &solution, &mut report);
-            solved.push((region, solution));
+        let graph = tidy(graph)?;
+        let known = self.known.len();
+        let solved = Cuts::new(&graph).solve(self, kept);
+        let distinct = (self.known.len() - known) as u32;
+        let mut report = Report { nodes: (graph.nodes().len() as u32, 0), distinct, ..Report::default() };
+        for part in &solved {
+            self.note(&graph, part, kept, &mut report);
         }
         if cfg!(debug_assertions)
             && let Some((rule, why)) = report.faults.first()
         {
             return Err(Diagnostic::error(format!("internal: rule `{rule}` merges {why}")).into());
         }
-        let mut rebuild = Rebuild::new(&graph);
-        for (region, solution) in solved.iter().rev() {
-            rebuild.stamp(region, solution)?;
-        }
-        let graph = rebuild.finish()?;
+        let graph = Rebuild::new(&graph).stamp_all(&solved, kept)?;
         report.nodes.1 = graph.nodes().len() as u32;
         Ok(Optimized { graph, report })
     }
 
-    fn note(&mut self, graph: &Graph, region: &Region, solution: &Solution, report: &mut Report) {
-        let known = &mut self.regions[solution.report];
-        known.occurrences += 1;
+    fn note(&mut self, graph: &Graph, part: &Solved, kept: &Kept, report: &mut Report) {
+        let Solved { region, forms } = part;
         report.regions += 1;
-        for (total, cost) in [(&mut report.cost.0, known.cost.0), (&mut report.cost.1, known.cost.1)] {
+        let Some(known) = forms.report.and_then(|report| self.regions.get_mut(report)) else { return };
+        known.occurrences += 1;
+        let (before, after) = known.cost;
+        let taken = forms.taken(kept);
+        let after = if forms.keeps(kept) { after } else { before };
+        for (total, cost) in [(&mut report.cost.0, before), (&mut report.cost.1, after)] {
             total.seconds += cost.seconds;
             total.launches += cost.launches;
         }
-        for (rule, at) in &solution.fired {
+        for (rule, at) in &taken.fired {
             let path = graph.origin(region.nodes[*at]).path.to_string();
             let paths = report.fired.entry(self.rules[*rule].name).or_default();
             if paths.last() != Some(&path) {
                 paths.push(path);
             }
         }
-        for (rule, count) in &solution.applied {
+        for (rule, count) in &forms.applied {
             *report.applied.entry(self.rules[*rule].name).or_default() += count;
         }
-        report.faults.extend(solution.faults.iter().cloned());
+        report.faults.extend(forms.faults.iter().cloned());
     }
 
-    fn solve(&mut self, graph: &Graph, region: &Region, report: &mut Report) -> Rc<Solution> {
-        if let Some(solution) = self.known.get(&region.key) {
-            return solution.clone();
+    fn solve(&mut self, graph: &Graph, region: &Region) -> Arc<Forms> {
+        if let Some(forms) = self.known.get(&region.key) {
+            return forms.clone();
         }
-        report.distinct += 1;
-        let solution = Rc::new(self.saturate(graph, region));
-        self.known.insert(region.key.clone(), solution.clone());
-        solution
+        let forms = Arc::new(self.saturate(graph, region));
+        self.known.insert(region.key.clone(), forms.clone());
+        forms
     }
 
     /// Turns a region into an e-graph, applies the rules, and takes the cheapest terms.
-    fn saturate(&mut self, graph: &Graph, region: &Region) -> Solution {
+    fn saturate(&mut self, graph: &Graph, region: &Region) -> Forms {
         let mut written = Written::new(graph, region, std::mem::take(&mut self.ops));
         let outputs = written.outputs(region);
         let mut extraction = Extraction::new(&written.egraph, &outputs, &self.machine);
@@ -262,30 +263,32 @@ impl Optimizer {
             found = extraction.cheaper(start, before);
         }
         let mut cost = (before, before);
-        let mut solution = written.unchanged(graph, region);
+        let mut forms = Forms { unchanged: Solution::unchanged(graph, region), ..Forms::default() };
         let judge = |solution: &Solution| judge(&solution.graph(graph, region)?, &self.target, &self.machine);
         if !found.is_empty()
-            && let Some(before) = judge(&solution)
+            && let Some(before) = judge(&forms.unchanged)
         {
             cost = (before, before);
             for (terms, _) in found {
                 let candidate = written.solution(region, &terms, &saturated);
                 if let Some(after) = judge(&candidate)
-                    && after.seconds < before.seconds
+                    && after.seconds < before.seconds * (1.0 - LEAST_GAIN)
+                    && after.launches <= before.launches
                 {
-                    (solution, cost) = (candidate, (before, after));
+                    (forms.changed, cost) = (Some(candidate), (before, after));
                     break;
                 }
             }
         }
         for (_, rule) in &saturated.merged {
-            *solution.applied.entry(*rule).or_default() += 1;
+            *forms.applied.entry(*rule).or_default() += 1;
         }
         let egraph = &mut written.egraph;
         let work = saturated.work.iter().max_by_key(|(rule, (_, made))| (*made, std::cmp::Reverse(**rule)));
-        solution.report = self.regions.len();
+        forms.report = Some(self.regions.len());
+        let after = forms.changed.as_ref().unwrap_or(&forms.unchanged);
         self.regions.push(RegionReport {
-            nodes: (region.nodes.len() as u32, solution.nodes.len() as u32),
+            nodes: (region.nodes.len() as u32, after.nodes.len() as u32),
             terms: egraph.total_size() as u32,
             classes: egraph.number_of_classes() as u32,
             rounds: saturated.rounds,
@@ -294,8 +297,8 @@ impl Optimizer {
             cost,
             occurrences: 0,
         });
-        solution.faults = std::mem::take(&mut egraph.analysis.faults);
+        forms.faults = std::mem::take(&mut egraph.analysis.faults);
         self.ops = std::mem::take(&mut egraph.analysis.ops);
-        solution
+        forms
     }
 }

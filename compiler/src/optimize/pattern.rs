@@ -156,7 +156,7 @@ impl Matcher<'_> {
         let class = self.egraph.find(*class);
         match pattern {
             Pat::Num(value) => {
-                if self.egraph[class].data.splat == Some(*value) {
+                if self.egraph[class].data.number() == Some(*value) {
                     self.go(rest, found);
                 }
             }

@@ -64,7 +64,8 @@ pub(crate) fn cut(graph: &Graph) -> Cut {
     Cut { regions, trivial }
 }
 
-fn trivial(graph: &Graph) -> Vec<bool> {
+/// Which nodes are computed from constants alone.
+pub(crate) fn trivial(graph: &Graph) -> Vec<bool> {
     let mut trivial: Vec<bool> = Vec::with_capacity(graph.nodes().len());
     for node in graph.nodes() {
         trivial.push(match &node.op {
@@ -164,9 +165,14 @@ pub(crate) enum Operand {
 }
 
 impl Region {
-    /// A region of which these core nodes are needed; what they do not depend on is left out.
-    pub(crate) fn new(graph: &Graph, core: &[NodeId], trivial: &[bool], needed: &[bool], ops: &mut Interner) -> Region {
-        let outputs: Vec<NodeId> = core.iter().copied().filter(|id| needed[id.index()]).collect();
+    /// A region of which these core nodes are read; what they do not depend on is left out.
+    pub(crate) fn new(
+        graph: &Graph,
+        core: &[NodeId],
+        trivial: &[bool],
+        outputs: &[NodeId],
+        ops: &mut Interner,
+    ) -> Region {
         let inside = |id: NodeId| core.binary_search(&id).is_ok();
         let mut nodes: Vec<NodeId> = Vec::new();
         let mut stack: Vec<(NodeId, bool)> = outputs.iter().map(|id| (*id, false)).collect();

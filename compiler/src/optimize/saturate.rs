@@ -144,7 +144,7 @@ impl<'r> RuleIndex<'r> {
             if root == new {
                 continue;
             }
-            if let Some(why) = egraph[root].data.contradicts(&egraph[new].data) {
+            if let Some(why) = egraph[root].data.contradicts(&egraph[new].data, egraph.analysis.roundings) {
                 egraph.analysis.faults.push((self.rules[*rule].name, why));
                 continue;
             }
@@ -188,7 +188,7 @@ fn fold(egraph: &mut EGraph) -> Vec<Id> {
         }
         egraph.analysis.rule = "constant folding";
         let found = Match { root: id, vars: [None; 5], terms: Default::default() };
-        let value = egraph[id].data.splat.unwrap_or_default();
+        let value = egraph[id].data.number().unwrap_or_default();
         let Some(new) = (Site { egraph, found: &found }).number(value, id) else { continue };
         if egraph.union(id, new) {
             changed.push(id);

@@ -169,7 +169,7 @@ impl Site<'_> {
         let kept = others(rank, axes);
         let shape: Shape = permuted(&self.shape(x), &kept);
         let fact = self.fact(x);
-        if let Some(value) = fact.splat {
+        if let Some(value) = fact.number() {
             let ty = TensorType { dtype: fact.ty.dtype, shape };
             return self.number_of(value, &ty);
         }

@@ -1,14 +1,18 @@
 //! From a region to its e-graph, from chosen terms to what stands in place of the region, and from there to a new graph.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::sync::Arc;
 
 use egg::Id;
 use indexmap::IndexMap;
 use smallvec::SmallVec;
 
+use super::Optimizer;
+use super::decide::Kept;
 use super::extract::{Choice, Extraction};
 use super::language::{EGraph, Interner, Kind, Term};
-use super::region::{Operand, Region, leaf_op};
+use super::region::{Cut, Operand, Region, cut, leaf_op};
 use super::rules::RuleId;
 use super::saturate::{Saturated, canonical, empty};
 use crate::diag::{Diagnostic, Diagnostics};
@@ -21,6 +25,8 @@ pub(crate) struct Planned {
     operands: SmallVec<[Operand; 3]>,
     /// The node of the region whose origin it takes.
     origin: usize,
+    /// Whether it is a value that the region computes twice, the second time.
+    again: bool,
 }
 
 /// What a region becomes.
@@ -34,15 +40,72 @@ pub(crate) struct Solution {
     pub(crate) leaves: Vec<usize>,
     /// Rules whose results were taken, with the node of the region that they replaced.
     pub(crate) fired: Vec<(RuleId, usize)>,
+}
+
+/// What is known of a region: as it was written, and what it can become.
+#[derive(Default)]
+pub(crate) struct Forms {
+    pub(crate) unchanged: Solution,
+    /// If anything is cheaper by itself.
+    pub(crate) changed: Option<Solution>,
     /// How often rules merged two values.
     pub(crate) applied: BTreeMap<RuleId, u32>,
     /// Rules that were found wrong.
     pub(crate) faults: Vec<(&'static str, String)>,
-    /// Which report is about it.
-    pub(crate) report: usize,
+    /// Which report is about it; none if it was not looked into.
+    pub(crate) report: Option<usize>,
+}
+
+impl Forms {
+    /// Whether the region takes its new form.
+    pub(crate) fn keeps(&self, kept: &Kept) -> bool {
+        self.changed.as_ref().is_some_and(|changed| kept.allows(changed))
+    }
+
+    /// The form that the region takes.
+    pub(crate) fn taken(&self, kept: &Kept) -> &Solution {
+        self.changed.as_ref().filter(|changed| kept.allows(changed)).unwrap_or(&self.unchanged)
+    }
 }
 
 impl Solution {
+    /// The region as it is.
+    pub(crate) fn unchanged(graph: &Graph, region: &Region) -> Solution {
+        let node = |at: usize| Planned {
+            op: graph.node(region.nodes[at]).op.clone(),
+            operands: region.operands(graph, at),
+            origin: at,
+            again: false,
+        };
+        Solution {
+            nodes: (0..region.nodes.len()).map(node).collect(),
+            outputs: region.outputs.iter().map(|at| Operand::Node(*at)).collect(),
+            leaves: (0..region.leaves.len()).collect(),
+            ..Solution::default()
+        }
+    }
+
+    /// Reductions that the region computed twice, one of them to be read elsewhere, stay two (see `tidy`).
+    fn separate(&mut self, region: &Region, repeated: &[bool]) {
+        let mut used = vec![false; self.nodes.len()];
+        for operand in self.nodes.iter().flat_map(|planned| &planned.operands) {
+            if let Operand::Node(at) = operand {
+                used[*at] = true;
+            }
+        }
+        for (output, from) in self.outputs.iter_mut().zip(&region.outputs) {
+            let Operand::Node(at) = *output else { continue };
+            let planned = &self.nodes[at];
+            if repeated[*from] && used[at] && matches!(planned.op, Op::Reduce { .. }) {
+                let again =
+                    Planned { op: planned.op.clone(), operands: planned.operands.clone(), origin: *from, again: true };
+                *output = Operand::Node(self.nodes.len());
+                self.nodes.push(again);
+            }
+            used[at] = true;
+        }
+    }
+
     /// The region as a program of its own, of which the values below outputs that are views are the results.
     pub(crate) fn graph(&self, from: &Graph, region: &Region) -> Option<Graph> {
         let mut graph = Graph::new(&from.name);
@@ -78,6 +141,65 @@ impl Solution {
             }
         }
         Some(graph)
+    }
+}
+
+/// A region with its forms.
+pub(crate) struct Solved {
+    pub(crate) region: Region,
+    pub(crate) forms: Arc<Forms>,
+}
+
+/// The regions of a program, and those of their forms that were asked for so far.
+pub(crate) struct Cuts<'g> {
+    graph: &'g Graph,
+    cut: Cut,
+    /// By region and what is read of it.
+    known: HashMap<(usize, Vec<NodeId>), Arc<Solved>>,
+}
+
+impl<'g> Cuts<'g> {
+    pub(crate) fn new(graph: &'g Graph) -> Cuts<'g> {
+        Cuts { graph, cut: cut(graph), known: HashMap::new() }
+    }
+
+    /// Numbers of the regions that take new forms.
+    pub(crate) fn changed(&mut self, optimizer: &mut Optimizer, kept: &Kept) -> BTreeSet<usize> {
+        self.solve(optimizer, kept);
+        self.known.iter().filter(|(_, part)| part.forms.keeps(kept)).map(|((number, _), _)| *number).collect()
+    }
+
+    /// The regions of which anything is read, first to last.
+    pub(crate) fn solve(&mut self, optimizer: &mut Optimizer, kept: &Kept) -> Vec<Arc<Solved>> {
+        let mut needed = vec![false; self.graph.nodes().len()];
+        for id in self.graph.outputs.values().chain(self.graph.updates.values()) {
+            needed[id.index()] = true;
+        }
+        let mut solved = Vec::new();
+        // From last to first: what a region no longer reads, an earlier one need not make.
+        for (number, core) in self.cut.regions.iter().enumerate().rev() {
+            let outputs: Vec<NodeId> = core.iter().copied().filter(|id| needed[id.index()]).collect();
+            if outputs.is_empty() {
+                continue;
+            }
+            let part = self.known.entry((number, outputs)).or_insert_with_key(|(_, outputs)| {
+                let region = Region::new(self.graph, core, &self.cut.trivial, outputs, &mut optimizer.ops);
+                let forms = match kept.looks_at(number) {
+                    true => optimizer.solve(self.graph, &region),
+                    false => {
+                        let unchanged = Solution::unchanged(self.graph, &region);
+                        Arc::new(Forms { unchanged, ..Forms::default() })
+                    }
+                };
+                Arc::new(Solved { region, forms })
+            });
+            for leaf in &part.forms.taken(kept).leaves {
+                needed[part.region.leaves[*leaf].index()] = true;
+            }
+            solved.push(part.clone());
+        }
+        solved.reverse();
+        solved
     }
 }
 
@@ -147,21 +269,6 @@ impl Written {
         choice
     }
 
-    /// The region as it is.
-    pub(crate) fn unchanged(&self, graph: &Graph, region: &Region) -> Solution {
-        let node = |at: usize| Planned {
-            op: graph.node(region.nodes[at]).op.clone(),
-            operands: region.operands(graph, at),
-            origin: at,
-        };
-        Solution {
-            nodes: (0..region.nodes.len()).map(node).collect(),
-            outputs: region.outputs.iter().map(|at| Operand::Node(*at)).collect(),
-            leaves: (0..region.leaves.len()).collect(),
-            ..Solution::default()
-        }
-    }
-
     /// Chosen terms, operands first, as a solution.
     pub(crate) fn solution(&self, region: &Region, chosen: &[(Id, Term)], saturated: &Saturated) -> Solution {
         let first = self.first_nodes();
@@ -177,7 +284,7 @@ impl Written {
                 op => {
                     let operands = term.children.iter().map(|child| at[&self.egraph.find(*child)]).collect();
                     let origin = first.get(class).copied().unwrap_or(usize::MAX);
-                    solution.nodes.push(Planned { op: op.clone(), operands, origin });
+                    solution.nodes.push(Planned { op: op.clone(), operands, origin, again: false });
                     Operand::Node(solution.nodes.len() - 1)
                 }
             };
@@ -197,8 +304,16 @@ impl Written {
             }
         }
         solution.outputs = self.outputs(region).iter().map(|id| at[&self.egraph.find(*id)]).collect();
+        solution.separate(region, &self.repeated());
         solution.fired = self.fired(chosen, &at, &solution, saturated);
         solution
+    }
+
+    /// Positions of nodes in whose class there are others.
+    fn repeated(&self) -> Vec<bool> {
+        let mut counts: HashMap<Id, u32> = HashMap::new();
+        self.classes.iter().for_each(|id| *counts.entry(self.egraph.find(*id)).or_default() += 1);
+        self.classes.iter().map(|id| counts[&self.egraph.find(*id)] > 1).collect()
     }
 
     /// The first node of the region in every class.
@@ -249,17 +364,28 @@ impl Written {
     }
 }
 
+/// An op with its operands, the old node in whose place it stands, and whether it is that one's second copy.
+type Placed = (Op, SmallVec<[NodeId; 3]>, NodeId, bool);
+
 /// A new graph made of solutions.
+///
+/// Nodes come in the order of those that they stand for, since schedules follow it: a graph of which nothing was changed is
+/// as it was, node by node.
 pub(crate) struct Rebuild<'g> {
     old: &'g Graph,
     new: Graph,
+    /// The old node in whose place a new one stands.
+    rank: Vec<NodeId>,
     map: Vec<Option<NodeId>>,
-    known: HashMap<(Op, SmallVec<[NodeId; 3]>), NodeId>,
+    /// Copies of one node that several regions hold. Equal nodes that the program has twice stay two: whether to merge them
+    /// is for the schedule, which may want each with its own readers.
+    known: HashMap<Placed, NodeId>,
 }
 
 impl<'g> Rebuild<'g> {
     pub(crate) fn new(old: &'g Graph) -> Rebuild<'g> {
-        Rebuild { old, new: old.successor(), map: vec![None; old.nodes().len()], known: HashMap::new() }
+        let map = vec![None; old.nodes().len()];
+        Rebuild { old, new: old.successor(), rank: Vec::new(), map, known: HashMap::new() }
     }
 
     fn fault(&self, id: NodeId, error: &OpError) -> Diagnostics {
@@ -269,12 +395,13 @@ impl<'g> Rebuild<'g> {
             .into()
     }
 
-    fn add(&mut self, op: &Op, inputs: SmallVec<[NodeId; 3]>, origin: OriginId) -> Result<NodeId, OpError> {
-        let key = (op.clone(), inputs);
+    fn add(&mut self, op: &Op, inputs: SmallVec<[NodeId; 3]>, old: NodeId, again: bool) -> Result<NodeId, OpError> {
+        let key = (op.clone(), inputs, old, again);
         if let Some(id) = self.known.get(&key) {
             return Ok(*id);
         }
-        let id = self.new.add(key.0.clone(), &key.1, origin)?;
+        let id = self.new.add(key.0.clone(), &key.1, self.old.node(old).origin)?;
+        self.rank.push(old);
         self.known.insert(key, id);
         Ok(id)
     }
@@ -287,13 +414,21 @@ impl<'g> Rebuild<'g> {
         let node = self.old.node(id);
         let inputs: Result<SmallVec<[NodeId; 3]>, Diagnostics> =
             node.inputs.iter().map(|input| self.plain(*input)).collect();
-        let new = self.add(&node.op, inputs?, node.origin).map_err(|error| self.fault(id, &error))?;
+        let new = self.add(&node.op, inputs?, id, false).map_err(|error| self.fault(id, &error))?;
         self.map[id.index()] = Some(new);
         Ok(new)
     }
 
+    /// The graph with all regions in the forms that they take.
+    pub(crate) fn stamp_all(mut self, solved: &[Arc<Solved>], kept: &Kept) -> Result<Graph, Diagnostics> {
+        for Solved { region, forms } in solved.iter().map(Arc::as_ref) {
+            self.stamp(region, forms.taken(kept))?;
+        }
+        self.finish()
+    }
+
     /// Puts a solution in place of a region; earlier regions are there.
-    pub(crate) fn stamp(&mut self, region: &Region, solution: &Solution) -> Result<(), Diagnostics> {
+    fn stamp(&mut self, region: &Region, solution: &Solution) -> Result<(), Diagnostics> {
         let mut placed: Vec<NodeId> = Vec::with_capacity(solution.nodes.len());
         for planned in &solution.nodes {
             let old = region.nodes[planned.origin];
@@ -304,8 +439,7 @@ impl<'g> Rebuild<'g> {
                     Operand::Node(at) => placed[*at],
                 });
             }
-            let origin = self.old.node(old).origin;
-            placed.push(self.add(&planned.op, inputs, origin).map_err(|error| self.fault(old, &error))?);
+            placed.push(self.add(&planned.op, inputs, old, planned.again).map_err(|error| self.fault(old, &error))?);
         }
         for (at, operand) in region.outputs.iter().zip(&solution.outputs) {
             let new = match operand {
@@ -318,7 +452,7 @@ impl<'g> Rebuild<'g> {
     }
 
     /// The new graph, with its names; named values that nothing computes any more have none.
-    pub(crate) fn finish(mut self) -> Result<Graph, Diagnostics> {
+    fn finish(mut self) -> Result<Graph, Diagnostics> {
         let old = self.old;
         let mut renamed = |names: &IndexMap<String, NodeId>| -> Result<IndexMap<String, NodeId>, Diagnostics> {
             names.iter().map(|(name, id)| Ok((name.clone(), self.plain(*id)?))).collect()
@@ -327,6 +461,36 @@ impl<'g> Rebuild<'g> {
         let kept = |(name, id): (&String, &NodeId)| Some((name.clone(), self.map[id.index()]?));
         self.new.values = old.values.iter().filter_map(kept).collect();
         (self.new.inputs, self.new.outputs, self.new.updates) = (inputs, outputs, updates);
-        Ok(self.new)
+        self.in_old_order()
+    }
+
+    /// Operands first, else by rank.
+    fn in_old_order(self) -> Result<Graph, Diagnostics> {
+        let Rebuild { new, rank, .. } = self;
+        let count = new.nodes().len();
+        let mut waits: Vec<usize> = vec![0; count];
+        let mut readers: Vec<Vec<NodeId>> = vec![Vec::new(); count];
+        for id in new.ids() {
+            waits[id.index()] = new.node(id).inputs.len();
+            new.node(id).inputs.iter().for_each(|input| readers[input.index()].push(id));
+        }
+        let mut ordered = new.successor();
+        let mut map: Vec<Option<NodeId>> = vec![None; count];
+        let ready = new.ids().filter(|id| waits[id.index()] == 0);
+        let mut ready: BinaryHeap<_> = ready.map(|id| Reverse((rank[id.index()], id))).collect();
+        while let Some(Reverse((_, id))) = ready.pop() {
+            let node = new.node(id);
+            let inputs: SmallVec<[NodeId; 3]> = node.inputs.iter().filter_map(|input| map[input.index()]).collect();
+            let added = ordered.add(node.op.clone(), &inputs, node.origin);
+            map[id.index()] = Some(added.map_err(|error| error.diagnose(new.origin(id)))?);
+            for reader in &readers[id.index()] {
+                waits[reader.index()] -= 1;
+                if waits[reader.index()] == 0 {
+                    ready.push(Reverse((rank[reader.index()], *reader)));
+                }
+            }
+        }
+        ordered.take_names(&new, |id| map[id.index()]);
+        Ok(ordered)
     }
 }

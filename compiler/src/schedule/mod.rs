@@ -1,6 +1,7 @@
 //! From a graph to groups: what becomes one kernel, in which order, and where its operands lie in memory.
 //!
-//! - [`normal_form`]: `pads` and `sums` join what can be written as parts of one value, `prepare` does the rest.
+//! - [`normal_form`]: `pads` and `sums` join what can be written as parts of one value, `prepare` does the rest (with
+//!   `commute`).
 //! - `facts` gathers what is known of each node, `place` (with `attention`) decides where nodes are computed, `siblings` what
 //!   is near enough to be one kernel, `recompute` what is computed again rather than kept, `group` holds the decisions,
 //!   `layout` and `operands` know which views are affine.
@@ -11,6 +12,7 @@
 
 mod attention;
 pub mod check;
+mod commute;
 mod explain;
 mod facts;
 mod group;

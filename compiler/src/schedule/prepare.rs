@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use smallvec::SmallVec;
 
+use super::commute::Forms;
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Graph, NodeId, OriginId, Shape};
 use crate::ops::{Dot, Op, OpError, ReduceKind, ScalarOp};
@@ -25,7 +26,8 @@ const PIECE: u64 = 4096;
 pub fn prepare(graph: &Graph) -> Result<Graph, Diagnostics> {
     let live = live(graph);
     let turned = turned(graph, &live);
-    let mut rebuild = Rebuild { graph: Graph::new(&graph.name), seen: HashMap::new(), origins: Vec::new() };
+    let (seen, forms) = (HashMap::new(), Forms::default());
+    let mut rebuild = Rebuild { graph: Graph::new(&graph.name), seen, origins: Vec::new(), forms };
     for origin in graph.origins() {
         let id = rebuild.graph.add_origin(origin.clone());
         rebuild.origins.push(id);
@@ -126,16 +128,20 @@ struct Rebuild {
     graph: Graph,
     seen: HashMap<(Op, SmallVec<[NodeId; 3]>), NodeId>,
     origins: Vec<OriginId>,
+    forms: Forms,
 }
 
 impl Rebuild {
     /// Adds a node unless there is an equal one.
     fn add(&mut self, op: Op, inputs: &[NodeId], origin: OriginId) -> Result<NodeId, OpError> {
-        let key = (op, SmallVec::from_slice(inputs));
+        let mut inputs = SmallVec::from_slice(inputs);
+        self.forms.sort(&self.graph, &op, &mut inputs);
+        let key = (op, inputs);
         if let Some(id) = self.seen.get(&key) {
             return Ok(*id);
         }
-        let id = self.graph.add(key.0.clone(), inputs, origin)?;
+        let id = self.graph.add(key.0.clone(), &key.1, origin)?;
+        self.forms.note(&self.graph, self.graph.node(id));
         self.seen.insert(key, id);
         Ok(id)
     }

@@ -46,7 +46,8 @@ pub(crate) fn in_words(done: &Done) -> String {
             for (name, program) in &plan.report.programs {
                 let launches = grouped(program.launches);
                 let (flops, bytes) = (operations(program.flops), size(program.bytes));
-                let _ = writeln!(text, "{name:13} {launches} launches, {flops}, {bytes} moved");
+                let time = duration(program.predicted_seconds);
+                let _ = writeln!(text, "{name:13} {launches} launches, {flops}, {bytes} moved, predicted {time}");
                 if !program.buckets.is_empty() {
                     text.push_str(&in_buckets("  by rows", &program.buckets));
                 }
@@ -141,6 +142,11 @@ pub(crate) fn grouped(number: u64) -> String {
 pub(crate) fn size(bytes: u64) -> String {
     let kibibytes = bytes.div_ceil(1 << 10);
     if kibibytes < 1 << 10 { format!("{kibibytes} KiB") } else { format!("{} MiB", grouped(bytes.div_ceil(1 << 20))) }
+}
+
+/// Seconds with a unit.
+fn duration(seconds: f64) -> String {
+    if seconds < 1.0 { format!("{:.2} ms", seconds * 1e3) } else { format!("{seconds:.2} s") }
 }
 
 /// Floating point operations with a unit that leaves at most four digits before the point.

@@ -4,7 +4,6 @@ use alip_compiler::diag::{Diagnostic, did_you_mean};
 use alip_compiler::optimize::OptimizeOptions;
 use alip_compiler::resolve::Options;
 use alip_compiler::schedule::ScheduleOptions;
-use alip_compiler::transform::Disabled;
 use alip_compiler::{CompileOptions, SpecOptions, transform};
 use alip_plan::Target;
 
@@ -31,9 +30,9 @@ pub(crate) struct SpecArgs {
     /// Do without a rewrite, rule or theme of rules
     #[arg(long, value_name = "NAME")]
     no_rule: Vec<String>,
-    /// Optimise with the e-graph
+    /// Do without the e-graph
     #[arg(long)]
-    egraph: bool,
+    no_egraph: bool,
 }
 
 impl SpecArgs {
@@ -42,16 +41,14 @@ impl SpecArgs {
     /// # Errors
     /// An unknown target.
     pub(crate) fn options(&self) -> Result<SpecOptions, Diagnostic> {
-        // Rewrites of whole programs and rules of the e-graph; that knows which names are neither.
-        let is_rewrite = |name: &String| transform::names().any(|rewrite| rewrite == name);
-        let (disabled, without) = self.no_rule.iter().cloned().partition(is_rewrite);
-        let compile = CompileOptions {
+        let mut compile = CompileOptions {
             target: target(&self.target)?,
-            optimize: OptimizeOptions { enabled: self.egraph, without },
+            optimize: OptimizeOptions { enabled: !self.no_egraph, ..Default::default() },
             schedule: ScheduleOptions { fuse: !self.no_fuse },
-            transform: transform::Options { lift: !self.no_lift, disabled: Disabled(disabled) },
+            transform: transform::Options { lift: !self.no_lift, ..Default::default() },
             ..CompileOptions::default()
         };
+        compile.leave_out(&self.no_rule);
         let spec = Options { batch: self.batch, set: self.set.clone(), ..Options::default() };
         Ok(SpecOptions { spec, compile, ..SpecOptions::default() })
     }

@@ -57,7 +57,7 @@ pub(super) fn rules() -> Vec<Rule> {
 /// `-(x c)` is `x (-c)`.
 fn negated_constant(s: &mut Site<'_>) -> Option<egg::Id> {
     let (x, c) = (s.var(&X)?, s.var(&C)?);
-    let value = s.fact(c).splat?;
+    let value = s.fact(c).number()?;
     let c = s.number(-value, c)?;
     s.mul(x, c)
 }
@@ -65,7 +65,7 @@ fn negated_constant(s: &mut Site<'_>) -> Option<egg::Id> {
 /// `x - c` is `x + (-c)`, so that constants meet in sums.
 fn plus_negative(s: &mut Site<'_>) -> Option<egg::Id> {
     let (x, c) = (s.var(&X)?, s.var(&C)?);
-    let value = s.fact(c).splat.filter(|value| *value != 0.0)?;
+    let value = s.fact(c).number().filter(|value| *value != 0.0)?;
     let c = s.number(-value, c)?;
     s.point(ScalarOp::Add, &[x, c])
 }
@@ -73,7 +73,7 @@ fn plus_negative(s: &mut Site<'_>) -> Option<egg::Id> {
 /// `x / c` is `x (1/c)`.
 fn times_inverse(s: &mut Site<'_>) -> Option<egg::Id> {
     let (x, c) = (s.var(&X)?, s.var(&C)?);
-    let inverse = 1.0 / s.fact(c).splat?;
+    let inverse = 1.0 / s.fact(c).number()?;
     // Where the inverse would not be a normal f32 number, it would lose digits that the quotient has.
     let normal = (1e-37..1e37).contains(&inverse.abs());
     let c = s.number(normal.then_some(inverse)?, c)?;
@@ -93,6 +93,6 @@ fn times_repeated_inverse(s: &mut Site<'_>) -> Option<egg::Id> {
 }
 
 fn known_choice(s: &mut Site<'_>) -> Option<egg::Id> {
-    let condition = s.fact(s.var(&C)?).splat?;
+    let condition = s.fact(s.var(&C)?).number()?;
     if condition == 0.0 { s.var(&Y) } else { s.var(&X) }
 }

@@ -79,7 +79,7 @@ fn sum_of_neg(s: &mut Site<'_>) -> Option<Id> {
 }
 
 fn max_of_scaled(s: &mut Site<'_>) -> Option<Id> {
-    let value = s.fact(s.var(&C)?).splat.filter(|value| *value > 0.0)?;
+    let value = s.fact(s.var(&C)?).number().filter(|value| *value > 0.0)?;
     let top = s.add(s.op(0), &[s.var(&X)?])?;
     let factor = s.number(value, top)?;
     s.mul(top, factor)

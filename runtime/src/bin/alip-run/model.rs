@@ -24,6 +24,12 @@ pub(crate) struct ModelArgs {
     /// What to compile for, in place of the device's own target; `cpu_mixed` stores bf16 and f16 where a spec asks for them
     #[arg(long, value_name = "NAME")]
     pub(crate) target: Option<String>,
+    /// Do without a rewrite, rule or theme of rules
+    #[arg(long, value_name = "NAME")]
+    pub(crate) no_rule: Vec<String>,
+    /// Do without the e-graph
+    #[arg(long)]
+    pub(crate) no_egraph: bool,
 }
 
 /// Which device.
@@ -87,8 +93,10 @@ impl ModelArgs {
             return self.compile(kind, keep, data);
         }
         let path = Path::new(&self.spec);
-        if self.batch.is_some() || !self.set.is_empty() || self.target.is_some() {
-            let why = "is compiled: --batch, --set and --target are for specs; give them to `alipc compile` and compile again";
+        let changed = self.batch.is_some() || !self.set.is_empty() || self.target.is_some();
+        if changed || !self.no_rule.is_empty() || self.no_egraph {
+            let why = "is compiled: --batch, --set, --target, --no-rule and --no-egraph are for specs; give them to \
+                       `alipc compile` and compile again";
             return Err(Failure::message(format!("the plan in {} {why}", path.display())));
         }
         if keep.grads || keep.outputs {
@@ -111,11 +119,14 @@ impl ModelArgs {
         use alip_compiler::{CompileOptions, SpecOptions, compile_spec, resolve};
 
         let target = self.target(kind)?;
+        let mut compile = CompileOptions { target, ..Default::default() };
+        compile.leave_out(&self.no_rule);
+        compile.optimize.enabled = !self.no_egraph;
         let options = SpecOptions {
             spec: resolve::Options { batch: self.batch, set: self.set.clone(), ..Default::default() },
             data: data.map(str::to_string),
             keep: update::Keep { grads: keep.grads, values: keep.outputs },
-            compile: CompileOptions { target, ..Default::default() },
+            compile,
         };
         let mut sources = SourceMap::new();
         let compiled = compile_spec(&mut sources, &self.spec, &options)
