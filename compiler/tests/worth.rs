@@ -53,7 +53,7 @@ fn attention(projections: &str, [q, k, v]: [&str; 3]) -> String {
 
 fn of_spec(text: String) -> [ProgramReport; 2] {
     let files = [("projections.ron".to_owned(), text)].into();
-    let programs = report("projections.ron", Options { files, ..Options::default() }, true).programs;
+    let programs = report("projections", Options { files, ..Options::default() }, true).programs;
     ["f", "train"].map(|name| programs[name].clone())
 }
 
