@@ -45,6 +45,13 @@ fn a_wrong_lift_is_laid_to_lifting() {
 }
 
 #[test]
+fn a_wrong_rule_of_the_e_graph_is_laid_to_that_rule() {
+    let said =
+        ["the graph that is scheduled means something else\n  node ", "responsible: ", "no-rule div-by-repeated"];
+    check("InverseForgotten", &["--against", "no-egraph"], &said);
+}
+
+#[test]
 fn a_fault_of_fusion_is_laid_to_fusion() {
     let said =
         ["a kernel leaves its bound", "mlp.gelu at stdlib/activation.ron:7:", "responsible: what no-fuse turns off"];

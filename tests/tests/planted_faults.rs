@@ -63,6 +63,7 @@ fn expected(fault: Fault) -> Option<Stage> {
     use Fault::*;
     match fault {
         TimesZeroIsIdentity | TransposesComposedBackwards | ScaleLost | RowOffsetShifted => Some(Stage::Forward),
+        InverseForgotten => Some(Stage::Graph),
         SliceOffByOne | EpilogueTwice | EpilogueSubSwapped => Some(Stage::Kernel),
         LseWithoutMax | CausalOffByOne | SegmentBoundaryLeak => Some(Stage::Kernel),
         LastLaneLost | LastRowMissing | ScatterOverwrites | ConvLastColumnLost => Some(Stage::Kernel),

@@ -18,6 +18,8 @@ pub enum Fault {
     AttentionDeltaUnweighted,
     /// Rule: `x * 0` is taken for `x`.
     TimesZeroIsIdentity,
+    /// Rule of the e-graph: a division by a repeated value becomes a product with the value itself.
+    InverseForgotten,
     /// Rule: two transposes become one in the wrong order.
     TransposesComposedBackwards,
     /// Lift: attention that is written out loses the factor of its scores.
@@ -56,13 +58,14 @@ pub enum Fault {
 
 impl Fault {
     /// All faults.
-    pub const ALL: [Fault; 23] = [
+    pub const ALL: [Fault; 24] = [
         Fault::SubGradientSign,
         Fault::DivGradientSign,
         Fault::MaxGradientEverywhere,
         Fault::SliceGradientShifted,
         Fault::AttentionDeltaUnweighted,
         Fault::TimesZeroIsIdentity,
+        Fault::InverseForgotten,
         Fault::TransposesComposedBackwards,
         Fault::ScaleLost,
         Fault::RowOffsetShifted,

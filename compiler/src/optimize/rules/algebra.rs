@@ -2,6 +2,8 @@
 //!
 //! Operands of commutative operations match in both orders.
 
+use alip_plan::fault::{Fault, planted};
+
 use super::Rule;
 use super::Tag::{Exact, FiniteOnly, Reassociates};
 use crate::ops::{Op, ScalarOp};
@@ -87,7 +89,7 @@ fn times_repeated_inverse(s: &mut Site<'_>) -> Option<egg::Id> {
         return None;
     }
     let one = s.number(1.0, y)?;
-    let inverse = s.point(ScalarOp::Div, &[one, y])?;
+    let inverse = if planted(Fault::InverseForgotten) { y } else { s.point(ScalarOp::Div, &[one, y])? };
     let inverse = s.broadcast(inverse, shape, dims)?;
     s.mul(x, inverse)
 }

@@ -72,18 +72,30 @@ pub(crate) fn run(args: &Args) -> Outcome {
     for suspect in suspects(&whole).into_iter().filter(|suspect| found.stage >= suspect.first) {
         let build = Build::new(args, kind, &|options| suspect.turn_off(options))?;
         if build.wrong_at(found.stage, args, &data)?.is_none() {
-            guilty.push(suspect.name);
+            guilty.push(suspect);
         }
+    }
+    say!("responsible: {}", verdict(&guilty, found.stage));
+    Ok(ExitCode::FAILURE)
+}
+
+/// What is responsible, given what makes a step right when it is turned off, in the order of the passes.
+fn verdict(guilty: &[Suspect], stage: Stage) -> String {
+    let names = |list: &[&Suspect]| list.iter().map(|suspect| suspect.name.as_str()).collect::<Vec<_>>().join(", ");
+    let rules: Vec<&Suspect> = guilty.iter().filter(|suspect| suspect.is_rule()).collect();
+    let guilty: Vec<&Suspect> = guilty.iter().collect();
+    // What one rule makes may be chosen only for what another one makes of it.
+    if rules.len() > 1 {
+        return format!("one of the rules that {} turn off; everything is right without any of them", names(&rules));
     }
     // What a later pass does wrong does not happen either when an earlier one leaves it nothing to do.
     match guilty.split_last() {
-        None => say!("responsible: the {} itself; nothing that can be turned off makes it right", found.stage.name()),
-        Some((last, [])) => say!("responsible: what {last} turns off; everything is right without it"),
+        None => format!("the {} itself; nothing that can be turned off makes it right", stage.name()),
+        Some((last, [])) => format!("what {} turns off; everything is right without it", last.name),
         Some((last, before)) => {
-            say!("responsible: what {last} turns off; everything is right without it (and with {})", before.join(", "));
+            format!("what {} turns off; everything is right without it (and with {})", last.name, names(before))
         }
     }
-    Ok(ExitCode::FAILURE)
 }
 
 /// Something that can be turned off.
@@ -112,6 +124,11 @@ impl Suspect {
     fn rule(name: &str) -> Suspect {
         let first = if is_rewrite(name) { Stage::Forward } else { Stage::Graph };
         Suspect { name: format!("no-rule {name}"), what: What::Rule(name.into()), first }
+    }
+
+    /// Whether it is a rule of the e-graph.
+    fn is_rule(&self) -> bool {
+        matches!(&self.what, What::Rule(name) if !is_rewrite(name))
     }
 
     /// What `--against` names.
