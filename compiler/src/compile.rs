@@ -319,7 +319,7 @@ impl<'a> Run<'a> {
             false => None,
         };
         let scheduled = match &again {
-            Some(again) => self.timed("schedule", || schedule::schedule(again, target, options.schedule)),
+            Some(again) => self.timed("schedule", || schedule::schedule_again(again, target, options.schedule)),
             None => first,
         };
         self.dump("schedule", &name, || scheduled.table());
@@ -332,7 +332,7 @@ impl<'a> Run<'a> {
         }
         drop(scheduled);
         self.dump("lower", &name, || table(&launches));
-        let graph = again.unwrap_or(graph);
+        let graph = again.map_or(graph, |again| again.graph);
         Ok((!self.stops("lower")).then_some((name, graph, launches)))
     }
 

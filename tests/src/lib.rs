@@ -7,3 +7,4 @@ pub mod goldens;
 pub mod inlined;
 pub mod packing;
 pub mod skip;
+pub mod small;

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
-use alip_compiler::ir::{DType, Graph, Model, Value, interpret};
+use alip_compiler::ir::{Model, interpret};
 use alip_compiler::resolve::{Options, resolve};
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec, transform};
 use alip_plan::bounds::golden::{GRADIENT, STEP_ONE};
 use alip_plan::bounds::{assert_within, largest};
-use alip_plan::{Plan, Target, philox};
+use alip_plan::{Plan, Target};
 use alip_runtime::device::{DeviceOptions, choose};
 use alip_runtime::exec::{Session, Tensors};
 use alip_tests::compiled::{self, Numbers, Values};
-use alip_tests::packing;
+use alip_tests::packing::{self, Texts, batch, start};
 
 /// Sums in another order, in f64.
 const EXACT: f64 = 1e-12;
@@ -33,67 +33,6 @@ fn model(graph: &str, set: &[&str], packed: bool) -> Model {
     }
     add_update(&mut resolved, Keep { grads: true, values: false }).unwrap_or_else(|errors| panic!("{errors}"));
     resolved.model
-}
-
-/// What the texts of a batch are like.
-#[derive(Clone, Copy, Debug)]
-enum Texts {
-    /// The end first, and nothing else.
-    Empty,
-    /// The end last.
-    Full,
-    /// About a third of the context.
-    Short,
-    /// Lengths of all kinds, with ends that repeat, and padding ids inside.
-    Mixed,
-}
-
-/// A batch for a program: noise, and texts whose end is the largest id.
-fn batch(graph: &Graph, texts: Texts, vocabulary: u64) -> Values {
-    let mut values = Values::new();
-    for (stream, (name, id)) in graph.inputs.iter().enumerate() {
-        if alip_plan::packing::Role::of_input(name).is_some() {
-            continue;
-        }
-        let ty = graph.ty(*id).clone();
-        let draw = |i: u64| philox::philox4x32([i as u32, stream as u32, 9, 0], [3, 5])[0];
-        let count = ty.shape.elements();
-        let data = match ty.dtype {
-            DType::I32 => {
-                let context = ty.shape.size(1);
-                let token = |i: u64| {
-                    let (text, at) = (i / context, i % context);
-                    let end = match texts {
-                        Texts::Empty => 0,
-                        Texts::Full => context - 1,
-                        Texts::Short => 1 + u64::from(draw(text + 1000)) % (context / 3),
-                        Texts::Mixed => u64::from(draw(text + 2000)) % context,
-                    };
-                    let repeats = matches!(texts, Texts::Mixed) && text % 3 == 0 && at == context - 1;
-                    match at {
-                        at if at == end || repeats => (vocabulary - 1) as f64,
-                        // Padding is id 0, which stands inside of texts too.
-                        at if at < end => {
-                            f64::from(draw(i)) % (vocabulary - 1) as f64 * f64::from(u8::from(at % 4 != 2))
-                        }
-                        _ => 0.0,
-                    }
-                };
-                (0..count).map(token).map(f64::floor).collect()
-            }
-            _ => (0..count).map(|i| f64::from(philox::uniform(draw(i)) * 4.0 - 2.0)).collect(),
-        };
-        values.insert(name.clone(), Value::new(ty, data));
-    }
-    values
-}
-
-/// The state that a run starts with, as f32 devices hold it.
-fn start(model: &Model) -> Values {
-    let seed = Values::from([("seed".to_owned(), Value::scalar(DType::I32, 3.0))]);
-    let mut state = interpret(&model.programs["init"], &seed, &Values::new()).expect("init runs").updates;
-    state.insert("train.total_steps".into(), Value::scalar(DType::I32, 50.0));
-    compiled::rounded(&state)
 }
 
 /// Whether a value is noise around zero: the gradient of a key bias.

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use alip_compiler::autodiff::update::Keep;
 use alip_compiler::diag::SourceMap;
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
-use alip_plan::Target;
 use alip_plan::bounds::golden::{GRADIENT, GRADIENT_RESNET, STEP_ONE};
 use alip_plan::bounds::{assert_within, golden::of_largest};
+use alip_plan::{PROGRAM_TRAIN, Target};
 use alip_runtime::device::{Device, DeviceOptions, choose};
 use alip_runtime::exec::Session;
 use alip_runtime::train::file::{Entry, FileError, write};
@@ -111,6 +111,8 @@ fn replayed(case: &Case, device: Box<dyn Device>, target: Target, steps: u64) ->
         out: &out,
     };
     replay(&mut session, &what).unwrap_or_else(|error| panic!("{}: {error}", case.graph));
+    // Everything is on: what runs is one of the packed programs.
+    assert!(session.rows_run(PROGRAM_TRAIN).is_some(), "{}: rows are packed", case.graph);
     goldens::read(&out).expect("what was just written")
 }
 

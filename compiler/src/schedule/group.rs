@@ -122,6 +122,8 @@ pub(crate) struct Group {
     pub(crate) level: u32,
     /// Set when merged into another group.
     pub(crate) merged_into: Option<GroupId>,
+    /// Computes again what has been computed before: it runs late, and must not draw in what is needed early.
+    pub(crate) late: bool,
 }
 
 /// A node seen from one place of a group.
@@ -167,6 +169,8 @@ pub(crate) struct Groups<'g> {
     pub(crate) calls: HashMap<CallKey, Vec<GroupId>>,
     /// Outputs and updates.
     pub(crate) required: Vec<bool>,
+    /// Values that are computed again (`recompute`).
+    pub(crate) late: Vec<bool>,
     pub(crate) max_operands: usize,
     pub(crate) fuse: bool,
     /// The members that read the node which is being placed.
@@ -192,6 +196,7 @@ impl<'g> Groups<'g> {
             writers: vec![SmallVec::new(); count],
             calls: HashMap::new(),
             required,
+            late: vec![false; count],
             max_operands,
             fuse,
             readers: Vec::new(),
@@ -230,6 +235,7 @@ impl<'g> Groups<'g> {
             after: Vec::new(),
             level: 0,
             merged_into: None,
+            late: false,
         });
         self.groups.len() - 1
     }
@@ -442,6 +448,7 @@ impl<'g> Groups<'g> {
     pub(crate) fn root(&mut self, kind: Kind, node: NodeId, what: What, kept: Vec<u64>, reduced: Vec<u64>) -> MemberId {
         let row = kind == Kind::Reduction;
         let group = self.new_group(kind, kept, reduced);
+        self.groups[group].late = self.late[node.index()];
         let inputs = self.inputs(&self.groups[group], node, what, &Chain::new());
         let inputs = inputs.expect("on its own domain a node reads its operands as they are");
         self.add_member(group, node, what, row, Chain::new(), 0, inputs)
@@ -541,7 +548,7 @@ impl<'g> Groups<'g> {
     /// Makes one group of two that loop over the same domain and do not depend on each other.
     pub(crate) fn merge(&mut self, a: GroupId, b: GroupId) -> bool {
         let (x, y) = (&self.groups[a], &self.groups[b]);
-        let alike = x.kind == y.kind && matches!(x.kind, Kind::Map | Kind::Reduction);
+        let alike = x.kind == y.kind && x.late == y.late && matches!(x.kind, Kind::Map | Kind::Reduction);
         let mut cuts = x.cuts.clone();
         // A kernel stores an operand through one view, or through several that are apart in memory.
         let apart = |a: &Store, b: &Store| {
@@ -554,6 +561,12 @@ impl<'g> Groups<'g> {
         if x.operands.union(&y.operands).count() > self.max_operands || self.reaches(a, b) || self.reaches(b, a) {
             return false;
         }
+        self.take_in(a, b, cuts);
+        true
+    }
+
+    /// Moves all that a group has to another one; neither reads what the other stores.
+    pub(crate) fn take_in(&mut self, a: GroupId, b: GroupId, cuts: Cuts) {
         let remains = Group { merged_into: Some(a), ..self.groups[a].clone() };
         let gone = std::mem::replace(&mut self.groups[b], remains);
         for member in &gone.members {
@@ -570,7 +583,6 @@ impl<'g> Groups<'g> {
         if level > 0 {
             self.relevel(a, level - 1);
         }
-        true
     }
 }
 

@@ -3,7 +3,8 @@
 //! - [`normal_form`]: `pads` and `sums` join what can be written as parts of one value, `prepare` does the rest (with
 //!   `commute`).
 //! - `facts` gathers what is known of each node, `place` (with `attention`) decides where nodes are computed, `siblings` what
-//!   is near enough to be one kernel, `recompute` what is computed again rather than kept, `group` holds the decisions,
+//!   is near enough to be one kernel, `recompute` what is computed again rather than kept, `late` what runs just before it is
+//!   read, `group` holds the decisions,
 //!   `layout` and `operands` know which views are affine.
 //! - [`memory`] gives every stored value its place; [`check`] replays a program and proves that nothing live is overwritten.
 //!
@@ -16,6 +17,7 @@ mod commute;
 mod explain;
 mod facts;
 mod group;
+mod late;
 mod layout;
 pub mod memory;
 mod operands;
@@ -39,7 +41,7 @@ pub(crate) use self::layout::{Layout, ViewOp};
 pub(crate) use self::operands::{gather, product};
 pub use self::pads::join_pads;
 pub use self::prepare::prepare;
-pub use self::recompute::recompute;
+pub use self::recompute::{Recomputed, recompute};
 pub use self::sums::join_sums;
 use crate::diag::Diagnostics;
 use crate::ir::{Graph, NodeId};
@@ -73,7 +75,17 @@ pub struct Schedule<'g> {
 
 /// Groups the nodes of a prepared graph.
 pub fn schedule<'g>(graph: &'g Graph, target: &Target, options: ScheduleOptions) -> Schedule<'g> {
+    grouped(graph, &[], target, options)
+}
+
+/// Groups the nodes of a program that computes values again.
+pub fn schedule_again<'g>(again: &'g Recomputed, target: &Target, options: ScheduleOptions) -> Schedule<'g> {
+    grouped(&again.graph, &again.late, target, options)
+}
+
+fn grouped<'g>(graph: &'g Graph, late: &[NodeId], target: &Target, options: ScheduleOptions) -> Schedule<'g> {
     let mut groups = Groups::new(graph, target.max_operands as usize, options.fuse);
+    late.iter().for_each(|id| groups.late[id.index()] = true);
     for id in graph.ids().rev() {
         groups.place(id);
     }
@@ -86,7 +98,7 @@ pub fn schedule<'g>(graph: &'g Graph, target: &Target, options: ScheduleOptions)
 }
 
 /// An order in which every group runs after those it reads from: as early as the last node it computes to store
-/// stood in the graph.
+/// stood in the graph, but for those that only wait then (`late`).
 fn order(groups: &Groups<'_>) -> Vec<GroupId> {
     let alive = (0..groups.groups.len()).filter(|group| groups.is_alive(*group));
     let mut waits = vec![0u32; groups.groups.len()];
@@ -119,7 +131,7 @@ fn order(groups: &Groups<'_>) -> Vec<GroupId> {
         }
     }
     assert_eq!(order.len(), alive.count(), "groups wait for each other");
-    order
+    if groups.fuse { groups.late(&order, &next) } else { order }
 }
 
 impl Schedule<'_> {

@@ -14,7 +14,7 @@ use crate::ir::NodeId;
 use crate::ops::{Dot, Op};
 
 /// Most members of a group: keeps kernels small enough for registers and compilers.
-const MOST_MEMBERS: usize = 192;
+pub(super) const MOST_MEMBERS: usize = 192;
 /// Most reductions that follow one another in a kernel: every stage walks the row again and computes again what it needs.
 const MOST_STAGES: u32 = 4;
 /// A value with fewer elements than its reader has points, by this factor, is stored rather than computed at every point.
@@ -254,6 +254,7 @@ impl Groups<'_> {
     fn host(&mut self, id: NodeId, sites: &[Site]) -> Option<(usize, Inputs)> {
         for (index, site) in sites.iter().enumerate() {
             if self.can_store(id, site)
+                && !self.groups[site.group].late
                 && !sites.iter().any(|other| other.group == site.group && !std::ptr::eq(other, site))
                 && self.no_reader_before(site.group)
                 && let Some(inputs) = self.ready(id, site, true)
@@ -302,7 +303,8 @@ impl Groups<'_> {
         for index in 0..if self.fuse { sites.len() } else { 0 } {
             let site = sites[index].clone();
             let shared = sites.iter().filter(|other| other.group == site.group).count() > 1;
-            if shared || !(alone || self.can_store_row(id, &site)) || !self.no_reader_before(site.group) {
+            let late = self.groups[site.group].late;
+            if shared || late || !(alone || self.can_store_row(id, &site)) || !self.no_reader_before(site.group) {
                 continue;
             }
             member = self.join_reduce(id, &site, length, &tail, !alone);
@@ -392,7 +394,8 @@ impl Groups<'_> {
             let site = sites[index].clone();
             let alone = sites.len() == 1 && !needed;
             // A group that also reads the product at other points can only do so when all of it is stored.
-            if sites.iter().filter(|other| other.group == site.group).count() > 1 {
+            let shared = sites.iter().filter(|other| other.group == site.group).count() > 1;
+            if shared || self.groups[site.group].late {
                 continue;
             }
             if let Some(cuts) = self.epilogue(id, &site, &domain)
@@ -447,10 +450,14 @@ impl Groups<'_> {
             return None;
         }
         let back = self.rebase(id, site, domain)?;
-        let mut cuts = Cuts::frozen(domain, domain.len() - 2);
+        self.cuts_over(group, &back, Cuts::frozen(domain, domain.len() - 2))
+    }
+
+    /// Cuts refined by all that a pointwise group reads and stores, seen from another domain of as many points.
+    pub(super) fn cuts_over(&self, group: &Group, back: &Chain, mut cuts: Cuts) -> Option<Cuts> {
         for member in &group.members {
             let m = &self.members[*member];
-            let chain: Chain = m.chain.iter().chain(&back).cloned().collect();
+            let chain: Chain = m.chain.iter().chain(back).cloned().collect();
             if self.members[*member].what == What::Node && self.whole_operands(m.node) {
                 return None; // a gather; its indices would have to be affine too
             }

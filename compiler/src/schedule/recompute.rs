@@ -19,8 +19,9 @@ use crate::ops::{Op, OpError};
 
 /// A value that no launch of so many reads is waiting; a layer of a transformer takes about as many.
 const LONG: usize = 16;
-/// A value is worth a launch if it is at least this part of all that waits.
-const WORTHWHILE: u64 = 256;
+/// A value is worth a launch if it is at least this part of all that waits; most need none, since a kernel that reads the
+/// same computes them beside its own results (`siblings`).
+const WORTHWHILE: u64 = 1024;
 
 /// A stored value, and who reads it when.
 struct Waiting {
@@ -31,11 +32,19 @@ struct Waiting {
     from: usize,
 }
 
+/// A program that computes values again.
+pub struct Recomputed {
+    /// The program.
+    pub graph: Graph,
+    /// What is computed again, for late readers alone.
+    pub late: Vec<NodeId>,
+}
+
 /// The same program with late readers' values computed again; none if there is nothing to gain.
 ///
 /// # Errors
 /// An op refuses its inputs, which only a defect of this pass can cause.
-pub fn recompute(schedule: &Schedule<'_>) -> Result<Option<Graph>, Diagnostics> {
+pub fn recompute(schedule: &Schedule<'_>) -> Result<Option<Recomputed>, Diagnostics> {
     let chosen = choose(schedule);
     if chosen.is_empty() {
         return Ok(None);
@@ -44,10 +53,11 @@ pub fn recompute(schedule: &Schedule<'_>) -> Result<Option<Graph>, Diagnostics> 
     let late = chosen.iter().flat_map(|waiting| waiting.late.iter().map(|reader| (*reader, waiting.value)));
     let mut again: HashMap<NodeId, Vec<NodeId>> = HashMap::new();
     late.for_each(|(reader, value)| again.entry(reader).or_default().push(value));
+    let values: Vec<NodeId> = chosen.iter().map(|waiting| waiting.value).collect();
     let stored = |id: NodeId| is_stored(schedule, id);
     let rebuild =
         Rebuild { graph, new: graph.successor(), moved: Vec::new(), again, copies: HashMap::new(), stored: &stored };
-    rebuild.run().map(Some).map_err(|error| {
+    rebuild.run(&values).map(Some).map_err(|error| {
         let message = format!("internal: computing values of program `{}` again", graph.name);
         Diagnostic::error(message).note(error.message).into()
     })
@@ -151,14 +161,14 @@ struct Rebuild<'a> {
 }
 
 impl Rebuild<'_> {
-    fn run(mut self) -> Result<Graph, OpError> {
+    fn run(mut self, values: &[NodeId]) -> Result<Recomputed, OpError> {
         let graph = self.graph;
         for id in graph.ids() {
             let node = graph.node(id);
-            let values = self.again.remove(&id).unwrap_or_default();
+            let here = self.again.remove(&id).unwrap_or_default();
             let mut inputs = Vec::with_capacity(node.inputs.len());
             for input in &node.inputs {
-                inputs.push(match values.contains(&base(graph, *input).0) {
+                inputs.push(match here.contains(&base(graph, *input).0) {
                     true => self.copy(*input, base(graph, *input).0)?,
                     false => self.moved[input.index()],
                 });
@@ -167,7 +177,8 @@ impl Rebuild<'_> {
             self.moved.push(new);
         }
         self.new.take_names(graph, |id| Some(self.moved[id.index()]));
-        Ok(self.new)
+        let late = values.iter().filter_map(|value| self.copies.get(value).copied()).collect();
+        Ok(Recomputed { graph: self.new, late })
     }
 
     /// Adds again what stands between `id` and what is in memory; `value` itself is not.

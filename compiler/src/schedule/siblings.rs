@@ -1,19 +1,25 @@
-//! Reductions over the same rows and columns that are near each other become one kernel.
+//! Kernels that are near each other and walk the same memory become one.
 //!
-//! The gradients of a bias and of a layer norm's weight and bias are sums over the same rows; one of them alone gives a
-//! launch too little to do. None waits for another, so one kernel computes them all, where the last of them stood. The
-//! others' operands live that much longer, which bounds how far apart they may be.
+//! - *Reductions over the same rows and columns.* The gradients of a bias and of a layer norm's weight and bias are sums over
+//!   the same rows; one of them alone gives a launch too little to do. None waits for another, so one kernel computes them
+//!   all, where the last of them stood. The others' operands live that much longer, which bounds how far apart they may be.
+//! - *A map and a reduction or product that read a value at the same points.* What the backward pass computes again reads what
+//!   a kernel beside it reads too: a gelu its input, which its derivative needs, a layer norm its input, which its gradient
+//!   needs. The value is read once, and the launch is saved.
 
 use std::collections::HashMap;
 
-use super::group::{GroupId, Groups, Kind};
+use super::group::{Group, GroupId, Groups, Input, Kind, MemberId};
+use super::layout::{Chain, Layout, ViewOp};
+use super::place::MOST_MEMBERS;
+use crate::ir::NodeId;
 
 /// Most launches between the first and the last of a kernel's reductions: about two layers of a transformer's backward
 /// pass.
 const WINDOW: usize = 32;
 
 impl Groups<'_> {
-    /// Merges reductions of one domain, given the order in which groups would run.
+    /// Merges reductions of one domain, then maps into what reads the same, given the order in which groups would run.
     pub(super) fn merge_siblings(&mut self, order: &[GroupId]) {
         type Domain = (Vec<u64>, Vec<u64>);
         let mut open: HashMap<Domain, (GroupId, usize)> = HashMap::new();
@@ -31,5 +37,81 @@ impl Groups<'_> {
                 }
             }
         }
+        let mut at: HashMap<GroupId, usize> = HashMap::new();
+        for (position, group) in order.iter().enumerate() {
+            at.entry(self.find(*group)).or_insert(position);
+        }
+        for (position, map) in order.iter().enumerate() {
+            if self.is_alive(*map) && self.groups[*map].kind == Kind::Map {
+                let hosts = self.neighbours(*map, position, &at);
+                let _ = hosts.into_iter().any(|host| self.absorb(host, *map));
+            }
+        }
     }
+
+    /// Reductions and products that read, at all of their points, what a map reads at all of its own; the nearest first.
+    fn neighbours(&self, map: GroupId, position: usize, at: &HashMap<GroupId, usize>) -> Vec<GroupId> {
+        let mut found: Vec<(usize, GroupId)> = Vec::new();
+        let all = points(&self.groups[map]);
+        let whole = |id: &&NodeId| self.graph.shape(**id).elements() == all;
+        for id in self.groups[map].operands.iter().filter(whole) {
+            for reader in &self.loads[id.index()] {
+                let group = self.find(self.members[*reader].group);
+                let rows = matches!(self.groups[group].kind, Kind::Reduction | Kind::Product(_));
+                let distance = at.get(&group).map_or(usize::MAX, |there| there.abs_diff(position));
+                if rows && distance <= WINDOW && points(&self.groups[group]) == all {
+                    found.push((distance, group));
+                }
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        found.into_iter().map(|(_, group)| group).collect()
+    }
+
+    /// Adds a map to a reduction or product that reads the same value at the same points, if neither waits for the other.
+    fn absorb(&mut self, host: GroupId, map: GroupId) -> bool {
+        let (into, gone) = (&self.groups[host], &self.groups[map]);
+        let back: Chain = vec![ViewOp::Reshape([into.kept.as_slice(), &into.reduced].concat())];
+        let operands = into.operands.union(&gone.operands).count();
+        if operands > self.max_operands || into.members.len() + gone.members.len() > MOST_MEMBERS {
+            return false;
+        }
+        let gathers = |member: &MemberId| self.whole_operands(self.members[*member].node);
+        if gone.members.iter().any(gathers) || !self.aligned(into, gone, &back) {
+            return false;
+        }
+        let Some(cuts) = self.cuts_over(gone, &back, into.cuts.clone()) else { return false };
+        if self.reaches(host, map) || self.reaches(map, host) {
+            return false;
+        }
+        for member in self.groups[map].members.clone() {
+            self.members[member].chain.extend(back.iter().cloned());
+        }
+        self.take_in(host, map, cuts);
+        true
+    }
+
+    /// Whether both groups read one value at each point the same element, where `back` leads from one domain to the other.
+    fn aligned(&self, into: &Group, gone: &Group, back: &Chain) -> bool {
+        let reads = |group: &Group, back: &Chain| -> Vec<(NodeId, Layout)> {
+            let own = group.members.iter().filter(|member| !self.members[**member].row);
+            let own = own.filter(|member| !self.whole_operands(self.members[**member].node));
+            own.flat_map(|member| (self.members[*member].inputs.iter().enumerate()).map(move |input| (*member, input)))
+                .filter_map(|(member, (operand, input))| {
+                    let Input::Load(value) = *input else { return None };
+                    let mut chain = self.chain_to(member, operand, value);
+                    chain.extend(back.iter().cloned());
+                    let whole = self.graph.shape(value).elements() == points(group);
+                    Some((value, self.layout(value, &chain).filter(|_| whole)?))
+                })
+                .collect()
+        };
+        let there = reads(into, &Chain::new());
+        reads(gone, back).iter().any(|read| there.contains(read))
+    }
+}
+
+fn points(group: &Group) -> u64 {
+    group.kept.iter().chain(&group.reduced).product()
 }
