@@ -242,9 +242,9 @@ fn predicted(model: &Model, graph: &Graph, options: &CompileOptions) -> Result<C
     let graph = schedule::normal_form(graph, target, *how)?;
     let first = schedule::schedule(&graph, target, *how);
     let again = schedule::recompute(&first)?;
-    let second = again.as_ref().map(|again| schedule::schedule(again, target, *how));
+    let second = again.as_ref().map(|again| schedule::schedule_again(again, target, *how));
     let launches = lower(second.as_ref().unwrap_or(&first));
-    let graph = again.as_ref().unwrap_or(&graph);
+    let graph = again.as_ref().map_or(&graph, |again| &again.graph);
     let order = codegen::order(model, &[(graph, launches.as_slice())]);
     let assembly = Assembly::new(model, &order, target)?;
     let launches = codegen::join(model, graph, launches, assembly.state(), target);
