@@ -95,13 +95,7 @@ pub fn lower(graph: &Graph, low: DType) -> Result<Graph, Diagnostics> {
         })?;
     }
     let Lowering { mut new, wide, .. } = pass;
-    let renamed = |names: &indexmap::IndexMap<String, NodeId>| {
-        names.iter().map(|(name, id)| (name.clone(), wide[id.index()])).collect()
-    };
-    new.inputs = renamed(&graph.inputs);
-    new.outputs = renamed(&graph.outputs);
-    new.updates = renamed(&graph.updates);
-    new.values = renamed(&graph.values);
+    new.take_names(graph, |id| Some(wide[id.index()]));
     Ok(new)
 }
 
