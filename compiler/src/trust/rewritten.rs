@@ -35,8 +35,8 @@ pub fn rewritten(
     inputs: &Values,
     state: &Values,
 ) -> Result<Option<Rewritten>, Diagnostics> {
+    let Some(result) = changed(model, plain, options, inputs, state)? else { return Ok(None) };
     let asked = Asked { model, options, inputs, state };
-    let Some(result) = asked.wrong(plain)? else { return Ok(None) };
     let mut suspects: Vec<NodeId> = plain.ids().filter(|id| !plain.node(*id).inputs.is_empty()).collect();
     while suspects.len() > 1 {
         let size = suspects.len().div_ceil(PARTS);
@@ -51,6 +51,20 @@ pub fn rewritten(
         suspects = guilty;
     }
     Ok(Some(Rewritten { node: suspects.first().copied(), result }))
+}
+
+/// The same without the search for the node, which takes a compilation per part: a result of the program that is wrong, and how.
+///
+/// # Errors
+/// As [`rewritten`].
+pub fn changed(
+    model: &Model,
+    plain: &Graph,
+    options: &CompileOptions,
+    inputs: &Values,
+    state: &Values,
+) -> Result<Option<(String, Violation)>, Diagnostics> {
+    Asked { model, options, inputs, state }.wrong(plain)
 }
 
 /// The program with some nodes as its results.

@@ -9,7 +9,7 @@ use alip_compiler::ir::{Graph, NodeId, Shape, TensorType, Value, describe};
 use alip_compiler::resolve::Resolved;
 use alip_compiler::transform::{self, Disabled};
 use alip_compiler::trust::forward::Written;
-use alip_compiler::trust::rewritten::rewritten;
+use alip_compiler::trust::rewritten::{changed, rewritten};
 use alip_compiler::trust::rows::{Chosen, chosen};
 use alip_compiler::trust::trace::{Trace, name_of};
 use alip_compiler::trust::{Values, judged};
@@ -170,19 +170,28 @@ impl Build {
     /// The first wrong value of the first stage that has one.
     pub(super) fn first_wrong(&self, args: &Args, data: &Given) -> Outcome<Option<Wrong>> {
         for stage in [Stage::Forward, Stage::Graph, Stage::Kernel] {
-            if let Some(wrong) = self.wrong_at(stage, args, data)? {
-                return Ok(Some(wrong));
+            let wrong = match stage {
+                Stage::Forward => self.wrong_forward(args, data)?,
+                Stage::Graph => self.wrong_graph(data)?,
+                Stage::Kernel => self.wrong_kernel(args, data)?,
+            };
+            if wrong.is_some() {
+                return Ok(wrong);
             }
         }
         Ok(None)
     }
 
-    /// The first wrong value of a stage.
-    pub(super) fn wrong_at(&self, stage: Stage, args: &Args, data: &Given) -> Outcome<Option<Wrong>> {
+    /// Whether anything is wrong at a stage; where is not looked for.
+    pub(super) fn is_wrong_at(&self, stage: Stage, args: &Args, data: &Given) -> Outcome<bool> {
         match stage {
-            Stage::Forward => self.wrong_forward(args, data),
-            Stage::Graph => self.wrong_graph(data),
-            Stage::Kernel => self.wrong_kernel(args, data),
+            Stage::Forward => Ok(self.wrong_forward(args, data)?.is_some()),
+            Stage::Graph => {
+                let (chosen, _) = self.ran(data)?;
+                let found = changed(&self.resolved.model, chosen.graph, &self.options, &chosen.inputs, &data.values.1);
+                Ok(found.map_err(|errors| self.failed(&errors))?.is_some())
+            }
+            Stage::Kernel => Ok(self.wrong_kernel(args, data)?.is_some()),
         }
     }
 

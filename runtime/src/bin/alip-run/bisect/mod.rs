@@ -71,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let mut guilty = Vec::new();
     for suspect in suspects(&whole).into_iter().filter(|suspect| found.stage >= suspect.first) {
         let build = Build::new(args, kind, &|options| suspect.turn_off(options))?;
-        if build.wrong_at(found.stage, args, &data)?.is_none() {
+        if !build.is_wrong_at(found.stage, args, &data)? {
             guilty.push(suspect);
         }
     }
