@@ -12,8 +12,10 @@ use alip_compiler::resolve::Options;
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
 use alip_plan::{PROGRAM_TRAIN, Target};
 
-/// Graph, target and batch.
-const PLANS: &[(&str, fn() -> Target, u64)] = &[
+/// A shipped graph, what it is compiled for, and its batch.
+type Case = (&'static str, fn() -> Target, u64);
+
+const PLANS: &[Case] = &[
     ("alip_tiny", Target::cpu, 8),
     ("alip_tiny_rn", Target::cpu, 8),
     ("alip_shapes", Target::cpu, 64),
@@ -44,7 +46,8 @@ fn plans_are_what_they_were() {
         let train = &plan.report.programs[PROGRAM_TRAIN];
         let (gflop, mib) = (train.flops as f64 / 1e9, plan.report.peak_bytes() as f64 / f64::from(1 << 20));
         let sum = checksum(&plan.to_bytes());
-        writeln!(found, "{graph:14} {name:6} {batch:>6} {:>9} {gflop:>9.3} {mib:>9.1}  {sum:016x}", train.launches).unwrap();
+        writeln!(found, "{graph:14} {name:6} {batch:>6} {:>9} {gflop:>9.3} {mib:>9.1}  {sum:016x}", train.launches)
+            .unwrap();
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plans.txt");
     if std::env::var_os("ALIP_BLESS").is_some() {

@@ -193,7 +193,7 @@ impl Optimizer {
     /// # Errors
     /// See [`optimize`].
     pub fn optimize(&mut self, graph: &Graph, kept: &Kept) -> Result<Optimized, Diagnostics> {
-        if self.enabled.is_empty() {
+        if self.enabled.is_empty() || *kept == Kept::Nothing {
             return Ok(Optimized { graph: graph.clone(), report: Report::default() });
         }
         let graph = tidy(graph)?;

@@ -59,12 +59,12 @@ pub(crate) struct Forms {
 impl Forms {
     /// Whether the region takes its new form.
     pub(crate) fn keeps(&self, kept: &Kept) -> bool {
-        self.changed.as_ref().is_some_and(|changed| kept.allows(changed))
+        self.changed.is_some() && kept.allows()
     }
 
     /// The form that the region takes.
     pub(crate) fn taken(&self, kept: &Kept) -> &Solution {
-        self.changed.as_ref().filter(|changed| kept.allows(changed)).unwrap_or(&self.unchanged)
+        self.changed.as_ref().filter(|_| kept.allows()).unwrap_or(&self.unchanged)
     }
 }
 
