@@ -3,7 +3,8 @@
 use std::process::Command;
 
 fn bisect(fault: &str, more: &[&str]) -> (Option<i32>, String) {
-    let args = ["bisect", "alip_tiny", "--device", "cpu", "--batch", "4"];
+    let batch: &[&str] = if more.contains(&"--batch") { &[] } else { &["--batch", "4"] };
+    let args = [&["bisect", "alip_tiny", "--device", "cpu"], batch].concat();
     let mut command = Command::new(env!("CARGO_BIN_EXE_alip-run"));
     let output = command.args(args).args(more).env("ALIP_FAULT", fault).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
@@ -46,9 +47,12 @@ fn a_wrong_lift_is_laid_to_lifting() {
 
 #[test]
 fn a_wrong_rule_of_the_e_graph_is_laid_to_that_rule() {
-    let said =
-        ["the graph that is scheduled means something else\n  node ", "responsible: ", "no-rule div-by-repeated"];
-    check("InverseForgotten", &["--against", "no-egraph"], &said);
+    let said = [
+        "the graph that is scheduled means something else\n  node ",
+        "responsible: what no-rule div-by-repeated turns off",
+    ];
+    // Without packed rows the step has the forms that this rule makes; at a batch of 4 they cost more than they save.
+    check("InverseForgotten", &["--batch", "1", "--against", "no-egraph"], &said);
 }
 
 #[test]
