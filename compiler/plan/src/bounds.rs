@@ -269,7 +269,7 @@ fn compare(actual: &[f64], expected: &[f64], bound: impl Fn(usize) -> f64) -> Re
 }
 
 /// The absolute difference. Equal infinities and two NaNs are equal; any other NaN is infinitely far away.
-fn distance(actual: f64, expected: f64) -> f64 {
+pub fn distance(actual: f64, expected: f64) -> f64 {
     if actual == expected || (actual.is_nan() && expected.is_nan()) {
         return 0.0;
     }

@@ -58,7 +58,7 @@ impl Optimizer {
         }
         let graph = tidy(graph)?;
         let mut cuts = Cuts::new(&graph);
-        let changed = cuts.changed(self, &Kept::All);
+        let changed = cuts.changed(self);
         if changed.is_empty() {
             return Ok(Kept::Nothing);
         }

@@ -163,10 +163,10 @@ impl<'g> Cuts<'g> {
         Cuts { graph, cut: cut(graph), known: HashMap::new() }
     }
 
-    /// Numbers of the regions that take new forms.
-    pub(crate) fn changed(&mut self, optimizer: &mut Optimizer, kept: &Kept) -> BTreeSet<usize> {
-        self.solve(optimizer, kept);
-        self.known.iter().filter(|(_, part)| part.forms.keeps(kept)).map(|((number, _), _)| *number).collect()
+    /// Numbers of the regions that have new forms.
+    pub(crate) fn changed(&mut self, optimizer: &mut Optimizer) -> BTreeSet<usize> {
+        self.solve(optimizer, &Kept::All);
+        self.known.iter().filter(|(_, part)| part.forms.changed.is_some()).map(|((number, _), _)| *number).collect()
     }
 
     /// The regions of which anything is read, first to last.

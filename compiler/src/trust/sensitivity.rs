@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 
+use alip_plan::bounds::distance;
 use alip_plan::philox::{counter, philox4x32, uniform};
 
 use super::rounding::update_of;
@@ -111,14 +112,6 @@ fn shake(value: &mut [f64], key: [u32; 2], size: f64) {
             *x *= 1.0 + size * (2.0 * f64::from(uniform(word)) - 1.0);
         }
     }
-}
-
-fn distance(a: f64, b: f64) -> f64 {
-    if a == b || (a.is_nan() && b.is_nan()) {
-        return 0.0;
-    }
-    let distance = (a - b).abs();
-    if distance.is_nan() { f64::INFINITY } else { distance }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use alip_compiler::resolve::{Options, Resolved, resolve};
 use alip_plan::{PROGRAM_INIT, PROGRAM_TRAIN};
 
 use crate::files;
+use crate::options::no_program;
 
 /// Draw a graph as a web page
 ///
@@ -67,8 +68,5 @@ fn program<'a>(resolved: &'a Resolved, asked: Option<&str>) -> Result<&'a str, D
         let rank = |name: &&str| (*name != PROGRAM_TRAIN, *name == PROGRAM_INIT);
         return names().min_by_key(rank).ok_or_else(|| Diagnostic::error("the graph has no program"));
     };
-    names().find(|name| *name == asked).ok_or_else(|| {
-        let error = Diagnostic::error(format!("`{}` has no program `{asked}`", resolved.model.name));
-        error.note(format!("its programs are {}", names().collect::<Vec<_>>().join(", "))).suggest(asked, names())
-    })
+    names().find(|name| *name == asked).ok_or_else(|| no_program(&resolved.model.name, asked, names()))
 }

@@ -65,3 +65,10 @@ fn target(name: &str) -> Result<Target, Diagnostic> {
         }
     })
 }
+
+/// The error for a program that a graph does not have.
+pub(crate) fn no_program<'a>(graph: &str, asked: &str, names: impl Iterator<Item = &'a str> + Clone) -> Diagnostic {
+    let all = names.clone().collect::<Vec<_>>().join(", ");
+    let error = Diagnostic::error(format!("`{graph}` has no program `{asked}`"));
+    error.note(format!("its programs are {all}")).suggest(asked, names)
+}

@@ -10,7 +10,7 @@ use alip_compiler::diag::{Diagnostic, Diagnostics, SourceMap};
 use alip_plan::PROGRAM_TRAIN;
 
 use self::page::Page;
-use crate::options::SpecArgs;
+use crate::options::{SpecArgs, no_program};
 
 /// Show what became of a graph's operations
 ///
@@ -56,12 +56,7 @@ fn explain(args: &Args, sources: &mut SourceMap) -> Result<String, Diagnostics> 
     let spec = &args.spec.spec;
     let compiled = compile_spec(sources, spec, &options)?;
     let names = || compiled.explained.keys().map(String::as_str);
-    let program = compiled.explained.get(&args.program).ok_or_else(|| {
-        let error = Diagnostic::error(format!("`{spec}` has no program `{}`", args.program));
-        error
-            .note(format!("its programs are {}", names().collect::<Vec<_>>().join(", ")))
-            .suggest(&args.program, names())
-    })?;
+    let program = compiled.explained.get(&args.program).ok_or_else(|| no_program(spec, &args.program, names()))?;
     let page = Page::new(&compiled, sources, &args.program, program, args.node.as_deref());
     if let (Some(node), true) = (&args.node, page.is_empty()) {
         let paths = program.graph.origins().iter().map(|origin| &*origin.path);
