@@ -61,6 +61,8 @@ fn of(graph: &Graph, id: NodeId, all: &[Facts]) -> Facts {
             readers,
             row_length: input.row_length.filter(|_| same),
             after_product: input.after_product && same,
+            // A view that is a value of its own, because its coordinates are no longer affine where they are read, is stored.
+            trivial: false,
             ..input.clone()
         };
     }
