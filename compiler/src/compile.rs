@@ -50,6 +50,7 @@ pub const SWITCHES: &[Switch] = &[
     Switch { name: "no-lift", off: |options| options.transform.lift = false },
     Switch { name: "no-rewrites", off: |options| options.transform.disabled = transform::Disabled::all() },
     Switch { name: "no-egraph", off: |options| options.optimize.enabled = false },
+    Switch { name: "no-recompute", off: |options| options.schedule.recompute = false },
     Switch { name: "no-fuse", off: |options| options.schedule.fuse = false },
 ];
 
@@ -241,7 +242,7 @@ fn predicted(model: &Model, graph: &Graph, options: &CompileOptions) -> Result<C
     let CompileOptions { target, schedule: how, .. } = options;
     let graph = schedule::normal_form(graph, target, *how)?;
     let first = schedule::schedule(&graph, target, *how);
-    let again = schedule::recompute(&first)?;
+    let again = schedule::recompute(&first, *how)?;
     let second = again.as_ref().map(|again| schedule::schedule_again(again, target, *how));
     let launches = lower(second.as_ref().unwrap_or(&first));
     let graph = again.as_ref().map_or(&graph, |again| &again.graph);
@@ -314,10 +315,7 @@ impl<'a> Run<'a> {
             return Ok(None);
         }
         let first = self.timed("schedule", || schedule::schedule(&graph, target, options.schedule));
-        let again = match options.schedule.fuse {
-            true => self.timed("schedule", || schedule::recompute(&first))?,
-            false => None,
-        };
+        let again = self.timed("schedule", || schedule::recompute(&first, options.schedule))?;
         let scheduled = match &again {
             Some(again) => self.timed("schedule", || schedule::schedule_again(again, target, options.schedule)),
             None => first,

@@ -72,7 +72,8 @@ fn a_step_that_computes_values_again_is_the_same_step() {
         let model = trained(name, ALL);
         let target = Target::cpu();
         let graph = normal_form(&model.programs["train"], &target, ScheduleOptions::default()).unwrap();
-        let again = recompute(&schedule(&graph, &target, ScheduleOptions::default())).unwrap();
+        let again =
+            recompute(&schedule(&graph, &target, ScheduleOptions::default()), ScheduleOptions::default()).unwrap();
         let again = again.expect("a gelu is worth it").graph;
         verify(&again).unwrap();
         let erfs = |graph: &Graph| graph.nodes().iter().filter(|node| node.op == Op::Pointwise(ScalarOp::Erf)).count();

@@ -19,7 +19,11 @@ use crate::skip;
 /// # Errors
 /// Those of the compiler.
 pub fn try_plan(model: &Model, target: Target, fuse: bool) -> Result<Plan, Diagnostics> {
-    let options = CompileOptions { target, schedule: ScheduleOptions { fuse }, ..CompileOptions::default() };
+    let options = CompileOptions {
+        target,
+        schedule: ScheduleOptions { fuse, ..ScheduleOptions::default() },
+        ..CompileOptions::default()
+    };
     Ok(compile_model(model, None, &options)?.plan.expect("no pass was asked to be the last"))
 }
 

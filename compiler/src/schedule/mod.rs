@@ -3,9 +3,8 @@
 //! - [`normal_form`]: `pads` and `sums` join what can be written as parts of one value, `prepare` does the rest (with
 //!   `commute`).
 //! - `facts` gathers what is known of each node, `place` (with `attention`) decides where nodes are computed, `siblings` what
-//!   is near enough to be one kernel, `recompute` what is computed again rather than kept, `late` what runs just before it is
-//!   read, `group` holds the decisions,
-//!   `layout` and `operands` know which views are affine.
+//!   is near enough to be one kernel, `order` what runs when, `recompute` what is computed again rather than kept, `group`
+//!   holds the decisions, `layout` and `operands` know which views are affine.
 //! - [`memory`] gives every stored value its place; [`check`] replays a program and proves that nothing live is overwritten.
 //!
 //! Invariants: deterministic (no clocks, no iteration over hash maps), time nearly linear in the number of nodes, and what
@@ -17,19 +16,16 @@ mod commute;
 mod explain;
 mod facts;
 mod group;
-mod late;
 mod layout;
 pub mod memory;
 mod operands;
+mod order;
 mod pads;
 mod place;
 mod prepare;
 mod recompute;
 mod siblings;
 mod sums;
-
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 
 use alip_plan::Target;
 
@@ -51,11 +47,13 @@ use crate::ir::{Graph, NodeId};
 pub struct ScheduleOptions {
     /// Compute several nodes in one kernel. Without it every node but constants and views has a kernel of its own.
     pub fuse: bool,
+    /// Compute large values again for late readers, instead of keeping them; not without `fuse`.
+    pub recompute: bool,
 }
 
 impl Default for ScheduleOptions {
     fn default() -> Self {
-        ScheduleOptions { fuse: true }
+        ScheduleOptions { fuse: true, recompute: true }
     }
 }
 
@@ -89,49 +87,12 @@ fn grouped<'g>(graph: &'g Graph, late: &[NodeId], target: &Target, options: Sche
     for id in graph.ids().rev() {
         groups.place(id);
     }
-    let mut order = self::order(&groups);
+    let mut order = groups.in_order();
     if options.fuse {
         groups.merge_siblings(&order);
-        order = self::order(&groups);
+        order = groups.in_order();
     }
     Schedule { groups, order }
-}
-
-/// An order in which every group runs after those it reads from: as early as the last node it computes to store
-/// stood in the graph, but for those that only wait then (`late`).
-fn order(groups: &Groups<'_>) -> Vec<GroupId> {
-    let alive = (0..groups.groups.len()).filter(|group| groups.is_alive(*group));
-    let mut waits = vec![0u32; groups.groups.len()];
-    let mut next: Vec<Vec<GroupId>> = vec![Vec::new(); groups.groups.len()];
-    for group in alive.clone() {
-        let here = &groups.groups[group];
-        let readers = here.stores.iter().flat_map(|store| &groups.loads[store.target.index()]);
-        let readers = readers.map(|member| groups.members[*member].group).chain(here.before.iter().copied());
-        let mut readers: Vec<GroupId> = readers.map(|reader| groups.find(reader)).filter(|r| *r != group).collect();
-        readers.sort_unstable();
-        readers.dedup();
-        for reader in &readers {
-            waits[*reader] += 1;
-        }
-        next[group] = readers;
-    }
-    let key = |group: GroupId| {
-        let last = groups.groups[group].stores.iter().map(|store| groups.stored(store)).max();
-        Reverse((last.unwrap_or(NodeId(0)), group))
-    };
-    let mut ready: BinaryHeap<_> = alive.clone().filter(|group| waits[*group] == 0).map(key).collect();
-    let mut order = Vec::new();
-    while let Some(Reverse((_, group))) = ready.pop() {
-        order.push(group);
-        for reader in &next[group] {
-            waits[*reader] -= 1;
-            if waits[*reader] == 0 {
-                ready.push(key(*reader));
-            }
-        }
-    }
-    assert_eq!(order.len(), alive.count(), "groups wait for each other");
-    if groups.fuse { groups.late(&order, &next) } else { order }
 }
 
 impl Schedule<'_> {

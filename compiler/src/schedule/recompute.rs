@@ -11,8 +11,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Schedule;
 use super::facts::{MOST_OPERATIONS, base, operations};
+use super::{Schedule, ScheduleOptions};
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Graph, NodeId};
 use crate::ops::{Op, OpError};
@@ -40,12 +40,12 @@ pub struct Recomputed {
     pub late: Vec<NodeId>,
 }
 
-/// The same program with late readers' values computed again; none if there is nothing to gain.
+/// The same program with late readers' values computed again; none if there is nothing to gain, or it is turned off.
 ///
 /// # Errors
 /// An op refuses its inputs, which only a defect of this pass can cause.
-pub fn recompute(schedule: &Schedule<'_>) -> Result<Option<Recomputed>, Diagnostics> {
-    let chosen = choose(schedule);
+pub fn recompute(schedule: &Schedule<'_>, options: ScheduleOptions) -> Result<Option<Recomputed>, Diagnostics> {
+    let chosen = if options.fuse && options.recompute { choose(schedule) } else { vec![] };
     if chosen.is_empty() {
         return Ok(None);
     }

@@ -24,6 +24,9 @@ pub(crate) struct SpecArgs {
     /// Give every operation a kernel of its own
     #[arg(long)]
     no_fuse: bool,
+    /// Keep every value of the forward pass that the backward pass reads, instead of computing it again
+    #[arg(long)]
+    no_recompute: bool,
     /// Leave softmax, attention and the like as they are written
     #[arg(long)]
     no_lift: bool,
@@ -44,7 +47,7 @@ impl SpecArgs {
         let mut compile = CompileOptions {
             target: target(&self.target)?,
             optimize: OptimizeOptions { enabled: !self.no_egraph, ..Default::default() },
-            schedule: ScheduleOptions { fuse: !self.no_fuse },
+            schedule: ScheduleOptions { fuse: !self.no_fuse, recompute: !self.no_recompute },
             transform: transform::Options { lift: !self.no_lift, ..Default::default() },
             ..CompileOptions::default()
         };
