@@ -13,7 +13,7 @@ use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
 use crate::ir::{Graph, Model, PackedGraphs, name_with_rows};
 use crate::optimize::{Cost, Kept, Machine, OptimizeOptions, Optimized, Optimizer, RegionReport, Report};
 use crate::parallel;
-use crate::schedule::{self, Explanation, ScheduleOptions, memory};
+use crate::schedule::{self, Explanation, Neighbours, ScheduleOptions, memory};
 use crate::transform;
 use crate::trust::trace::Trace;
 
@@ -158,7 +158,11 @@ pub fn compile_model(
     if run.stops("model") {
         return Ok(run.compiled);
     }
-    let mut optimizer = Optimizer::new(target, &options.optimize)?;
+    let neighbours = match options.schedule.fuse {
+        true => Neighbours::find(model.all_programs().map(|(_, graph)| graph), target),
+        false => Neighbours::default(),
+    };
+    let mut optimizer = Optimizer::new(target, &options.optimize)?.with(neighbours.clone());
     let mut optimized = Vec::new();
     let mut decided: BTreeMap<String, Kept> = BTreeMap::new();
     for (name, graph) in model.all_programs() {
@@ -171,7 +175,7 @@ pub fn compile_model(
                 Some(kept) => kept,
                 // Without fusion there are no kernels that a change could keep from being joined.
                 None if !options.schedule.fuse => Kept::All,
-                None => optimizer.decide(&graph, |graph| predicted(model, graph, options))?,
+                None => optimizer.decide(&graph, |graph| predicted(model, graph, &neighbours, options))?,
             };
             let optimized = optimizer.optimize(&graph, &kept);
             decided.insert(name.clone(), kept);
@@ -193,17 +197,18 @@ pub fn compile_model(
         return Ok(run.compiled);
     }
     let count = optimized.len();
-    let lowered = run.each(optimized, |run, (name, graph)| run.lower(name, graph))?;
+    let lowered = run.each(optimized, |run, (name, graph)| run.lower(name, graph, &neighbours))?;
     if lowered.len() < count {
         return Ok(run.compiled);
     }
     let order = run.timed("join", || match options.schedule.fuse {
         true => {
-            codegen::order(model, &lowered.iter().map(|(_, graph, all)| (graph, all.as_slice())).collect::<Vec<_>>())
+            let launches: Vec<_> = lowered.iter().map(|(_, graph, all)| (graph, all.as_slice())).collect();
+            codegen::order(model, &neighbours, &launches)
         }
         false => (0..model.state.len()).collect(),
     });
-    let mut assembly = Assembly::new(model, &order, target)?;
+    let mut assembly = Assembly::new(model, &order, &neighbours, target)?;
     let loss = train.as_ref().map(|train| train.loss.as_str());
     let parts = run.each(lowered, |run, lowered| run.place(lowered, assembly.state(), loss))?;
     if parts.len() < count {
@@ -238,16 +243,21 @@ pub fn compile_model(
 }
 
 /// What a program will cost, down to its launches.
-fn predicted(model: &Model, graph: &Graph, options: &CompileOptions) -> Result<Cost, Diagnostics> {
+fn predicted(
+    model: &Model,
+    graph: &Graph,
+    neighbours: &Neighbours,
+    options: &CompileOptions,
+) -> Result<Cost, Diagnostics> {
     let CompileOptions { target, schedule: how, .. } = options;
     let graph = schedule::normal_form(graph, target, *how)?;
-    let first = schedule::schedule(&graph, target, *how);
+    let first = schedule::schedule(&graph, neighbours, target, *how);
     let again = schedule::recompute(&first, *how)?;
-    let second = again.as_ref().map(|again| schedule::schedule_again(again, target, *how));
+    let second = again.as_ref().map(|again| schedule::schedule_again(again, neighbours, target, *how));
     let launches = lower(second.as_ref().unwrap_or(&first));
     let graph = again.as_ref().map_or(&graph, |again| &again.graph);
-    let order = codegen::order(model, &[(graph, launches.as_slice())]);
-    let assembly = Assembly::new(model, &order, target)?;
+    let order = codegen::order(model, neighbours, &[(graph, launches.as_slice())]);
+    let assembly = Assembly::new(model, &order, neighbours, target)?;
     let launches = codegen::join(model, graph, launches, assembly.state(), target);
     Ok(codegen::predict(&launches, &Machine::of(target)))
 }
@@ -303,7 +313,7 @@ impl<'a> Run<'a> {
         Ok(results)
     }
 
-    fn lower(&mut self, name: String, graph: Graph) -> Result<Option<Lowered>, Diagnostics> {
+    fn lower(&mut self, name: String, graph: Graph, neighbours: &Neighbours) -> Result<Option<Lowered>, Diagnostics> {
         let Run { options, model, .. } = *self;
         let target = &options.target;
         let graph = self.timed("prepare", || schedule::normal_form(&graph, target, options.schedule))?;
@@ -314,10 +324,12 @@ impl<'a> Run<'a> {
         if self.stops("prepare") {
             return Ok(None);
         }
-        let first = self.timed("schedule", || schedule::schedule(&graph, target, options.schedule));
+        let first = self.timed("schedule", || schedule::schedule(&graph, neighbours, target, options.schedule));
         let again = self.timed("schedule", || schedule::recompute(&first, options.schedule))?;
         let scheduled = match &again {
-            Some(again) => self.timed("schedule", || schedule::schedule_again(again, target, options.schedule)),
+            Some(again) => {
+                self.timed("schedule", || schedule::schedule_again(again, neighbours, target, options.schedule))
+            }
             None => first,
         };
         self.dump("schedule", &name, || scheduled.table());

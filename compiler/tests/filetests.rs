@@ -33,7 +33,7 @@ use alip_compiler::diag::{Diagnostics, SourceId, SourceMap};
 use alip_compiler::ir;
 use alip_compiler::optimize::{self, OptimizeOptions, Optimized, rule_names};
 use alip_compiler::resolve::{self, Checked, Options};
-use alip_compiler::schedule::{self, ScheduleOptions};
+use alip_compiler::schedule::{self, Neighbours, ScheduleOptions};
 use alip_compiler::spec::{self, GraphSpec, ModuleSpec, SpecFile};
 use alip_compiler::transform::{self, Applied, Disabled, Results};
 use alip_plan::Target;
@@ -180,10 +180,11 @@ fn groups(case: &Case) -> String {
     };
     let scheduled = graph.and_then(|graph| {
         let graph = schedule::normal_form(&graph, &target, options)?;
+        let neighbours = Neighbours::find(std::iter::once(&graph), &target);
         let origins = |line: &&str| !line.starts_with("origin ");
         let node = |line: &str| format!("{}\n", line.rsplit_once(" @").map_or(line, |(node, _)| node));
         let nodes: String = ir::print(&graph).lines().filter(origins).map(node).collect();
-        Ok(nodes + "\n" + &schedule::schedule(&graph, &target, options).table())
+        Ok(nodes + "\n" + &schedule::schedule(&graph, &neighbours, &target, options).table())
     });
     show(&sources, scheduled)
 }

@@ -13,7 +13,7 @@ use alip_compiler::ir::{
     verify_model,
 };
 use alip_compiler::ops::{Op, ScalarOp};
-use alip_compiler::schedule::{ScheduleOptions, join_sums, normal_form, recompute, schedule};
+use alip_compiler::schedule::{Neighbours, ScheduleOptions, join_sums, normal_form, recompute, schedule};
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
 use alip_plan::Target;
 use steps::{Within, assert_close, first_state, seed, some_inputs, trained};
@@ -72,8 +72,8 @@ fn a_step_that_computes_values_again_is_the_same_step() {
         let model = trained(name, ALL);
         let target = Target::cpu();
         let graph = normal_form(&model.programs["train"], &target, ScheduleOptions::default()).unwrap();
-        let again =
-            recompute(&schedule(&graph, &target, ScheduleOptions::default()), ScheduleOptions::default()).unwrap();
+        let options = ScheduleOptions::default();
+        let again = recompute(&schedule(&graph, &Neighbours::default(), &target, options), options).unwrap();
         let again = again.expect("a gelu is worth it").graph;
         verify(&again).unwrap();
         let erfs = |graph: &Graph| graph.nodes().iter().filter(|node| node.op == Op::Pointwise(ScalarOp::Erf)).count();

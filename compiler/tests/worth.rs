@@ -57,10 +57,8 @@ fn of_spec(text: String) -> [ProgramReport; 2] {
     ["f", "train"].map(|name| programs[name].clone())
 }
 
-/// The same operations. The products stay three: their weights do not lie in one piece of memory, and to bring them there
-/// takes more launches than it saves. So the rows are read three times, which is what is left between the two.
 #[test]
-fn three_projections_cost_about_what_one_does() {
+fn three_projections_cost_what_one_does() {
     let one = of_spec(attention(
         r#""qkv": "linear(D, 3 * D)""#,
         ["qkv(x)[:, :, 0:D]", "qkv(x)[:, :, D:2 * D]", "qkv(x)[:, :, 2 * D:3 * D]"],
@@ -70,9 +68,7 @@ fn three_projections_cost_about_what_one_does() {
         ["q(x)", "k(x)", "v(x)"],
     ));
     for (one, three) in one.iter().zip(&three) {
-        assert_eq!(one.flops, three.flops);
-        assert!(three.launches <= one.launches + 3, "{} launches, packed {}", three.launches, one.launches);
-        let ratio = three.predicted_seconds / one.predicted_seconds;
-        assert!(ratio < 1.035, "{ratio} times the packed form");
+        assert_eq!((one.flops, one.launches, one.bytes), (three.flops, three.launches, three.bytes));
+        assert!(three.predicted_seconds <= one.predicted_seconds, "{three:?}, packed {one:?}");
     }
 }

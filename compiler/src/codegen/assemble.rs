@@ -17,8 +17,9 @@ use super::lower::Launch;
 use super::predict::{Machine, predict};
 use super::traffic::bytes_moved;
 use crate::diag::{Diagnostic, Diagnostics};
-use crate::ir::{Graph, Model, NodeId};
+use crate::ir::{Graph, Model, NodeId, StateDecl};
 use crate::ops::Op;
+use crate::schedule::Neighbours;
 use crate::schedule::check::{Intent, Intents, Value};
 use crate::schedule::memory::{Home, Peak, Placement, fits};
 use crate::trust::trace::Traced;
@@ -62,22 +63,34 @@ pub(crate) struct Assembly<'a> {
 }
 
 impl<'a> Assembly<'a> {
-    /// Places the state, in the given order of its indices.
+    /// Places the state, in the given order of its indices; neighbours, which come one after another, in one segment.
     ///
     /// # Errors
     /// A state tensor is larger than what one kernel operand may cover.
-    pub(crate) fn new(model: &Model, order: &[usize], target: &'a Target) -> Result<Assembly<'a>, Diagnostic> {
+    pub(crate) fn new(
+        model: &Model,
+        order: &[usize],
+        neighbours: &Neighbours,
+        target: &'a Target,
+    ) -> Result<Assembly<'a>, Diagnostic> {
         let mut segments: Vec<Segment> = Vec::new();
         let mut state = BTreeMap::new();
         for (index, (path, decl)) in order.iter().filter_map(|index| Some((*index, model.state.get_index(*index)?))) {
-            let bytes = decl.ty.shape.elements() * decl.ty.dtype.bytes();
+            let size = |decl: &StateDecl| decl.ty.shape.elements() * decl.ty.dtype.bytes();
+            let bytes = size(decl);
+            let around = neighbours.around(path);
+            let first = around.first().is_none_or(|first| **first == **path);
+            let with = match around {
+                [] => bytes,
+                all => all.iter().filter_map(|path| model.state.get(&**path)).map(size).sum(),
+            };
             fits(&format!("state `{path}` {}", decl.ty), bytes, target).map_err(|error| match decl.origin.span {
                 Some(span) => error.label(span, "declared here"),
                 None => error,
             })?;
             let room = |segment: &Segment| {
                 let offset = segment.bytes.next_multiple_of(target.alignment.max(4));
-                (offset + bytes <= target.max_segment_bytes).then_some(offset)
+                (!first || offset + with <= target.max_segment_bytes).then_some(offset)
             };
             let offset = match segments.last().and_then(room) {
                 Some(offset) => offset,

@@ -17,6 +17,7 @@ use indexmap::{IndexMap, IndexSet};
 use super::lower::Launch;
 use crate::ir::{Graph, Model, NodeId};
 use crate::ops::Op;
+use crate::schedule::Neighbours;
 use crate::schedule::memory::Accesses;
 
 /// What a view of a kernel goes over.
@@ -47,8 +48,9 @@ struct Part {
 
 type Forms = IndexMap<Form, Vec<Part>>;
 
-/// The order in which state lies in memory, as indices into [`Model::state`].
-pub(crate) fn order(model: &Model, programs: &[(&Graph, &[Launch])]) -> Vec<usize> {
+/// The order in which state lies in memory, as indices into [`Model::state`]: neighbours stay together, whatever it costs
+/// elsewhere.
+pub(crate) fn order(model: &Model, neighbours: &Neighbours, programs: &[(&Graph, &[Launch])]) -> Vec<usize> {
     let mut forms: Vec<(Form, Vec<Part>)> = Vec::new();
     for (graph, launches) in programs {
         let found = Forms::from_iter(self::forms(model, graph, launches));
@@ -65,7 +67,18 @@ pub(crate) fn order(model: &Model, programs: &[(&Graph, &[Launch])]) -> Vec<usiz
         }
     }
     order.extend(0..model.state.len());
-    order.into_iter().collect()
+    together(model, neighbours, order.into_iter())
+}
+
+/// The same order with all neighbours at the place of the first.
+pub(crate) fn together(model: &Model, neighbours: &Neighbours, order: impl Iterator<Item = usize>) -> Vec<usize> {
+    let mut all: IndexSet<usize> = IndexSet::new();
+    for index in order {
+        let Some((path, _)) = model.state.get_index(index) else { continue };
+        all.extend(neighbours.around(path).iter().filter_map(|path| model.state.get_index_of(&**path)));
+        all.insert(index);
+    }
+    all.into_iter().collect()
 }
 
 /// Makes one launch of those that do the same to neighbours in memory.

@@ -25,7 +25,7 @@ pub(crate) struct Launch {
     pub(crate) kernel: Loop,
     /// By position; stored values and inputs and state of the program.
     pub(crate) operands: Vec<NodeId>,
-    /// Operands that are several values, which lie one after another: by the first, all of them.
+    /// Operands that are several values, which lie one after another: by the operand, all of them.
     pub(crate) spans: BTreeMap<NodeId, Vec<NodeId>>,
     pub(crate) reads: Vec<NodeId>,
     pub(crate) writes: Vec<NodeId>,
@@ -56,14 +56,26 @@ fn launch(groups: &Groups<'_>, id: GroupId) -> Launch {
     };
     let writes: IndexSet<NodeId> = group.stores.iter().map(|store| store.target).collect();
     let inputs = group.members.iter().flat_map(|member| groups.members[*member].inputs.iter());
-    let reads: IndexSet<NodeId> =
-        inputs.filter_map(|input| if let Input::Load(value) = input { Some(*value) } else { None }).collect();
+    let loads = inputs.filter_map(|input| if let Input::Load(value) = input { Some(*value) } else { None });
+    // A concatenation of neighbours is an operand; what is read is the neighbours.
+    let (mut reads, mut spans) = (IndexSet::new(), BTreeMap::new());
+    for value in loads {
+        match groups.adjoined.get(&value) {
+            Some(states) => {
+                reads.extend(states.iter().copied());
+                spans.insert(value, states.clone());
+            }
+            None => {
+                reads.insert(value);
+            }
+        }
+    }
     let last = writes.iter().max().copied();
     Launch {
         in_place: in_place(&kernel, &operands, &writes),
         kernel,
         operands: operands.into_iter().collect(),
-        spans: BTreeMap::new(),
+        spans,
         reads: reads.into_iter().collect(),
         writes: writes.into_iter().collect(),
         origin: last.map_or(String::new(), |id| groups.graph.origin(id).path.to_string()),

@@ -57,7 +57,7 @@ impl Optimizer {
             return Ok(Kept::Nothing);
         }
         let graph = tidy(graph)?;
-        let mut cuts = Cuts::new(&graph);
+        let mut cuts = Cuts::new(&graph, &self.neighbours);
         let changed = cuts.changed(self);
         if changed.is_empty() {
             return Ok(Kept::Nothing);

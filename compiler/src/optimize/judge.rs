@@ -7,11 +7,11 @@ use alip_plan::Target;
 
 use crate::codegen::{Cost, Machine, lower, predict};
 use crate::ir::Graph;
-use crate::schedule::{ScheduleOptions, normal_form, schedule};
+use crate::schedule::{Neighbours, ScheduleOptions, normal_form, schedule};
 
 /// What the kernels of a program cost; `None` if it cannot be scheduled, which only a defect can cause.
 pub(crate) fn judge(graph: &Graph, target: &Target, machine: &Machine) -> Option<Cost> {
     let options = ScheduleOptions::default();
     let graph = normal_form(graph, target, options).ok()?;
-    Some(predict(&lower(&schedule(&graph, target, options)), machine))
+    Some(predict(&lower(&schedule(&graph, &Neighbours::default(), target, options)), machine))
 }

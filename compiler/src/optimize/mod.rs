@@ -53,6 +53,7 @@ use self::tidy::tidy;
 pub use crate::codegen::{Cost, Machine};
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
 use crate::ir::Graph;
+use crate::schedule::Neighbours;
 use alip_plan::Target;
 
 /// What the optimiser may do.
@@ -144,6 +145,8 @@ pub struct Optimizer {
     enabled: Vec<RuleId>,
     target: Target,
     machine: Machine,
+    /// Concatenations that are no work.
+    neighbours: Neighbours,
     ops: Interner,
     known: HashMap<Key, Arc<Forms>>,
     /// Every distinct region, in the order in which they were met.
@@ -182,10 +185,16 @@ impl Optimizer {
             enabled,
             target: target.clone(),
             machine,
+            neighbours: Neighbours::default(),
             ops: Interner::default(),
             known: HashMap::new(),
             regions: vec![],
         })
+    }
+
+    /// The same where these state tensors lie one after another: what reads them as one reads a value in memory.
+    pub fn with(self, neighbours: Neighbours) -> Optimizer {
+        Optimizer { neighbours, ..self }
     }
 
     /// Optimises a program: its regions take the new forms that are kept.
@@ -198,7 +207,7 @@ impl Optimizer {
         }
         let graph = tidy(graph)?;
         let known = self.known.len();
-        let solved = Cuts::new(&graph).solve(self, kept);
+        let solved = Cuts::new(&graph, &self.neighbours).solve(self, kept);
         let distinct = (self.known.len() - known) as u32;
         let mut report = Report { nodes: (graph.nodes().len() as u32, 0), distinct, ..Report::default() };
         for part in &solved {

@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 use super::language::{Interner, Kind, OpId};
 use crate::ir::{Graph, NodeId, TensorType};
 use crate::ops::{Op, ScalarOp};
+use crate::schedule::Neighbours;
 
 /// Length of a run. Shorter ones hold too little for rules that need several products, longer ones cost more than their
 /// share to saturate and repeat less often.
@@ -38,12 +39,13 @@ pub(crate) struct Cut {
 }
 
 /// Cuts a graph into regions.
-pub(crate) fn cut(graph: &Graph) -> Cut {
+pub(crate) fn cut(graph: &Graph, neighbours: &Neighbours) -> Cut {
     let trivial = trivial(graph);
     let core: Vec<NodeId> = graph
         .ids()
         .filter(|id| !trivial[id.index()])
         .filter(|id| !matches!(graph.node(*id).op, Op::Input { .. } | Op::State { .. }))
+        .filter(|id| neighbours.of(graph, *id).is_none())
         .collect();
     let mut place = vec![usize::MAX; graph.nodes().len()];
     for (at, id) in core.iter().enumerate() {

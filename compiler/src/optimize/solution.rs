@@ -18,6 +18,7 @@ use super::saturate::{Saturated, canonical, empty};
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Graph, NodeId, OriginId};
 use crate::ops::{Op, OpError};
+use crate::schedule::Neighbours;
 
 /// A node of a solution.
 pub(crate) struct Planned {
@@ -159,8 +160,8 @@ pub(crate) struct Cuts<'g> {
 }
 
 impl<'g> Cuts<'g> {
-    pub(crate) fn new(graph: &'g Graph) -> Cuts<'g> {
-        Cuts { graph, cut: cut(graph), known: HashMap::new() }
+    pub(crate) fn new(graph: &'g Graph, neighbours: &Neighbours) -> Cuts<'g> {
+        Cuts { graph, cut: cut(graph, neighbours), known: HashMap::new() }
     }
 
     /// Numbers of the regions that have new forms.

@@ -20,6 +20,7 @@ use smallvec::{SmallVec, smallvec};
 use super::attention::{CallKey, strided};
 use super::facts::{Facts, base, facts};
 use super::layout::{Chain, Cuts, Layout, ViewOp, view_op};
+use super::neighbours::Neighbours;
 use super::operands;
 use crate::ir::{Graph, NodeId};
 use crate::ops::Op;
@@ -171,6 +172,8 @@ pub(crate) struct Groups<'g> {
     pub(crate) required: Vec<bool>,
     /// Values that are computed again (`recompute`).
     pub(crate) late: Vec<bool>,
+    /// Concatenations of state tensors that lie one after another, and these.
+    pub(crate) adjoined: HashMap<NodeId, Vec<NodeId>>,
     pub(crate) max_operands: usize,
     pub(crate) fuse: bool,
     /// The members that read the node which is being placed.
@@ -197,12 +200,19 @@ impl<'g> Groups<'g> {
             calls: HashMap::new(),
             required,
             late: vec![false; count],
+            adjoined: HashMap::new(),
             max_operands,
             fuse,
             readers: Vec::new(),
             visited: Vec::new(),
             visit: 0,
         }
+    }
+
+    /// Concatenations of neighbours are read as they lie; what the program yields is a value of its own.
+    pub(crate) fn adjoin(&mut self, neighbours: &Neighbours) {
+        let all = self.graph.ids().filter(|id| !self.required[id.index()]);
+        self.adjoined = all.filter_map(|id| Some((id, neighbours.of(self.graph, id)?))).collect();
     }
 
     /// The group that a group has become part of.

@@ -4,7 +4,8 @@
 //!   `commute`).
 //! - `facts` gathers what is known of each node, `place` (with `attention`) decides where nodes are computed, `siblings` what
 //!   is near enough to be one kernel, `order` what runs when, `recompute` what is computed again rather than kept, `group`
-//!   holds the decisions, `layout` and `operands` know which views are affine.
+//!   holds the decisions, `layout` and `operands` know which views are affine, `neighbours` which state tensors lie one
+//!   after another.
 //! - [`memory`] gives every stored value its place; [`check`] replays a program and proves that nothing live is overwritten.
 //!
 //! Invariants: deterministic (no clocks, no iteration over hash maps), time nearly linear in the number of nodes, and what
@@ -18,6 +19,7 @@ mod facts;
 mod group;
 mod layout;
 pub mod memory;
+pub(crate) mod neighbours;
 mod operands;
 mod order;
 mod pads;
@@ -34,6 +36,7 @@ pub(crate) use self::explain::explain;
 pub use self::explain::{Explained, Explanation, computes};
 pub(crate) use self::group::{Group, GroupId, Groups, Input, Kind, MemberId, What};
 pub(crate) use self::layout::{Layout, ViewOp};
+pub use self::neighbours::Neighbours;
 pub(crate) use self::operands::{gather, product};
 pub use self::pads::join_pads;
 pub use self::prepare::prepare;
@@ -72,17 +75,36 @@ pub struct Schedule<'g> {
 }
 
 /// Groups the nodes of a prepared graph.
-pub fn schedule<'g>(graph: &'g Graph, target: &Target, options: ScheduleOptions) -> Schedule<'g> {
-    grouped(graph, &[], target, options)
+pub fn schedule<'g>(
+    graph: &'g Graph,
+    neighbours: &Neighbours,
+    target: &Target,
+    options: ScheduleOptions,
+) -> Schedule<'g> {
+    grouped(graph, &[], neighbours, target, options)
 }
 
 /// Groups the nodes of a program that computes values again.
-pub fn schedule_again<'g>(again: &'g Recomputed, target: &Target, options: ScheduleOptions) -> Schedule<'g> {
-    grouped(&again.graph, &again.late, target, options)
+pub fn schedule_again<'g>(
+    again: &'g Recomputed,
+    neighbours: &Neighbours,
+    target: &Target,
+    options: ScheduleOptions,
+) -> Schedule<'g> {
+    grouped(&again.graph, &again.late, neighbours, target, options)
 }
 
-fn grouped<'g>(graph: &'g Graph, late: &[NodeId], target: &Target, options: ScheduleOptions) -> Schedule<'g> {
+fn grouped<'g>(
+    graph: &'g Graph,
+    late: &[NodeId],
+    neighbours: &Neighbours,
+    target: &Target,
+    options: ScheduleOptions,
+) -> Schedule<'g> {
     let mut groups = Groups::new(graph, target.max_operands as usize, options.fuse);
+    if options.fuse {
+        groups.adjoin(neighbours);
+    }
     late.iter().for_each(|id| groups.late[id.index()] = true);
     for id in graph.ids().rev() {
         groups.place(id);

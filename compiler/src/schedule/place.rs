@@ -33,6 +33,7 @@ impl Groups<'_> {
         self.readers = uses.iter().map(|(member, _)| *member).collect();
         match &self.graph.node(id).op {
             Op::Input { .. } | Op::State { .. } => self.load(id, &uses),
+            Op::Concat { .. } if self.adjoined.contains_key(&id) => self.load(id, &uses),
             Op::Pointwise(_) | Op::Const { .. } | Op::Iota { .. } | Op::Random { .. } | Op::Gather { .. } => {
                 self.place_value(id, uses);
             }

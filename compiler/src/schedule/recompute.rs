@@ -65,7 +65,7 @@ pub fn recompute(schedule: &Schedule<'_>, options: ScheduleOptions) -> Result<Op
 
 fn is_stored(schedule: &Schedule<'_>, id: NodeId) -> bool {
     let given = matches!(schedule.groups.graph.node(id).op, Op::Input { .. } | Op::State { .. });
-    given || !schedule.groups.writers[id.index()].is_empty()
+    given || schedule.groups.adjoined.contains_key(&id) || !schedule.groups.writers[id.index()].is_empty()
 }
 
 fn choose(schedule: &Schedule<'_>) -> Vec<Waiting> {

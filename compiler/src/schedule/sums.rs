@@ -6,7 +6,8 @@
 //!
 //! Nothing is stored that was not stored before: an operand takes part only if it has to be in memory anyway and nobody
 //! reads it before all operands are known. Operands are joined in chunks, in the order in which they are computed, so that
-//! a chunk lives no longer than the last of its parts has to wait for the first.
+//! a chunk lives no longer than the last of its parts has to wait for the first. An operand that is cut into slices, each
+//! with a term of its own (the gradients of parameters that lie one after another), takes part as a whole.
 
 use std::collections::{HashMap, HashSet};
 
@@ -37,8 +38,11 @@ enum Item {
 
 /// A sum over all elements of an expression.
 struct Term {
-    reduce: NodeId,
+    /// The sum; several where the operands are joined slices.
+    reduces: SmallVec<[NodeId; 1]>,
     operands: SmallVec<[NodeId; 1]>,
+    /// Slices that make up the only operand.
+    slices: Vec<NodeId>,
     elements: u64,
     /// Nodes of the expression.
     own: Vec<NodeId>,
@@ -106,12 +110,14 @@ fn find(graph: &Graph, target: &Target) -> Found {
         }
         let mut of_root = Vec::new();
         for (form, terms) in forms {
+            let terms = whole(graph, terms, &readers);
             let Some(end) = terms.iter().flat_map(|term| &term.operands).max().copied() else { continue };
             let mut seen = taken.clone();
             let fits = |term: &Term| {
                 let waits = |id: &NodeId| readers[id.index()].iter().all(|r| *r > end || term.own.contains(r));
                 let operands = &term.operands;
-                operands.iter().all(|id| waits(id) && !named.contains(id) && seen.insert(base(graph, *id).0))
+                let kept = |id: &NodeId| waits(id) && !named.contains(id);
+                term.slices.iter().all(kept) && operands.iter().all(|id| kept(id) && seen.insert(base(graph, *id).0))
             };
             let terms: Vec<Term> = terms.into_iter().filter(fits).collect();
             if terms.len() < FEWEST_TERMS {
@@ -124,8 +130,11 @@ fn find(graph: &Graph, target: &Target) -> Found {
             }
         }
         if !of_root.is_empty() {
-            let joined: HashSet<NodeId> =
-                of_root.iter().flat_map(|chunk| &found.chunks[*chunk].terms).map(|term| term.reduce).collect();
+            let joined: HashSet<NodeId> = of_root
+                .iter()
+                .flat_map(|chunk| &found.chunks[*chunk].terms)
+                .flat_map(|term| term.reduces.clone())
+                .collect();
             leaves.retain(|leaf| !joined.contains(leaf));
             found.roots.insert(root, (of_root, leaves));
         }
@@ -142,7 +151,13 @@ fn term(graph: &Graph, id: NodeId, readers: &[Vec<NodeId>]) -> Option<(Vec<Item>
         return None;
     }
     let mut form = Vec::new();
-    let mut term = Term { reduce: id, operands: SmallVec::new(), elements: graph.shape(x).elements(), own: vec![id] };
+    let mut term = Term {
+        reduces: SmallVec::from_slice(&[id]),
+        operands: SmallVec::new(),
+        slices: Vec::new(),
+        elements: graph.shape(x).elements(),
+        own: vec![id],
+    };
     expression(graph, x, graph.shape(x), readers, &mut form, &mut term).then_some((form, term))
 }
 
@@ -168,10 +183,14 @@ fn expression(
         form.push(Item::Apply(op));
         return all && form.len() <= LONGEST_FORM;
     }
-    let (below, op) = base(graph, id);
+    let whole = match is_piece(graph, id) {
+        true => node.inputs[0],
+        false => id,
+    };
+    let (below, op) = base(graph, whole);
     // What is written by a kernel of its own kind cannot be written into a part, what is no result at all should not be.
     let stored = matches!(op, Op::Pointwise(_) | Op::Reduce { .. } | Op::Dot(_));
-    let alone = below == id || readers[below.index()].len() == 1;
+    let alone = below == whole || readers[below.index()].len() == 1;
     if !stored || !alone || graph.shape(id) != shape {
         return false;
     }
@@ -181,6 +200,54 @@ fn expression(
     });
     form.push(Item::Operand(place, node.ty.dtype));
     form.len() <= LONGEST_FORM
+}
+
+/// Whether a node is some of the outermost positions of a value, one after another.
+fn is_piece(graph: &Graph, id: NodeId) -> bool {
+    let node = graph.node(id);
+    let Op::Slice { start, end, step } = &node.op else { return false };
+    let sizes = graph.shape(node.inputs[0]).sizes();
+    step.iter().all(|step| *step == 1) && (1..sizes.len()).all(|axis| (start[axis], end[axis]) == (0, sizes[axis]))
+}
+
+/// Do pieces of a value make it up, each element once?
+fn tile(graph: &Graph, value: NodeId, pieces: &[NodeId]) -> bool {
+    let range = |id: &NodeId| match &graph.node(*id).op {
+        Op::Slice { start, end, .. } => Some((*start.first()?, *end.first()?)),
+        _ => None,
+    };
+    let mut ranges: Vec<(u64, u64)> = pieces.iter().filter_map(range).collect();
+    ranges.sort_unstable();
+    let end = ranges.iter().try_fold(0, |at, (start, end)| (*start == at).then_some(*end));
+    end.is_some_and(|end| end > 0 && end == graph.shape(value).size(0))
+}
+
+/// Terms over pieces that make up a value, as one term over that; those over other pieces are none.
+fn whole(graph: &Graph, terms: Vec<Term>, readers: &[Vec<NodeId>]) -> Vec<Term> {
+    let mut pieces: IndexMap<NodeId, Vec<Term>> = IndexMap::new();
+    let mut all = Vec::new();
+    for term in terms {
+        match term.operands[..] {
+            [one] if is_piece(graph, one) => pieces.entry(graph.node(one).inputs[0]).or_default().push(term),
+            _ if term.operands.iter().any(|id| is_piece(graph, *id)) => {}
+            _ => all.push(term),
+        }
+    }
+    for (value, terms) in pieces {
+        let slices: Vec<NodeId> = terms.iter().flat_map(|term| term.operands.clone()).collect();
+        let elements = terms.iter().map(|term| term.elements).sum();
+        let only = readers[value.index()].iter().all(|reader| slices.contains(reader));
+        if !only || !tile(graph, value, &slices) {
+            continue;
+        }
+        let (mut reduces, mut own) = (SmallVec::new(), slices.clone());
+        for term in terms {
+            reduces.extend(term.reduces);
+            own.extend(term.own);
+        }
+        all.push(Term { reduces, operands: SmallVec::from_slice(&[value]), slices, elements, own });
+    }
+    all
 }
 
 /// Cuts terms into chunks that fit the target, in the order in which they are computed; those of odd size come last, so
@@ -268,7 +335,12 @@ impl Joining<'_> {
                 let end = start + term.elements;
                 let slice = Op::Slice { start: vec![start], end: vec![end], step: vec![1] };
                 let part = self.new.add(slice, &[joined[place]], origin)?;
-                self.parts.insert(id, self.new.add(Op::Reshape { shape }, &[part], origin)?);
+                let part = self.new.add(Op::Reshape { shape }, &[part], origin)?;
+                self.parts.insert(id, part);
+                for slice in &term.slices {
+                    let node = self.graph.node(*slice);
+                    self.parts.insert(*slice, self.new.add(node.op.clone(), &[part], node.origin)?);
+                }
                 start = end;
             }
         }

@@ -12,6 +12,7 @@ use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Dim, Graph, NodeId, Shape};
 use crate::ops::attention::Rows;
 use crate::ops::{ConvKind, Op, OpError};
+use crate::schedule::neighbours;
 
 /// For each operand: the dimension that runs along with the result's, or none when it is read whole.
 pub(super) type Along = SmallVec<[Option<usize>; 3]>;
@@ -125,8 +126,11 @@ fn is_shared(op: &Op) -> bool {
 }
 
 /// Whether nothing is computed or moved.
-fn is_free(op: &Op) -> bool {
-    is_shared(op) || matches!(op, Op::Input { .. } | Op::State { .. } | Op::Const { .. })
+fn is_free(graph: &Graph, id: NodeId) -> bool {
+    let op = &graph.node(id).op;
+    is_shared(op)
+        || matches!(op, Op::Input { .. } | Op::State { .. } | Op::Const { .. } | Op::Slice { .. })
+        || neighbours::joined(graph, id).is_some()
 }
 
 /// What the results of a program need: operations and bytes, each op reading its operands and writing its result.
@@ -140,7 +144,7 @@ pub(super) fn cost(graph: &Graph) -> Cost {
             continue;
         }
         node.inputs.iter().for_each(|input| live[input.index()] = true);
-        if is_free(&node.op) {
+        if is_free(graph, id) {
             continue;
         }
         let types: SmallVec<[_; 3]> = node.inputs.iter().map(|input| graph.ty(*input)).collect();
@@ -153,7 +157,7 @@ pub(super) fn cost(graph: &Graph) -> Cost {
             bytes(id)
         };
         let read = |operand: (usize, &NodeId)| match (&node.op, operand) {
-            (Op::Gather { .. } | Op::Slice { .. }, (0, _)) => bytes(id),
+            (Op::Gather { .. }, (0, _)) => bytes(id),
             (_, (_, input)) => stored(*input),
         };
         cost.flops += node.op.flops(&types, &node.ty);

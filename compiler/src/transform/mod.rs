@@ -2,8 +2,9 @@
 //! name of a model or module.
 //!
 //! - [`forward`]: what is done to programs before gradients are added, so that these inherit it: [`lift`], then the rewrites
-//!   `push_down` (what is not read is not computed), `batching` (applications of the same parameters become one) and
-//!   `streaming` (the matrix of similarities of a contrastive loss is not stored).
+//!   `push_down` (what is not read is not computed), `batching` (applications of the same parameters become one),
+//!   `streaming` (the matrix of similarities of a contrastive loss is not stored) and `projections` (products of one value
+//!   with several parameters become one).
 //! - [`pack`]: what comes after, since a program becomes several: [`packing`].
 //! - [`precision`]: which products take operands of 16 bits; before gradients are added too.
 //! - [`expand`]: semantic ops in terms of primitives: their meaning, and what a target without a kernel for them runs.
@@ -16,6 +17,7 @@ pub mod expand;
 pub mod lift;
 pub mod packing;
 pub mod precision;
+mod projections;
 mod push_down;
 mod streaming;
 
@@ -107,8 +109,12 @@ struct Rewritten {
 type Rewrite = fn(&Graph) -> Result<Option<Rewritten>, Diagnostics>;
 
 /// The rewrites before differentiation by name, in their order.
-const REWRITES: [(&str, Rewrite); 3] =
-    [("push_down", push_down::push_down), ("batching", batching::batching), ("streaming", streaming::streaming)];
+const REWRITES: [(&str, Rewrite); 4] = [
+    ("push_down", push_down::push_down),
+    ("batching", batching::batching),
+    ("streaming", streaming::streaming),
+    ("projections", projections::projections),
+];
 
 /// Names of all rewrites, for `--no-rule`.
 pub fn names() -> impl Iterator<Item = &'static str> {
