@@ -2,7 +2,7 @@
 //! element by element, so that what no test thought of is wrong loudly.
 //!
 //! As many as one likes, from any seed: `ALIP_FUZZ=100000 ALIP_FUZZ_SEED=5000 cargo test --release -p alip-tests --test
-//! random_graphs -- --nocapture`.
+//! random_graphs random_graphs_compute -- --nocapture`; with `ALIP_FUZZ_DEVICE=cpu` on that device alone.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -51,9 +51,11 @@ fn keep(seed: u64, steps: usize, failure: &Failure, place: &Place) -> String {
 #[test]
 fn random_graphs_compute_what_the_interpreter_does() {
     let (first, graphs) = (number("ALIP_FUZZ_SEED", 0), number("ALIP_FUZZ", GRAPHS));
+    let only = std::env::var("ALIP_FUZZ_DEVICE").ok();
     let few = Target { max_operands: 6, ..Target::cpu() };
+    let places = devices().into_iter().chain([("reference", few)]);
     let (mut report, mut failed) = (Report::default(), Vec::new());
-    for (device, target) in devices().into_iter().chain([("reference", few)]) {
+    for (device, target) in places.filter(|(device, _)| only.as_deref().is_none_or(|only| only == *device)) {
         let (part, steps) = match device {
             "reference" => (graphs.div_ceil(REFERENCE), STEPS),
             "wgpu" => (graphs.div_ceil(WGPU), WGPU_STEPS),
@@ -73,7 +75,9 @@ fn random_graphs_compute_what_the_interpreter_does() {
     let missed: Vec<&str> = known.into_iter().filter(|name| !report.ops.contains_key(name)).collect();
     let rewrites = transform::names().chain(transform::lift::NAMES);
     let unused: Vec<&str> = rewrites.filter(|name| !report.rewrites.contains_key(name)).collect();
+    let rules = report.unused_rules();
     assert!(unused.is_empty() || graphs < GRAPHS, "rewrites of no graph: {unused:?}");
+    assert!(rules.is_empty() || graphs < GRAPHS, "rules of no graph: {rules:?}; `fuzz/steps/idiom.rs` is for these");
     assert!(missed.is_empty() || graphs < GRAPHS, "ops in no graph: {missed:?}");
 }
 

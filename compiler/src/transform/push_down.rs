@@ -259,10 +259,8 @@ fn pass(graph: &Graph, id: NodeId, part: &Part) -> (Part, Wanted) {
             wanted[0] = Some(whole);
             return (computed, wanted);
         }
-        Op::Gather { batch } if *batch > 0 => {
-            let index = node.inputs[1];
-            let own = Pick::Index { index, batch: (0..*batch).collect() };
-            if own.count(graph) < shape(0).size(*batch) {
+        Op::Gather { batch } => {
+            if let Some(own) = picked(graph, id) {
                 let indices = shape(1).rank();
                 let mut picked = Part(smallvec![(*batch, own)]);
                 for (axis, pick) in part.0.iter().filter(|(axis, _)| *axis >= indices) {
@@ -296,6 +294,15 @@ fn pass(graph: &Graph, id: NodeId, part: &Part) -> (Part, Wanted) {
         computed.0.push((*axis, pick.clone()));
     }
     (computed, wanted)
+}
+
+/// What a gather picks per sample, if that is less than there is.
+fn picked(graph: &Graph, id: NodeId) -> Option<Pick> {
+    let (Op::Gather { batch: batch @ 1.. }, [from, index]) = (&graph.node(id).op, &graph.node(id).inputs[..]) else {
+        return None;
+    };
+    let pick = Pick::Index { index: *index, batch: (0..*batch).collect() };
+    (pick.count(graph) < graph.shape(*from).size(*batch)).then_some(pick)
 }
 
 /// A pick of what a range picks.
@@ -446,12 +453,8 @@ impl<'a> Emitter<'a> {
                 inputs.push(self.value(*input, wanted)?);
             }
         }
-        // A slice is the part that it asked for, a gather too.
-        let is_had = match &node.op {
-            Op::Slice { .. } => true,
-            Op::Gather { .. } => wanted[0].as_ref().is_some_and(|part| !part.is_whole()),
-            _ => false,
-        };
+        // A slice is the part that it asked for, as is a gather that picks.
+        let is_had = matches!(node.op, Op::Slice { .. }) || picked(self.graph, id).is_some();
         if let (true, Some(had)) = (is_had, inputs.first()) {
             return Builder::new(&mut self.new, node.origin).reshape(*had, shape);
         }

@@ -98,6 +98,11 @@ impl Report {
         self.failures.extend(other.failures);
     }
 
+    /// Rules of the optimiser that no graph took.
+    pub fn unused_rules(&self) -> Vec<&'static str> {
+        rule_names().into_iter().map(|(_, name)| name).filter(|name| !self.rules.contains_key(name)).collect()
+    }
+
     /// Hits per op, rewrite and rule, the rarest first, and the rules that were never used.
     pub fn table(&self) -> String {
         let list = |hits: &BTreeMap<&'static str, u64>| {
@@ -105,8 +110,7 @@ impl Report {
             rows.sort_unstable();
             rows.iter().map(|(count, name)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
         };
-        let never = rule_names().into_iter().map(|(_, name)| name).filter(|name| !self.rules.contains_key(name));
-        let never = never.collect::<Vec<_>>().join(", ");
+        let never = self.unused_rules().join(", ");
         let (ops, rewrites, rules) = (list(&self.ops), list(&self.rewrites), list(&self.rules));
         format!(
             "{} cases\ngraphs with each op: {ops}\nwith each rewrite: {rewrites}\nwith each rule: {rules}\nrules never used: {never}",

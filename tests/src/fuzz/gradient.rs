@@ -1,14 +1,21 @@
 //! Gradients of a case against finite differences of its loss, in f64.
 //!
-//! One direction over all differentiated tensors at once: `<gradient, d>` against `(f(x + h d) - f(x - h d)) / 2h`. Nothing is
-//! said where the loss has a kink or a jump within `h`, which its second difference shows; what flows through
-//! `stop_gradient` is held fixed.
+//! One direction over all differentiated tensors at once: `<gradient, d>` against `(f(x + h d) - f(x - h d)) / 2h`. What flows
+//! through `stop_gradient` is held fixed.
+//!
+//! At a kink or a jump a gradient is one of many, and several together may be any of their sums: second differences do not
+//! see those that cancel. So the decisions are looked at that the loss takes on its way: comparisons, integers, the sides of a
+//! maximum ([`decisions`]). Where one of them is taken otherwise within `h`, the case is asked again a little aside, where
+//! equal values no longer are; its gradients are then those of the interpreter.
 
 use std::collections::BTreeMap;
 
-use alip_compiler::ir::{Graph, Value, interpret};
-use alip_compiler::ops::Op;
+use alip_compiler::ir::{Builder, Graph, NodeId, OriginId, Value, interpret};
+use alip_compiler::ops::{Op, OpError, ReduceKind, ScalarOp};
+use alip_compiler::trust::rounding::update_of;
+use alip_plan::philox::uniform;
 
+use super::draws::Draws;
 use super::judge::Expected;
 use super::rebuild::{Other, rebuilt};
 use super::{Case, DESCENT, DESCENT_RATE, LOSS};
@@ -19,14 +26,37 @@ use crate::compiled::Values;
 const H: f64 = 1e-5;
 /// Both errors, for derivatives up to 1000.
 const BOUND: f64 = 1e-6;
-/// Second differences of a smooth loss are about h times a second derivative.
+/// Second differences of a loss of such derivatives are about h times a second derivative.
 const SMOOTH: f64 = 1e-2;
+/// How far aside a case is moved: much more than a step, and little enough to stay a case of its kind.
+const ASIDE: f64 = 1.0 / 64.0;
+/// How often.
+const MOVES: u64 = 3;
 
 /// Whether the gradients among the results are those of the loss.
 ///
 /// # Errors
 /// The slope and the difference that disagree.
 pub(super) fn holds(case: &Case, expected: &Expected) -> Result<(), String> {
+    let wanted = |name: &str| Some(expected.results.get(name)?.value.clone());
+    if case.graph.values.is_empty() || said(case, wanted)? {
+        return Ok(());
+    }
+    for seed in 0..MOVES {
+        let moved = moved(case, seed);
+        let results = interpret(&expected.program, &moved.inputs, &moved.state).map_err(|error| error.to_string())?;
+        let updates = results.updates.iter().map(|(path, value)| (update_of(path), value.data.clone()));
+        let outputs = results.outputs.iter().map(|(name, value)| (name.clone(), value.data.clone()));
+        let results: BTreeMap<String, Vec<f64>> = updates.chain(outputs).collect();
+        if said(&moved, |name| results.get(name).cloned())? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Whether the gradients are right, at one point; `false` where nothing can be said there.
+fn said(case: &Case, result: impl Fn(&str) -> Option<Vec<f64>>) -> Result<bool, String> {
     let (mut slope, mut magnitude) = (0.0, 0.0);
     let mut directions: BTreeMap<(bool, String), Vec<f64>> = BTreeMap::new();
     for (wish, id) in case.graph.values.iter().filter(|(name, _)| *name != LOSS) {
@@ -35,7 +65,7 @@ pub(super) fn holds(case: &Case, expected: &Expected) -> Result<(), String> {
             Op::State { path, .. } => (true, path.to_string()),
             _ => continue,
         };
-        let Some(gradient) = gradient(case, expected, wish) else { continue };
+        let Some(gradient) = gradient(case, &result, wish) else { continue };
         // Ones of either sign, and never one twice as often as the other along a dimension.
         let direction: Vec<f64> =
             (0..gradient.len()).map(|i| if (i * 7 + i / 3).is_multiple_of(2) { 1.0 } else { -1.0 }).collect();
@@ -44,30 +74,45 @@ pub(super) fn holds(case: &Case, expected: &Expected) -> Result<(), String> {
         magnitude += products.map(f64::abs).sum::<f64>();
         directions.insert((of_state, name), direction);
     }
-    let Some(frozen) = frozen(case).filter(|_| !directions.is_empty()) else { return Ok(()) };
-    let at = |step: f64| loss(&frozen, &directions, step);
+    let Some(frozen) = frozen(case).filter(|_| !directions.is_empty()) else { return Ok(true) };
+    let at = |step: f64| along(&frozen, &directions, step);
     let (above, here, below) = (at(H)?, at(0.0)?, at(-H)?);
-    let difference = (above - below) / (2.0 * H);
-    let kink = (above - 2.0 * here + below).abs() / H;
-    let scale = 1.0 + magnitude + here.abs();
-    if kink > SMOOTH * scale || (difference - slope).abs() <= BOUND * scale {
-        return Ok(());
+    if above.decided != here.decided || below.decided != here.decided {
+        return Ok(false);
+    }
+    let difference = (above.loss - below.loss) / (2.0 * H);
+    let scale = 1.0 + magnitude + here.loss.abs();
+    if (above.loss - 2.0 * here.loss + below.loss).abs() / H > SMOOTH * scale {
+        return Ok(false);
+    }
+    if (difference - slope).abs() <= BOUND * scale {
+        return Ok(true);
     }
     Err(format!("the gradients say that the loss rises by {slope:e} along a direction, but it rises by {difference:e}"))
 }
 
+/// The case with all its floats a little aside, each by another amount.
+fn moved(case: &Case, seed: u64) -> Case {
+    let mut draws = Draws::new(seed);
+    let mut moved = case.clone();
+    for value in moved.inputs.values_mut().chain(moved.state.values_mut()).filter(|value| value.ty.dtype.is_float()) {
+        value.data.iter_mut().for_each(|x| *x += ASIDE * (f64::from(uniform(draws.word())) - 0.5));
+    }
+    moved
+}
+
 /// The gradient that a wish asked for, also where a state went a step against it.
-fn gradient(case: &Case, expected: &Expected, wish: &str) -> Option<Vec<f64>> {
-    let Some(path) = wish.strip_prefix(DESCENT) else { return Some(expected.results.get(wish)?.value.clone()) };
+fn gradient(case: &Case, result: impl Fn(&str) -> Option<Vec<f64>>, wish: &str) -> Option<Vec<f64>> {
+    let Some(path) = wish.strip_prefix(DESCENT) else { return result(wish) };
     if case.graph.updates.contains_key(path) {
         return None;
     }
-    let after = &expected.results.get(&alip_compiler::trust::rounding::update_of(path))?.value;
+    let after = result(&update_of(path))?;
     let steps = case.state.get(path)?.data.iter().zip(after);
     Some(steps.map(|(before, after)| (before - after) / DESCENT_RATE).collect())
 }
 
-/// The loss alone, with the values behind `stop_gradient` as inputs.
+/// The loss and its decisions, with the values behind `stop_gradient` as inputs.
 fn frozen(case: &Case) -> Option<Case> {
     let mut graph = case.graph.clone();
     let loss = *graph.values.get(LOSS)?;
@@ -80,13 +125,49 @@ fn frozen(case: &Case) -> Option<Case> {
     graph.outputs.clear();
     graph.outputs.insert(LOSS.into(), loss);
     let whole = Case { graph, ..case.clone() };
-    let stopped = |id: alip_compiler::ir::NodeId, _: &Graph| {
+    let stopped = |id: NodeId, _: &Graph| {
         values.get(&id.0.to_string()).map(|value| Other::Input(format!("stopped{}", id.0), value.clone()))
     };
-    rebuilt(&whole, stopped, |_| None)
+    let mut frozen = rebuilt(&whole, stopped, |_| None)?;
+    for (index, id) in decisions(&mut frozen.graph).ok()?.into_iter().enumerate() {
+        frozen.graph.outputs.insert(format!("decision {index}"), id);
+    }
+    Some(frozen)
 }
 
-fn loss(case: &Case, directions: &BTreeMap<(bool, String), Vec<f64>>, step: f64) -> Result<f64, String> {
+/// Nodes whose values stay the same as long as the graph is smooth, some of them new.
+fn decisions(graph: &mut Graph) -> Result<Vec<NodeId>, OpError> {
+    use ScalarOp::{Abs, Eq, Floor, Le, Max, Min};
+    let mut decided = Vec::new();
+    for id in graph.ids().collect::<Vec<_>>() {
+        let node = graph.node(id).clone();
+        let mut b = Builder::new(graph, OriginId(0));
+        match &node.op {
+            Op::Input { .. } | Op::State { .. } | Op::Const { .. } => {}
+            _ if !node.ty.dtype.is_float() => decided.push(id),
+            Op::Pointwise(Floor) => decided.push(id),
+            Op::Pointwise(op @ (Abs | Max | Min)) => {
+                let other = if *op == Abs { b.scalar(0.0)? } else { node.inputs[1] };
+                decided.push(b.pointwise(Le, &[node.inputs[0], other])?);
+                decided.push(b.pointwise(Le, &[other, node.inputs[0]])?);
+            }
+            Op::Reduce { kind: kind @ (ReduceKind::Max | ReduceKind::Min), axes } => {
+                let most = b.reduce(*kind, node.inputs[0], axes, true)?;
+                decided.push(b.pointwise(Eq, &[node.inputs[0], most])?);
+            }
+            _ => {}
+        }
+    }
+    Ok(decided)
+}
+
+/// What a loss is somewhere, and what was decided on the way.
+struct Somewhere {
+    loss: f64,
+    decided: BTreeMap<String, Value>,
+}
+
+fn along(case: &Case, directions: &BTreeMap<(bool, String), Vec<f64>>, step: f64) -> Result<Somewhere, String> {
     let moved = |values: &Values, of_state: bool| -> Values {
         let value = |(name, value): (&String, &Value)| {
             let mut value = value.clone();
@@ -98,5 +179,7 @@ fn loss(case: &Case, directions: &BTreeMap<(bool, String), Vec<f64>>, step: f64)
         values.iter().map(value).collect()
     };
     let result = interpret(&case.graph, &moved(&case.inputs, false), &moved(&case.state, true));
-    Ok(result.map_err(|error| error.to_string())?.outputs[LOSS].data[0])
+    let mut decided = result.map_err(|error| error.to_string())?.outputs;
+    let loss = decided.remove(LOSS).ok_or("there is no loss")?.data[0];
+    Ok(Somewhere { loss, decided })
 }

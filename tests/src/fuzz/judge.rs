@@ -5,6 +5,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use alip_compiler::compile_model;
+use alip_compiler::diag::Diagnostics;
 use alip_compiler::ir::Graph;
 use alip_compiler::trust::rounding::update_of;
 use alip_compiler::trust::{Judged, judged};
@@ -72,11 +73,14 @@ pub struct Used {
 /// Compiles the case at a level; the plan, and what was used.
 ///
 /// # Errors
-/// What the compiler or the check of plans says.
+/// What the compiler or the check of plans says, faults that were worked around among it.
 pub fn plan(case: &Case, level: &Level, target: &Target) -> Result<(Plan, Used), String> {
     let options = level.options(target.clone());
     let (model, report) = level.model(case, &options).map_err(|errors| errors.to_string())?;
     let compiled = compile_model(&model, None, &options).map_err(|errors| errors.to_string())?;
+    if let Some(fault) = compiled.warnings.first() {
+        return Err(Diagnostics::from(fault.clone()).to_string());
+    }
     let plan = compiled.plan.ok_or("no plan")?;
     alip_plan::check::check(&plan).map_err(|why| why.to_string())?;
     let applied = report.applied.iter().map(|applied| applied.rewrite);

@@ -22,7 +22,7 @@ pub mod text;
 
 use alip_compiler::autodiff::gradients;
 use alip_compiler::diag::Diagnostics;
-use alip_compiler::ir::{Builder, Graph, OriginId};
+use alip_compiler::ir::{Builder, Graph, Origin, OriginId};
 
 use crate::compiled::Values;
 pub use maker::random_case;
@@ -66,12 +66,18 @@ pub fn differentiated(forward: &Graph) -> Result<Graph, Diagnostics> {
     let (names, wrt): (Vec<&String>, Vec<_>) = wishes.iter().filter(|(name, _)| *name != LOSS).unzip();
     let found = gradients(&mut graph, *loss, &wrt)?;
     for ((name, variable), gradient) in names.into_iter().zip(wrt).zip(found) {
-        let Some(gradient) = gradient else { continue };
+        let shape = graph.shape(variable).clone();
+        let mut b = Builder::new(&mut graph, OriginId(0));
+        let gradient = match gradient {
+            Some(gradient) => Ok(gradient),
+            // A rewrite may find that the loss does not depend on it.
+            None => b.scalar(0.0).and_then(|zero| b.broadcast_to(zero, &shape)),
+        };
+        let gradient = gradient.map_err(|error| error.diagnose(&Origin::default()))?;
         let Some(path) = name.strip_prefix(DESCENT) else {
             graph.outputs.insert(name.clone(), gradient);
             continue;
         };
-        let mut b = Builder::new(&mut graph, OriginId(0));
         let stepped =
             b.scalar(DESCENT_RATE).and_then(|rate| b.mul(gradient, rate)).and_then(|step| b.sub(variable, step));
         let stepped = stepped.map_err(|error| error.diagnose(graph.origin(variable)))?;

@@ -1,6 +1,7 @@
 //! What a random graph may do next: one file per family of ops.
 
 mod attention;
+mod idiom;
 mod pick;
 mod pointwise;
 mod product;
@@ -50,4 +51,10 @@ pub(super) const STEPS: &[Step] = &[
     step(2, false, attention::attention),
     step(1, false, attention::by_hand),
     step(1, false, towers::towers),
+    step(2, true, idiom::number),
+    step(2, false, idiom::algebra),
+    step(1, true, idiom::choice),
+    step(2, true, idiom::rejoined),
+    step(1, true, idiom::reduced),
+    step(2, false, idiom::products),
 ];
