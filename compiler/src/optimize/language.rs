@@ -178,6 +178,11 @@ impl Splat {
         Splat { value, size: value.abs() }
     }
 
+    /// A function of this number, known as well as that is.
+    pub(crate) fn map(self, f: impl Fn(f64) -> f64) -> Option<Splat> {
+        Splat::of(&[self], true, |x| Some(f(x[0])))
+    }
+
     /// The number that a function of numbers is, if it is one whatever their roundings are: where it jumps it is unknown.
     fn of(inputs: &[Splat], float: bool, f: impl Fn(&[f64]) -> Option<f64>) -> Option<Splat> {
         let mut at: SmallVec<[f64; 3]> = inputs.iter().map(|input| input.value).collect();
@@ -201,6 +206,12 @@ impl Splat {
     fn better(self, other: Splat) -> Splat {
         let order = self.size.total_cmp(&other.size).then(self.value.total_cmp(&other.value));
         if order.is_le() { self } else { other }
+    }
+}
+
+impl From<f64> for Splat {
+    fn from(value: f64) -> Splat {
+        Splat::constant(value)
     }
 }
 
@@ -324,6 +335,19 @@ pub(crate) struct Analysis {
     pub(crate) faults: Vec<(&'static str, String)>,
     /// Numbers that were computed or taken for one another so far.
     pub(crate) roundings: u32,
+    /// By their bits, constants that rules computed of terms that are larger than they are: what cancels is no better known
+    /// once it is written as a number.
+    pub(crate) computed: HashMap<u64, f64>,
+}
+
+impl Analysis {
+    /// A constant is about to be made of this number.
+    pub(crate) fn note(&mut self, number: Splat) {
+        if number.size > number.value.abs() {
+            let size = self.computed.entry(number.value.to_bits()).or_default();
+            *size = size.max(number.size);
+        }
+    }
 }
 
 impl egg::Analysis<Term> for Analysis {
@@ -334,7 +358,11 @@ impl egg::Analysis<Term> for Analysis {
             let inputs: SmallVec<[&Fact; 3]> = term.children.iter().map(|id| &egraph[*id].data).collect();
             let types: SmallVec<[&TensorType; 3]> = inputs.iter().map(|fact| &fact.ty).collect();
             let op = egraph.analysis.ops.op(term.op);
-            op.infer(&types).map(|ty| Fact::of(op, ty, &inputs))
+            let mut made = op.infer(&types).map(|ty| Fact::of(op, ty, &inputs));
+            if let (Kind::Const, Ok(Fact { splat: Some(splat), .. })) = (term.kind, &mut made) {
+                splat.size = egraph.analysis.computed.get(&splat.value.to_bits()).map_or(splat.size, |size| *size);
+            }
+            made
         };
         let computed = matches!(term.kind, Kind::Point(_) | Kind::Sum);
         egraph.analysis.roundings += u32::from(computed && made.as_ref().is_ok_and(|fact| fact.splat.is_some()));

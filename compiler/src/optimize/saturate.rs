@@ -188,8 +188,8 @@ fn fold(egraph: &mut EGraph) -> Vec<Id> {
         }
         egraph.analysis.rule = "constant folding";
         let found = Match { root: id, vars: [None; 5], terms: Default::default() };
-        let value = egraph[id].data.number().unwrap_or_default();
-        let Some(new) = (Site { egraph, found: &found }).number(value, id) else { continue };
+        let Some(number) = egraph[id].data.splat else { continue };
+        let Some(new) = (Site { egraph, found: &found }).number(number, id) else { continue };
         if egraph.union(id, new) {
             changed.push(id);
         }

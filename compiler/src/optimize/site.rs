@@ -3,7 +3,7 @@
 use egg::{Id, Language};
 use smallvec::SmallVec;
 
-use super::language::{EGraph, Fact, Kind, Operands, Term};
+use super::language::{EGraph, Fact, Kind, Operands, Splat, Term};
 use super::pattern::{Match, Pat};
 use crate::ir::{Shape, TensorType};
 use crate::ops::{Dot, Op, ReduceKind, ScalarOp, constant};
@@ -114,16 +114,18 @@ impl Site<'_> {
     }
 
     /// This number at every element of a tensor like that of a class.
-    pub(crate) fn number(&mut self, value: f64, like: Id) -> Option<Id> {
+    pub(crate) fn number(&mut self, number: impl Into<Splat>, like: Id) -> Option<Id> {
         let ty = self.fact(like).ty.clone();
-        self.number_of(value, &ty)
+        self.number_of(number, &ty)
     }
 
-    pub(crate) fn number_of(&mut self, value: f64, ty: &TensorType) -> Option<Id> {
-        if !value.is_finite() {
+    pub(crate) fn number_of(&mut self, number: impl Into<Splat>, ty: &TensorType) -> Option<Id> {
+        let number = number.into();
+        if !number.value.is_finite() {
             return None;
         }
-        let scalar = self.add(constant(value, ty.dtype), &[])?;
+        self.egraph.analysis.note(number);
+        let scalar = self.add(constant(number.value, ty.dtype), &[])?;
         self.broadcast(scalar, ty.shape.clone(), vec![])
     }
 

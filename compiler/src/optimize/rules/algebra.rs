@@ -59,25 +59,25 @@ pub(super) fn rules() -> Vec<Rule> {
 /// `-(x c)` is `x (-c)`.
 fn negated_constant(s: &mut Site<'_>) -> Option<egg::Id> {
     let (x, c) = (s.var(&X)?, s.var(&C)?);
-    let value = s.fact(c).number()?;
-    let c = s.number(-value, c)?;
+    let negated = s.fact(c).splat?.map(|value| -value)?;
+    let c = s.number(negated, c)?;
     s.mul(x, c)
 }
 
 /// `x - c` is `x + (-c)`, so that constants meet in sums.
 fn plus_negative(s: &mut Site<'_>) -> Option<egg::Id> {
     let (x, c) = (s.var(&X)?, s.var(&C)?);
-    let value = s.fact(c).number().filter(|value| *value != 0.0)?;
-    let c = s.number(-value, c)?;
+    let negated = s.fact(c).splat?.map(|value| -value).filter(|negated| negated.value != 0.0)?;
+    let c = s.number(negated, c)?;
     s.point(ScalarOp::Add, &[x, c])
 }
 
 /// `x / c` is `x (1/c)`.
 fn times_inverse(s: &mut Site<'_>) -> Option<egg::Id> {
     let (x, c) = (s.var(&X)?, s.var(&C)?);
-    let inverse = 1.0 / s.fact(c).number()?;
+    let inverse = s.fact(c).splat?.map(|value| 1.0 / value)?;
     // Where the inverse would not be a normal f32 number, it would lose digits that the quotient has.
-    let normal = (1e-37..1e37).contains(&inverse.abs());
+    let normal = (1e-37..1e37).contains(&inverse.value.abs());
     let c = s.number(normal.then_some(inverse)?, c)?;
     s.mul(x, c)
 }

@@ -222,7 +222,7 @@ fn point_of_view(s: &mut Site<'_>) -> Option<Id> {
         let inner = s.fact(below[0]).ty.clone();
         let mut bases = Operands::new();
         for operand in &operands {
-            let base = match s.fact(*operand).number() {
+            let base = match s.fact(*operand).splat {
                 Some(value) => {
                     let dtype = s.fact(*operand).ty.dtype;
                     s.number_of(value, &crate::ir::TensorType { dtype, shape: inner.shape.clone() })

@@ -79,8 +79,8 @@ fn sum_of_neg(s: &mut Site<'_>) -> Option<Id> {
 }
 
 fn max_of_scaled(s: &mut Site<'_>) -> Option<Id> {
-    let value = s.fact(s.var(&C)?).number().filter(|value| *value > 0.0)?;
+    let factor = s.fact(s.var(&C)?).splat.filter(|factor| factor.value > 0.0)?;
     let top = s.add(s.op(0), &[s.var(&X)?])?;
-    let factor = s.number(value, top)?;
+    let factor = s.number(factor, top)?;
     s.mul(top, factor)
 }
