@@ -32,7 +32,12 @@ pub(super) fn algebra(maker: &mut Maker, x: Held) {
     }
     let (third, tenth) = (maker.scalar(0.3), maker.scalar(0.1));
     let negative = maker.point(Neg, &[x.id]);
-    match maker.draws.below(5) {
+    match maker.draws.below(6) {
+        5 => {
+            let part = maker.point(Mul, &[x.id, third]);
+            let id = maker.point(Add, &[part, x.id]);
+            maker.keep(id, false, 1.3 * x.magnitude);
+        }
         4 => {
             let y = maker.partner(&maker.sizes(x.id));
             let size = maker.point(Abs, &[y.id]);
@@ -122,7 +127,14 @@ pub(super) fn reduced(maker: &mut Maker, x: Held) {
         return maker.keep(id, false, x.magnitude);
     }
     let kind = if x.exact { maker.draws.pick(&[ReduceKind::Max, ReduceKind::Min]) } else { ReduceKind::Sum };
-    let once = maker.b().reduce(kind, x.id, &[first], false).expect("an axis of x");
+    // Of what lies the other way round, at times.
+    let from = if maker.draws.flip() {
+        let perm: Vec<usize> = (0..sizes.len()).rev().collect();
+        maker.b().transpose(x.id, &perm).expect("a permutation")
+    } else {
+        x.id
+    };
+    let once = maker.b().reduce(kind, from, &[first], false).expect("an axis of x");
     let second = maker.draws.below(sizes.len() - 1);
     let id = maker.b().reduce(kind, once, &[second], false).expect("an axis of the rest");
     let terms = maker.elements(x.id) / maker.elements(id).max(1);
@@ -135,14 +147,14 @@ pub(super) fn rejoined(maker: &mut Maker, x: Held) {
     let sizes = maker.sizes(x.id);
     let Some(axis) = (!sizes.is_empty()).then(|| maker.draws.below(sizes.len())) else { return };
     let size = sizes[axis];
-    let id = match maker.draws.below(6) {
+    let id = match maker.draws.below(8) {
         0 if size > 1 => {
             let at = maker.draws.size(size as usize - 1);
             let parts = [(0, at), (at, size)];
             let parts = parts.map(|(from, to)| maker.b().slice_axis(x.id, axis, from, to).expect("a part"));
             maker.op(Op::Concat { axis }, &parts)
         }
-        1 if sizes.len() > 1 => {
+        1 | 6 | 7 if sizes.len() > 1 => {
             let perm: Vec<usize> = (0..sizes.len()).rev().collect();
             let turned = maker.b().transpose(x.id, &perm).expect("a permutation");
             // Something between the two keeps both where nothing moves them.
@@ -241,7 +253,13 @@ pub(super) fn products(maker: &mut Maker, x: Held) {
             } else {
                 maker.b().broadcast_to(half, &[width, out].into()).expect("a scalar")
             };
-            let id = product(maker, matrix, weight);
+            let id = if maker.draws.one_in(3) {
+                let (weight, matrix) =
+                    [weight, matrix].map(|id| maker.b().transpose(id, &[1, 0]).expect("a matrix")).into();
+                product(maker, weight, matrix)
+            } else {
+                product(maker, matrix, weight)
+            };
             maker.keep(id, false, 2.5 * x.magnitude);
         }
         3 => {
@@ -277,4 +295,38 @@ pub(super) fn products(maker: &mut Maker, x: Held) {
             maker.keep(id, false, x.magnitude.max(1.0));
         }
     }
+}
+
+/// Queries, keys and values as three projections of the same rows, by parameters that can lie one after another in memory:
+/// those fill whole lines of 64 numbers.
+pub(super) fn projections(maker: &mut Maker, x: Held) {
+    const WIDTH: u64 = 8;
+    // As many nodes as ten other steps.
+    if !maker.draws.one_in(3) {
+        return;
+    }
+    let count = maker.elements(x.id);
+    let fits = count.is_multiple_of(WIDTH) && count <= 16 * WIDTH && x.magnitude <= MAX_MAGNITUDE;
+    let (rows, x) = if fits { (count / WIDTH, x) } else { (3, maker.fresh(&[3, WIDTH], false)) };
+    let matrix = maker.b().reshape(x.id, [rows, WIDTH].into()).expect("as many elements");
+    let matrix = maker.scaled(matrix, 1.0 / WIDTH as f64);
+    let biased = maker.draws.one_in(3);
+    let out = if biased { 64 } else { WIDTH * maker.draws.size(2) };
+    let [queries, keys, values] = [(); 3].map(|()| {
+        let weight = maker.fresh(&[out, WIDTH], true);
+        let turned = maker.b().transpose(weight.id, &[1, 0]).expect("a matrix");
+        let id = maker.b().matmul(matrix, turned).expect("the widths agree");
+        if !biased {
+            return id;
+        }
+        let bias = maker.fresh(&[out], true);
+        maker.point(Add, &[id, bias.id])
+    });
+    let magnitude = x.magnitude + 1.0;
+    let keys = maker.b().transpose(keys, &[1, 0]).expect("a matrix");
+    let scores = maker.b().matmul(queries, keys).expect("of one width");
+    let scores = maker.scaled(scores, 1.0 / out as f64);
+    let id = maker.b().matmul(scores, values).expect("as many rows");
+    let id = maker.scaled(id, 1.0 / rows as f64);
+    maker.keep(id, false, magnitude.powi(3));
 }

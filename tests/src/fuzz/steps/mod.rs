@@ -57,4 +57,5 @@ pub(super) const STEPS: &[Step] = &[
     step(2, true, idiom::rejoined),
     step(1, true, idiom::reduced),
     step(2, false, idiom::products),
+    step(1, false, idiom::projections),
 ];
