@@ -381,6 +381,11 @@ const LENGTHS: &[(&str, &[&str], bool)] = &[
         false,
     ),
     (
+        "up to a position that stands for no limit",
+        &["m = iota([5], axis: 0) <= reshape(max(length + 2147483643, 0), [2, 1, 1, 1])"],
+        false,
+    ),
+    (
         "causal too",
         &[
             "a = iota([5], axis: 0) < reshape(max(length, 1), [2, 1, 1, 1])",
@@ -415,6 +420,57 @@ fn masks_by_lengths_are_found() {
     ];
     let (_, report) = lifted("no bound", &spec(&format!("{QKV}, length: i32 2"), &body, "y"));
     assert_eq!(report, "softmax; no attention: a length might be 0, and then no key is seen: write `max(length, 1)`");
+}
+
+/// Name, from the scores `s` to what softmax gets, why it is no attention.
+const SHOWN_AGAIN: &[(&str, &[&str], &str)] = &[
+    (
+        "scaled after a mask by lengths",
+        &["t = select(iota([5], axis: 0) < reshape(max(length, 1), [2, 1, 1, 1]), s, -2000) * 0.001"],
+        "masked scores are scaled to a number that is not far below every score",
+    ),
+    (
+        "scaled after a causal mask",
+        &["t = select(iota([5, 5], axis: 1) <= iota([5, 5], axis: 0), s, -2000) * 0.001"],
+        "masked scores are scaled to a number that is not far below every score",
+    ),
+    (
+        "multiplied after it",
+        &["m = cast(iota([5, 5], axis: 0) >= iota([5, 5], axis: 1), 'f32')", "t = (s + (m - 1) * 1e9) * m"],
+        "masked scores are multiplied by a tensor",
+    ),
+    (
+        "multiplied after a mask by lengths",
+        &[
+            "m = cast(iota([5, 5], axis: 0) >= iota([5, 5], axis: 1), 'f32')",
+            "l = iota([5], axis: 0) < reshape(max(length, 1), [2, 1, 1, 1])",
+            "t = select(l, s, -1e30) * m + (m - 1) * 1e9",
+        ],
+        "masked scores are multiplied by a tensor",
+    ),
+];
+
+#[test]
+fn what_shows_hidden_keys_again_is_no_attention() {
+    for (name, lines, why) in SHOWN_AGAIN {
+        let mut body = vec!["s = einsum('n q h d, n k h d -> n h q k', q, k)"];
+        body.extend_from_slice(lines);
+        body.push("y = einsum('n h q k, n k h e -> n q h e', softmax(t), v)");
+        let (_, report) = lifted(name, &spec(&format!("{QKV}, length: i32 2"), &body, "y"));
+        assert_eq!(report, format!("softmax; no attention: {why}"), "{name}");
+    }
+}
+
+/// A length of which every line says the same twice: what is known of it must not be worked out twice each time.
+#[test]
+fn a_length_that_is_computed_in_many_steps_is_looked_at_once() {
+    let mut body = vec!["s = einsum('n q h d, n k h d -> n h q k', q, k)".to_owned(), "n0 = max(length, 1)".to_owned()];
+    body.extend((0..40).map(|i| format!("n{} = max(n{i}, min(n{i}, length + {i}))", i + 1)));
+    body.push("t = select(iota([5], axis: 0) < reshape(n40, [2, 1, 1, 1]), s, -1e30)".into());
+    body.push("y = einsum('n h q k, n k h e -> n q h e', softmax(t), v)".into());
+    let body: Vec<&str> = body.iter().map(String::as_str).collect();
+    let (_, report) = lifted("many steps", &spec(&format!("{QKV}, length: i32 2"), &body, "y"));
+    assert_eq!(report, "attention");
 }
 
 /// Name, inputs, body, what the report says.
@@ -590,5 +646,35 @@ fn contrastive_losses_need_of_the_matrix_only_logsumexps() {
         }
         assert_eq!(count(&graph, |op| matches!(op, Op::LogSumExp { .. })), 2, "{name}");
         assert_eq!(count(&graph, |op| matches!(op, Op::Gather { .. } | Op::CrossEntropy)), 0, "{name}");
+    }
+}
+
+/// Name, inputs, body: sums of parts of a matrix that are not its diagonal.
+const NO_DIAGONALS: &[(&str, &str, &[&str])] = &[
+    (
+        "a column",
+        "x: 4x3, t: 1x3",
+        &["l = x @ transpose(t)", "y = sum(l * cast(iota([4, 1], axis: 0) == iota([4, 1], axis: 1), 'f32'))"],
+    ),
+    (
+        "a matrix that is no square",
+        "x: 4x3, t: 6x3",
+        &["l = x @ transpose(t)", "y = sum(l * cast(iota([4, 6], axis: 0) == iota([4, 6], axis: 1), 'f32'))"],
+    ),
+    (
+        "numbers as conditions",
+        "x: 4x3, t: 4x3",
+        &[
+            "l = x @ transpose(t)",
+            "y = sum(select(cast(iota([4, 4], axis: 0), 'bool') == cast(iota([4, 4], axis: 1), 'bool'), l, 0))",
+        ],
+    ),
+];
+
+#[test]
+fn only_a_square_has_a_diagonal() {
+    for (name, inputs, body) in NO_DIAGONALS {
+        let (_, report) = lifted(name, &spec(inputs, body, "y"));
+        assert_eq!(report, "", "{name}");
     }
 }

@@ -105,6 +105,43 @@ fn groups_freeze_and_average() {
     }
 }
 
+/// An optimiser may take the learning rate as an input or as an argument; a group's own reaches both.
+#[test]
+fn a_group_has_its_own_learning_rate() {
+    let graph = |module: &str, lr: &str| {
+        let text = format!(
+            r#"Graph(name: "g", use: ["nn", "plain", "schedule/constant"], inputs: {{ "x": (dtype: F32, shape: "[2, 3]") }},
+            parts: {{ "f": "linear(3, 1)" }}, body: ["loss = mean(f(x))"],
+            train: (loss: "loss", optimizer: "plain()", schedule: "constant(max_lr: 1e-3)", groups: [{lr}]))"#
+        );
+        let files = [("g.ron".to_owned(), text), ("plain.ron".to_owned(), module.to_owned())].into();
+        build("g", &Options { files, ..Options::default() }).model
+    };
+    let by_argument = r#"Module(name: "plain", args: { "lr": 1.0 }, inputs: { "w": "[..S]", "g": "[..S]" },
+        body: ["y = w - lr * g"], outputs: ["y"])"#;
+    let by_input = r#"Module(name: "plain", inputs: { "w": "[..S]", "g": "[..S]", "lr": "[]" },
+        body: ["y = w - lr * g"], outputs: ["y"])"#;
+    for module in [by_argument, by_input] {
+        // d loss / d bias is 1, so that a step takes the rate off it.
+        let step = |lr: &str| {
+            let model = graph(module, lr);
+            let inputs = model.programs["train"].inputs.iter().map(|(name, id)| {
+                let ty = model.programs["train"].ty(*id).clone();
+                let count = ty.shape.elements() as usize;
+                (name.clone(), Value::new(ty, vec![1.0; count]))
+            });
+            let state = model.state.iter().map(|(path, decl)| {
+                let count = decl.ty.shape.elements() as usize;
+                (path.clone(), Value::new(decl.ty.clone(), vec![1.0; count]))
+            });
+            let (inputs, state) = (inputs.collect(), state.collect());
+            interpret(&model.programs["train"], &inputs, &state).expect("it runs").updates["f.bias"].data[0]
+        };
+        assert_eq!(step(""), 1.0 - 1e-3, "{module}");
+        assert_eq!(step(r#"(select: "*.bias", lr: "100 * lr")"#), 1.0 - 0.1, "{module}");
+    }
+}
+
 #[test]
 fn disk_files_win_over_embedded_ones_and_are_found_beside_the_spec() {
     let folder = tempfile::tempdir().expect("a temporary folder");

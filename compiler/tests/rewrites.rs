@@ -337,6 +337,37 @@ mod push_down {
     }
 
     /// A program of one attention layer over `x [3, 6, 8]` that is read by `pick`.
+    /// An index counts the samples that are left: parts of a batch are not joined across it.
+    #[test]
+    fn parts_of_a_batch_are_picked_from_by_their_own_index() {
+        let start = |graph: &mut Graph, sizes: [u64; 3]| {
+            let mut b = Builder::new(graph, OriginId::default());
+            let h = b.input("h", TensorType::f32(sizes)).unwrap();
+            let e = b.input("e", TensorType::new(DType::I32, [2])).unwrap();
+            let w = b.state("w", TensorType::f32([8, 6])).unwrap();
+            let x = b.dot(h, w, Dot { batch: vec![], contract: vec![(2, 0)] }).unwrap();
+            (b.tanh(x).unwrap(), e)
+        };
+        let mut halves = Graph::new("halves");
+        let (x, e) = start(&mut halves, [4, 5, 8]);
+        let mut b = Builder::new(&mut halves, OriginId::default());
+        for (name, from, to) in [("a", 0, 2), ("b", 2, 4)] {
+            let half = b.slice_axis(x, 0, from, to).unwrap();
+            let picked = b.gather(half, e, 1).unwrap();
+            b.graph.outputs.insert(name.into(), picked);
+        }
+        check_graph(&halves, "push_down").expect("it fires");
+
+        let mut turned = Graph::new("turned");
+        let (x, e) = start(&mut turned, [5, 4, 8]);
+        let mut b = Builder::new(&mut turned, OriginId::default());
+        let x = b.transpose(x, &[1, 0, 2]).unwrap();
+        let half = b.slice_axis(x, 0, 0, 2).unwrap();
+        let picked = b.gather(half, e, 1).unwrap();
+        b.graph.outputs.insert("a".into(), picked);
+        check_graph(&turned, "push_down").expect("it fires");
+    }
+
     fn layer(rows: Rows, causal: bool, pick: impl Fn(&mut Builder<'_>, NodeId, NodeId) -> NodeId) -> Graph {
         let mut graph = Graph::new("layer");
         let mut b = Builder::new(&mut graph, OriginId::default());
@@ -427,6 +458,24 @@ mod streaming {
         assert_eq!(places(&variant("clip_shapes", read), "streaming"), NOTHING);
     }
 
+    /// The same program with the operands of its last product rounded to 16 bits.
+    fn narrow(graph: &Graph) -> Graph {
+        let last = graph.ids().filter(|id| matches!(graph.node(*id).op, Op::Dot(_))).last().unwrap();
+        let mut new = graph.successor();
+        let mut moved = Vec::new();
+        for id in graph.ids() {
+            let node = graph.node(id);
+            let mut inputs: Vec<NodeId> = node.inputs.iter().map(|input| moved[input.index()]).collect();
+            if id == last {
+                let mut b = Builder::new(&mut new, node.origin);
+                inputs.iter_mut().for_each(|input| *input = b.cast(*input, DType::Bf16).unwrap());
+            }
+            moved.push(new.add(node.op.clone(), &inputs, node.origin).unwrap());
+        }
+        new.take_names(graph, |id: NodeId| Some(moved[id.index()]));
+        new
+    }
+
     /// A program over logits [5, 6], times and divided by a scalar each, that are read in some way.
     fn logits(read: impl Fn(&mut Builder<'_>, NodeId) -> Vec<NodeId>) -> Graph {
         let mut graph = Graph::new("logits");
@@ -493,6 +542,9 @@ mod streaming {
         for (name, read) in kept {
             assert!(check_graph(&logits(read), "streaming").is_none(), "{name}");
         }
+        // What is rounded to 16 bits before it is multiplied is that, and no factor of it.
+        let rounded = narrow(&logits(|b, x| vec![b.op(Op::LogSumExp { axes: vec![1] }, &[x]).unwrap()]));
+        assert!(check_graph(&rounded, "streaming").is_none(), "16-bit operands");
     }
 }
 

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use alip_compiler::diag::SourceMap;
+use alip_compiler::ir::{Builder, Graph, OriginId, TensorType, Value};
+use alip_compiler::ops::{Op, ScalarOp};
 use alip_compiler::resolve::Options;
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
 use alip_plan::bounds::{BF16, F16, FloatFormat, assert_within_each, golden};
 use alip_plan::{DType, PROGRAM_TRAIN, STATE_LOSS_SCALE, STATE_STEP, STATE_TOTAL_STEPS, Target};
 use alip_runtime::device::{DeviceOptions, choose};
 use alip_runtime::exec::{Session, Tensors};
-use alip_runtime::tensor::HostTensor;
+use alip_runtime::tensor::{HostTensor, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use alip_tests::compiled::{Values, devices, model, plan, run};
 use alip_tests::goldens;
 
 /// `alip_tiny` with this `train` section, at the golden weights.
@@ -123,4 +126,79 @@ fn a_step_that_overflows_changes_the_scale_and_nothing_else() {
         assert_eq!(first(&mut session, STATE_LOSS_SCALE), Some(2.0 * expected), "two finite steps in a row");
         assert_eq!(first(&mut session, "loss_scale.finite_steps"), Some(0.0));
     }
+}
+
+/// Registers hold f32: a cast to 16 bits and back rounds on every device, also where nothing of 16 bits can be stored.
+#[test]
+fn casts_to_sixteen_bits_round() {
+    let edges = [
+        0.0,
+        1.0,
+        1.003_906_2,
+        1.005_859_4,
+        1.011_718_8,
+        1.000_488_3,
+        1.000_976_6,
+        1.001_464_8,
+        3.0e-5,
+        6.0e-8,
+        2.9e-8,
+        2.0e-8,
+        6.103e-5,
+        65_504.0,
+        65_519.0,
+        65_520.0,
+        1.0e6,
+        3.39e38,
+        f32::MAX,
+        f32::INFINITY,
+    ];
+    let x: Vec<f32> = edges.into_iter().chain(edges.map(|x| -x)).collect();
+    for dtype in [DType::Bf16, DType::F16] {
+        let round = |x: f32| match dtype {
+            DType::Bf16 => bf16_to_f32(f32_to_bf16(x)),
+            _ => f16_to_f32(f32_to_f16(x)),
+        };
+        let mut graph = Graph::new("cast");
+        let mut b = Builder::new(&mut graph, OriginId::default());
+        let input = b.input("x", TensorType::f32([x.len() as u64])).unwrap();
+        let narrow = b.cast(input, dtype).unwrap();
+        let wide = b.op(Op::Pointwise(ScalarOp::Cast(DType::F32)), &[narrow]).unwrap();
+        graph.outputs.insert("y".into(), wide);
+        let data = x.iter().map(|x| f64::from(*x)).collect();
+        let inputs = Values::from([("x".into(), Value::new(graph.ty(input).clone(), data))]);
+        let expected: Vec<f64> = x.iter().map(|x| f64::from(round(*x))).collect();
+        for (device, target) in devices() {
+            let plan = plan(&model("cast", &graph, &Values::new()), target, true);
+            let (outputs, _) = run(device, plan, "cast", &inputs, &Values::new());
+            assert_eq!(outputs["y"], expected, "{device}: {dtype}");
+        }
+    }
+}
+
+/// Sums of a table's gradient are kept in f32, whatever the table is read in.
+#[test]
+fn a_table_that_is_read_in_sixteen_bits_is_trained() {
+    let spec = r#"Graph(name: "table", use: ["optim/sgd", "schedule/constant"], dims: { "B": Batch(4) },
+        inputs: { "ids": (dtype: I32, shape: "[B]") }, params: { "table": (shape: "[8, 3]", init: "normal(1)") },
+        body: ["rows = take(cast(table, 'bf16'), ids)", "loss = mean(cast(rows, 'f32'))"],
+        train: (loss: "loss", optimizer: "sgd(momentum: 0)", schedule: "constant(max_lr: 12)"))"#;
+    let options = SpecOptions {
+        spec: Options { files: [("table.ron".to_owned(), spec.to_owned())].into(), ..Options::default() },
+        ..SpecOptions::default()
+    };
+    let mut sources = SourceMap::new();
+    let compiled = compile_spec(&mut sources, "table", &options);
+    let plan = compiled.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false))).plan.expect("a plan");
+    let device = choose("cpu", &DeviceOptions::default()).expect("always there").device;
+    let mut session = Session::new(Arc::new(plan), device).expect("the plan loads");
+    session.init(0).expect("init runs");
+    session.write_state(STATE_TOTAL_STEPS, &HostTensor::scalar_i32(20)).expect("it is there");
+    session.write_state("table", &HostTensor::f32(&[8, 3], vec![1.0; 24]).expect("24")).expect("it fits");
+    let ids = HostTensor::i32(&[4], vec![5, 2, 5, 7]).expect("four");
+    session.run(PROGRAM_TRAIN, &Tensors::from([("ids".into(), ids)])).expect("a step runs");
+    // The mean of twelve numbers: each has a gradient of one twelfth.
+    let rows: Vec<f32> =
+        session.read_state("table").expect("it is there").to_f32().chunks(3).map(|row| row[0]).collect();
+    assert_eq!(rows.iter().map(|x| x.round()).collect::<Vec<_>>(), [1.0, 1.0, 0.0, 1.0, 1.0, -1.0, 1.0, 0.0]);
 }

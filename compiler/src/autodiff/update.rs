@@ -369,7 +369,20 @@ impl Update<'_> {
             }
         }
         for param in params {
-            let template = self.decayed(&template, &spec, &param.group, expr)?;
+            let mut template = self.decayed(&template, &spec, &param.group, expr)?;
+            let mut known = known.clone();
+            if let Some(lr) = &param.group.lr {
+                let value = self.group_lr(lr, scheduled)?;
+                if spec.args.contains_key("lr") {
+                    template.args.insert("lr".into(), value);
+                } else if spec.inputs.contains_key("lr") {
+                    known.insert("lr".into(), value);
+                } else {
+                    return Err(Diagnostic::error(format!("`{}` has no learning rate `lr`", spec.name))
+                        .label(lr.span, "so a group cannot set it")
+                        .context(expr.span, "the optimiser"));
+                }
+            }
             let name = format!("optimizer.{}", param.path).into();
             let place = Place::Optimizer(param.path.as_str().into());
             let instance = self.evaluator.instantiate(&template, name, place, expr.span)?;
@@ -377,13 +390,8 @@ impl Update<'_> {
                 Some(coef) => self.emit(expr.span, |builder| builder.mul(param.grad, coef))?,
                 None => param.grad,
             };
-            let mut known = known.clone();
             known.insert("w".into(), Value::Tensor(param.node));
             known.insert("g".into(), Value::Tensor(grad));
-            if let Some(lr) = &param.group.lr {
-                let lr = self.group_lr(lr, scheduled)?;
-                known.insert("lr".into(), lr);
-            }
             let value = self.apply(&instance, &spec, &known, expr)?;
             let new = self.evaluator.tensor(&self.frame, &value, expr)?;
             let new = self.clamped(&param.path, new, expr.span)?;

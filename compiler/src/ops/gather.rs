@@ -78,7 +78,10 @@ impl Primitive for Gather {
 
     fn vjp(&self, b: &mut Builder<'_>, call: Call<'_>, g: NodeId, _: usize) -> Result<Option<NodeId>, OpError> {
         let rows = b.graph.shape(call.inputs[0]).size(self.batch);
-        b.op(Op::ScatterAdd { batch: self.batch, rows }, &[call.inputs[1], g]).map(Some)
+        let dtype = b.graph.ty(g).dtype;
+        let g = b.cast(g, DType::F32)?;
+        let sums = b.op(Op::ScatterAdd { batch: self.batch, rows }, &[call.inputs[1], g])?;
+        b.cast(sums, dtype).map(Some)
     }
 }
 
@@ -93,8 +96,8 @@ impl Primitive for ScatterAdd {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, OpError> {
         let (index, updates) = (inputs[0], inputs[1]);
-        if !updates.dtype.is_float() {
-            return Err(OpError::new(format!("`scatter_add` adds floats, not {updates}")));
+        if updates.dtype != DType::F32 {
+            return Err(OpError::new(format!("`scatter_add` adds f32, not {updates}")));
         }
         check_index("scatter_add", index, updates, self.batch, index.shape.rank())?;
         let (batch, inner) = (&index.shape.0[..self.batch], &updates.shape.0[index.shape.rank()..]);

@@ -167,6 +167,8 @@ pub(crate) struct Fact {
 
 /// Bounds on values are kept below this, far from overflow in f32, so that rounding cannot leave them.
 const LARGEST: f64 = 1e30;
+/// The same in f16, whose largest number is 65,504.
+const LARGEST_F16: f64 = 6e4;
 /// Relative rounding of one operation in f64; library functions are off by up to twice the half unit of arithmetic.
 const UNIT: f64 = f64::EPSILON;
 /// Relative step of the difference quotients that say how roundings are carried on: the root of a unit, where what the
@@ -222,7 +224,8 @@ impl Fact {
             Some(splat) => Some((splat.value, splat.value)),
             None => range(op, &ty, inputs),
         };
-        Fact { ty, splat, range: range.filter(|(low, high)| *low >= -LARGEST && *high <= LARGEST) }
+        let largest = if ty.dtype == DType::F16 { LARGEST_F16 } else { LARGEST };
+        Fact { ty, splat, range: range.filter(|(low, high)| *low >= -largest && *high <= largest) }
     }
 
     /// The number that every element is.
@@ -415,6 +418,9 @@ mod tests {
         assert_eq!(point(ScalarOp::Sqrt, &[&some]), None, "of a negative number");
         let huge = fact(Some((-1e20, 1e20)));
         assert_eq!(point(ScalarOp::Mul, &[&huge, &huge]), None, "may overflow");
+        let half = TensorType::new(DType::F16, [2]);
+        let cast = |fact: &Fact| Fact::of(&Op::Pointwise(ScalarOp::Cast(DType::F16)), half.clone(), &[fact]).range;
+        assert_eq!((cast(&some), cast(&huge)), (some.range, None), "infinite in f16");
     }
 
     #[test]

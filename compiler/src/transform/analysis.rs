@@ -9,9 +9,9 @@ use smallvec::SmallVec;
 
 use super::Cost;
 use crate::diag::{Diagnostic, Diagnostics};
-use crate::ir::{Dim, Graph, NodeId, Shape};
+use crate::ir::{Builder, DType, Dim, Graph, NodeId, Shape};
 use crate::ops::attention::Rows;
-use crate::ops::{ConvKind, Op, OpError};
+use crate::ops::{ConvKind, Op, OpError, ReduceKind};
 use crate::schedule::neighbours;
 
 /// For each operand: the dimension that runs along with the result's, or none when it is read whole.
@@ -189,4 +189,22 @@ pub(super) fn places<'a>(paths: impl Iterator<Item = &'a str>) -> Vec<String> {
         }
     }
     parts.into_values().map(|steps| steps.join(".")).collect()
+}
+
+/// The length that ends behind a position: integers plus one, of which none wraps around. A position may be any integer, as
+/// an index is limited to what there is.
+pub(super) fn one_more(b: &mut Builder<'_>, position: NodeId) -> Result<NodeId, OpError> {
+    let mut from = position;
+    while let Op::Reshape { .. } | Op::Transpose { .. } | Op::Broadcast { .. } | Op::Slice { .. } =
+        b.graph.node(from).op
+    {
+        from = b.graph.node(from).inputs[0];
+    }
+    let mut last = position;
+    if !matches!(b.graph.node(from).op, Op::Reduce { kind: ReduceKind::ArgMax, .. } | Op::Iota { .. }) {
+        let most = b.constant(f64::from(i32::MAX - 1), DType::I32)?;
+        last = b.min(position, most)?;
+    }
+    let one = b.constant(1.0, DType::I32)?;
+    b.add(last, one)
 }

@@ -27,9 +27,9 @@ use std::collections::HashMap;
 use smallvec::{SmallVec, smallvec};
 
 use super::Rewritten;
-use super::analysis::{along, cost, fault, places, resized, same_place};
+use super::analysis::{self, along, cost, fault, places, resized, same_place};
 use crate::diag::Diagnostics;
-use crate::ir::{Builder, DType, Dim, Graph, NodeId, Shape};
+use crate::ir::{Builder, Dim, Graph, NodeId, Shape};
 use crate::ops::attention::{Attention, Rows};
 use crate::ops::{Op, OpError};
 
@@ -125,7 +125,7 @@ impl Part {
         self.0.iter().all(|(axis, _)| other.get(*axis).is_some()).then_some(rest)
     }
 
-    /// The part that both are, if they differ in nothing but ranges that meet.
+    /// The part that both are, if they differ in nothing but ranges that meet, of a dimension that no index counts.
     fn union(&self, other: &Part, shape: &Shape) -> Option<Part> {
         if self.rest(other).is_some() {
             return Some(self.clone());
@@ -138,7 +138,8 @@ impl Part {
         let (Pick::Range { start, end, step: 1 }, Pick::Range { start: first, end: last, step: 1 }) = (a, b) else {
             return None;
         };
-        if start > last || first > end {
+        let counts = |pick: &Pick| matches!(pick, Pick::Index { batch, .. } if batch.contains(axis));
+        if start > last || first > end || self.0.iter().any(|(_, pick)| counts(pick)) {
             return None;
         }
         let mut union = Part(self.0.iter().filter(|(at, _)| at != axis).cloned().collect());
@@ -487,8 +488,7 @@ impl<'a> Emitter<'a> {
         let mut b = Builder::new(&mut self.new, origin);
         let samples = b.graph.shape(inputs[0]).0[..1].iter().cloned().collect();
         let index = b.reshape(index, samples)?;
-        let one = b.constant(1.0, DType::I32)?;
-        let mut lengths = b.add(index, one)?;
+        let mut lengths = analysis::one_more(&mut b, index)?;
         if attention.rows == Rows::Lengths
             && let Some(given) = inputs.pop()
         {
@@ -508,7 +508,10 @@ impl<'a> Emitter<'a> {
             return Err(OpError::new(format!("no part of %{} holds {part:?}", id.0)));
         };
         let origin = self.graph.node(id).origin;
-        for (axis, pick) in rest.0 {
+        // An index has as many rows as are left of the dimensions it counts.
+        let (ranges, indices): (Vec<_>, Vec<_>) =
+            rest.0.into_iter().partition(|(_, pick)| matches!(pick, Pick::Range { .. }));
+        for (axis, pick) in ranges.into_iter().chain(indices) {
             value = match pick {
                 Pick::Range { start, end, step } => {
                     let mut b = Builder::new(&mut self.new, origin);

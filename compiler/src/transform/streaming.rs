@@ -105,8 +105,9 @@ fn matrix(graph: &Graph, id: NodeId, known: &HashMap<NodeId, Logits>) -> Option<
     let node = graph.node(id);
     match &node.op {
         Op::Dot(dot) => {
-            let flat = node.inputs.iter().all(|input| graph.shape(*input).rank() == 2);
-            let single = dot.batch.is_empty() && dot.contract.len() == 1 && node.ty.dtype == DType::F32;
+            let mut operands = node.inputs.iter().map(|input| graph.ty(*input));
+            let flat = operands.all(|ty| ty.shape.rank() == 2 && ty.dtype == DType::F32);
+            let single = dot.batch.is_empty() && dot.contract.len() == 1;
             (flat && single).then(|| Logits { product: id, rows: 0, factors: Vec::new() })
         }
         Op::Transpose { .. } => {

@@ -16,9 +16,10 @@ use alip_plan::fault::{Fault, planted};
 use super::axes::{Atom, Atoms, Layout, Source};
 use super::known::Known;
 use super::mask::{self, Length, Touch, masked};
-use crate::ir::{Builder, DType, NodeId, Shape};
+use crate::ir::{Builder, NodeId, Shape};
 use crate::ops::attention::{Attention, AttentionResult, Rows};
 use crate::ops::{Op, OpError, Real, ScalarOp};
+use crate::transform::analysis;
 
 /// Operations followed from a product backwards; more than any spelling has.
 const FUEL: usize = 64;
@@ -283,8 +284,7 @@ impl Site {
         let one_each: Vec<&[Atom]> = has.iter().map(std::slice::from_ref).collect();
         let mut x = source.arranged(b, &self.atoms, x, &one_each)?;
         if length.inclusive {
-            let one = b.constant(1.0, DType::I32)?;
-            x = b.add(x, one)?;
+            x = analysis::one_more(b, x)?;
         }
         let shape: Shape = self.samples.iter().map(|atom| self.atoms.size(*atom)).collect();
         if has.len() < self.samples.len() {

@@ -20,6 +20,7 @@ pub(super) struct Known<'g> {
     /// Live readers.
     readers: Vec<Vec<NodeId>>,
     arrays: RefCell<HashMap<NodeId, Option<Rc<Vec<f64>>>>>,
+    least: RefCell<HashMap<NodeId, f64>>,
 }
 
 /// What the results depend on.
@@ -43,7 +44,7 @@ impl<'g> Known<'g> {
         }
         let mut is_result = vec![false; live.len()];
         results.iter().for_each(|id| is_result[id.index()] = true);
-        Known { graph, live, results: is_result, readers, arrays: RefCell::default() }
+        Known { graph, live, results: is_result, readers, arrays: RefCell::default(), least: RefCell::default() }
     }
 
     pub(super) fn op(&self, id: NodeId) -> &'g Op {
@@ -115,6 +116,15 @@ impl<'g> Known<'g> {
 
     /// A bound that no element of an integer tensor lies below.
     pub(super) fn at_least(&self, id: NodeId) -> f64 {
+        if let Some(least) = self.least.borrow().get(&id) {
+            return *least;
+        }
+        let least = self.bound(id);
+        self.least.borrow_mut().insert(id, least);
+        least
+    }
+
+    fn bound(&self, id: NodeId) -> f64 {
         let none = f64::from(i32::MIN);
         let inputs = self.inputs(id);
         let of = |i: usize| self.at_least(inputs[i]);

@@ -126,8 +126,12 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Times a tensor: one of zeros and ones is half of a mask.
+    /// Times a tensor: one of zeros and ones is half of a mask, the first half. After the other it shows again what was
+    /// hidden, as scores of 0.
     fn multiplied(&mut self, factor: NodeId, layout: &Layout) -> Found {
+        if self.hidden.is_some() || self.length.is_some() {
+            return Err("masked scores are multiplied by a tensor".into());
+        }
         let grid = self.grid(factor, layout).ok_or("scores are multiplied by a tensor that data decide")?;
         if grid.iter().any(|x| *x != 0.0 && *x != 1.0) {
             return Err("scores are multiplied by a tensor that is not one number".into());
@@ -309,7 +313,7 @@ impl Reader<'_> {
             return Err("scores are multiplied by 0 where they are not masked".into());
         }
         let any = hidden.iter().any(|hidden| *hidden);
-        if any && self.fill > EXCLUDES {
+        if (any || self.length.is_some()) && self.fill > EXCLUDES {
             return Err("masked scores are scaled to a number that is not far below every score".into());
         }
         if hidden.chunks(self.keys.max(1)).any(|row| row.iter().all(|hidden| *hidden)) {

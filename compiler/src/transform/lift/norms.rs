@@ -8,7 +8,7 @@
 
 use super::known::Known;
 use super::softmax::Along;
-use crate::ir::{Builder, NodeId};
+use crate::ir::{Builder, DType, NodeId};
 use crate::ops::{Dot, Op, OpError, Real, ReduceKind, ScalarOp};
 
 /// What a node is.
@@ -182,20 +182,23 @@ impl Known<'_> {
                 self.ramp(x)?;
                 (self.graph.shape(x).size(0) == self.graph.shape(id).size(dims[0])).then(|| dims[0])
             }
-            Op::Pointwise(ScalarOp::Cast(_)) => self.ramp(self.inputs(id)[0]),
+            // Types that keep every row's number apart.
+            Op::Pointwise(ScalarOp::Cast(DType::I32 | DType::F32)) => self.ramp(self.inputs(id)[0]),
             _ => None,
         }
     }
 
-    /// Whether a tensor is, as a number or as a condition, 1 on the diagonal and 0 elsewhere.
+    /// Whether a tensor is, as a number or as a condition, 1 on the diagonal of a square and 0 elsewhere.
     fn is_eye(&self, id: NodeId) -> bool {
         match self.scalar(id) {
             Some((ScalarOp::Cast(_), [x])) => self.is_eye(*x),
             Some((ScalarOp::Select, [x, one, zero])) => {
                 self.splat(*one) == Some(1.0) && self.splat(*zero) == Some(0.0) && self.is_eye(*x)
             }
-            Some((ScalarOp::Eq, [a, b])) if self.graph.shape(id).rank() == 2 => {
-                matches!((self.ramp(*a), self.ramp(*b)), (Some(a), Some(b)) if a != b)
+            Some((ScalarOp::Eq, [a, b])) => {
+                let shape = self.graph.shape(id);
+                let square = shape.rank() == 2 && shape.size(0) == shape.size(1);
+                square && matches!((self.ramp(*a), self.ramp(*b)), (Some(a), Some(b)) if a != b)
             }
             _ => false,
         }
@@ -225,8 +228,7 @@ impl Known<'_> {
             }
             Op::Reduce { kind: ReduceKind::Sum, axes } if axes.len() == 1 => {
                 let x = self.only_diagonal(self.inputs(id)[0])?;
-                let shape = self.graph.shape(x);
-                (shape.rank() == 2 && shape.size(0) == shape.size(1)).then_some((x, Picked::Own))
+                Some((x, Picked::Own))
             }
             _ => None,
         }
@@ -261,7 +263,9 @@ impl Known<'_> {
         match self.op(id) {
             Op::Dot(dot) => {
                 let free = |side: usize| self.graph.shape(inputs[side]).rank() - dot.contract.len();
-                (dot.batch.is_empty() && free(0) == 1 && free(1) == 1).then_some(true)
+                // A sum of products is computed in the type of its operands.
+                let exact = self.graph.ty(inputs[0]).dtype == self.graph.ty(id).dtype;
+                (exact && dot.batch.is_empty() && free(0) == 1 && free(1) == 1).then_some(true)
             }
             Op::Transpose { .. } => self.reaches_product(inputs[0], depth),
             Op::Broadcast { dims, shape } => {

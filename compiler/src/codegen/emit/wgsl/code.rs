@@ -88,6 +88,11 @@ pub(super) fn write(shader: &mut Shader<'_>, code: &Code, scope: &Scope<'_>) -> 
             ScalarOp::Le if instr.dtype == DType::F32 && is_largest(code, instr.args[1]) => {
                 (format!("{}({})", shader.functions.use_("below_inf_f"), arg(0)), false)
             }
+            // Registers are f32, so that a cast has to round.
+            ScalarOp::Cast(to @ (DType::Bf16 | DType::F16)) => {
+                let round = shader.functions.use_(if to == DType::F16 { "f16_f" } else { "bf16_f" });
+                (format!("{round}({})", cast(arg(0), instr.dtype, DType::F32)), false)
+            }
             _ => (expression(shader, instr, [arg(0), second(instr, &values), third(instr, &values)]), false),
         };
         if simple {

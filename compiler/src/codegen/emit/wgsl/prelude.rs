@@ -57,6 +57,33 @@ const HELPERS: &[(&str, &str)] = &[
 }
 ",
     ),
+    // The nearest number of the type, the even one of two; NaN and infinities stay.
+    (
+        "bf16_f",
+        "fn bf16_f(x: f32) -> f32 {
+  let bits = bitcast<u32>(x);
+  let rounded = (bits + 0x7fffu + ((bits >> 16u) & 1u)) & 0xffff0000u;
+  return bitcast<f32>(select(rounded, bits, (bits & 0x7f800000u) == 0x7f800000u));
+}
+",
+    ),
+    // Below 2^-14 the step is 2^-24, which is that of f32 from a half to one: what is added to a half there is a multiple.
+    (
+        "f16_f",
+        "fn f16_f(x: f32) -> f32 {
+  let bits = bitcast<u32>(x);
+  let size = bits & 0x7fffffffu;
+  if (size >= 0x7f800000u) { return x; }
+  var near = (size + 0xfffu + ((size >> 13u) & 1u)) & 0xffffe000u;
+  if (size < 0x38800000u) {
+    let steps = bitcast<u32>(bitcast<f32>(size) + 0.5f) - 0x3f000000u;
+    near = bitcast<u32>(f32(steps) * 0x1p-24f);
+  }
+  if (near >= 0x47800000u) { near = 0x7f800000u; }
+  return bitcast<f32>(near | (bits & 0x80000000u));
+}
+",
+    ),
     // NaN if either argument is NaN; the built-in functions may drop it.
     (
         "min_f",
