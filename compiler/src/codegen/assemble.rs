@@ -149,7 +149,10 @@ impl<'a> Assembly<'a> {
                 ids.iter().map(|id| Ok((building.buffer(*id)?, building.value(*id)))).collect()
             };
             let (reads, writes) = (named(&mut building, &launch.reads)?, named(&mut building, &launch.writes)?);
-            intents.steps.push(Intent { reads, writes });
+            let pairs = launch.in_place.iter();
+            let in_place = pairs.map(|(new, old)| Ok((building.buffer(*new)?, building.buffer(*old)?)));
+            let in_place = in_place.collect::<Result<_, Diagnostics>>()?;
+            intents.steps.push(Intent { reads, writes, in_place });
             program.steps.push(step);
             loops.push(kernel);
         }
@@ -157,7 +160,7 @@ impl<'a> Assembly<'a> {
             let (from, value) = (building.buffer(*id)?, building.value(*id));
             let tensor = building.state[*state].buffer.clone();
             let to = building.buffers.insert_full(tensor.clone()).0 as u32;
-            intents.steps.push(Intent { reads: vec![(from, value)], writes: vec![(to, value)] });
+            intents.steps.push(Intent { reads: vec![(from, value)], writes: vec![(to, value)], in_place: vec![] });
             traced.push(Traced { reads: vec![(from, *id)], writes: Vec::new() });
             let origin = graph.origin(*id).path.to_string();
             program.steps.push(Step { kernel: 0, operands: vec![from, to], origin, flops: 0 });

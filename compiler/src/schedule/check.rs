@@ -1,6 +1,7 @@
 //! An independent check of memory plans: replays a program and proves that no live value is overwritten.
 //!
-//! It knows only the finished program, and which value each step means to read and write; nothing of lifetimes.
+//! It knows only the finished program, which value each step means to read and write, and which it may write over one that
+//! it reads; nothing of lifetimes.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,6 +17,9 @@ pub struct Intent {
     pub reads: Vec<(u32, Value)>,
     /// After the step.
     pub writes: Vec<(u32, Value)>,
+    /// A buffer that is written and one that is read, which may be the same memory: every element is read before it is
+    /// written, and by nothing else.
+    pub in_place: Vec<(u32, u32)>,
 }
 
 /// What a whole program means to do.
@@ -59,6 +63,10 @@ impl Memory {
     }
 }
 
+fn overlap(a: &Buffer, b: &Buffer) -> bool {
+    a.segment == b.segment && a.offset < b.offset + b.bytes() && b.offset < a.offset + a.bytes()
+}
+
 /// Replays a program.
 ///
 /// # Errors
@@ -79,7 +87,14 @@ pub fn check(program: &Program, state: &[StateTensor], intents: &Intents) -> Res
             }
         }
         for (index, value) in &intent.writes {
-            memory.write(buffer(*index)?, *value);
+            let written = buffer(*index)?;
+            for (read, _) in &intent.reads {
+                let same = *read == *index || buffer(*read)? == written;
+                if overlap(written, buffer(*read)?) && !(same && intent.in_place.contains(&(*index, *read))) {
+                    return Err(format!("step {number} writes value {value} over buffer {read}, which it reads"));
+                }
+            }
+            memory.write(written, *value);
         }
         for (index, value) in &intent.writes {
             if !memory.holds(buffer(*index)?, *value) {
@@ -113,18 +128,26 @@ mod tests {
 
     #[test]
     fn a_live_value_that_is_overwritten_is_found() {
-        let step =
-            |reads: &[(u32, Value)], writes: &[(u32, Value)]| Intent { reads: reads.to_vec(), writes: writes.to_vec() };
-        let intents = Intents {
+        let step = |reads: &[(u32, Value)], writes: &[(u32, Value)]| Intent {
+            reads: reads.to_vec(),
+            writes: writes.to_vec(),
+            in_place: vec![],
+        };
+        let mut intents = Intents {
             inputs: vec![(0, 1)],
-            steps: vec![step(&[(0, 1)], &[(1, 2)]), step(&[(0, 1), (1, 2)], &[(2, 3)])],
-            outputs: vec![(2, 3)],
+            steps: vec![step(&[(0, 1)], &[(1, 2)]), step(&[(1, 2)], &[(2, 3)]), step(&[(0, 1), (2, 3)], &[(3, 4)])],
+            outputs: vec![(3, 4)],
             ..Intents::default()
         };
-        assert_eq!(check(&program(&[0, 64, 128]), &[], &intents), Ok(()));
-        let overlapping = check(&program(&[0, 32, 128]), &[], &intents);
-        assert_eq!(overlapping, Err("step 1 reads value 1 from buffer 0, which does not hold it".into()));
-        // The last step may write over what nobody reads any more.
-        assert_eq!(check(&program(&[0, 64, 64]), &[], &intents), Ok(()));
+        assert_eq!(check(&program(&[0, 64, 128, 192]), &[], &intents), Ok(()));
+        let overlapping = check(&program(&[0, 128, 32, 192]), &[], &intents);
+        assert_eq!(overlapping, Err("step 2 reads value 1 from buffer 0, which does not hold it".into()));
+        // The last step may write over what nobody reads after it, if it reads each element before it writes it.
+        let racing = check(&program(&[0, 64, 128, 128]), &[], &intents);
+        assert_eq!(racing, Err("step 2 writes value 4 over buffer 2, which it reads".into()));
+        intents.steps[2].in_place.push((3, 2));
+        assert_eq!(check(&program(&[0, 64, 128, 128]), &[], &intents), Ok(()));
+        let shifted = check(&program(&[0, 64, 128, 160]), &[], &intents);
+        assert_eq!(shifted, Err("step 2 writes value 4 over buffer 2, which it reads".into()));
     }
 }
