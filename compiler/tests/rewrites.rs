@@ -460,7 +460,7 @@ mod streaming {
 
     /// The same program with the operands of its last product rounded to 16 bits.
     fn narrow(graph: &Graph) -> Graph {
-        let last = graph.ids().filter(|id| matches!(graph.node(*id).op, Op::Dot(_))).last().unwrap();
+        let last = graph.ids().rfind(|id| matches!(graph.node(*id).op, Op::Dot(_))).unwrap();
         let mut new = graph.successor();
         let mut moved = Vec::new();
         for id in graph.ids() {
