@@ -6,6 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use alip_plan::{DType, Plan, Program};
+
 /// Runs `alip-run` in a folder; exit status, stdout, stderr.
 fn run(folder: &Path, args: &[&str]) -> (Option<i32>, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_alip-run")).current_dir(folder).args(args).output().unwrap();
@@ -145,6 +147,29 @@ fn a_run_is_not_overwritten_and_only_a_run_is_resumed() {
     let bytes = fs::read(&plan).unwrap();
     fs::write(&plan, &bytes[..bytes.len() / 2]).unwrap();
     check(at, &["eval", "runs/small", "--device", "cpu"], &["error: runs/small/plan.alip: the plan file is damaged"]);
+}
+
+/// Steps compute in 16 bits, and what is measured in f32.
+#[test]
+fn a_run_of_mixed_precision_is_measured() {
+    let folder = folder();
+    let at = folder.path();
+    let mixed = [&TRAIN[..], &["--target", "cpu_mixed", "--set", "train.precision=Bf16"]].concat();
+    let (status, out, err) = run(at, &mixed);
+    assert_eq!(status, Some(0), "{out}{err}");
+    let first: serde_json::Value =
+        serde_json::from_slice(&fs::read(at.join("runs/small/results.json")).unwrap()).unwrap();
+    let plan = Plan::from_bytes(&fs::read(at.join("runs/small/plan.alip")).unwrap()).unwrap();
+    let stored = |program: &Program| program.buffers.iter().any(|buffer| buffer.dtype == DType::Bf16);
+    let low = ["train", "encode_image", "encode_text"].map(|name| stored(&plan.programs[name]));
+    assert_eq!(low, [true, false, false]);
+    let (status, again, err) = run(at, &["eval", "runs/small", "--device", "cpu", "--json"]);
+    assert_eq!(status, Some(0), "{again}{err}");
+    let again: serde_json::Value = serde_json::from_str(&again).unwrap();
+    assert_eq!(again["samples"], 8);
+    for key in ["graph", "step", "retrieval", "zero_shot"] {
+        assert_eq!(again[key], first["results"][key], "{key}");
+    }
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub(crate) struct Args {
     spec: String,
     /// The rewrite, rule or theme of rules that `--against no-rule` turns off
     rule: Option<String>,
-    /// What to turn off for the comparison: no-lift, no-rewrites, no-egraph, no-fuse, or no-rule with a name
+    /// What to turn off for the comparison: no-lift, no-rewrites, no-egraph, no-recompute, no-fuse, or no-rule with a name
     #[arg(long, value_name = "NO-NAME", default_value = "no-fuse")]
     against: String,
     /// Global batch, in place of the spec's
@@ -75,18 +75,38 @@ pub(crate) fn run(args: &Args) -> Outcome {
             guilty.push(suspect);
         }
     }
-    say!("responsible: {}", verdict(&guilty, found.stage));
+    let rules: Vec<&Suspect> = guilty.iter().filter(|suspect| suspect.is_rule()).collect();
+    let mut alone = Vec::new();
+    for rule in rules.iter().filter(|_| rules.len() > 1) {
+        let build = Build::new(args, kind, &|options| rule.leave_alone(options))?;
+        if build.is_wrong_at(found.stage, args, &data)? {
+            alone.push(*rule);
+        }
+    }
+    say!("responsible: {}", verdict(&guilty, &alone, found.stage));
     Ok(ExitCode::FAILURE)
 }
 
-/// What is responsible, given what makes a step right when it is turned off, in the order of the passes.
-fn verdict(guilty: &[Suspect], stage: Stage) -> String {
+/// What is responsible, given what makes a step right when it is turned off, in the order of the passes, and which of the
+/// rules among these make it wrong with no other rule beside them.
+fn verdict(guilty: &[Suspect], alone: &[&Suspect], stage: Stage) -> String {
     let names = |list: &[&Suspect]| list.iter().map(|suspect| suspect.name.as_str()).collect::<Vec<_>>().join(", ");
     let rules: Vec<&Suspect> = guilty.iter().filter(|suspect| suspect.is_rule()).collect();
     let guilty: Vec<&Suspect> = guilty.iter().collect();
     // What one rule makes may be chosen only for what another one makes of it.
-    if rules.len() > 1 {
-        return format!("one of the rules that {} turn off; everything is right without any of them", names(&rules));
+    match alone {
+        [] if rules.len() > 1 => {
+            return format!("what {} turn off together; everything is right without any of them", names(&rules));
+        }
+        [rule] => {
+            let others: Vec<&Suspect> = rules.into_iter().filter(|other| other.name != rule.name).collect();
+            let (rule, others) = (&rule.name, names(&others));
+            return format!(
+                "what {rule} turns off; it is wrong with no other rule beside it (and right with {others})"
+            );
+        }
+        [_, ..] => return format!("what {} turn off; each is wrong with no other rule beside it", names(alone)),
+        [] => {}
     }
     // What a later pass does wrong does not happen either when an earlier one leaves it nothing to do.
     match guilty.split_last() {
@@ -161,6 +181,12 @@ impl Suspect {
         }
     }
 
+    /// Turns off all rules but this one.
+    fn leave_alone(&self, options: &mut CompileOptions) {
+        let others = rule_names().into_iter().map(|(_, name)| name.to_string());
+        options.optimize.without.extend(others.filter(|name| !matches!(&self.what, What::Rule(own) if own == name)));
+    }
+
     fn turn_off(&self, options: &mut CompileOptions) {
         match &self.what {
             What::Switch(switch) => (switch.off)(options),
@@ -186,4 +212,34 @@ fn suspects(build: &Build) -> Vec<Suspect> {
         }
     }
     suspects
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(guilty: &[&str], alone: &[&str], said: &str) {
+        let suspect = |name: &&str| match SWITCHES.iter().find(|switch| switch.name == *name) {
+            Some(switch) => Suspect::switch(switch),
+            None => Suspect::rule(name),
+        };
+        let guilty: Vec<Suspect> = guilty.iter().map(suspect).collect();
+        let alone: Vec<Suspect> = alone.iter().map(suspect).collect();
+        assert_eq!(verdict(&guilty, &alone.iter().collect::<Vec<_>>(), Stage::Graph), said);
+    }
+
+    #[test]
+    fn one_set_is_named() {
+        check(&[], &[], "the rewriting of the graph itself; nothing that can be turned off makes it right");
+        let right = "everything is right without it";
+        check(&["no-fuse"], &[], &format!("what no-fuse turns off; {right}"));
+        let both = format!("what no-rule sub-self turns off; {right} (and with no-egraph)");
+        check(&["no-egraph", "sub-self"], &[], &both);
+        let rules = ["no-egraph", "sub-self", "neg-neg"];
+        let one = "what no-rule neg-neg turns off; it is wrong with no other rule beside it (and right with no-rule sub-self)";
+        check(&rules, &["neg-neg"], one);
+        let together =
+            "what no-rule sub-self, no-rule neg-neg turn off together; everything is right without any of them";
+        check(&rules, &[], together);
+    }
 }
