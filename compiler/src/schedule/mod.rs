@@ -4,8 +4,8 @@
 //!   `commute`).
 //! - `facts` gathers what is known of each node, `place` (with `attention`) decides where nodes are computed, `siblings` what
 //!   is near enough to be one kernel, `order` what runs when, `recompute` what is computed again rather than kept, `group`
-//!   holds the decisions, `layout` and `operands` know which views are affine, `neighbours` which state tensors lie one
-//!   after another.
+//!   holds the decisions, `reads` finds what a group reads, `layout` and `operands` know which views are affine,
+//!   `neighbours` which state tensors lie one after another.
 //! - [`memory`] gives every stored value its place; [`check`] replays a program and proves that nothing live is overwritten.
 //!
 //! Invariants: deterministic (no clocks, no iteration over hash maps), time nearly linear in the number of nodes, and what
@@ -25,6 +25,7 @@ mod order;
 mod pads;
 mod place;
 mod prepare;
+mod reads;
 mod recompute;
 mod siblings;
 mod sums;

@@ -8,8 +8,9 @@
 //! A reduction joins a group whose rows (or whose points) are its results; values of a row's shape then are computed once
 //! per row. A product takes the pointwise group that reads it at its own points as epilogue.
 
-use super::group::{Group, GroupId, Groups, Input, Inputs, Kind, Member, MemberId, Site, What};
+use super::group::{Group, GroupId, Groups, Input, Kind, Member, MemberId, Site, What};
 use super::layout::{Chain, Cuts, Layout, ViewOp, inverse, view_op};
+use super::reads::Inputs;
 use crate::ir::NodeId;
 use crate::ops::{Dot, Op};
 
