@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-THEMES = ["algebra", "layout", "scale", "reduce", "concat", "merge", "conv"]
+THEMES = ["algebra", "layout", "scale", "reduce", "concat", "conv"]
 
 
 def run(command: list[str]) -> dict:

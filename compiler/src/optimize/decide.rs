@@ -2,11 +2,12 @@
 //!
 //! A region by itself does not show what its change costs elsewhere: kernels that join over regions, updates that are one
 //! launch as long as all of them are computed alike. So a program is compiled down to its launches without and with the new
-//! forms of its regions, and they stay if it has no more launches and takes less time. What a program decides holds for the
-//! same program with fewer rows.
+//! forms of its regions, and they stay if it takes no longer, and where it has more launches, each buys as much time as
+//! [`DEAR_LAUNCH`] of them take. What a program decides holds for the same program with fewer rows.
 //!
-//! All or nothing: to try the forms of each set of rules by themselves took a second of a compilation, and gained a
-//! hundred-thousandth of a step (`docs/performance.md`).
+//! All or nothing: new forms of neighbouring regions go together (a value that one leaves in another layout the next one
+//! reads so). To keep those of a few rules, or of some stretches of the program, was tried and won nothing
+//! (`docs/performance.md`).
 
 use std::collections::BTreeSet;
 
@@ -16,6 +17,10 @@ use super::{Cost, Optimizer};
 use crate::diag::Diagnostics;
 use crate::ir::Graph;
 use crate::parallel;
+
+/// What a launch more counts as, in launches of the model: what it costs beside its own time (a wait, a barrier, a place in a
+/// queue) the model knows least.
+pub const DEAR_LAUNCH: f64 = 20.0;
 
 /// New forms that regions take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +71,8 @@ impl Optimizer {
         let one = |(solved, kept): (Vec<_>, Kept)| cost(&Rebuild::new(&graph).stamp_all(&solved, &kept)?);
         let costs = parallel::map(solved.into(), one).into_iter().collect::<Result<Vec<Cost>, _>>()?;
         let [none, all] = costs[..] else { return Ok(Kept::Nothing) };
-        let better = all != none && all.launches <= none.launches && all.seconds <= none.seconds;
+        let more = f64::from(all.launches.saturating_sub(none.launches));
+        let better = all != none && all.seconds + more * DEAR_LAUNCH * self.machine.launch <= none.seconds;
         Ok(if better { Kept::Only(changed) } else { Kept::Nothing })
     }
 }

@@ -3,7 +3,7 @@
 //! One term per class, so that what is shared is computed once, without cycles. The search starts from two choices, the
 //! region as it was written and the cheapest tree, and improves each as long as the cost of the whole falls:
 //! - a class takes another of its terms;
-//! - all classes that can are made from one class that is not used so far (a wider product, of which they are slices);
+//! - all classes that can are made from one class that is not used so far (a value in another layout, of which they are views);
 //! - all classes that can are made without one class that is used (a scaled copy that nothing needs once the scale moved).
 //!
 //! Deterministic, and bounded by counts. Where nothing is cheaper than the region, the region stays.

@@ -16,7 +16,7 @@
 //!   be infinite or NaN, so does that. Every rule is tried against the interpreter (`laws`).
 //! - Deterministic: no clock decides anything, and no order of a hash map reaches the result.
 //! - A region for which nothing cheaper is found stays as it is, node by node and in its place, since a schedule may depend
-//!   on both; a program gets no more launches and no longer predicted time.
+//!   on both; a program takes no longer by prediction, and gets more launches only where they buy much time.
 //! - Time is nearly linear in the number of nodes: regions are small, and equal ones are done once.
 
 mod cost;
@@ -39,7 +39,7 @@ mod tidy;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-pub use self::decide::Kept;
+pub use self::decide::{DEAR_LAUNCH, Kept};
 use self::extract::{Extraction, LEAST_GAIN};
 use self::judge::judge;
 use self::language::Interner;

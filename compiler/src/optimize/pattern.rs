@@ -31,7 +31,6 @@ pub(crate) enum Pat {
 pub(crate) const X: Pat = Pat::Var(0);
 pub(crate) const Y: Pat = Pat::Var(1);
 pub(crate) const Z: Pat = Pat::Var(2);
-pub(crate) const W: Pat = Pat::Var(3);
 /// Constants share the numbers of the variables from the other end.
 pub(crate) const C: Pat = Pat::Splat(4);
 pub(crate) const D: Pat = Pat::Splat(3);

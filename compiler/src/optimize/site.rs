@@ -1,6 +1,6 @@
 //! Where a rule is applied: reading what its left side matched, and building its right side.
 
-use egg::{Id, Language};
+use egg::Id;
 use smallvec::SmallVec;
 
 use super::language::{EGraph, Fact, Kind, Operands, Splat, Term};
@@ -59,21 +59,6 @@ impl Site<'_> {
         let op = |term: &Term| self.egraph.analysis.ops.op(term.op).clone();
         let terms = self.egraph[class].nodes.iter().filter(|term| term.kind == kind);
         terms.map(|term| (op(term), term.children.clone())).collect()
-    }
-
-    /// The terms of a family that read a class, each with the class it is in; in the order of these.
-    pub(crate) fn readers_of(&self, class: Id, kind: Kind) -> Vec<(Id, Op, Operands)> {
-        let mut readers = Vec::new();
-        for parent in self.egraph[class].parents() {
-            let term = self.egraph.id_to_node(parent);
-            if term.kind == kind {
-                let term = term.clone().map_children(|child| self.egraph.find(child));
-                readers.push((self.egraph.find(parent), term.op, term.children));
-            }
-        }
-        readers.sort();
-        readers.dedup();
-        readers.into_iter().map(|(id, op, children)| (id, self.egraph.analysis.ops.op(op).clone(), children)).collect()
     }
 
     /// Adds an op; views that change nothing are their operand.

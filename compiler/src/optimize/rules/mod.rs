@@ -3,13 +3,15 @@
 //! A rule is one entry: a name, a tag, a left side that is matched, and a right side that is built. Rules are directional:
 //! the right side is what one would rather have, or makes another rule apply; what is better where is left to the cost. To
 //! add a rule is to add an entry to a theme's list: `laws` tries it on random shapes and inputs against the interpreter, and
-//! asks for a filetest in which it fires.
+//! asks for a filetest in which it fires, `tests/worth.rs` for a graph that ships and is another without the theme.
+//!
+//! Products that share an operand are no rule's: that they become one is decided before gradients are added
+//! (`transform::projections`), where the backward pass inherits it, and where it is free.
 
 mod algebra;
 mod concat;
 mod conv;
 mod layout;
-mod merge;
 mod reduce;
 mod scale;
 
@@ -90,7 +92,6 @@ const THEMES: &[Theme] = &[
     ("scale", scale::rules),
     ("reduce", reduce::rules),
     ("concat", concat::rules),
-    ("merge", merge::rules),
     ("conv", conv::rules),
 ];
 
