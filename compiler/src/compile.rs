@@ -11,7 +11,7 @@ use crate::PASSES;
 use crate::codegen::{self, Assembly, Launch, Part, lower};
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
 use crate::ir::{Graph, Model, PackedGraphs, name_with_rows};
-use crate::optimize::{Cost, Kept, Machine, OptimizeOptions, Optimized, Optimizer, RegionReport, Report};
+use crate::optimize::{self, Chosen, Cost, Kept, Machine, OptimizeOptions, Optimized, Optimizer, RegionReport, Report};
 use crate::parallel;
 use crate::schedule::{self, Explanation, Neighbours, ScheduleOptions, memory};
 use crate::transform;
@@ -162,37 +162,7 @@ pub fn compile_model(
         true => Neighbours::find(model.all_programs().map(|(_, graph)| graph), target),
         false => Neighbours::default(),
     };
-    let mut optimizer = Optimizer::new(target, &options.optimize)?.with(neighbours.clone());
-    let mut optimized = Vec::new();
-    let mut decided: BTreeMap<String, Kept> = BTreeMap::new();
-    for (name, graph) in model.all_programs() {
-        // A program for fewer rows is its program once more.
-        let fewer = |of: &&String| name.strip_prefix(of.as_str()).is_some_and(|rest| rest.starts_with('@'));
-        let known = model.packed.keys().find(fewer).and_then(|of| decided.get(of).cloned());
-        let Optimized { graph, report } = run.timed("optimize", || {
-            let graph = transform::expand::expand(graph, |id| !schedule::has_kernel(graph, id, target))?;
-            let kept = match known {
-                Some(kept) => kept,
-                // Without fusion there are no kernels that a change could keep from being joined.
-                None if !options.schedule.fuse => Kept::All,
-                None => optimizer.decide(&graph, |graph| predicted(model, graph, &neighbours, options))?,
-            };
-            let optimized = optimizer.optimize(&graph, &kept);
-            decided.insert(name.clone(), kept);
-            optimized
-        })?;
-        if cfg!(debug_assertions) {
-            crate::ir::verify(&graph)?;
-        }
-        run.dump("optimize", &name, || crate::ir::print(&graph));
-        run.compiled.warnings.extend(report.faults.iter().map(|(rule, why)| {
-            Diagnostic::warning(format!("rule `{rule}` merges {why}; what it was applied to stays as it is"))
-                .help("this is a fault of the compiler; please report it with the spec")
-        }));
-        run.compiled.optimized.programs.push((name.clone(), report));
-        optimized.push((name, graph));
-    }
-    run.compiled.optimized.regions = optimizer.regions;
+    let optimized = run.optimize(&neighbours)?;
     if run.stops("optimize") {
         return Ok(run.compiled);
     }
@@ -311,6 +281,59 @@ impl<'a> Run<'a> {
             results.extend(result?);
         }
         Ok(results)
+    }
+
+    /// Takes all programs through the e-graph. What is known of regions is one thing for all programs, so they are looked
+    /// into one after the other; what comes before and after is done on all cores.
+    fn optimize(&mut self, neighbours: &Neighbours) -> Result<Vec<(String, Graph)>, Diagnostics> {
+        let Run { options, model, .. } = *self;
+        let (target, fuse) = (&options.target, options.schedule.fuse);
+        let mut optimizer = Optimizer::new(target, &options.optimize)?.with(neighbours.clone());
+        let expanded = self.each(model.all_programs().collect(), |run, (name, graph)| {
+            let primitive = |id| !schedule::has_kernel(graph, id, target);
+            Ok(Some((name, run.timed("optimize", || transform::expand::expand(graph, primitive))?)))
+        })?;
+        let mut decided: BTreeMap<String, Kept> = BTreeMap::new();
+        let mut programs = Vec::new();
+        for (name, graph) in expanded {
+            // A program for fewer rows is its program once more.
+            let fewer = |of: &&String| name.strip_prefix(of.as_str()).is_some_and(|rest| rest.starts_with('@'));
+            let kept = match model.packed.keys().find(fewer).and_then(|of| decided.get(of).cloned()) {
+                Some(kept) => kept,
+                // Without fusion there are no kernels that a change could keep from being joined.
+                None if !fuse => Kept::All,
+                None => self.timed("optimize", || {
+                    optimizer.decide(&graph, |graph| predicted(model, graph, neighbours, options))
+                })?,
+            };
+            decided.insert(name.clone(), kept.clone());
+            let kept = if optimizer.is_on() { kept } else { Kept::Nothing };
+            programs.push((name, graph, kept));
+        }
+        let tidy = self.each(programs, |run, (name, graph, kept)| {
+            Ok(Some((name, run.timed("optimize", || optimize::tidied(graph, &kept))?, kept)))
+        })?;
+        let choose = |(name, graph, kept)| (name, optimizer.choose(graph, kept));
+        let chosen: Vec<(String, Chosen)> = self.timed("optimize", || tidy.into_iter().map(choose).collect());
+        let optimized = self.each(chosen, |run, (name, chosen)| {
+            let Optimized { graph, report } = run.timed("optimize", || chosen.build())?;
+            if cfg!(debug_assertions) {
+                crate::ir::verify(&graph)?;
+            }
+            run.dump("optimize", &name, || crate::ir::print(&graph));
+            Ok(Some((name, graph, report)))
+        })?;
+        self.compiled.optimized.regions = optimizer.regions;
+        let mut graphs = Vec::new();
+        for (name, graph, report) in optimized {
+            self.compiled.warnings.extend(report.faults.iter().map(|(rule, why)| {
+                Diagnostic::warning(format!("rule `{rule}` merges {why}; what it was applied to stays as it is"))
+                    .help("this is a fault of the compiler; please report it with the spec")
+            }));
+            self.compiled.optimized.programs.push((name.clone(), report));
+            graphs.push((name, graph));
+        }
+        Ok(graphs)
     }
 
     fn lower(&mut self, name: String, graph: Graph, neighbours: &Neighbours) -> Result<Option<Lowered>, Diagnostics> {

@@ -144,6 +144,13 @@ impl Graph {
         &self.origins[self.node(id).origin.0 as usize]
     }
 
+    /// Adds a node of another graph, whose type is known, with these inputs.
+    pub(crate) fn push(&mut self, node: &Node, inputs: SmallVec<[NodeId; 3]>) -> NodeId {
+        let id = NodeId(self.nodes.len() as u32);
+        self.nodes.push(Node { inputs, ..node.clone() });
+        id
+    }
+
     /// Adds a node; its type is what the op infers.
     ///
     /// # Errors

@@ -139,6 +139,43 @@ pub struct Optimized {
     pub report: Report,
 }
 
+/// A program and the forms that its regions take.
+pub struct Chosen {
+    graph: Graph,
+    kept: Kept,
+    solved: Vec<Arc<Solved>>,
+    report: Report,
+}
+
+impl Chosen {
+    /// The program with its regions in these forms.
+    ///
+    /// # Errors
+    /// See [`optimize`].
+    pub fn build(self) -> Result<Optimized, Diagnostics> {
+        let Chosen { graph, kept, solved, mut report } = self;
+        if kept == Kept::Nothing {
+            return Ok(Optimized { graph, report });
+        }
+        if cfg!(debug_assertions)
+            && let Some((rule, why)) = report.faults.first()
+        {
+            return Err(Diagnostic::error(format!("internal: rule `{rule}` merges {why}")).into());
+        }
+        let graph = Rebuild::new(&graph).stamp_all(&solved, &kept)?;
+        report.nodes.1 = graph.nodes().len() as u32;
+        Ok(Optimized { graph, report })
+    }
+}
+
+/// A program as its regions are cut from; as it is if none of them is to change.
+///
+/// # Errors
+/// See [`optimize`].
+pub fn tidied(graph: Graph, kept: &Kept) -> Result<Graph, Diagnostics> {
+    if *kept == Kept::Nothing { Ok(graph) } else { tidy(&graph) }
+}
+
 /// Optimises the programs of one compile; equal regions of different programs are done once.
 pub struct Optimizer {
     rules: Vec<Rule>,
@@ -197,30 +234,34 @@ impl Optimizer {
         Optimizer { neighbours, ..self }
     }
 
+    /// Whether there is any rule to apply.
+    pub fn is_on(&self) -> bool {
+        !self.enabled.is_empty()
+    }
+
     /// Optimises a program: its regions take the new forms that are kept.
     ///
     /// # Errors
     /// See [`optimize`].
     pub fn optimize(&mut self, graph: &Graph, kept: &Kept) -> Result<Optimized, Diagnostics> {
-        if self.enabled.is_empty() || *kept == Kept::Nothing {
-            return Ok(Optimized { graph: graph.clone(), report: Report::default() });
+        let kept = if self.is_on() { kept.clone() } else { Kept::Nothing };
+        self.choose(tidied(graph.clone(), &kept)?, kept).build()
+    }
+
+    /// Chooses the forms of the regions of a program, which is [`tidied`].
+    pub fn choose(&mut self, graph: Graph, kept: Kept) -> Chosen {
+        let mut report = Report::default();
+        if kept == Kept::Nothing {
+            return Chosen { graph, kept, solved: Vec::new(), report };
         }
-        let graph = tidy(graph)?;
         let known = self.known.len();
-        let solved = Cuts::new(&graph, &self.neighbours).solve(self, kept);
-        let distinct = (self.known.len() - known) as u32;
-        let mut report = Report { nodes: (graph.nodes().len() as u32, 0), distinct, ..Report::default() };
+        let solved = Cuts::new(&graph, &self.neighbours).solve(self, &kept);
+        report.nodes.0 = graph.nodes().len() as u32;
+        report.distinct = (self.known.len() - known) as u32;
         for part in &solved {
-            self.note(&graph, part, kept, &mut report);
+            self.note(&graph, part, &kept, &mut report);
         }
-        if cfg!(debug_assertions)
-            && let Some((rule, why)) = report.faults.first()
-        {
-            return Err(Diagnostic::error(format!("internal: rule `{rule}` merges {why}")).into());
-        }
-        let graph = Rebuild::new(&graph).stamp_all(&solved, kept)?;
-        report.nodes.1 = graph.nodes().len() as u32;
-        Ok(Optimized { graph, report })
+        Chosen { graph, kept, solved, report }
     }
 
     fn note(&mut self, graph: &Graph, part: &Solved, kept: &Kept, report: &mut Report) {

@@ -462,11 +462,11 @@ impl<'g> Rebuild<'g> {
         let kept = |(name, id): (&String, &NodeId)| Some((name.clone(), self.map[id.index()]?));
         self.new.values = old.values.iter().filter_map(kept).collect();
         (self.new.inputs, self.new.outputs, self.new.updates) = (inputs, outputs, updates);
-        self.in_old_order()
+        Ok(self.in_old_order())
     }
 
     /// Operands first, else by rank.
-    fn in_old_order(self) -> Result<Graph, Diagnostics> {
+    fn in_old_order(self) -> Graph {
         let Rebuild { new, rank, .. } = self;
         let count = new.nodes().len();
         let mut waits: Vec<usize> = vec![0; count];
@@ -482,8 +482,7 @@ impl<'g> Rebuild<'g> {
         while let Some(Reverse((_, id))) = ready.pop() {
             let node = new.node(id);
             let inputs: SmallVec<[NodeId; 3]> = node.inputs.iter().filter_map(|input| map[input.index()]).collect();
-            let added = ordered.add(node.op.clone(), &inputs, node.origin);
-            map[id.index()] = Some(added.map_err(|error| error.diagnose(new.origin(id)))?);
+            map[id.index()] = Some(ordered.push(node, inputs));
             for reader in &readers[id.index()] {
                 waits[reader.index()] -= 1;
                 if waits[reader.index()] == 0 {
@@ -492,6 +491,6 @@ impl<'g> Rebuild<'g> {
             }
         }
         ordered.take_names(&new, |id| map[id.index()]);
-        Ok(ordered)
+        ordered
     }
 }
