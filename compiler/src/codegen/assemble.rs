@@ -149,7 +149,8 @@ impl<'a> Assembly<'a> {
                 ids.iter().map(|id| Ok((building.buffer(*id)?, building.value(*id)))).collect()
             };
             let (reads, writes) = (named(&mut building, &launch.reads)?, named(&mut building, &launch.writes)?);
-            let pairs = launch.in_place.iter();
+            // Of operands that are several values, those that may be written over are named one by one.
+            let pairs = launch.in_place.iter().filter(|(_, old)| placement.homes.contains_key(old));
             let in_place = pairs.map(|(new, old)| Ok((building.buffer(*new)?, building.buffer(*old)?)));
             let in_place = in_place.collect::<Result<_, Diagnostics>>()?;
             intents.steps.push(Intent { reads, writes, in_place });
