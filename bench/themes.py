@@ -6,6 +6,8 @@ theme left out, and without the e-graph; measured steps too, if asked for.
     python bench/themes.py alip_b32 alip_rn50 examples/variants/quick_gelu.ron --batch 16
     python bench/themes.py alip_b32 --batch 16 --measure --rounds 3       # on an idle machine: rounds alternate
 
+A step whose launches, operations and predicted time are those of everything on is not measured again.
+
 One table per graph. `train` is the training step: launches, predicted time, and what leaving a theme out adds to it. The
 last column names the programs whose launches, operations or predicted time change at all.
 """
@@ -13,7 +15,6 @@ last column names the programs whose launches, operations or predicted time chan
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -33,11 +34,12 @@ def table(spec: str, args: argparse.Namespace) -> None:
     batch = ["--batch", str(args.batch)] if args.batch else []
     off = {"everything on": [], **{f"no {theme}": ["--no-rule", theme] for theme in THEMES}, "no e-graph": ["--no-egraph"]}
     programs = {name: run([args.alipc, "compile", spec, "--json", *batch, *flags])["programs"] for name, flags in off.items()}
-    measured: dict[str, list[float]] = {name: [] for name in off}
+    same = [name for name in list(off)[1:] if programs[name]["train"] == programs["everything on"]["train"]]
+    measured: dict[str, list[float]] = {name: [] for name in off if name not in same}
     for number in range(args.rounds if args.measure else 0):
         print(f"round {number + 1} (load {os.getloadavg()[0]:.1f})", file=sys.stderr, flush=True)
         common = ["--json", "--device", "cpu", "--warmup", "1", "--steps", str(args.steps), *batch]
-        for name, flags in off.items():
+        for name, flags in ((name, off[name]) for name in measured):
             measured[name].append(run([args.alip_run, "bench", spec, *common, *flags])["samples_per_s"])
     on = programs["everything on"]
     print(f"\n{spec}, batch {args.batch or 'of the spec'}\n")
@@ -47,7 +49,7 @@ def table(spec: str, args: argparse.Namespace) -> None:
         step, full = here["train"], on["train"]
         more = step["predicted_seconds"] / full["predicted_seconds"] - 1
         changed = ", ".join(program for program in here if here[program] != on[program])
-        rate = f"{statistics.median(measured[name]):.3f}" if measured[name] else ""
+        rate = "the same step" if name in same else ", ".join(f"{rate:.3f}" for rate in sorted(measured[name]))
         seconds = step["predicted_seconds"] * 1e3
         print(f"| {name} | {step['launches']:,} | {seconds:,.3f} ms | {more:+.4%} | {rate} | {changed} |", flush=True)
 
