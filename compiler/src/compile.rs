@@ -301,13 +301,12 @@ impl<'a> Run<'a> {
             let kept = match model.packed.keys().find(fewer).and_then(|of| decided.get(of).cloned()) {
                 Some(kept) => kept,
                 // Without fusion there are no kernels that a change could keep from being joined.
-                None if !fuse => Kept::All,
+                None if !fuse && optimizer.is_on() => Kept::All,
                 None => self.timed("optimize", || {
                     optimizer.decide(&graph, |graph| predicted(model, graph, neighbours, options))
                 })?,
             };
             decided.insert(name.clone(), kept.clone());
-            let kept = if optimizer.is_on() { kept } else { Kept::Nothing };
             programs.push((name, graph, kept));
         }
         let tidy = self.each(programs, |run, (name, graph, kept)| {

@@ -78,11 +78,13 @@ impl<'a> Assembly<'a> {
         for (index, (path, decl)) in order.iter().filter_map(|index| Some((*index, model.state.get_index(*index)?))) {
             let size = |decl: &StateDecl| decl.ty.shape.elements() * decl.ty.dtype.bytes();
             let bytes = size(decl);
-            let around = neighbours.around(path);
-            let first = around.first().is_none_or(|first| **first == **path);
-            let with = match around {
+            let needed = match neighbours.around(path) {
                 [] => bytes,
-                all => all.iter().filter_map(|path| model.state.get(&**path)).map(size).sum(),
+                all @ [first, ..] if **first == **path => {
+                    all.iter().filter_map(|path| model.state.get(&**path)).map(size).sum()
+                }
+                // Found with the first of them.
+                _ => 0,
             };
             fits(&format!("state `{path}` {}", decl.ty), bytes, target).map_err(|error| match decl.origin.span {
                 Some(span) => error.label(span, "declared here"),
@@ -90,7 +92,7 @@ impl<'a> Assembly<'a> {
             })?;
             let room = |segment: &Segment| {
                 let offset = segment.bytes.next_multiple_of(target.alignment.max(4));
-                (!first || offset + with <= target.max_segment_bytes).then_some(offset)
+                (offset + needed <= target.max_segment_bytes).then_some(offset)
             };
             let offset = match segments.last().and_then(room) {
                 Some(offset) => offset,

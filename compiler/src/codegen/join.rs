@@ -71,7 +71,7 @@ pub(crate) fn order(model: &Model, neighbours: &Neighbours, programs: &[(&Graph,
 }
 
 /// The same order with all neighbours at the place of the first.
-pub(crate) fn together(model: &Model, neighbours: &Neighbours, order: impl Iterator<Item = usize>) -> Vec<usize> {
+fn together(model: &Model, neighbours: &Neighbours, order: impl Iterator<Item = usize>) -> Vec<usize> {
     let mut all: IndexSet<usize> = IndexSet::new();
     for index in order {
         let Some((path, _)) = model.state.get_index(index) else { continue };

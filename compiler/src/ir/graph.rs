@@ -121,6 +121,15 @@ impl Graph {
         self.shape(id).elements() * self.ty(id).dtype.bytes()
     }
 
+    /// Of each node those that read it, in their order; twice where both operands are it.
+    pub(crate) fn readers(&self) -> Vec<Vec<NodeId>> {
+        let mut readers = vec![Vec::new(); self.nodes.len()];
+        for id in self.ids() {
+            self.node(id).inputs.iter().for_each(|input| readers[input.index()].push(id));
+        }
+        readers
+    }
+
     /// Adds an origin.
     pub fn add_origin(&mut self, origin: Origin) -> OriginId {
         if self.origins.last() != Some(&origin) {

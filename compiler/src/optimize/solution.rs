@@ -469,12 +469,8 @@ impl<'g> Rebuild<'g> {
     fn in_old_order(self) -> Graph {
         let Rebuild { new, rank, .. } = self;
         let count = new.nodes().len();
-        let mut waits: Vec<usize> = vec![0; count];
-        let mut readers: Vec<Vec<NodeId>> = vec![Vec::new(); count];
-        for id in new.ids() {
-            waits[id.index()] = new.node(id).inputs.len();
-            new.node(id).inputs.iter().for_each(|input| readers[input.index()].push(id));
-        }
+        let mut waits: Vec<usize> = new.nodes().iter().map(|node| node.inputs.len()).collect();
+        let readers = new.readers();
         let mut ordered = new.successor();
         let mut map: Vec<Option<NodeId>> = vec![None; count];
         let ready = new.ids().filter(|id| waits[id.index()] == 0);

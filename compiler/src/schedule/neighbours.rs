@@ -69,7 +69,8 @@ impl Neighbours {
     }
 }
 
-fn path(graph: &Graph, id: NodeId) -> Option<&str> {
+/// The path of a state tensor.
+pub(crate) fn path(graph: &Graph, id: NodeId) -> Option<&str> {
     match &graph.node(id).op {
         Op::State { path, .. } => Some(path),
         _ => None,
@@ -86,10 +87,13 @@ pub(crate) fn joined(graph: &Graph, id: NodeId) -> Option<Vec<NodeId>> {
 
 /// Can tensors lie one after another, in one segment and one operand?
 fn fits(graph: &Graph, states: &[NodeId], target: &Target) -> bool {
-    let bytes = |id: &NodeId| graph.shape(*id).elements() * graph.ty(*id).dtype.bytes();
-    let total: u64 = states.iter().map(bytes).sum();
-    let ends = |id: &NodeId| bytes(id).is_multiple_of(target.alignment.max(4));
-    total <= target.max_binding_bytes.min(target.max_segment_bytes) && states.iter().rev().skip(1).all(ends)
+    adjoin(graph, states, target.alignment.max(4), target.max_binding_bytes.min(target.max_segment_bytes))
+}
+
+/// Can tensors that begin at multiples of `alignment` lie one after another, in no more than `most` bytes?
+pub(crate) fn adjoin(graph: &Graph, states: &[NodeId], alignment: u64, most: u64) -> bool {
+    let total: u64 = states.iter().map(|id| graph.bytes(*id)).sum();
+    total <= most && states.iter().rev().skip(1).all(|id| graph.bytes(*id).is_multiple_of(alignment))
 }
 
 #[cfg(test)]

@@ -68,13 +68,9 @@ impl Groups<'_> {
     fn lets_go(&self, group: GroupId) -> bool {
         let stores = &self.groups[group].stores;
         let stored = |id: &NodeId| stores.iter().any(|store: &Store| store.target == *id);
-        let made: u64 = stores.iter().map(|store| self.bytes(self.stored(store))).sum();
+        let made: u64 = stores.iter().map(|store| self.graph.bytes(self.stored(store))).sum();
         let operands = self.groups[group].operands.iter().filter(|id| !stored(id));
-        made.saturating_mul(MUCH) <= operands.map(|id| self.bytes(*id)).sum()
-    }
-
-    fn bytes(&self, id: NodeId) -> u64 {
-        self.graph.shape(id).elements() * self.graph.ty(id).dtype.bytes()
+        made.saturating_mul(MUCH) <= operands.map(|id| self.graph.bytes(*id)).sum()
     }
 
     /// The order with groups moved back, given what follows each directly.
@@ -110,11 +106,16 @@ impl Groups<'_> {
     fn gains(&self, group: GroupId, reads: &[NodeId], first: Place, places: &[Option<Place>]) -> bool {
         // What is one part of a value of several is in memory from the first part on.
         let alone = |id: &NodeId| self.writers[id.index()].len() == 1;
-        let made: u64 =
-            self.groups[group].stores.iter().map(|store| store.target).filter(alone).map(|id| self.bytes(id)).sum();
+        let made: u64 = self.groups[group]
+            .stores
+            .iter()
+            .map(|store| store.target)
+            .filter(alone)
+            .map(|id| self.graph.bytes(id))
+            .sum();
         // Readers before this group have no place yet, and let nothing wait.
         let waits = |id: &NodeId| self.readers(*id).any(|reader| places[reader] >= Some(first));
-        let kept: u64 = reads.iter().filter(|id| !waits(id)).map(|id| self.bytes(*id)).sum();
+        let kept: u64 = reads.iter().filter(|id| !waits(id)).map(|id| self.graph.bytes(*id)).sum();
         made > kept
     }
 

@@ -37,12 +37,7 @@ pub fn join_pads(graph: &Graph) -> Result<Graph, Diagnostics> {
 }
 
 fn find(graph: &Graph) -> HashMap<NodeId, Sum> {
-    let mut readers: Vec<Vec<NodeId>> = vec![Vec::new(); graph.nodes().len()];
-    for id in graph.ids() {
-        for input in &graph.node(id).inputs {
-            readers[input.index()].push(id);
-        }
-    }
+    let mut readers = graph.readers();
     for id in graph.outputs.values().chain(graph.updates.values()) {
         readers[id.index()].push(*id);
     }

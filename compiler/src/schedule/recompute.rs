@@ -92,7 +92,7 @@ fn choose(schedule: &Schedule<'_>) -> Vec<Waiting> {
         if longest.0 < LONG {
             continue;
         }
-        let bytes = graph.shape(id).elements() * graph.ty(id).dtype.bytes();
+        let bytes = graph.bytes(id);
         total += bytes;
         let (early, late) = reads.split_at(longest.1);
         let late: HashSet<NodeId> = late.iter().map(|(_, node)| *node).collect();

@@ -81,12 +81,7 @@ struct Found {
 }
 
 fn find(graph: &Graph, target: &Target) -> Found {
-    let mut readers: Vec<Vec<NodeId>> = vec![Vec::new(); graph.nodes().len()];
-    for id in graph.ids() {
-        for input in &graph.node(id).inputs {
-            readers[input.index()].push(id);
-        }
-    }
+    let readers = graph.readers();
     let named: HashSet<NodeId> = graph.outputs.values().chain(graph.updates.values()).copied().collect();
     let is_sum = |id: NodeId| graph.node(id).op == Op::Pointwise(ScalarOp::Add) && graph.shape(id).rank() == 0;
     let inner = |id: NodeId| is_sum(id) && readers[id.index()].len() == 1 && !named.contains(&id);

@@ -148,20 +148,19 @@ pub(super) fn cost(graph: &Graph) -> Cost {
             continue;
         }
         let types: SmallVec<[_; 3]> = node.inputs.iter().map(|input| graph.ty(*input)).collect();
-        let bytes = |id: NodeId| graph.shape(id).elements() * graph.ty(id).dtype.bytes();
         // What is repeated is read once, and of what is picked from, the rows that are picked.
         let stored = |mut id: NodeId| {
             while is_shared(&graph.node(id).op) {
                 id = graph.node(id).inputs[0];
             }
-            bytes(id)
+            graph.bytes(id)
         };
         let read = |operand: (usize, &NodeId)| match (&node.op, operand) {
-            (Op::Gather { .. }, (0, _)) => bytes(id),
+            (Op::Gather { .. }, (0, _)) => graph.bytes(id),
             (_, (_, input)) => stored(*input),
         };
         cost.flops += node.op.flops(&types, &node.ty);
-        cost.bytes += bytes(id) + node.inputs.iter().enumerate().map(read).sum::<u64>();
+        cost.bytes += graph.bytes(id) + node.inputs.iter().enumerate().map(read).sum::<u64>();
     }
     cost
 }

@@ -111,12 +111,7 @@ impl Policy {
     fn new(graph: &Graph) -> Policy {
         let weights = weights(graph);
         let low: Vec<bool> = graph.nodes().iter().map(|node| is_low(graph, node, &weights)).collect();
-        let mut readers: Vec<SmallVec<[NodeId; 2]>> = vec![SmallVec::new(); graph.nodes().len()];
-        for id in graph.ids() {
-            for input in &graph.node(id).inputs {
-                readers[input.index()].push(id);
-            }
-        }
+        let readers = graph.readers();
         // Values from which a product with 16-bit operands is computed.
         let mut feeds = vec![false; graph.nodes().len()];
         for id in graph.ids().rev() {
@@ -157,7 +152,7 @@ fn is_low(graph: &Graph, node: &Node, weights: &[bool]) -> bool {
 }
 
 /// The sum with a bias to which alone a product goes, perhaps through views, or the product itself.
-fn with_bias(graph: &Graph, product: NodeId, readers: &[SmallVec<[NodeId; 2]>], weights: &[bool]) -> NodeId {
+fn with_bias(graph: &Graph, product: NodeId, readers: &[Vec<NodeId>], weights: &[bool]) -> NodeId {
     let mut at = product;
     while let [reader] = readers[at.index()].as_slice() {
         match &graph.node(*reader).op {

@@ -24,6 +24,7 @@ use super::analysis::{fault, places};
 use crate::diag::Diagnostics;
 use crate::ir::{Builder, DType, Graph, NodeId};
 use crate::ops::{Dot, Op, OpError, ScalarOp};
+use crate::schedule::neighbours::{adjoin, path};
 
 const NAME: &str = "projections";
 
@@ -38,11 +39,9 @@ pub(super) fn projections(graph: &Graph) -> Result<Option<Rewritten>, Diagnostic
         return Ok(None);
     }
     let new = Joining { graph, new: graph.successor(), map: vec![None; graph.nodes().len()] }.run(&sets);
-    let graph_with = |new| {
-        let products = sets.iter().flatten().map(|one| &*graph.origin(one.product).path);
-        Rewritten { graph: new, places: places(products) }
-    };
-    Ok(Some(graph_with(new.map_err(|error| fault(graph, NAME, &error))?)))
+    let new = new.map_err(|error| fault(graph, NAME, &error))?;
+    let products = sets.iter().flatten().map(|one| &*graph.origin(one.product).path);
+    Ok(Some(Rewritten { graph: new, places: places(products) }))
 }
 
 /// A product with a parameter, and what is added to it.
@@ -67,10 +66,7 @@ impl Projection {
 type Form<'g> = (NodeId, &'g Dot, Option<&'g [usize]>, Vec<u64>, DType, bool);
 
 fn find(graph: &Graph) -> Vec<Vec<Projection>> {
-    let mut readers: Vec<Vec<NodeId>> = vec![Vec::new(); graph.nodes().len()];
-    for id in graph.ids() {
-        graph.node(id).inputs.iter().for_each(|input| readers[input.index()].push(id));
-    }
+    let readers = graph.readers();
     let named: HashSet<NodeId> = graph.outputs.values().chain(graph.updates.values()).copied().collect();
     let mut forms: IndexMap<Form<'_>, Vec<Projection>> = IndexMap::new();
     for id in graph.ids() {
@@ -94,27 +90,13 @@ fn find(graph: &Graph) -> Vec<Vec<Projection>> {
         let both = [weights, biases];
         let free = |all: &Vec<NodeId>| all.iter().all(|id| of_parameter.get(id).is_none_or(|known| known == all));
         let distinct = |all: &Vec<NodeId>| all.iter().collect::<HashSet<_>>().len() == all.len();
-        let fits = both.iter().all(|all| free(all) && distinct(all) && adjoin(graph, all));
+        let fits = both.iter().all(|all| free(all) && distinct(all) && adjoin(graph, all, ALIGNMENT, MOST_BYTES));
         if fits {
             both.iter().for_each(|all| of_parameter.extend(all.iter().map(|id| (*id, all.clone()))));
         }
         fits
     });
     sets
-}
-
-fn path(graph: &Graph, state: NodeId) -> Option<&str> {
-    match &graph.node(state).op {
-        Op::State { path, .. } => Some(path),
-        _ => None,
-    }
-}
-
-/// Can parameters lie one after another, whatever the target?
-fn adjoin(graph: &Graph, parameters: &[NodeId]) -> bool {
-    let bytes: Vec<u64> =
-        parameters.iter().map(|id| graph.shape(*id).elements() * graph.ty(*id).dtype.bytes()).collect();
-    bytes.iter().rev().skip(1).all(|bytes| bytes.is_multiple_of(ALIGNMENT)) && bytes.iter().sum::<u64>() <= MOST_BYTES
 }
 
 /// A node as a product of anything with a parameter whose free dimension is its outermost.
