@@ -19,10 +19,13 @@ pub struct Crop {
     pub height: u32,
 }
 
-/// A random rectangle of a `width` x `height` image: its area a uniform share, its aspect (width / height) log-uniform.
-/// `draw(i)` gives 128 random bits for attempt `i` and a second block for it.
+/// A random rectangle of a `width` x `height` image: its area a uniform share, its aspect (width / height) log-uniform, its
+/// place uniform among all where it lies inside. `draw(i)` gives 128 random bits: block `2 i` for the shape of attempt `i`,
+/// block `2 i + 1` for its place.
 ///
-/// After `attempts` rectangles that do not fit, the largest centred one whose aspect is allowed.
+/// As NVIDIA DALI does: an image so long that no allowed rectangle has the least area gives the largest allowed one at once;
+/// after `attempts` rectangles that do not fit, or whose whole pixels have another aspect than allowed, it is the largest
+/// allowed one too. It stands at a random place like any other (torchvision takes the centre).
 pub fn random_area_crop(
     (width, height): (u32, u32),
     area: (f64, f64),
@@ -32,28 +35,55 @@ pub fn random_area_crop(
 ) -> Crop {
     let whole = f64::from(width) * f64::from(height);
     let (log_low, log_high) = (libm::log(aspect.0), libm::log(aspect.1));
-    for attempt in 0..u64::from(attempts) {
+    let try_shape = |attempt: u64| {
         let shape = draw(2 * attempt);
         let share = area.0 + (area.1 - area.0) * uniform_f64(shape[0], shape[1]);
         let ratio = libm::exp(log_low + (log_high - log_low) * uniform_f64(shape[2], shape[3]));
-        let w = libm::round(libm::sqrt(whole * share * ratio)) as u32;
-        let h = libm::round(libm::sqrt(whole * share / ratio)) as u32;
-        if (1..=width).contains(&w) && (1..=height).contains(&h) {
-            let place = draw(2 * attempt + 1);
-            let x = below(u64::from(width - w) + 1, [place[0], place[1], 0, 0]) as u32;
-            let y = below(u64::from(height - h) + 1, [place[2], place[3], 0, 0]) as u32;
-            return Crop { x, y, width: w, height: h };
-        }
-    }
-    let ratio = f64::from(width) / f64::from(height);
-    let (w, h) = if ratio < aspect.0 {
-        (width, (libm::round(f64::from(width) / aspect.0) as u32).clamp(1, height))
-    } else if ratio > aspect.1 {
-        ((libm::round(f64::from(height) * aspect.1) as u32).clamp(1, width), height)
-    } else {
-        (width, height)
+        let w = (libm::round(libm::sqrt(whole * share * ratio)) as u32).max(1);
+        let h = (libm::round(libm::sqrt(whole * share / ratio)) as u32).max(1);
+        let allowed = (aspect.0..=aspect.1).contains(&(f64::from(w) / f64::from(h)));
+        (w <= width && h <= height && allowed).then_some((attempt, (w, h)))
     };
-    Crop { x: (width - w) / 2, y: (height - h) / 2, width: w, height: h }
+    let longest = longest_crop((width, height), area.0, aspect);
+    let attempts = u64::from(attempts);
+    let (attempt, (w, h)) = match longest {
+        Some(size) => (attempts, size),
+        None => (0..attempts)
+            .find_map(try_shape)
+            .unwrap_or_else(|| (attempts, largest_crop((width, height), area.1, aspect))),
+    };
+    let place = draw(2 * attempt + 1);
+    let x = below(u64::from(width - w) + 1, [place[0], place[1], 0, 0]) as u32;
+    let y = below(u64::from(height - h) + 1, [place[2], place[3], 0, 0]) as u32;
+    Crop { x, y, width: w, height: h }
+}
+
+/// The largest rectangle of an allowed aspect, where even that has less than the least area; rounded down.
+fn longest_crop((width, height): (u32, u32), least: f64, aspect: (f64, f64)) -> Option<(u32, u32)> {
+    let (w, h) = (f64::from(width), f64::from(height));
+    let (widest, tallest) = ((h * aspect.1).floor().max(1.0), (w / aspect.0).floor().max(1.0));
+    if h * widest < w * h * least {
+        Some((widest as u32, height))
+    } else if w * tallest < w * h * least {
+        Some((width, tallest as u32))
+    } else {
+        None
+    }
+}
+
+/// The largest rectangle of an allowed aspect, made smaller if it has more than the largest area.
+fn largest_crop((width, height): (u32, u32), most: f64, aspect: (f64, f64)) -> (u32, u32) {
+    let (w, h) = (f64::from(width), f64::from(height));
+    let (cut_w, cut_h) = if w / h > aspect.1 {
+        (libm::round(h * aspect.1), h)
+    } else if w / h < aspect.0 {
+        (w, libm::round(w / aspect.0))
+    } else {
+        (w, h)
+    };
+    let scale = libm::sqrt((most * w * h / (cut_w * cut_h)).min(1.0));
+    let whole = |side: f64, limit: u32| ((side * scale) as u32).clamp(1, limit);
+    (whole(cut_w, width), whole(cut_h, height))
 }
 
 /// Cuts a rectangle out of an image.
@@ -160,16 +190,56 @@ mod tests {
         assert!((left - 0.5).abs() < bound(1.0), "mean left edge {left}");
     }
 
+    /// An image in which no allowed rectangle has the least area, one in which hardly any has (16:9), and small ones in which
+    /// none has whole pixels: the largest allowed rectangle, at any place with the same probability.
     #[test]
-    fn crops_that_cannot_fit_fall_back_to_the_centre() {
-        let draw = |i| philox4x32(counter(0, i), [3, 4]);
-        for ((width, height), expected) in [
-            ((3000, 2), Crop { x: 1498, y: 0, width: 3, height: 2 }),
-            ((2, 3000), Crop { x: 0, y: 1498, width: 2, height: 3 }),
-            ((1, 1), Crop { x: 0, y: 0, width: 1, height: 1 }),
+    fn crops_that_do_not_fit_fall_back_to_a_random_place() {
+        let n = 4_000u64;
+        for (size, fallback, share_of_fallbacks) in [
+            ((1920, 1080), (1350, 1080), 0.99..=1.0),
+            ((1080, 1920), (1080, 1350), 0.99..=1.0),
+            ((3000, 100), (125, 100), 1.0..=1.0),
+            ((100, 3000), (100, 125), 1.0..=1.0),
         ] {
-            assert_eq!(random_area_crop((width, height), (0.7, 1.0), (0.8, 1.25), 100, draw), expected);
+            let room = [size.0 - fallback.0, size.1 - fallback.1];
+            let (mut fallbacks, mut sum, mut squares) = (0.0, 0.0, 0.0);
+            for sample in 0..n {
+                let crop =
+                    random_area_crop(size, (0.7, 1.0), (0.8, 1.25), 100, |i| philox4x32(counter(sample, i), [5, 6]));
+                assert!(crop.x + crop.width <= size.0 && crop.y + crop.height <= size.1, "{crop:?}");
+                if (crop.width, crop.height) == fallback {
+                    fallbacks += 1.0;
+                    let place = f64::from(crop.x + crop.y) / f64::from(room[0] + room[1]);
+                    sum += place;
+                    squares += place * place;
+                }
+            }
+            assert!(share_of_fallbacks.contains(&(fallbacks / n as f64)), "{size:?}: {fallbacks} of {n} fall back");
+            let (mean, variance) = (sum / fallbacks, squares / fallbacks - (sum / fallbacks) * (sum / fallbacks));
+            // Six standard deviations of mean and variance of uniforms on [0, 1]; 1/room, since places are whole pixels.
+            let slack = 1.0 / f64::from(room[0] + room[1]);
+            assert!((mean - 0.5).abs() < 6.0 * (1.0 / 12.0 / fallbacks).sqrt() + slack, "{size:?}: mean {mean}");
+            assert!(
+                (variance - 1.0 / 12.0).abs() < 6.0 * (1.0 / 180.0 / fallbacks).sqrt() + slack,
+                "{size:?}: {variance}"
+            );
         }
+    }
+
+    #[test]
+    fn sizes_of_fallbacks() {
+        let draw = |i| philox4x32(counter(0, i), [3, 4]);
+        let size = |size, area| {
+            let crop = random_area_crop(size, area, (0.8, 1.25), 100, draw);
+            (crop.width, crop.height)
+        };
+        // Too long for the least area: the widest allowed, rounded down.
+        assert_eq!(size((3000, 2), (0.7, 1.0)), (2, 2));
+        assert_eq!(size((2, 3000), (0.7, 1.0)), (2, 2));
+        assert_eq!(size((1, 1), (0.7, 1.0)), (1, 1));
+        // No whole pixels have an allowed aspect and area: the widest allowed, rounded, and no more than the largest area.
+        assert_eq!(size((5, 2), (0.0, 1e-9)), (1, 1));
+        assert_eq!(size((1, 2), (0.5, 1.0)), (1, 1));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - The format is told by content, never by a name. JPEG, PNG and WebP; the first frame of an animation.
 //! - Size is checked from the header, before anything is allocated for pixels. A damaged or hostile file gives an error, never
-//!   a crash, a hang or an exhausted memory; a file that ends too early is damaged, as for Pillow.
+//!   a crash, a hang or an exhausted memory; a file that ends too early is damaged, as for Pillow, whatever follows its end.
+//! - Images are turned upright as EXIF says, or XMP where EXIF says nothing, as Pillow's `exif_transpose` does.
 //! - Conversion follows Pillow's `convert('RGB')`: alpha is dropped, gray is repeated, palettes and CMYK are resolved. 16 bits
 //!   are scaled to 8 (Pillow clips 16-bit gray at 255, which leaves white).
 
@@ -11,12 +12,13 @@ use std::io::Cursor;
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::{RgbImage, SampleError};
+
+mod huffman;
+mod jpeg;
+mod orientation;
+mod scans;
 
 /// What is too large to be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +46,7 @@ fn fail<T>(reason: impl Into<String>) -> Result<T, SampleError> {
 /// Not a JPEG, PNG or WebP; damaged; too large.
 pub fn decode_rgb(bytes: &[u8], limits: DecodeLimits) -> Result<RgbImage, SampleError> {
     let (image, orientation) = match format(bytes)? {
-        ImageFormat::Jpeg => decode_jpeg(bytes, limits)?,
+        ImageFormat::Jpeg => jpeg::decode(bytes, limits)?,
         format => decode_other(bytes, format, limits)?,
     };
     turn(image, orientation)
@@ -57,7 +59,7 @@ pub fn decode_rgb(bytes: &[u8], limits: DecodeLimits) -> Result<RgbImage, Sample
 pub fn upright_size(bytes: &[u8], limits: DecodeLimits) -> Result<(u32, u32), SampleError> {
     let (width, height, orientation) = match format(bytes)? {
         ImageFormat::Jpeg => {
-            let (_, header) = open_jpeg(bytes, limits)?;
+            let (_, header) = jpeg::open(bytes, limits)?;
             (header.width, header.height, header.orientation)
         }
         format => {
@@ -92,69 +94,6 @@ fn check_size(width: u32, height: u32, limits: DecodeLimits) -> Result<(), Sampl
     }
 }
 
-struct JpegHeader {
-    width: u32,
-    height: u32,
-    orientation: Orientation,
-}
-
-type Jpeg<'a> = JpegDecoder<ZCursor<&'a [u8]>>;
-
-fn open_jpeg(bytes: &[u8], limits: DecodeLimits) -> Result<(Jpeg<'_>, JpegHeader), SampleError> {
-    // Not strict: junk between markers and the like, which other decoders pass over, is no reason to lose an image.
-    let options = DecoderOptions::default()
-        .set_strict_mode(false)
-        .set_max_width(usize::from(u16::MAX))
-        .set_max_height(usize::from(u16::MAX))
-        .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    decoder.decode_headers().map_err(jpeg_error)?;
-    let Some((width, height)) = decoder.dimensions() else { return fail("a JPEG file without a size") };
-    let (width, height) = (width as u32, height as u32);
-    check_size(width, height, limits)?;
-    let orientation = decoder.exif().and_then(|exif| Orientation::from_exif_chunk(exif));
-    let orientation = orientation.unwrap_or(Orientation::NoTransforms);
-    Ok((decoder, JpegHeader { width, height, orientation }))
-}
-
-fn jpeg_error(error: impl std::fmt::Display) -> SampleError {
-    SampleError(format!("a damaged or unusual JPEG file: {}", error.to_string().trim()))
-}
-
-fn decode_jpeg(bytes: &[u8], limits: DecodeLimits) -> Result<(RgbImage, Orientation), SampleError> {
-    let (mut decoder, header) = open_jpeg(bytes, limits)?;
-    // The decoder fills what is missing with gray, which nobody wants to train on.
-    if !has_end_of_image(bytes) {
-        return fail("a JPEG file that ends too early");
-    }
-    let pixels = decoder.decode().map_err(jpeg_error)?;
-    let image = RgbImage { width: header.width, height: header.height, pixels };
-    if image.pixels.len() != image.stride() * image.height as usize {
-        return fail("a JPEG file whose pixels do not match its size");
-    }
-    Ok((image, header.orientation))
-}
-
-/// Whether the end marker follows the first scan. In entropy-coded data FF is always followed by 00 or a restart marker, so
-/// this finds no end inside a scan; thumbnails stand before the first scan and are passed over with their segment.
-fn has_end_of_image(bytes: &[u8]) -> bool {
-    let mut at = 2;
-    while let [0xff, marker, rest @ ..] = bytes.get(at..).unwrap_or_default() {
-        match marker {
-            0xda => return bytes[at..].windows(2).any(|pair| pair == [0xff, 0xd9]),
-            0xff => at += 1,
-            0x01 | 0xd0..=0xd9 => at += 2,
-            _ => match rest {
-                [high, low, ..] => at += 2 + usize::from(u16::from_be_bytes([*high, *low])),
-                _ => return false,
-            },
-        }
-        // Junk between segments.
-        at += bytes.get(at..).unwrap_or_default().iter().take_while(|byte| **byte != 0xff).count();
-    }
-    false
-}
-
 fn open_other(
     bytes: &[u8],
     format: ImageFormat,
@@ -168,8 +107,11 @@ fn open_other(
     let mut decoder = reader.into_decoder().map_err(damaged)?;
     let (width, height) = decoder.dimensions();
     check_size(width, height, limits)?;
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    Ok((decoder, orientation))
+    let (mut exif, xmp) = (decoder.exif_metadata().ok().flatten(), decoder.xmp_metadata().ok().flatten());
+    if format == ImageFormat::Png {
+        exif = exif.or_else(|| orientation::exif_of_png(bytes));
+    }
+    Ok((decoder, orientation::find(exif.as_deref(), xmp.as_deref())))
 }
 
 fn decode_other(

@@ -19,7 +19,7 @@ pub enum PipelineOp {
         area: (f64, f64),
         /// Smallest and largest width / height.
         aspect: (f64, f64),
-        /// Draws before falling back to the largest centred crop of an allowed aspect.
+        /// Draws before falling back to the largest crop of an allowed aspect, at a random place.
         attempts: u32,
     },
     /// `decode_rgb(jpeg)` or `decode_rgb(jpeg, crop)`.
@@ -88,13 +88,14 @@ pub const SIGNATURES: &[Signature] = &[
         inputs: &["jpeg"],
         args: &[("area", "(0.7, 1.0)"), ("aspect", "(0.8, 1.25)"), ("attempts", "100")],
         doc: "A random rectangle: its share of the image's area uniform in `area`, width / height log-uniform in `aspect`. \
-              After `attempts` draws that do not fit, the largest centred rectangle of an allowed aspect.",
+              After `attempts` draws that do not fit, the largest rectangle of an allowed aspect, at a random place.",
     },
     Signature {
         name: "decode_rgb",
         inputs: &["jpeg", "crop?"],
         args: &[],
-        doc: "Decodes JPEG, PNG or WebP (told by content) to 8-bit RGB, upright by its EXIF orientation, alpha dropped.",
+        doc: "Decodes JPEG, PNG or WebP (told by content) to 8-bit RGB, upright by its EXIF or XMP orientation, alpha dropped. A file that \
+              ends early or lost a scan is skipped.",
     },
     Signature {
         name: "resize",

@@ -22,7 +22,7 @@ fn outcome(bytes: &[u8]) -> String {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Encoding {
     Png,
     Jpeg,
@@ -71,42 +71,195 @@ fn le16<const N: usize>(values: [u16; N]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_ne_bytes()).collect()
 }
 
-/// A JPEG 16 x 8, dark on the left and bright on the right, with an EXIF orientation put in after its start marker.
-fn oriented(orientation: u8) -> Vec<u8> {
-    let pixels: Vec<u8> = (0..16 * 8).map(|i| if i % 16 < 8 { 20 } else { 230 }).collect();
-    let jpeg = encode(Encoding::Jpeg, &pixels, (16, 8), Color::L8);
-    // TIFF header, one entry: tag 0x0112, type SHORT, count 1, value.
-    let mut exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
-    exif.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
-    let mut out = jpeg[..2].to_vec();
-    out.extend([0xff, 0xe1]);
-    out.extend((exif.len() as u16 + 2).to_be_bytes());
-    out.extend(exif);
-    out.extend(&jpeg[2..]);
+/// How EXIF data write an orientation.
+#[derive(Clone, Copy, Debug)]
+enum Written {
+    Short,
+    Long,
+    BigEndian,
+    /// After its prefix, which only JPEG asks for.
+    Prefixed,
+}
+
+/// EXIF data of one entry: tag 0x0112, its type, count 1, value.
+fn exif(orientation: u8, written: Written) -> Vec<u8> {
+    let little = |kind: u8| {
+        let mut data = b"II*\0\x08\0\0\0\x01\0\x12\x01".to_vec();
+        data.extend([kind, 0, 1, 0, 0, 0, orientation, 0, 0, 0, 0, 0, 0, 0]);
+        data
+    };
+    match written {
+        Written::Short => little(3),
+        Written::Long => little(4),
+        Written::BigEndian => {
+            let mut data = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01".to_vec();
+            data.extend([0, orientation, 0, 0, 0, 0, 0, 0]);
+            data
+        }
+        Written::Prefixed => [b"Exif\0\0".as_slice(), &little(3)].concat(),
+    }
+}
+
+/// An image 16 x 8, dark on the left and bright on the right, with EXIF data.
+fn with_exif(encoding: Encoding, exif: &[u8]) -> Vec<u8> {
+    let pixels: Vec<u8> = (0..16 * 8).flat_map(|i| [if i % 16 < 8 { 20 } else { 230 }; 3]).collect();
+    fn write(mut encoder: impl ImageEncoder, exif: &[u8], pixels: &[u8]) {
+        encoder.set_exif_metadata(exif.to_vec()).expect("EXIF data");
+        encoder.write_image(pixels, 16, 8, Color::Rgb8).expect("encode");
+    }
+    let mut out = Vec::new();
+    match encoding {
+        Encoding::Jpeg => {
+            let jpeg = encode(encoding, &pixels, (16, 8), Color::Rgb8);
+            return with_segment(&jpeg, &[b"Exif\0\0".as_slice(), exif].concat());
+        }
+        Encoding::Png => write(PngEncoder::new(&mut out), exif, &pixels),
+        Encoding::WebP => write(WebPEncoder::new_lossless(&mut out), exif, &pixels),
+    }
     out
 }
 
-/// Where the bright half is after the image is turned upright, for each EXIF orientation.
+/// A JPEG with a segment APP1 after its start marker.
+fn with_segment(jpeg: &[u8], body: &[u8]) -> Vec<u8> {
+    [&jpeg[..2], &[0xff, 0xe1], &(body.len() as u16 + 2).to_be_bytes(), body, &jpeg[2..]].concat()
+}
+
+/// Where the bright half is after the image is turned upright.
+fn bright_side(bytes: &[u8]) -> &'static str {
+    let image = decode_rgb(bytes, DecodeLimits::default()).expect("decodes");
+    assert_eq!(upright_size(bytes, DecodeLimits::default()), Ok((image.width, image.height)));
+    let bright = |x: u32, y: u32| image.pixels[(y * image.width + x) as usize * 3] > 128;
+    let (right, bottom) = (image.width - 1, image.height - 1);
+    match ((image.width, image.height), bright(0, 0), bright(right, 0), bright(0, bottom)) {
+        ((16, 8), false, true, false) => "right",
+        ((16, 8), true, false, true) => "left",
+        ((8, 16), false, false, true) => "bottom",
+        ((8, 16), true, true, false) => "top",
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Where the bright half is for each orientation from 1.
+const SIDES: [&str; 8] = ["right", "left", "left", "right", "bottom", "bottom", "top", "top"];
+
 #[test]
 fn exif_orientation() {
-    let table = ["right", "left", "left", "right", "bottom", "bottom", "top", "top"];
-    for (orientation, expected) in (1u8..).zip(table) {
-        let bytes = oriented(orientation);
-        let image = decode_rgb(&bytes, DecodeLimits::default()).expect("decodes");
-        let upright = if orientation >= 5 { (8, 16) } else { (16, 8) };
-        assert_eq!((image.width, image.height), upright, "orientation {orientation}");
-        assert_eq!(upright_size(&bytes, DecodeLimits::default()), Ok(upright), "orientation {orientation}");
-        let bright = |x: u32, y: u32| image.pixels[(y * image.width + x) as usize * 3] > 128;
-        let (right, bottom) = (image.width - 1, image.height - 1);
-        let side = match (bright(0, 0), bright(right, 0), bright(0, bottom)) {
-            (false, true, false) => "right",
-            (true, false, true) => "left",
-            (false, false, true) => "bottom",
-            (true, true, false) => "top",
-            other => panic!("orientation {orientation}: {other:?}"),
-        };
-        assert_eq!(side, expected, "orientation {orientation}");
+    for encoding in [Encoding::Jpeg, Encoding::Png, Encoding::WebP] {
+        for written in [Written::Short, Written::Long, Written::BigEndian, Written::Prefixed] {
+            for (orientation, expected) in (1u8..).zip(SIDES) {
+                let bytes = with_exif(encoding, &exif(orientation, written));
+                assert_eq!(bright_side(&bytes), expected, "{encoding:?} {written:?} {orientation}");
+            }
+        }
     }
+    // No orientations, and data that end before the value.
+    for data in [exif(0, Written::Short), exif(9, Written::Long), exif(6, Written::Short)[..17].to_vec(), Vec::new()] {
+        assert_eq!(bright_side(&with_exif(Encoding::Jpeg, &data)), "right", "{data:?}");
+    }
+}
+
+#[test]
+fn exif_behind_the_pixels_of_a_png() {
+    let png = with_exif(Encoding::Png, &exif(6, Written::Long));
+    let name = png.windows(4).position(|name| name == b"eXIf").expect("a chunk");
+    let length = u32::from_be_bytes(*png[..name].last_chunk().expect("a length")) as usize;
+    // Length, name, data, check sum.
+    let chunk = name - 4..name + 4 + length + 4;
+    let (rest, end) = png[chunk.end..].split_at(png.len() - chunk.end - 12);
+    let moved = [&png[..chunk.start], rest, &png[chunk], end].concat();
+    assert_eq!(bright_side(&moved), "bottom");
+}
+
+/// XMP counts where EXIF says nothing, as for Pillow.
+#[test]
+fn xmp_orientation() {
+    let plain = with_exif(Encoding::Jpeg, &[]);
+    for (xmp, expected) in [
+        (r#"<x tiff:Orientation="6"/>"#, "bottom"),
+        ("<tiff:Orientation>8</tiff:Orientation>", "top"),
+        (r#"<x tiff:Orientation="nine"/>"#, "right"),
+    ] {
+        let body = [b"http://ns.adobe.com/xap/1.0/\0", xmp.as_bytes()].concat();
+        assert_eq!(bright_side(&with_segment(&plain, &body)), expected, "{xmp}");
+        let both = with_exif(Encoding::Jpeg, &exif(2, Written::Short));
+        assert_eq!(bright_side(&with_segment(&both, &body)), "left", "{xmp} beside EXIF");
+    }
+}
+
+/// A file of the golden data.
+fn golden(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/images");
+    std::fs::read(folder.join(name)).expect("a golden file")
+}
+
+/// Where a JPEG's first scan begins: behind its header.
+fn first_scan(jpeg: &[u8]) -> usize {
+    let marker = jpeg.windows(2).position(|pair| pair == [0xff, 0xda]).expect("a scan");
+    marker + 2 + usize::from(u16::from_be_bytes([jpeg[marker + 2], jpeg[marker + 3]]))
+}
+
+/// However a JPEG is cut, and whatever follows the cut, it is damaged and not gray.
+#[test]
+fn cut_jpegs_are_damaged() {
+    let noise: Vec<u8> = (0..24 * 24 * 3u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let sequential = encode(Encoding::Jpeg, &noise, (24, 24), Color::Rgb8);
+    let other = encode(Encoding::Jpeg, &[100; 64], (8, 8), Color::L8);
+    for jpeg in [sequential, golden("progressive.jpg"), golden("restarts.jpg")] {
+        assert!(outcome(&jpeg).starts_with(|c: char| c.is_ascii_digit()), "{}", outcome(&jpeg));
+        for cut in first_scan(&jpeg)..jpeg.len() - 2 {
+            // Two bits of the last byte may be no data, but there is at least one.
+            for tail in [&[0xff, 0xd9][..], &[], &[0xff, 0xd9, 1, 2, 3], &[0xff, 0xd0, 0xff, 0xd9], &other] {
+                let got = outcome(&[&jpeg[..cut], tail].concat());
+                assert!(!got.starts_with(|c: char| c.is_ascii_digit()), "cut to {cut} of {}: {got}", jpeg.len());
+            }
+        }
+    }
+}
+
+/// A scan less, with all others whole.
+#[test]
+fn lost_scans_are_damage() {
+    let jpeg = golden("progressive.jpg");
+    let starts: Vec<usize> = (0..jpeg.len() - 1).filter(|&at| jpeg[at..].starts_with(&[0xff, 0xda])).collect();
+    assert_eq!(starts.len(), 10);
+    for &start in &starts {
+        let body = start + 2 + usize::from(jpeg[start + 3]);
+        let end = (body..jpeg.len() - 1).find(|&at| jpeg[at] == 0xff && jpeg[at + 1] != 0).expect("a marker");
+        // Without one in the middle, later ones may be misread: they refine coefficients that would not be zero.
+        let got = outcome(&[&jpeg[..start], &jpeg[end..]].concat());
+        let misread =
+            ["a JPEG file whose pixels are damaged", "a JPEG file that ends too early"].contains(&got.as_str());
+        assert!(misread || got == "a JPEG file that lost a scan", "{start}: {got}");
+        let got = outcome(&[&jpeg[..start], &[0xff, 0xd9]].concat());
+        // Without any scan there is no header for the decoder.
+        let unread = start == starts[0] && got.starts_with("a damaged or unusual JPEG file");
+        assert!(unread || got == "a JPEG file that lost a scan", "{start}: {got}");
+    }
+}
+
+/// Damage between two restart markers costs the blocks up to the next one; much of it costs the image.
+#[test]
+fn restart_markers_confine_damage() {
+    let jpeg = golden("restarts.jpg");
+    let whole = decode_rgb(&jpeg, DecodeLimits::default()).expect("decodes");
+    let markers: Vec<usize> =
+        (first_scan(&jpeg)..jpeg.len() - 1).filter(|&at| jpeg[at] == 0xff && jpeg[at + 1] & 0xf8 == 0xd0).collect();
+    assert_eq!(markers.len(), 11);
+    // The third row of blocks: ones only, which is no code; or nothing at all.
+    for bad in [[0xff, 0x00].repeat(8), Vec::new()] {
+        let hurt = [&jpeg[..markers[1] + 2], &bad, &jpeg[markers[2]..]].concat();
+        let image = decode_rgb(&hurt, DecodeLimits::default()).expect("the rest is there");
+        for (y, (row, expected)) in image.pixels.chunks(96 * 3).zip(whole.pixels.chunks(96 * 3)).enumerate() {
+            assert_eq!(row == expected, !(16..24).contains(&y), "row {y}");
+        }
+        let hurt =
+            [&jpeg[..markers[1] + 2], &bad, &jpeg[markers[2]..markers[3] + 2], &bad, &jpeg[markers[4]..]].concat();
+        let expected = if bad.is_empty() { "that ends too early" } else { "whose pixels are damaged" };
+        assert_eq!(outcome(&hurt), format!("a JPEG file {expected}"));
+    }
+    // Behind the last marker nothing tells where to go on.
+    let hurt = [&jpeg[..markers[10] + 2], &[0xff, 0x00, 0xff, 0x00, 0xff, 0x00, 0xff, 0x00, 0xff, 0xd9]].concat();
+    assert_eq!(outcome(&hurt), "a JPEG file whose pixels are damaged");
 }
 
 /// Files that are not what they seem, made here.
@@ -172,7 +325,7 @@ const NASTY: &[(&str, &str, &str)] = &[
     ("imagers_cat.jpg", "320x240", ""),
     ("imagers_basi0g16.png", "32x32", ""),
     ("imagers_advertises_rgba_but_frames_are_rgb.webp", "265x199", ""),
-    ("imagers_oss-fuzz-36829.jpeg", "a JPEG file that ends too early", ""),
+    ("imagers_oss-fuzz-36829.jpeg", "a JPEG file with a damaged header", ""),
     ("pngsuite_basi3p02.png", "32x32", ""),
     ("pngsuite_basn4a16.png", "32x32", ""),
     ("pngsuite_xdtn0g01.png", "a damaged or unusual Png file", ""),
@@ -214,4 +367,31 @@ fn nasty_images() {
     }
     assert!(wrong.is_empty(), "not as expected:\n{}", wrong.join("\n"));
     assert_eq!(NASTY.len(), files.len(), "every listed file has a row");
+    // Mean levels of eighths from the top, by Pillow. Between some restart markers of this file there are codes that are none:
+    // Pillow shows noise there, we the last good level.
+    let bytes = std::fs::read(folder.join("pillow_hopper_bad_exif.jpg")).expect("a listed file");
+    let image = decode_rgb(&bytes, DecodeLimits::default()).expect("decodes");
+    for (part, pillow) in [146.0, 110.4, 144.1, 152.4, 136.6, 119.3, 95.4, 100.0].into_iter().enumerate() {
+        let rows = part * 500 / 8..(part + 1) * 500 / 8;
+        let levels = &image.pixels[rows.start * 1500..rows.end * 1500];
+        let mean = levels.iter().map(|&level| f64::from(level)).sum::<f64>() / levels.len() as f64;
+        assert!((mean - pillow).abs() < 12.0, "part {part}: {mean}, not {pillow}");
+    }
+    let bytes = std::fs::read(folder.join("pillow_xmp_tags_orientation.png")).expect("a listed file");
+    let (_, orientation) = open_other(&bytes, ImageFormat::Png, DecodeLimits::default()).expect("opens");
+    assert_eq!(orientation, Orientation::Rotate180);
+}
+
+/// What was found by using the product.
+#[test]
+fn cases() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/cases/images");
+    if !folder.is_dir() {
+        eprintln!("skipped: no {}", folder.display());
+        return;
+    }
+    let read = |name: &str| std::fs::read(folder.join(name)).expect("a case");
+    assert_eq!(outcome(&read("cut_half_with_end_marker.jpg")), "a JPEG file that ends too early");
+    let (_, header) = jpeg::open(&read("exif_orientation_long.jpg"), DecodeLimits::default()).expect("opens");
+    assert_eq!(header.orientation, Orientation::Rotate90);
 }

@@ -1,0 +1,201 @@
+//! The codes of a JPEG's scans, and their bits.
+
+/// Bits that are looked up at once; longer codes are rare.
+const AT_ONCE: u32 = 9;
+
+/// A Huffman code: no symbol's code begins another's, codes of a length follow one another.
+pub(super) struct Code {
+    /// For the next bits, the length of the code they begin with (0 for a longer one) and its symbol.
+    short: Box<[(u8, u8); 1 << AT_ONCE]>,
+    /// For each length from 1 to 16 its first code, the number of its codes, and where their symbols begin.
+    lengths: [(u32, u32, usize); 16],
+    symbols: Vec<u8>,
+}
+
+impl Code {
+    /// Reads the numbers of codes of each length and the symbols; what follows them.
+    pub(super) fn read(bytes: &[u8]) -> Option<(Code, &[u8])> {
+        let (counts, rest) = bytes.split_first_chunk::<16>()?;
+        let (symbols, rest) = rest.split_at_checked(counts.iter().map(|&count| usize::from(count)).sum())?;
+        let mut code = Code { short: Box::new([(0, 0); _]), lengths: [(0, 0, 0); 16], symbols: symbols.to_vec() };
+        let (mut next, mut at) = (0u32, 0usize);
+        for (length, &count) in (1u32..).zip(counts) {
+            let count = u32::from(count);
+            if next + count > 1 << length {
+                return None;
+            }
+            code.lengths[length as usize - 1] = (next, count, at);
+            if length <= AT_ONCE {
+                let wide = AT_ONCE - length;
+                let from = (next << wide) as usize;
+                for (slots, &symbol) in code.short[from..].chunks_mut(1 << wide).zip(&symbols[at..at + count as usize])
+                {
+                    slots.fill((length as u8, symbol));
+                }
+            }
+            at += count as usize;
+            next = (next + count) << 1;
+        }
+        Some((code, rest))
+    }
+
+    /// The code of a symbol and its length.
+    pub(super) fn of(&self, symbol: u8) -> Option<(u32, u32)> {
+        let index = self.symbols.iter().position(|&known| known == symbol)?;
+        let length = self.lengths.iter().position(|&(_, count, at)| (at..at + count as usize).contains(&index))?;
+        let (first, _, at) = self.lengths[length];
+        Some((first + (index - at) as u32, length as u32 + 1))
+    }
+}
+
+/// The bits of a scan up to the next marker.
+#[derive(Clone)]
+pub(super) struct Bits<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    /// The next bits, from the top.
+    window: u64,
+    /// How many of them there are.
+    held: u32,
+    /// Bits taken so far.
+    used: u64,
+}
+
+impl<'a> Bits<'a> {
+    pub(super) fn new(bytes: &'a [u8], at: usize) -> Bits<'a> {
+        Bits { bytes, at, window: 0, held: 0, used: 0 }
+    }
+
+    /// Bits taken so far.
+    pub(super) fn used(&self) -> u64 {
+        self.used
+    }
+
+    /// Where the next bits stand in the file, before any is taken.
+    pub(super) fn at(&self) -> usize {
+        self.at
+    }
+
+    /// The symbol whose code comes next; none if no code does, or if the bits end.
+    pub(super) fn symbol(&mut self, code: &Code) -> Option<u8> {
+        self.fill();
+        let (length, symbol) = code.short[(self.window >> (64 - AT_ONCE)) as usize];
+        let (length, symbol) = if length > 0 { (u32::from(length), symbol) } else { self.long(code)? };
+        (length <= self.held).then(|| {
+            self.drop(length);
+            symbol
+        })
+    }
+
+    #[cold]
+    fn long(&self, code: &Code) -> Option<(u32, u8)> {
+        (AT_ONCE + 1..=16).find_map(|length| {
+            let (first, count, at) = code.lengths[length as usize - 1];
+            let index = ((self.window >> (64 - length)) as u32).checked_sub(first).filter(|&index| index < count)?;
+            Some((length, *code.symbols.get(at + index as usize)?))
+        })
+    }
+
+    /// The next `count` bits, at most 16.
+    pub(super) fn take(&mut self, count: u32) -> Option<u32> {
+        self.fill();
+        if count > self.held {
+            return None;
+        }
+        // In two steps, since a shift by 64 is none.
+        let bits = (self.window >> 1 >> (63 - count)) as u32;
+        self.drop(count);
+        Some(bits)
+    }
+
+    /// Whether no more bits than a code can have are left.
+    pub(super) fn exhausted(&mut self) -> bool {
+        self.fill();
+        self.held < 16
+    }
+
+    /// Passes over the restart marker that comes next, whatever bits are left before it; whether it does.
+    pub(super) fn restart(&mut self) -> bool {
+        self.at = self.next_marker();
+        (self.window, self.held) = (0, 0);
+        let found = matches!(self.bytes.get(self.at + 1), Some(0xd0..=0xd7));
+        if found {
+            self.at += 2;
+        }
+        found
+    }
+
+    /// Where the next marker stands, or the end of the file.
+    pub(super) fn next_marker(&self) -> usize {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let marker = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0xff));
+        marker.map_or(self.bytes.len(), |position| self.at + position)
+    }
+
+    fn drop(&mut self, count: u32) {
+        self.window <<= count;
+        self.held -= count;
+        self.used += u64::from(count);
+    }
+
+    /// Makes at least 32 bits ready, as far as there are any. FF in a scan is written as FF 00.
+    fn fill(&mut self) {
+        if self.held >= 32 {
+            return;
+        }
+        if let Some(&next) = self.bytes.get(self.at..).and_then(|rest| rest.first_chunk::<4>())
+            && !next.contains(&0xff)
+        {
+            self.window |= u64::from(u32::from_be_bytes(next)) << (32 - self.held);
+            self.held += 32;
+            self.at += 4;
+            return;
+        }
+        while self.held <= 56 {
+            let (byte, length) = match self.bytes.get(self.at..) {
+                Some([0xff, 0x00, ..]) => (0xff, 2),
+                Some([0xff, 0xff, ..]) => {
+                    self.at += 1;
+                    continue;
+                }
+                Some([0xff, ..]) | Some([]) | None => return,
+                Some([byte, ..]) => (*byte, 1),
+            };
+            self.window |= u64::from(byte) << (56 - self.held);
+            self.held += 8;
+            self.at += length;
+        }
+    }
+}
+
+/// Bits as a scan has them.
+#[derive(Default)]
+pub(super) struct Writer {
+    bytes: Vec<u8>,
+    /// The last bits, at the bottom.
+    window: u64,
+    held: u32,
+}
+
+impl Writer {
+    /// Adds the lowest `count` bits, at most 16.
+    pub(super) fn put(&mut self, bits: u32, count: u32) {
+        self.window = self.window << count | u64::from(bits);
+        self.held += count;
+        while self.held >= 8 {
+            self.held -= 8;
+            let byte = (self.window >> self.held) as u8;
+            self.bytes.push(byte);
+            if byte == 0xff {
+                self.bytes.push(0);
+            }
+        }
+    }
+
+    /// All bytes; the last one is filled with ones.
+    pub(super) fn finish(mut self) -> Vec<u8> {
+        let rest = (8 - self.held) % 8;
+        self.put((1 << rest) - 1, rest);
+        self.bytes
+    }
+}
