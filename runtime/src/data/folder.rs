@@ -8,6 +8,7 @@ use alip_plan::philox::{counter, philox4x32, stream_key, uniform};
 use alip_plan::pipeline::{Mode, Source};
 use serde::Deserialize;
 
+use super::lines::read_text;
 use super::order::{Stream, below};
 use super::text::{clean, split_words};
 use super::{DataError, Field, RawSample, SampleError, SampleSource};
@@ -74,9 +75,8 @@ impl FolderSource {
             .map(|line| Entry { image: line.image, captions: line.captions })
             .collect();
         if entries.is_empty() {
-            let splits = Vec::from_iter(splits).join("`, `");
-            let reason = format!("no line has the split `{chosen}`");
-            return Err(DataError::file(&list, reason, format!("it has the splits `{splits}`")));
+            let option = if mode == Mode::Train { "split" } else { "eval_split" };
+            return Err(no_split(&list, chosen, option, splits));
         }
         let source = FolderSource {
             root,
@@ -167,8 +167,7 @@ fn read_list(root: &Path, list: &Path, needed: usize) -> Result<Vec<Line>, DataE
         let reason = if root.exists() { "not a folder" } else { "no such folder" };
         return Err(DataError::file(root, reason, "give a folder of images with its captions, e.g. `--data FOLDER`"));
     }
-    let text = fs::read_to_string(list)
-        .map_err(|error| DataError::file(list, error, format!("write one line per image: {FORM}")))?;
+    let text = read_text(list, &format!("write one line per image: {FORM}"))?;
     let mut lines = Vec::new();
     for (number, text) in text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
         let fail = |reason| DataError::Line { path: list.to_path_buf(), line: number + 1, reason };
@@ -188,6 +187,20 @@ fn read_list(root: &Path, list: &Path, needed: usize) -> Result<Vec<Line>, DataE
         return Err(DataError::file(list, "no lines in it", format!("write one line per image: {FORM}")));
     }
     Ok(lines)
+}
+
+/// No line belongs to the `chosen` split, which is the source's `option`; `found` are those that lines name.
+fn no_split(list: &Path, chosen: &str, option: &str, mut found: BTreeSet<String>) -> DataError {
+    let some_without = found.remove("");
+    let all = format!("to take all lines, set `{option}: \"\"` in the source");
+    if found.is_empty() {
+        let advice = format!("give lines `\"split\": \"{chosen}\"`; {all}");
+        return DataError::file(list, format!("no line names a split, but `{chosen}` is asked for"), advice);
+    }
+    let found = Vec::from_iter(found).join("`, `");
+    let without = if some_without { ", and lines without one" } else { "" };
+    let advice = format!("it has the splits `{found}`{without}: choose one as `{option}` of the source; {all}");
+    DataError::file(list, format!("no line has the split `{chosen}`"), advice)
 }
 
 /// The parser's message; each line is parsed alone, so its "at line 1" would mislead.

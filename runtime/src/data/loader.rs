@@ -7,7 +7,6 @@
 //! Dropping the loader stops the thread within one sample's work and joins it.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +18,7 @@ use alip_plan::pipeline::{Mode, Pipeline, Source};
 use rayon::prelude::*;
 
 use super::transform::{Row, check_fields};
-use super::{DataError, Order, SampleError, SampleSource, Transform};
+use super::{DataError, Order, SampleError, SampleSource, Skipped, Skips, Transform};
 use crate::tensor::{Data, HostTensor};
 
 /// Stand-ins tried for one sample before the data set is called unreadable.
@@ -44,27 +43,6 @@ pub struct Batch {
     pub skipped: Vec<Skipped>,
     /// How long the consumer waited for this batch.
     pub waited: Duration,
-}
-
-/// A sample that could not be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Skipped {
-    /// Its global sample number.
-    pub sample: u64,
-    /// Its row in the batch, where another sample stands now.
-    pub row: usize,
-    /// Its index in the source.
-    pub index: u64,
-    /// Its name in the source: a file, a record.
-    pub name: String,
-    /// Why.
-    pub reason: String,
-}
-
-impl fmt::Display for Skipped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sample {} (index {}, {}): {}", self.sample, self.index, self.name, self.reason)
-    }
 }
 
 /// How far a loader goes.
@@ -130,7 +108,7 @@ pub struct Loader {
     order: Order,
     waited: Duration,
     delivered: u64,
-    skipped: u64,
+    skips: Skips,
     max_bad: f64,
     judge_after: u64,
 }
@@ -151,7 +129,7 @@ impl Loader {
         }
         let transform = Arc::new(Transform::new(pipeline, options.mode, source.as_ref())?);
         let shuffled = options.mode == Mode::Train && pipeline.shuffle.is_some();
-        let order = Order::new(source.len(), options.seed, shuffled);
+        let order = Order::new(source.len(), options.seed, shuffled, options.batch as u64);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.workers.max(1))
             .thread_name(|i| format!("decode-{i}"))
@@ -180,7 +158,7 @@ impl Loader {
             order,
             waited: Duration::ZERO,
             delivered: 0,
-            skipped: 0,
+            skips: Skips::default(),
             max_bad: options.max_bad,
             judge_after: options.judge_after,
         })
@@ -212,13 +190,13 @@ impl Loader {
         };
         batch.waited = waited;
         self.delivered += batch.valid as u64;
-        self.skipped += batch.skipped.len() as u64;
+        batch.skipped.iter().for_each(|skipped| self.skips.add(skipped));
         if let Some(last) = batch.skipped.last()
             && self.delivered >= self.judge_after
-            && self.skipped as f64 > self.max_bad * self.delivered as f64
+            && self.skips.count() as f64 > self.max_bad * self.delivered as f64
         {
             let error = DataError::TooManyBad {
-                bad: self.skipped,
+                bad: self.skips.count(),
                 seen: self.delivered,
                 allowed: self.max_bad,
                 last: last.to_string(),
@@ -250,7 +228,12 @@ impl Loader {
 
     /// Samples delivered, and how many of them could not be used and were replaced.
     pub fn counts(&self) -> (u64, u64) {
-        (self.delivered, self.skipped)
+        (self.delivered, self.skips.count())
+    }
+
+    /// Samples that could not be used, by reason.
+    pub fn skips(&self) -> &Skips {
+        &self.skips
     }
 }
 
@@ -280,7 +263,7 @@ struct Maker {
 struct Made {
     index: u64,
     labels: BTreeMap<String, i64>,
-    skipped: Vec<Skipped>,
+    skipped: Option<Skipped>,
 }
 
 impl Maker {
@@ -309,14 +292,14 @@ impl Maker {
             Ok(tensors) => tensors,
             Err(error) => return Some(Err(error.into())),
         };
+        let samples = self.order.samples(first, self.batch as u64);
         let made: Vec<Option<Result<Made, DataError>>> = rows_of(&mut tensors, self.batch)
             .into_par_iter()
             .enumerate()
-            .map(
-                |(row, mut slots)| {
-                    if self.stop.load(Ordering::Relaxed) { None } else { Some(self.fill(first, row, &mut slots)) }
-                },
-            )
+            .map(|(row, mut slots)| {
+                let stopped = self.stop.load(Ordering::Relaxed);
+                if stopped { None } else { Some(self.fill((first, row), &samples, &mut slots)) }
+            })
             .collect();
         let mut batch = Batch {
             tensors: BTreeMap::new(),
@@ -346,28 +329,25 @@ impl Maker {
         Some(Ok(batch))
     }
 
-    /// Fills one row with its sample, or with the first usable stand-in.
-    fn fill(&self, first: u64, row: usize, slots: &mut [Row<'_>]) -> Result<Made, DataError> {
+    /// Fills one row with its sample, or with the first usable stand-in: rather one that is not in the batch.
+    fn fill(&self, (first, row): (u64, usize), batch: &[(u64, u64)], slots: &mut [Row<'_>]) -> Result<Made, DataError> {
         let sample = first + row as u64;
-        let (epoch, own) = self.order.at(sample);
-        let mut skipped: Vec<Skipped> = Vec::new();
-        for attempt in 0..MAX_ATTEMPTS {
-            let index = if attempt == 0 { own } else { self.order.reserve(sample, attempt) };
-            match self.read(epoch, index, slots) {
-                Ok(labels) => return Ok(Made { index, labels, skipped }),
-                // A stand-in that is bad too is not counted again: it will be in its own place.
-                Err(reason) if attempt == 0 => skipped.push(Skipped {
-                    sample,
-                    row,
-                    index,
-                    name: self.source.name(index),
-                    reason: reason.to_string(),
-                }),
-                Err(_) => {}
-            }
+        let (epoch, own) = batch[row];
+        let reason = match self.read(epoch, own, slots) {
+            Ok(labels) => return Ok(Made { index: own, labels, skipped: None }),
+            Err(reason) => reason.to_string(),
+        };
+        let skipped = Skipped { sample, row, index: own, name: self.source.name(own), reason };
+        let stand_ins = (1..MAX_ATTEMPTS).map(|attempt| self.order.reserve(sample, attempt));
+        let (here, elsewhere): (Vec<u64>, Vec<u64>) =
+            stand_ins.partition(|stand_in| batch.iter().any(|(_, index)| index == stand_in));
+        // A stand-in that is bad too is not counted: it will be in its own place.
+        let usable =
+            elsewhere.into_iter().chain(here).find_map(|index| Some((index, self.read(epoch, index, slots).ok()?)));
+        match usable {
+            Some((index, labels)) => Ok(Made { index, labels, skipped: Some(skipped) }),
+            None => Err(DataError::NoReplacement { first: skipped.to_string(), attempts: MAX_ATTEMPTS - 1 }),
         }
-        let first = skipped.first().map(Skipped::to_string).unwrap_or_default();
-        Err(DataError::NoReplacement { first, attempts: MAX_ATTEMPTS - 1 })
     }
 
     fn read(&self, epoch: u64, index: u64, slots: &mut [Row<'_>]) -> Result<BTreeMap<String, i64>, SampleError> {

@@ -4,7 +4,8 @@
 //! - Which sample stands at which place, and how it is augmented, is a function of (seed, epoch, sample index), see
 //!   [`Order`]. It does not depend on the number of workers, on ranks, on restarts or on timing.
 //! - The cursor is one number, the global sample index. Epochs follow one another without a gap: global sample `g` is
-//!   position `g % n` of epoch `g / n`, so a batch may straddle two epochs and nothing is dropped.
+//!   position `g % n` of epoch `g / n`, so a batch may straddle two epochs and nothing is dropped. No batch holds a sample
+//!   twice, unless it is larger than the data set.
 //! - A sample that cannot be read is replaced by a function of the same three numbers, named in the batch's
 //!   [`Batch::skipped`] and counted; too many of them stop the run. Nothing a file holds can panic, hang or exhaust memory.
 //! - Nothing here knows a model or a device.
@@ -13,10 +14,12 @@ mod augment;
 mod decode;
 mod error;
 mod folder;
+mod lines;
 mod loader;
 mod order;
 mod resize;
 pub mod shapes;
+mod skips;
 mod source;
 mod text;
 mod transform;
@@ -25,9 +28,10 @@ pub use augment::{Crop, center_crop, mirror, normalize_rgb, random_area_crop};
 pub use decode::{DecodeLimits, decode_rgb, upright_size};
 pub use error::{DataError, SampleError};
 pub use folder::FolderSource;
-pub use loader::{Batch, Loader, LoaderOptions, Passes, Skipped, Throughput, measure};
-pub use order::Order;
+pub use loader::{Batch, Loader, LoaderOptions, Passes, Throughput, measure};
+pub use order::{Order, too_few};
 pub use resize::resize;
+pub use skips::{Skipped, Skips};
 pub use source::{Field, RawSample, RgbImage, SampleSource, open_source};
 pub use text::{Tokenizer, WordVocabulary, clean, split_words};
 pub use transform::Transform;

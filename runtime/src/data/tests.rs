@@ -139,6 +139,19 @@ fn epochs_follow_without_a_gap() {
     assert_ne!(rows[..10], rows[10..]);
 }
 
+/// 20 samples in batches of 8: at the turn of an epoch, too, all are different; a stand-in is not in the batch either.
+#[test]
+fn no_batch_holds_a_sample_twice() {
+    let folder = Folder::with_images("twice", 20, &[3]);
+    let options = LoaderOptions { max_bad: 1.0, ..LoaderOptions::train(0, 8) };
+    let batches = take(&mut open(folder.source(0.0), &options).unwrap(), 50);
+    for batch in &batches {
+        let distinct: std::collections::BTreeSet<&u64> = batch.rows.iter().collect();
+        assert_eq!(distinct.len(), 8, "{:?} at {}", batch.rows, batch.first_sample);
+    }
+    assert_eq!(batches.iter().map(|batch| batch.skipped.len()).sum::<usize>(), 20);
+}
+
 /// Evaluation is in order, without randomness, once; the last batch says how much of it counts.
 #[test]
 fn evaluation_passes_once() {
@@ -278,6 +291,33 @@ fn swapped_raw_texts_are_remembered() {
     assert!((74..=166).contains(&wrong), "{wrong}");
 }
 
+/// A line of a list.
+const GOOD: &str = r#"{"image": "images/0.png", "captions": ["a", "b"], "split": "train"}"#;
+
+/// A byte order mark is passed over; other encodings than UTF-8 are told, with their line.
+#[test]
+fn encodings_of_lists() {
+    let folder = Folder::with_images("encodings", 2, &[]);
+    let list = folder.0.join("captions.jsonl");
+    let open = |bytes: &[u8]| {
+        fs::write(&list, bytes).expect("write");
+        open_source(&folder.source(0.0), Mode::Train)
+    };
+    let marked = open(&[b"\xef\xbb\xbf", GOOD.as_bytes()].concat()).expect("opens");
+    assert_eq!((marked.len(), marked.captions(0)), (1, vec!["a".to_string(), "b".to_string()]));
+    let mut latin = GOOD.replace(r#""a""#, r#""caf#""#).into_bytes();
+    latin.iter_mut().filter(|byte| **byte == b'#').for_each(|byte| *byte = 0xe9);
+    let error = open(&[GOOD.as_bytes(), b"\n", &latin].concat()).err().expect("an error");
+    assert_eq!(
+        folder.message(&error),
+        "DIR/captions.jsonl:2: byte 0xe9 at column 44 is not UTF-8; is the file Latin-1 or Windows-1252? Convert it: \
+         `iconv -f windows-1252 -t utf-8 OLD > NEW`"
+    );
+    let wide: Vec<u8> = "\u{feff}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let error = open(&wide).err().expect("an error");
+    assert_eq!(folder.message(&error), "DIR/captions.jsonl: UTF-16 text; save it as UTF-8");
+}
+
 #[test]
 fn errors_of_folders() {
     let folder = Folder::with_images("errors", 2, &[]);
@@ -286,7 +326,7 @@ fn errors_of_folders() {
         let error = open_source(&folder.source(0.3), Mode::Train).err().expect("an error");
         assert_eq!(folder.message(&error), expected);
     };
-    let good = r#"{"image": "images/0.png", "captions": ["a", "b"], "split": "train"}"#;
+    let good = GOOD;
     let form = r#"{"image": "images/a.jpg", "captions": ["first", "second"], "split": "train"}"#;
     check(
         &format!("{good}\n\n{{\"image\": 3}}\n"),
@@ -300,7 +340,27 @@ fn errors_of_folders() {
          the source to ones that it has",
     );
     check("\n", &format!("DIR/captions.jsonl: no lines in it; write one line per image: {form}"));
-    check(&good.replace("train", "dev"), "DIR/captions.jsonl: no line has the split `train`; it has the splits `dev`");
+    let all = r#"to take all lines, set `split: ""` in the source"#;
+    check(
+        &good.replace("train", "dev"),
+        &format!(
+            "DIR/captions.jsonl: no line has the split `train`; it has the splits `dev`: choose one as `split` of the source; {all}"
+        ),
+    );
+    let without = good.replace(r#", "split": "train""#, "");
+    check(
+        &format!("{}\n{without}\n", good.replace("train", "dev")),
+        &format!(
+            "DIR/captions.jsonl: no line has the split `train`; it has the splits `dev`, and lines without one: choose one as \
+             `split` of the source; {all}"
+        ),
+    );
+    check(
+        &without,
+        &format!(
+            "DIR/captions.jsonl: no line names a split, but `train` is asked for; give lines `\"split\": \"train\"`; {all}"
+        ),
+    );
     check(
         &good.replace("0.png", "9.png"),
         "DIR/images/9.png: this image of captions.jsonl is missing; put it there, or remove its line; paths are relative to DIR",

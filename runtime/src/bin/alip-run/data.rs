@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 
 use alip_plan::pipeline::Mode;
-use alip_runtime::data::{LoaderOptions, measure, open_source};
+use alip_runtime::data::{LoaderOptions, Skips, measure, open_source, too_few};
 
 use crate::model::{moved, named};
 use crate::{Failure, Outcome};
 
-/// Skipped samples that are named.
+/// Skipped samples that are named one by one.
 const NAMED: usize = 10;
 
 /// Run a data pipeline alone: what it delivers, how fast, what it skips
@@ -53,6 +53,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let samples = source.len();
     let options =
         LoaderOptions { workers: args.workers as usize, ..LoaderOptions::train(args.seed, args.batch as usize) };
+    if let Some(warning) = too_few(samples, args.batch) {
+        note!("warning: {warning}");
+    }
     let measured = measure(&pipeline, source, &options, args.batches as usize)?;
     let seconds = measured.elapsed.as_secs_f64();
     if args.json {
@@ -73,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     for (name, output) in &outputs {
         say!("  {name:<10} {} {:?}", output.dtype, output.shape);
     }
-    say!("skipped {}", measured.skipped.len());
+    say!("{}", Skips::of(&measured.skipped));
     for skipped in measured.skipped.iter().take(NAMED) {
         say!("  {skipped}");
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use alip_plan::Plan;
 use alip_plan::pipeline::{Mode, Pipeline};
-use alip_runtime::data::{Loader, LoaderOptions, open_source};
+use alip_runtime::data::{Loader, LoaderOptions, open_source, too_few};
 use alip_runtime::exec::Session;
 use alip_runtime::train::{RunDir, RunInfo, Summary, Trainer, begin, bytes, resume};
 
@@ -128,6 +128,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     .train(position);
     progress.finish();
     let summary = trained?;
+    if !loader.skips().is_empty() {
+        note!("{}", loader.skips());
+    }
     drop(loader);
     report_run(&summary, &progress, &loss, position.step);
     if !summary.finished {
@@ -149,6 +152,9 @@ fn prepare(args: &Args, root: &Path, device: (alip_plan::TargetKind, String)) ->
         return Err(Failure::message(format!("graph `{}` {why}", plan.name)));
     };
     let samples = open_source(&pipeline.source, Mode::Train)?.len();
+    if let Some(warning) = too_few(samples, train.batch) {
+        note!("warning: {warning}");
+    }
     let epochs = args.epochs.unwrap_or(train.epochs);
     let steps = match args.steps {
         Some(steps) => steps,

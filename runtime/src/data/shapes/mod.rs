@@ -22,7 +22,7 @@ pub use render::{Placement, Scene};
 pub use source::ShapesSource;
 pub use text::{CONTEXT, prompts, vocabulary};
 
-use super::Order;
+use super::order::Bijection;
 use draws::{Draws, Purpose, key};
 
 /// Samples of the training split unless asked otherwise.
@@ -107,7 +107,8 @@ pub struct RawText {
 pub struct Scenes {
     split: Split,
     len: u64,
-    orders: [Order; MAX_OBJECTS],
+    seed: u64,
+    orders: [Bijection; MAX_OBJECTS],
     look: [u32; 2],
     noise: [u32; 2],
     caption: [u32; 2],
@@ -125,8 +126,9 @@ impl Scenes {
         Ok(Scenes {
             split,
             len,
+            seed,
             // All splits share these orders, of which each takes its part.
-            orders: [1, 2, 3].map(|objects| Order::new(describe::count(objects), seed, true)),
+            orders: [1, 2, 3].map(|objects| Bijection::new(describe::count(objects))),
             look: own(Purpose::Look),
             noise: own(Purpose::Noise),
             caption: own(Purpose::Caption),
@@ -150,7 +152,7 @@ impl Scenes {
         let (objects, rank) = self.rank(index);
         let (all, held) = (describe::count(objects), held_out(objects));
         let slot = if self.split == Split::Train { held + rank % (all - held) } else { rank % held };
-        describe::description(objects, self.orders[objects - 1].at(slot).1)
+        describe::description(objects, self.orders[objects - 1].at((self.seed, 0, 0), slot))
     }
 
     /// The number of objects of scene `index`, and its rank among the scenes with as many.

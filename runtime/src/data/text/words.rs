@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::clean::clean;
 use crate::data::DataError;
+use crate::data::lines::read_text;
 
 const UNKNOWN: i32 = 1;
 const FIRST_WORD: i32 = 2;
@@ -39,8 +40,7 @@ impl WordVocabulary {
     /// # Errors
     /// The file cannot be read, has no word, a line that is not one word, a repeated word, or more words than fit.
     pub fn read(path: &Path, size: u32) -> Result<WordVocabulary, DataError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| DataError::file(path, error, "give the path of a word list, one word per line"))?;
+        let text = read_text(path, "give the path of a word list, one word per line")?;
         let mut vocabulary = WordVocabulary::new(Vec::new(), size);
         for (number, line) in text.lines().enumerate() {
             let fail = |reason| DataError::Line { path: path.to_path_buf(), line: number + 1, reason };
