@@ -231,7 +231,7 @@ impl Update<'_> {
         let scheduled = self.schedule(&known)?;
         known.extend(scheduled.iter().map(|(name, value)| (name.clone(), value.clone())));
         self.optimize(params, coef, &known, &scheduled)?;
-        self.averages()?;
+        self.averages(step)?;
         let next = self.emit(span, |builder| {
             let one = builder.constant(1.0, DType::I32)?;
             builder.add(step, one)
@@ -440,8 +440,9 @@ impl Update<'_> {
         })
     }
 
-    /// An exponential average of every parameter, which starts as the parameter does.
-    fn averages(&mut self) -> Result<()> {
+    /// An exponential average of every parameter, which starts from the weights that the first step starts from, whether a
+    /// seed drew them or they were loaded.
+    fn averages(&mut self, step: NodeId) -> Result<()> {
         let Some(ema) = &self.train.ema else { return Ok(()) };
         let frame = Frame { compile_time: true, ..self.top.frame() };
         let decay = self.evaluator.number(&frame, &ema.decay)?;
@@ -468,12 +469,13 @@ impl Update<'_> {
                 declared.stream.clone_from(&path);
             }
             let old = self.evaluator.read(&self.frame, &average, entry.decl.ty.clone(), ema.span)?;
-            let weight = match self.evaluator.graph.updates.get(&path) {
-                Some(weight) => *weight,
-                None => self.evaluator.read(&self.frame, &path, entry.decl.ty.clone(), ema.span)?,
-            };
+            let first = self.evaluator.read(&self.frame, &path, entry.decl.ty.clone(), ema.span)?;
+            let weight = self.evaluator.graph.updates.get(&path).copied().unwrap_or(first);
             let new = self.emit(ema.span, |builder| {
                 let (keep, take) = (builder.scalar(decay)?, builder.scalar(1.0 - decay)?);
+                let zero = builder.constant(0.0, DType::I32)?;
+                let starts = builder.eq(step, zero)?;
+                let old = builder.select(starts, first, old)?;
                 let (kept, taken) = (builder.mul(old, keep)?, builder.mul(weight, take)?);
                 builder.add(kept, taken)
             })?;

@@ -9,6 +9,7 @@ use alip_plan::{DType, Real};
 use indexmap::IndexSet;
 
 use crate::ir::NodeId;
+use crate::schedule::MemberId;
 
 /// An affine form over the dimensions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -48,6 +49,8 @@ pub(super) enum PreOp {
 pub(super) struct Block {
     instrs: Vec<(PreOp, DType, [u16; 3])>,
     seen: HashMap<(PreOp, DType, [u16; 3]), u16>,
+    /// Where the value of each member is, so that what many read is followed once.
+    pub(super) members: HashMap<MemberId, u16>,
 }
 
 impl Block {

@@ -151,8 +151,18 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    /// Emits what a member computes, or where it has been left.
+    /// What a member computes, emitted where the block does not have it yet.
     fn value(&mut self, block: &mut Block, place: Place, id: MemberId) -> u16 {
+        if let Some(value) = block.members.get(&id) {
+            return *value;
+        }
+        let value = self.emit(block, place, id);
+        block.members.insert(id, value);
+        value
+    }
+
+    /// Emits what a member computes, or where it has been left.
+    fn emit(&mut self, block: &mut Block, place: Place, id: MemberId) -> u16 {
         let member = &self.groups.members[id];
         let node = self.graph().node(member.node);
         let dtype = self.dtype(member.node);

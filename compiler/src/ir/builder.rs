@@ -205,8 +205,7 @@ impl<'g> Builder<'g> {
         self.not(equal)
     }
 
-    /// a to the power b. Small constant exponents become products, quotients and roots, which are exact where the
-    /// general power (NaN for negative a) is not.
+    /// a to the power b. Small constant exponents become products, quotients and roots, which are cheaper and more exact.
     pub fn pow(&mut self, a: NodeId, b: NodeId) -> Result {
         let Some((exponent, _)) = self.constant_value(b) else { return self.pointwise(ScalarOp::Pow, &[a, b]) };
         let magnitude = exponent.abs();
@@ -269,6 +268,13 @@ impl<'g> Builder<'g> {
         let magnitude = self.abs(x)?;
         let largest = self.scalar(f64::from(f32::MAX))?;
         self.le(magnitude, largest)
+    }
+
+    /// The nearest finite number of F32.
+    pub fn bounded(&mut self, x: NodeId) -> Result {
+        let (least, most) = (self.scalar(f64::from(f32::MIN))?, self.scalar(f64::from(f32::MAX))?);
+        let raised = self.max(x, least)?;
+        self.min(raised, most)
     }
 
     /// Repeats along new leading dimensions and dimensions of size 1, as numpy does.

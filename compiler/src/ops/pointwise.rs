@@ -78,7 +78,7 @@ static ROWS: &[Pointwise] = &[
     Pointwise {
         op: ScalarOp::Cast(DType::F32),
         name: "cast",
-        doc: "Conversion to another dtype; float to integer truncates toward zero, anything to bool is `!= 0`.",
+        doc: "Conversion to another dtype; float to integer truncates toward zero and ends where i32 does, NaN gives 0; anything to bool is `!= 0`, which NaN is.",
         rule: Rule::Cast,
         range: (-3.5, 3.5),
         eval: |x, _, _| x,
@@ -134,15 +134,18 @@ static ROWS: &[Pointwise] = &[
     Pointwise {
         op: ScalarOp::Sqrt,
         name: "sqrt",
-        doc: "Square root. The gradient at 0 is infinite.",
+        doc: "Square root. The gradient at 0 is infinite, but none where none comes from above.",
         rule: Rule::Float,
         range: POSITIVE,
         eval: |x, _, _| libm::sqrt(x),
         eval_i32: None,
         vjp: Some(|b, _, y, g, _| {
-            let half = b.scalar(0.5)?;
+            let (zero, half) = (b.scalar(0.0)?, b.scalar(0.5)?);
             let half = b.mul(g, half)?;
-            b.div(half, y)
+            let slope = b.div(half, y)?;
+            // 0 / 0 is none: `max(sqrt(x), least)` does not move with an x of 0.
+            let none = b.eq(g, zero)?;
+            b.select(none, zero, slope)
         }),
     },
     Pointwise {
@@ -274,10 +277,10 @@ static ROWS: &[Pointwise] = &[
     Pointwise {
         op: ScalarOp::Pow,
         name: "pow",
-        doc: "a to the power b; NaN for negative a.",
+        doc: "a to the power b; NaN for negative a, unless b is whole. Anything to the power 0 is 1.",
         rule: Rule::Float,
         range: POSITIVE,
-        eval: |a, b, _| if a < 0.0 { f64::NAN } else { libm::pow(a, b) },
+        eval: |a, b, _| libm::pow(a, b),
         eval_i32: None,
         vjp: Some(|b, x, y, g, input| {
             if input == 0 {
@@ -285,6 +288,10 @@ static ROWS: &[Pointwise] = &[
                 let less = b.sub(x[1], one)?;
                 let power = b.pointwise(ScalarOp::Pow, &[x[0], less])?;
                 let slope = b.mul(x[1], power)?;
+                // a^0 is constant in a, also at 0.
+                let zero = b.scalar(0.0)?;
+                let constant = b.eq(x[1], zero)?;
+                let slope = b.select(constant, zero, slope)?;
                 return b.mul(g, slope);
             }
             // 0^b is constant in b.

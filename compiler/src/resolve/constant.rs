@@ -93,9 +93,12 @@ pub(crate) fn call(name: &str, args: &[&Value], expr: &Expr) -> Option<Result<Va
     Some(finite(expr, value))
 }
 
+/// Tensors are of f32 at most: what overflows there has no meaning on any device.
 fn finite(expr: &Expr, value: f64) -> Result<Value> {
-    if value.is_finite() {
+    if (value as f32).is_finite() {
         return Ok(Value::Float(value));
     }
-    Err(Diagnostic::error(format!("this is {value}, which is not a number that can be used")).label(expr.span, ""))
+    let error = Diagnostic::error(format!("this is {value:?}, which is not a number that can be used"));
+    let error = error.label(expr.span, "");
+    Err(if value.is_finite() { error.help(format!("the largest number is {:e}", f32::MAX)) } else { error })
 }

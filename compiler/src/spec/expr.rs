@@ -136,7 +136,7 @@ pub struct Expr {
 pub enum ExprKind {
     /// `4096`
     Int(i64),
-    /// `1e-3`; finite
+    /// `1e-3`; finite, also in f32
     Float(f64),
     /// `'causal'`
     Str(String),

@@ -146,7 +146,7 @@ impl Lexer<'_> {
         }
         let written = self.input[start..self.at].replace('_', "");
         let tok = if float {
-            written.parse::<f64>().ok().filter(|x| x.is_finite()).map(Tok::Float)
+            written.parse::<f64>().ok().filter(|x| (*x as f32).is_finite()).map(Tok::Float)
         } else {
             written.parse::<i64>().ok().map(Tok::Int)
         };
@@ -164,8 +164,7 @@ impl Lexer<'_> {
     }
 
     fn too_big(&self, start: usize, float: bool) -> Diagnostic {
-        let (kind, limit) = if float { ("f64", f64::MAX.to_string()) } else { ("i64", i64::MAX.to_string()) };
-        let limit = if float { "1.8e308".to_owned() } else { limit };
+        let (kind, limit) = if float { ("f32", format!("{:e}", f32::MAX)) } else { ("i64", i64::MAX.to_string()) };
         Diagnostic::error("number overflow")
             .label(self.text.span(start, self.at), format!("does not fit in {kind}"))
             .help(format!("the largest number is {limit}"))

@@ -293,15 +293,12 @@ impl Parser<'_> {
         }
         if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
             let int = format!("{sign}{digits}").parse();
-            return int.map(NodeKind::Int).map_err(|_| {
-                Diagnostic::error("number overflow")
-                    .label(span, "does not fit in i64")
-                    .help(format!("whole numbers go up to {}", i64::MAX))
-            });
+            return int.map(NodeKind::Int).map_err(|_| overflow(span, "i64", &i64::MAX.to_string()));
         }
         let float = digits.starts_with(|c: char| c.is_ascii_digit() || c == '.');
         match format!("{sign}{digits}").parse::<f64>() {
-            Ok(x) if float && x.is_finite() => Ok(NodeKind::Float(x)),
+            Ok(x) if float && (x as f32).is_finite() => Ok(NodeKind::Float(x)),
+            Ok(x) if float && x.is_finite() => Err(overflow(span, "f32", &format!("{:e}", f32::MAX))),
             _ => Err(bad_number(span)),
         }
     }
@@ -343,6 +340,12 @@ impl Parser<'_> {
             .label(Span::new(self.source, offset(at), offset(at + length)), "")
             .help("a backslash is written `\\\\`; others are \\n \\t \\\" \\u{e9}")
     }
+}
+
+fn overflow(span: Span, kind: &str, limit: &str) -> Diagnostic {
+    Diagnostic::error("number overflow")
+        .label(span, format!("does not fit in {kind}"))
+        .help(format!("the largest number is {limit}"))
 }
 
 fn bad_number(span: Span) -> Diagnostic {

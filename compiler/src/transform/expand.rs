@@ -75,6 +75,8 @@ fn expansion(b: &mut Builder<'_>, op: &Op, inputs: &[NodeId]) -> Result {
 
 fn log_of_sum(b: &mut Builder<'_>, x: NodeId, axes: &[usize]) -> Result {
     let top = b.reduce(ReduceKind::Max, x, axes, false)?;
+    // A row of infinities has nothing to subtract.
+    let top = b.bounded(top)?;
     let wide = norm::spread(b, top, x, axes)?;
     let shifted = b.sub(x, wide)?;
     let e = b.exp(shifted)?;

@@ -184,13 +184,13 @@ impl Rule<'_, '_> {
             ScalarOp::Sqrt => {
                 let carried = self.e[0].map(|e| self.b.div(e, self.y)).transpose()?;
                 let rounded = self.rounded(carried, 1.0)?;
-                self.inside(rounded, 1.0)
+                self.inside(rounded, self.x[0], 1.0)
             }
             ScalarOp::Ln => {
                 let below = self.b.abs(self.x[0])?;
                 let carried = self.e[0].map(|e| self.b.div(e, below)).transpose()?;
                 let rounded = self.twice(carried, FUNCTION)?;
-                self.inside(rounded, 2.0)
+                self.inside(rounded, self.x[0], 2.0)
             }
             ScalarOp::Exp => {
                 let carried = self.e[0].map(|e| self.growth(e)).transpose()?;
@@ -198,19 +198,22 @@ impl Rule<'_, '_> {
             }
             // d(a^b) = a^b (b da / a + ln a db); the power itself is as well conditioned as its logarithm is large.
             ScalarOp::Pow => {
-                let (magnitude, exponent, base) = (self.b.abs(self.y)?, self.b.abs(self.x[1])?, self.x[0]);
+                let (magnitude, exponent, base) = (self.b.abs(self.y)?, self.b.abs(self.x[1])?, self.b.abs(self.x[0])?);
                 let ln = self.b.ln(base)?;
                 let ln = self.b.abs(ln)?;
                 let by_base = self.e[0].map(|e| self.b.div(e, base)).transpose()?;
                 let by_base = by_base.map(|e| self.b.mul(e, exponent)).transpose()?;
-                let by_exponent = self.e[1].map(|e| self.b.mul(e, ln)).transpose()?;
+                // NaN, so nothing, where another exponent may not be whole.
+                let slope = self.b.ln(self.x[0])?;
+                let slope = self.b.abs(slope)?;
+                let by_exponent = self.e[1].map(|e| self.b.mul(e, slope)).transpose()?;
                 let relative = self.sum(by_base, by_exponent)?;
                 let carried = relative.map(|e| self.b.mul(e, magnitude)).transpose()?;
                 let condition = self.b.mul(ln, exponent)?;
                 let condition = self.b.mul(condition, magnitude)?;
                 let own = self.twice(carried, FUNCTION)?;
                 let rounded = self.plus(own, condition, FUNCTION)?;
-                self.inside(rounded, 2.0)
+                self.inside(rounded, base, 2.0)
             }
             // Slopes are at most 1, for erf 2 / sqrt(pi). Sine and cosine are exact to the roundoff of 1, not of their value.
             ScalarOp::Tanh => self.rounded(self.e[0], FUNCTION),
@@ -237,12 +240,13 @@ impl Rule<'_, '_> {
         self.unless_below(both, below, rounded)
     }
 
-    /// This error, but an infinite one where `factor` times the error of the input reaches the end of the domain at 0.
-    fn inside(&mut self, error: Option<NodeId>, factor: f64) -> Found {
+    /// This error, but an infinite one where `factor` times the error of the input reaches the end of the domain, which is
+    /// so far away.
+    fn inside(&mut self, error: Option<NodeId>, domain: NodeId, factor: f64) -> Found {
         let (Some(error), Some(e)) = (error, self.e[0]) else { return Ok(error) };
         let factor = self.b.scalar(factor)?;
         let reach = self.b.mul(e, factor)?;
-        self.unless_below(reach, self.x[0], error)
+        self.unless_below(reach, domain, error)
     }
 
     fn unless_below(&mut self, reach: NodeId, limit: NodeId, error: NodeId) -> Found {

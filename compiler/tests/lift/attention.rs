@@ -293,12 +293,12 @@ fn masks_by_lengths_are_found() {
 const SHOWN_AGAIN: &[(&str, &[&str], &str)] = &[
     (
         "scaled after a mask by lengths",
-        &["t = select(iota([5], axis: 0) < reshape(max(length, 1), [2, 1, 1, 1]), s, -2000) * 0.001"],
+        &["t = select(iota([5], axis: 0) < reshape(max(length, 1), [2, 1, 1, 1]), s, -1e9) * 1e-6"],
         "masked scores are scaled to a number that is not far below every score",
     ),
     (
         "scaled after a causal mask",
-        &["t = select(iota([5, 5], axis: 1) <= iota([5, 5], axis: 0), s, -2000) * 0.001"],
+        &["t = select(iota([5, 5], axis: 1) <= iota([5, 5], axis: 0), s, -1e9) * 1e-6"],
         "masked scores are scaled to a number that is not far below every score",
     ),
     (

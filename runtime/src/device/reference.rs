@@ -344,7 +344,6 @@ fn scalar(instr: &Instr, [a, b, c]: [f64; 3]) -> f64 {
         Sub => a - b,
         Mul => a * b,
         Div => a / b,
-        Pow if a < 0.0 => f64::NAN,
         Pow => libm::pow(a, b),
         Min => -maximum(-a, -b),
         Max => maximum(a, b),

@@ -12,8 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alip_plan::kernel::{Code, Kernel, Loop, ScalarOp, Stage, View};
-use alip_plan::{Buffer, DType, PROGRAM_INIT, Plan, Program, Step};
+use alip_plan::{Buffer, DType, PROGRAM_INIT, Plan, Program, SegmentKind};
 
 use crate::device::{Device, DeviceError, Download, LoadedPlan, MemoryFacts, Slice};
 use crate::tensor::{HostTensor, Shape, TensorError};
@@ -225,30 +224,50 @@ impl Session {
         Ok(self.loaded.write(Slice::from(&buffer), tensor.bytes())?)
     }
 
-    /// Runs a program step by step and stops after the first one that writes NaN or +infinity (a mask may legitimately
-    /// hold -infinity). State changes as in [`Session::run`] up to there.
+    /// Runs a program step by step and stops after the first one that makes NaN or +infinity (a mask may legitimately hold
+    /// -infinity). State changes as in [`Session::run`] up to there.
+    ///
+    /// A step may write into a part of a buffer: of what it leaves there, only what it has changed is its own, and nothing
+    /// that an earlier launch left is taken for it.
     ///
     /// # Errors
     /// As [`Session::run_for`].
     pub fn first_nonfinite(&mut self, program: &str, inputs: &Tensors) -> Result<Option<NonFinite>, ExecError> {
         let plan = Arc::clone(&self.plan);
+        self.clear_arenas(&plan)?;
         let (name, found) = self.upload(&plan, program, inputs)?;
         for (index, step) in found.steps.iter().enumerate() {
+            let buffer = |operand: &u32| Some((*operand as usize, found.buffers.get(*operand as usize)?));
+            let floats: Vec<(usize, &Buffer)> =
+                step.operands.iter().filter_map(buffer).filter(|(_, buffer)| buffer.dtype.is_float()).collect();
+            let before = self.values(&floats)?;
             self.loaded.run_steps(&name, index..index + 1)?;
-            for operand in written(&plan, step) {
-                let Some(buffer) = found.buffers.get(operand as usize).filter(|buffer| buffer.dtype.is_float()) else {
-                    continue;
+            let after = self.values(&floats)?;
+            for ((buffer, _), (before, after)) in floats.iter().zip(before.iter().zip(&after)) {
+                let made = |(old, new): (&f32, &f32)| {
+                    old.to_bits() != new.to_bits() && (new.is_nan() || *new == f32::INFINITY)
                 };
-                let tensor = self.pending(buffer)?.wait()?;
-                let values = tensor.to_f32();
-                let bad = values.iter().position(|value| value.is_nan() || *value == f32::INFINITY);
-                if let Some(element) = bad {
-                    let (origin, buffer, value) = (step.origin.clone(), operand as usize, values[element]);
+                if let Some(element) = before.iter().zip(after).position(made) {
+                    let (origin, buffer, value) = (step.origin.clone(), *buffer, after[element]);
                     return Ok(Some(NonFinite { step: index, origin, buffer, element, value }));
                 }
             }
         }
         Ok(None)
+    }
+
+    /// The elements of buffers.
+    fn values(&mut self, buffers: &[(usize, &Buffer)]) -> Result<Vec<Vec<f32>>, ExecError> {
+        buffers.iter().map(|(_, buffer)| Ok(self.pending(buffer)?.wait()?.to_f32().into_owned())).collect()
+    }
+
+    /// Zeros where nothing survives a program.
+    fn clear_arenas(&mut self, plan: &Plan) -> Result<(), ExecError> {
+        for (segment, of) in plan.segments.iter().enumerate().filter(|(_, of)| of.kind == SegmentKind::Arena) {
+            let whole = Slice { segment: segment as u32, offset: 0, bytes: of.bytes };
+            self.loaded.write(whole, &vec![0; of.bytes as usize])?;
+        }
+        Ok(())
     }
 
     /// Runs a program step by step and tells how long each took. The sum is more than the time of [`Session::submit`],
@@ -398,34 +417,4 @@ fn matches(what: &str, name: &str, buffer: &Buffer, tensor: &HostTensor) -> Resu
         expected: format!("{} {}", buffer.dtype, Shape(&buffer.shape)),
         found: format!("{} {}", tensor.dtype(), Shape(tensor.shape())),
     })
-}
-
-/// Buffers that a step writes; all its operands where the kernel's text does not say.
-fn written(plan: &Plan, step: &Step) -> Vec<u32> {
-    let all = || step.operands.clone();
-    let stored = |views: &[View], codes: &[&Code]| {
-        let stores = codes.iter().flat_map(|code| &code.instrs).filter_map(|instr| match instr.op {
-            ScalarOp::Store(view) => views.get(view as usize),
-            _ => None,
-        });
-        stores.filter_map(|view| step.operands.get(view.operand as usize).copied()).collect()
-    };
-    match plan.kernels.get(step.kernel as usize) {
-        Some(Kernel::Loop(Loop::Map(map))) => stored(&map.views, &[&map.code]),
-        Some(Kernel::Loop(Loop::Product(product))) => stored(&product.views, &[&product.code]),
-        Some(Kernel::Loop(Loop::Reduction(reduction))) => {
-            let codes = reduction.stages.iter().map(|stage| match stage {
-                Stage::Points { code, .. } | Stage::Row { code, .. } => code,
-            });
-            stored(&reduction.views, &codes.collect::<Vec<_>>())
-        }
-        Some(Kernel::Loop(Loop::Conv2d(_) | Loop::ScatterAdd(_))) => {
-            step.operands.last().copied().into_iter().collect()
-        }
-        Some(Kernel::Loop(Loop::Attention(attention))) => {
-            let stored = attention.results.iter().filter_map(|(_, view)| step.operands.get(view.operand as usize));
-            stored.copied().collect()
-        }
-        Some(Kernel::Wgsl { .. }) | None => all(),
-    }
 }

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use super::softmax::Along;
 use crate::ir::{DType, Graph, NodeId};
 use crate::ops::{Op, ReduceKind, ScalarOp, Tensor};
 
@@ -20,7 +21,10 @@ pub(super) struct Known<'g> {
     /// Live readers.
     readers: Vec<Vec<NodeId>>,
     arrays: RefCell<HashMap<NodeId, Option<Rc<Vec<f64>>>>>,
-    least: RefCell<HashMap<NodeId, f64>>,
+    bounds: RefCell<HashMap<NodeId, (f64, f64)>>,
+    pub(super) logsumexps: RefCell<HashMap<NodeId, Option<Along>>>,
+    /// By node and how far is looked.
+    pub(super) reach: RefCell<HashMap<(NodeId, usize), Option<bool>>>,
 }
 
 /// What the results depend on.
@@ -44,7 +48,16 @@ impl<'g> Known<'g> {
         }
         let mut is_result = vec![false; live.len()];
         results.iter().for_each(|id| is_result[id.index()] = true);
-        Known { graph, live, results: is_result, readers, arrays: RefCell::default(), least: RefCell::default() }
+        Known {
+            graph,
+            live,
+            results: is_result,
+            readers,
+            arrays: RefCell::default(),
+            bounds: RefCell::default(),
+            logsumexps: RefCell::default(),
+            reach: RefCell::default(),
+        }
     }
 
     pub(super) fn op(&self, id: NodeId) -> &'g Op {
@@ -114,38 +127,44 @@ impl<'g> Known<'g> {
         Some(Rc::new(node.op.eval(&tensors, &node.ty)))
     }
 
-    /// A bound that no element of an integer tensor lies below.
-    pub(super) fn at_least(&self, id: NodeId) -> f64 {
-        if let Some(least) = self.least.borrow().get(&id) {
-            return *least;
+    /// Between which numbers all elements of an integer tensor lie.
+    pub(super) fn bounds(&self, id: NodeId) -> (f64, f64) {
+        if let Some(bounds) = self.bounds.borrow().get(&id) {
+            return *bounds;
         }
-        let least = self.bound(id);
-        self.least.borrow_mut().insert(id, least);
-        least
+        let found = self.find_bounds(id);
+        // What leaves the integers wraps around, to anywhere.
+        let any = (f64::from(i32::MIN), f64::from(i32::MAX));
+        let bounds = if found.0 >= any.0 && found.1 <= any.1 { found } else { any };
+        self.bounds.borrow_mut().insert(id, bounds);
+        bounds
     }
 
-    fn bound(&self, id: NodeId) -> f64 {
-        let none = f64::from(i32::MIN);
+    fn find_bounds(&self, id: NodeId) -> (f64, f64) {
         let inputs = self.inputs(id);
-        let of = |i: usize| self.at_least(inputs[i]);
+        let of = |i: usize| self.bounds(inputs[i]);
+        let size = |i: usize| self.graph.shape(inputs[i]).elements() as f64;
         match self.op(id) {
-            Op::Const { value, .. } => value.0,
-            Op::Iota { .. } | Op::Reduce { kind: ReduceKind::ArgMax, .. } => 0.0,
-            Op::Reduce { kind: ReduceKind::Sum, .. } if of(0) >= 0.0 => 0.0,
+            Op::Const { value, .. } => (value.0, value.0),
+            Op::Iota { shape, axis } => (0.0, shape.size(*axis) as f64 - 1.0),
+            Op::Reduce { kind: ReduceKind::ArgMax, .. } => (0.0, size(0) - 1.0),
+            Op::Reduce { kind: ReduceKind::Sum, .. } => {
+                let count = size(0) / self.graph.shape(id).elements() as f64;
+                (of(0).0 * count, of(0).1 * count)
+            }
             Op::Reduce { kind: ReduceKind::Max | ReduceKind::Min, .. } => of(0),
             Op::Reshape { .. } | Op::Transpose { .. } | Op::Broadcast { .. } | Op::Slice { .. } => of(0),
             Op::StopGradient => of(0),
             Op::Pointwise(ScalarOp::Cast(DType::I32)) => match self.graph.ty(inputs[0]).dtype {
-                DType::Bool => 0.0,
+                DType::Bool => (0.0, 1.0),
                 DType::I32 => of(0),
-                _ => none,
+                _ => (f64::NEG_INFINITY, f64::INFINITY),
             },
-            Op::Pointwise(ScalarOp::Max) => of(0).max(of(1)),
-            Op::Pointwise(ScalarOp::Min) => of(0).min(of(1)),
-            Op::Pointwise(ScalarOp::Select) => of(1).min(of(2)),
-            // Of lengths and counts, which are far from wrapping around.
-            Op::Pointwise(ScalarOp::Add) if of(0) > none && of(1) > none => of(0) + of(1),
-            _ => none,
+            Op::Pointwise(ScalarOp::Max) => (of(0).0.max(of(1).0), of(0).1.max(of(1).1)),
+            Op::Pointwise(ScalarOp::Min) => (of(0).0.min(of(1).0), of(0).1.min(of(1).1)),
+            Op::Pointwise(ScalarOp::Select) => (of(1).0.min(of(2).0), of(1).1.max(of(2).1)),
+            Op::Pointwise(ScalarOp::Add) => (of(0).0 + of(1).0, of(0).1 + of(1).1),
+            _ => (f64::NEG_INFINITY, f64::INFINITY),
         }
     }
 }

@@ -10,8 +10,9 @@ use super::known::Known;
 use crate::ir::{DType, NodeId};
 use crate::ops::{Op, ScalarOp};
 
-/// Below this an additive mask excludes: e^-1000 is 0 in every dtype, and real scores are far above.
-const EXCLUDES: f64 = -1000.0;
+/// Below this a mask excludes: -2^26. Of scores up to 2^24 f32 knows differences of 1; beyond, a softmax has no meaning.
+/// Whatever such scores are, what is masked lies more than 2^24 below what is not, and e to the power of that is 0.
+const EXCLUDES: f64 = -67_108_864.0;
 
 /// A scalar operation on the scores, which are its operand `operand` and have the layout `layout` there.
 pub(super) struct Touch {
@@ -224,7 +225,7 @@ impl Reader<'_> {
         if self.known.graph.ty(node).dtype != DType::I32 || !of_samples {
             return Err("a mask by lengths that are not integers, one per sample".into());
         }
-        if self.known.at_least(node) + f64::from(u8::from(inclusive)) < 1.0 {
+        if self.known.bounds(node).0 + f64::from(u8::from(inclusive)) < 1.0 {
             return Err("a length might be 0, and then no key is seen: write `max(length, 1)`".into());
         }
         if self.length.is_some() {

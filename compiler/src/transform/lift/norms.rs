@@ -252,6 +252,15 @@ impl Known<'_> {
 
     /// Whether the diagonal of a matrix can be had without the matrix, and a product on the way to it be left out.
     fn reaches_product(&self, id: NodeId, depth: usize) -> Option<bool> {
+        if let Some(known) = self.reach.borrow().get(&(id, depth)) {
+            return *known;
+        }
+        let reaches = self.find_product(id, depth);
+        self.reach.borrow_mut().insert((id, depth), reaches);
+        reaches
+    }
+
+    fn find_product(&self, id: NodeId, depth: usize) -> Option<bool> {
         let depth = depth.checked_sub(1)?;
         let inputs = self.inputs(id);
         if self.splat(id).is_some() {

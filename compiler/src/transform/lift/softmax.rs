@@ -45,6 +45,15 @@ impl Known<'_> {
 
     /// `ln(sum(exp(z)))`, or that of `x - m` plus `m`, which is that of x.
     pub(super) fn logsumexp(&self, id: NodeId) -> Option<Along> {
+        if let Some(known) = self.logsumexps.borrow().get(&id) {
+            return known.clone();
+        }
+        let found = self.find_logsumexp(id);
+        self.logsumexps.borrow_mut().insert(id, found.clone());
+        found
+    }
+
+    fn find_logsumexp(&self, id: NodeId) -> Option<Along> {
         match self.scalar(id)? {
             (ScalarOp::Ln, [sum]) => self.sum_of_exponentials(*sum).map(|(along, _)| along),
             (ScalarOp::Add, [a, b]) => [(*a, *b), (*b, *a)].into_iter().find_map(|(lse, shift)| {

@@ -130,13 +130,13 @@ fn circular(x: f32, quarter: i64) -> f32 {
     (if turns & 2 == 0 { value } else { -value }) as f32
 }
 
-/// a^b, in f64, for non-negative a.
+/// a^b, in f64.
 #[inline(always)]
 pub(super) fn pow(a: f32, b: f32) -> f32 {
     use std::f64::consts::{LN_2, LOG2_E, SQRT_2};
     const ROUNDER: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52
     // log2 a: a = 2^e * m, m in [sqrt(1/2), sqrt(2)), ln m = 2 artanh((m - 1) / (m + 1)).
-    let wide = f64::from(a);
+    let (wide, exponent) = (f64::from(a.abs()), f64::from(b));
     let bits = wide.to_bits();
     let m = f64::from_bits(bits & 0x000F_FFFF_FFFF_FFFF | 0x3FF0_0000_0000_0000);
     let above = m > SQRT_2;
@@ -150,7 +150,7 @@ pub(super) fn pow(a: f32, b: f32) -> f32 {
         1.0 / 3.0 + s * (0.2 + s * (1.0 / 7.0 + s * (1.0 / 9.0 + s * (1.0 / 11.0 + s * (1.0 / 13.0 + s / 15.0)))));
     let log2 = e + 2.0 * LOG2_E * (z + z * s * tail);
     // 2^(b log2 a), clamped to where f32 has long over- or underflowed.
-    let y = f64::from(b) * log2;
+    let y = exponent * log2;
     let y = if y > 200.0 { 200.0 } else { y };
     let y = if y < -200.0 { -200.0 } else { y };
     let shifted = y + ROUNDER;
@@ -161,9 +161,14 @@ pub(super) fn pow(a: f32, b: f32) -> f32 {
     let result = (series * power) as f32;
     // The edges: powers of 0 and infinity, negative bases, and what is 1 whatever the other argument.
     let edge = (if b > 0.0 { a } else { 1.0 / a }).abs();
-    let result = if a == 0.0 || a == f32::INFINITY { edge } else { result };
-    let result = if a < 0.0 || a.is_nan() || b.is_nan() { f32::NAN } else { result };
-    if b == 0.0 && (a >= 0.0 || a.is_nan()) || a == 1.0 { 1.0 } else { result }
+    let result = if a == 0.0 || a.abs() == f32::INFINITY { edge } else { result };
+    let whole = |x: f64| (x + ROUNDER) - ROUNDER == x;
+    let odd = whole(exponent) && !whole(0.5 * exponent);
+    let result = if a.is_sign_negative() && odd { -result } else { result };
+    let rootless = a < 0.0 && a > f32::NEG_INFINITY && !whole(exponent);
+    let result = if rootless || a.is_nan() || b.is_nan() { f32::NAN } else { result };
+    let result = if a == -1.0 && b.abs() == f32::INFINITY { 1.0 } else { result };
+    if b == 0.0 || a == 1.0 { 1.0 } else { result }
 }
 
 #[cfg(test)]
@@ -251,10 +256,14 @@ mod tests {
             }
             same(super::tanh(x, fma), x.tanh());
             for y in [0.0, 1.0, -1.0, 0.5, inf, -inf, nan] {
-                same(super::pow(x.abs(), y), x.abs().powf(y));
+                same(super::pow(x, y), x.powf(y));
             }
         }
-        same(super::pow(-2.0, 2.0), nan);
+        for (a, b) in
+            [(-2.0, 2.0), (-2.0, 5.0), (-2.0, -3.0), (-2.0, 0.5), (-2.0, 0.0), (-2.0, 16_777_217.0), (-0.5, inf)]
+        {
+            same(super::pow(a, b), a.powf(b));
+        }
         same(super::ln(-1.0, fma), nan);
         same(super::sin(nan), nan);
         same(super::cos(inf), nan);

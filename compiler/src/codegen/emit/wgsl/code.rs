@@ -209,6 +209,8 @@ fn expression(shader: &mut Shader<'_>, instr: &Instr, [a, b, c]: [&str; 3]) -> S
         Or => format!("{a} || {b}"),
         Select => format!("select({c}, {b}, {a})"),
         Uniform { stream, lane } => call("uniform_f", &format!("{a}, {b}, {c}, {stream}u, {lane}u")),
+        Cast(DType::Bool) if float => call("bool_f", a),
+        Cast(DType::I32) if float => call("i32_f", a),
         Cast(to) => cast(a, instr.dtype, to),
         Const(_) | Index(_) | Load(_) | Store(_) | Slot(_) | Product => String::new(),
     }
@@ -219,9 +221,8 @@ fn cast(a: &str, from: DType, to: DType) -> String {
         (DType::Bool, DType::Bool) => a.to_string(),
         (DType::Bool, DType::I32) => format!("select(0i, 1i, {a})"),
         (DType::Bool, _) => format!("select(0.0f, 1.0f, {a})"),
-        (DType::I32, DType::Bool) => format!("({a} != 0i)"),
-        (_, DType::Bool) => format!("({a} != 0.0f)"),
-        (_, DType::I32) => format!("i32({a})"),
+        (_, DType::Bool) => format!("({a} != 0i)"),
+        (_, DType::I32) => a.to_string(),
         (_, _) => format!("f32({a})"),
     }
 }

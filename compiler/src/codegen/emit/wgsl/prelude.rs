@@ -28,6 +28,8 @@ impl Functions {
 }
 
 const CALLS: &[(&str, &[&str])] = &[
+    ("i32_f", &["is_nan_f"]),
+    ("bool_f", &["is_nan_f"]),
     ("min_f", &["nan_f", "is_nan_f"]),
     ("max_f", &["nan_f", "is_nan_f"]),
     ("exp_f", &["inf_f", "is_nan_f"]),
@@ -37,7 +39,7 @@ const CALLS: &[(&str, &[&str])] = &[
     ("sin_f", &["quadrant_f"]),
     ("cos_f", &["quadrant_f"]),
     ("quadrant_f", &["nan_f", "is_nan_f"]),
-    ("pow_f", &["ln_f", "exp_f"]),
+    ("pow_f", &["ln_f", "exp_f", "inf_f", "nan_f"]),
     ("uniform_f", &["mul_hi"]),
 ];
 
@@ -83,6 +85,20 @@ const HELPERS: &[(&str, &str)] = &[
   return bitcast<f32>(near | (bits & 0x80000000u));
 }
 ",
+    ),
+    // Toward zero, as far as i32 goes; NaN is 0. The built-in conversion promises nothing of either.
+    (
+        "i32_f",
+        "fn i32_f(x: f32) -> i32 {
+  let inside = i32(clamp(x, -2147483648.0f, 2147483520.0f));
+  return select(select(inside, 2147483647i, x >= 2147483648.0f), 0i, is_nan_f(x));
+}
+",
+    ),
+    // Whether it is not 0, which NaN is not.
+    (
+        "bool_f",
+        "fn bool_f(x: f32) -> bool { return x != 0.0f || is_nan_f(x); }\n",
     ),
     // NaN if either argument is NaN; the built-in functions may drop it.
     (
@@ -197,7 +213,11 @@ fn cos_poly(r: f32) -> f32 {
     (
         "pow_f",
         "fn pow_f(a: f32, b: f32) -> f32 {
-  return select(exp_f(b * ln_f(a)), 1.0f, b == 0.0f);
+  let size = exp_f(b * ln_f(abs(a)));
+  let below = bitcast<u32>(a) >= 0x80000000u;
+  let signed = select(size, -size, below && floor(b) == b && floor(0.5f * b) != 0.5f * b);
+  let power = select(signed, nan_f(), a < 0.0f && floor(b) != b && abs(a) < inf_f());
+  return select(power, 1.0f, b == 0.0f || a == 1.0f || (a == -1.0f && abs(b) == inf_f()));
 }
 ",
     ),
