@@ -8,6 +8,7 @@ use alip_compiler::codegen::emit::wgsl;
 use alip_compiler::diag::SourceMap;
 use alip_compiler::resolve::Options;
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
+use alip_plan::bounds::golden;
 use alip_plan::kernel::*;
 use alip_plan::{
     Buffer, DType, Plan, Port, Program, Report, STATE_TOTAL_STEPS, Segment, SegmentKind, Step, Target, philox,
@@ -102,6 +103,78 @@ fn shaders_that_are_not_valid_are_refused() {
     check_refused(device, plan(broken, Target::wgpu(), [4, 4]), &["device `wgpu` failed"]);
 }
 
+#[test]
+fn plans_that_break_a_law_are_refused() {
+    let Some(device) = adapter() else { return };
+    let shader = wgsl::emit(&sums(4, 5), &Target::wgpu()).expect("a small loop");
+    let mut plan = plan(shader, Target::wgpu(), [20, 4]);
+    plan.segments[0].bytes = 64;
+    check_refused(device, plan, &["the plan is not valid", "leaves its segment of 64 bytes"]);
+}
+
+/// A plan of another machine, in the terms of this one.
+#[test]
+fn plans_beyond_the_adapter_are_refused() {
+    let refused = |change: fn(&mut Plan), parts: &[&str]| {
+        let Some(device) = adapter() else { return };
+        let shader = wgsl::emit(&sums(4, 5), &Target::wgpu()).expect("a small loop");
+        let mut plan = plan(shader, Target::wgpu(), [20, 4]);
+        change(&mut plan);
+        check_refused(device, plan, &[parts, &["--target native", "--target wgpu"]].concat());
+    };
+    refused(
+        |plan| plan.segments[0].bytes = 1 << 60,
+        &["a memory segment in bytes: the plan asks for 1152921504606846976", "(max_buffer_size)"],
+    );
+    let many = |plan: &mut Plan| {
+        let Kernel::Wgsl { workgroups, .. } = &mut plan.kernels[0] else { panic!("a shader") };
+        workgroups[0] = u32::MAX;
+    };
+    refused(
+        many,
+        &[
+            "workgroups of launch 0 of `main` (`test`): the plan asks for 4294967295",
+            "(max_compute_workgroups_per_dimension)",
+        ],
+    );
+}
+
+/// What `wgpu` cannot bind on every adapter, this one binds if it can.
+#[test]
+fn the_native_target_has_the_limits_of_the_adapter() {
+    let Some(device) = adapter() else { return };
+    let native = device.target();
+    assert_eq!(Target::named(&native.name).as_ref(), Some(&native));
+    assert_eq!(native.portable(), Target::wgpu());
+    let rows = Target::wgpu().max_binding_bytes / 4 + 64;
+    if native.max_binding_bytes < 4 * rows || native.max_segment_bytes < 8 * rows + 256 {
+        return skip::skipped("this adapter binds no more than any other");
+    }
+    let shader = wgsl::emit(&sums(rows, 1), &native).expect("a small loop");
+    let plan = plan(shader, native, [rows, rows]);
+    let mut session = Session::new(Arc::new(plan), device).expect("the plan loads");
+    let numbers: Vec<f32> = (0..rows).map(|row| (row % 1000) as f32).collect();
+    let x = HostTensor::f32(&[rows], numbers.clone()).expect("as many");
+    let outputs = session.run("main", &Tensors::from([("x".into(), x)])).expect("it runs");
+    assert!(*outputs["y"].to_f32() == *numbers, "a copy of {rows} numbers");
+}
+
+/// A plan for this adapter alone computes what the plan for any computes, in fewer or as many launches.
+#[test]
+fn native_plans_train_alike() {
+    let Some(device) = adapter() else { return };
+    let plans = [tiny(), tiny_for(device.target())];
+    let launches = plans.each_ref().map(|plan| plan.programs["train"].steps.len());
+    assert!(launches[1] <= launches[0], "{launches:?}");
+    let [any, native] = plans.map(|plan| {
+        let mut session = started(&plan, adapter().expect("it was there"));
+        let outputs = session.run("train", &batch(&plan, 0.5)).expect("it runs");
+        outputs["loss"].to_f32()[0]
+    });
+    let bound = golden::of_largest(golden::STEP_ONE, &[any.into()]);
+    assert!(f64::from((any - native).abs()) <= bound, "{any} {native}");
+}
+
 /// Mesa's software adapter would leave the loop early and say nothing.
 #[test]
 fn loops_longer_than_the_adapter_runs_are_refused() {
@@ -119,10 +192,14 @@ fn loops_longer_than_the_adapter_runs_are_refused() {
 }
 
 fn tiny() -> Arc<Plan> {
+    tiny_for(Target::wgpu())
+}
+
+fn tiny_for(target: Target) -> Arc<Plan> {
     let mut sources = SourceMap::new();
     let options = SpecOptions {
         spec: Options::default(),
-        compile: CompileOptions { target: Target::wgpu(), ..CompileOptions::default() },
+        compile: CompileOptions { target, ..CompileOptions::default() },
         ..SpecOptions::default()
     };
     let compiled = compile_spec(&mut sources, "alip_tiny", &options)
@@ -130,13 +207,14 @@ fn tiny() -> Arc<Plan> {
     Arc::new(compiled.plan.expect("no pass was asked to be the last"))
 }
 
-/// Noise for images and texts; the first pixel is `pixel`.
+/// Noise for images and texts, another one for each; the first pixel is `pixel`.
 fn batch(plan: &Plan, pixel: f32) -> Tensors {
     let train = &plan.programs["train"];
     let tensor = |name: &str| {
         let buffer = train.input(name).expect("named by the program");
         let count: u64 = buffer.shape.iter().product();
-        let uniform = (0..count).map(|i| philox::uniform(philox::philox4x32([i as u32, 1, 0, 0], [3, 5])[0]));
+        let uniform =
+            (0..count).map(|i| philox::uniform(philox::philox4x32([i as u32, name.len() as u32, 0, 0], [3, 5])[0]));
         let tensor = match buffer.dtype {
             DType::I32 => HostTensor::i32(&buffer.shape, uniform.map(|x| (512.0 * x) as i32).collect()),
             _ => HostTensor::f32(&buffer.shape, std::iter::once(pixel).chain(uniform.skip(1)).collect()),

@@ -18,6 +18,7 @@ pub mod kernel;
 pub mod packing;
 pub mod philox;
 pub mod pipeline;
+mod target;
 mod types;
 
 pub use types::*;

@@ -188,16 +188,6 @@ impl Target {
             storage: Vec::new(), // WGSL has no bf16, and f16 as an extension only
         }
     }
-
-    /// The named descriptions that ship with alip.
-    pub fn all() -> Vec<Target> {
-        vec![Target::cpu(), Target::cpu_mixed(), Target::wgpu()]
-    }
-
-    /// The one with this name.
-    pub fn named(name: &str) -> Option<Target> {
-        Target::all().into_iter().find(|target| target.name == name)
-    }
 }
 
 /// What a memory segment is for, also the category in memory reports.

@@ -18,7 +18,7 @@ pub mod wgpu;
 use std::ops::Range;
 use std::sync::Arc;
 
-use alip_plan::{Plan, TargetKind};
+use alip_plan::{Plan, Target, TargetKind};
 
 /// A range of bytes of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +69,23 @@ pub enum DeviceError {
         /// A target the device can run.
         wanted: String,
     },
+    /// The plan asks for more than the device allows; it is of another machine.
+    #[error(
+        "{what}: the plan asks for {needed}, but {device} allows {allowed} ({limit}); compile the spec with --target native \
+         on this machine, or with --target wgpu for any"
+    )]
+    Limit {
+        /// Of what, and where.
+        what: String,
+        /// How much the plan asks for.
+        needed: u64,
+        /// Name of the device.
+        device: String,
+        /// How much it allows.
+        allowed: u64,
+        /// What the device calls this limit.
+        limit: &'static str,
+    },
     /// The plan breaks a law of its format; only a damaged or foreign plan does.
     #[error("the plan is not valid: {0}; compile the spec again")]
     InvalidPlan(String),
@@ -101,8 +118,13 @@ pub trait Device: Send {
     /// One line for people: the model of the processor or adapter, threads, instruction set.
     fn description(&self) -> String;
 
+    /// This very device as a target, as `--target native` asks for: the named target of its kind with the device's own limits.
+    fn target(&self) -> Target;
+
     /// Kind of the targets whose plans it runs.
-    fn kind(&self) -> TargetKind;
+    fn kind(&self) -> TargetKind {
+        self.target().kind
+    }
 
     /// Allocates the plan's segments (zeroed) and prepares its kernels.
     ///

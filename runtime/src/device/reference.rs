@@ -12,7 +12,7 @@ use alip_plan::kernel::{
     Code, Conv2d, ConvKind, Gather, Instr, Kernel, Loop, Map, Product, ReduceKind, Reduction, ScalarOp, ScatterAdd,
     Stage, View,
 };
-use alip_plan::{Buffer, DType, Plan, TargetKind, philox};
+use alip_plan::{Buffer, DType, Plan, Target, philox};
 
 use super::host::{HostMemory, check_steps};
 use super::{Device, DeviceError, Download, LoadedPlan, MemoryFacts, Slice};
@@ -30,8 +30,8 @@ impl Device for Reference {
         "f64, one point at a time, for comparison".into()
     }
 
-    fn kind(&self) -> TargetKind {
-        TargetKind::Cpu
+    fn target(&self) -> Target {
+        Target::cpu()
     }
 
     fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {

@@ -12,7 +12,8 @@ use alip_plan::Target;
 pub(crate) struct SpecArgs {
     /// Path of a graph, or name of one that ships with alip
     pub(crate) spec: String,
-    /// What to compile for: cpu, cpu_mixed (stores bf16 and f16 where a spec asks for them; slower) or wgpu
+    /// What to compile for: cpu, cpu_mixed (stores bf16 and f16 where a spec asks for them; slower), wgpu, or one with the limits
+    /// of a machine, as `alip-run devices` prints it
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     target: String,
     /// Global batch, in place of the spec's
@@ -59,6 +60,11 @@ impl SpecArgs {
 
 fn target(name: &str) -> Result<Target, Diagnostic> {
     Target::named(name).ok_or_else(|| {
+        if name == "native" || name.contains(':') {
+            let help = "`alip-run devices` prints the whole names of the targets that machine has; `alip-run` itself takes \
+                        `--target native`";
+            return Diagnostic::error(format!("this compiler sees no device, so `{name}` says too little")).help(help);
+        }
         let all = Target::all();
         let names: Vec<&str> = all.iter().map(|target| target.name.as_str()).collect();
         let error = Diagnostic::error(format!("unknown target `{name}`"));

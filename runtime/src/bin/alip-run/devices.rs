@@ -6,7 +6,7 @@ use alip_runtime::device::{self, DeviceOptions};
 
 use crate::Outcome;
 
-/// Show the devices of this machine
+/// Show the devices of this machine, and the targets that `--target native` takes for them
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  alip-run devices\n  alip-run devices --json")]
 pub(crate) struct Args {
@@ -15,23 +15,27 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// Description and native target of a device, or why there is none.
+type Found = Result<(String, String), String>;
+
 pub(crate) fn run(args: &Args) -> Outcome {
     let options = DeviceOptions::default();
-    let devices: Vec<(&str, Result<String, String>)> = device::names()
+    let devices: Vec<(&str, Found)> = device::names()
         .into_iter()
         .map(|name| {
-            let opened = device::choose(name, &options);
-            (name, opened.map(|choice| choice.device.description()).map_err(|error| error.to_string()))
+            let opened = device::choose(name, &options).map(|choice| choice.device);
+            let facts = opened.map(|device| (device.description(), device.target().name));
+            (name, facts.map_err(|error| error.to_string()))
         })
         .collect();
     let auto = device::choose("auto", &options);
     if args.json {
-        let entry = |(name, found): &(&str, Result<String, String>)| {
-            let (key, text) = match found {
-                Ok(description) => ("description", description),
-                Err(why) => ("unavailable", why),
+        let entry = |(name, found): &(&str, Found)| {
+            let facts = match found {
+                Ok((description, target)) => serde_json::json!({ "description": description, "target": target }),
+                Err(why) => serde_json::json!({ "unavailable": why }),
             };
-            (name.to_string(), serde_json::json!({ key: text }))
+            (name.to_string(), facts)
         };
         let mut object: serde_json::Map<_, _> = devices.iter().map(entry).collect();
         if let Ok(choice) = &auto {
@@ -42,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
     for (name, found) in &devices {
         match found {
-            Ok(description) => say!("{name:<10} {description}"),
+            Ok((description, target)) => say!("{name:<10} {description}\n{:<10} target {target}", ""),
             Err(why) => say!("{name:<10} {why}"),
         }
     }

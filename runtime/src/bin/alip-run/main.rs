@@ -63,6 +63,7 @@ enum Command {
 fn main() -> ExitCode {
     #[cfg(feature = "planted-faults")]
     plant();
+    hush_drivers();
     let done = match Cli::parse().command {
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
@@ -80,6 +81,16 @@ fn main() -> ExitCode {
             note!("{failure}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Mesa's layer that sorts adapters asks for a desktop, and complains on stderr where there is none. Without one there is
+/// nothing to sort by but what the user says, which is left alone.
+fn hush_drivers() {
+    let desktop = std::env::var_os("XDG_RUNTIME_DIR").is_some_and(|folder| std::path::Path::new(&folder).is_absolute());
+    if !desktop && std::env::var_os("MESA_VK_DEVICE_SELECT").is_none() {
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use alip_plan::pipeline::{Pipeline, Source};
-use alip_plan::{PROGRAM_TRAIN, Plan, TargetKind};
+use alip_plan::{PROGRAM_TRAIN, Plan, Target};
 use alip_runtime::device::{self, Choice, DeviceOptions};
 use alip_runtime::train::read_plan;
 
@@ -21,7 +21,8 @@ pub(crate) struct ModelArgs {
     /// Change one thing of the graph
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
-    /// What to compile for, in place of the device's own target; `cpu_mixed` stores bf16 and f16 where a spec asks for them
+    /// What to compile for, in place of `cpu` or `wgpu`: `native` takes the limits of the device at hand and prints the target
+    /// that they make, `cpu_mixed` stores bf16 and f16 where a spec asks for them
     #[arg(long, value_name = "NAME")]
     pub(crate) target: Option<String>,
     /// Do without a rewrite, rule or theme of rules
@@ -62,16 +63,16 @@ pub(crate) struct Keep {
 }
 
 impl ModelArgs {
-    /// The plan in the directory, or of the spec compiled for a kind of device.
-    pub(crate) fn plan(&self, kind: TargetKind, keep: Keep) -> Outcome<Plan> {
-        self.plan_on(kind, keep, None)
+    /// The plan in the directory, or of the spec compiled for a device, given as its native target.
+    pub(crate) fn plan(&self, native: &Target, keep: Keep) -> Outcome<Plan> {
+        self.plan_on(native, keep, None)
     }
 
     /// Plan and data: the spec's own pipeline, the same on the folder `data`, or the pipeline `data`.
-    pub(crate) fn plan_and_data(&self, kind: TargetKind, data: Option<&str>) -> Outcome<(Plan, Pipeline)> {
+    pub(crate) fn plan_and_data(&self, native: &Target, data: Option<&str>) -> Outcome<(Plan, Pipeline)> {
         let folder = data.filter(|data| Path::new(data).is_dir());
         let other = data.filter(|_| folder.is_none());
-        let plan = self.plan_on(kind, Keep::default(), other)?;
+        let plan = self.plan_on(native, Keep::default(), other)?;
         let pipeline = match (folder, other) {
             (Some(folder), _) => on_folder(&plan, folder)?,
             (None, Some(name)) if self.is_plan() => {
@@ -88,9 +89,9 @@ impl ModelArgs {
         Path::new(&self.spec).is_dir()
     }
 
-    fn plan_on(&self, kind: TargetKind, keep: Keep, data: Option<&str>) -> Outcome<Plan> {
+    fn plan_on(&self, native: &Target, keep: Keep, data: Option<&str>) -> Outcome<Plan> {
         if !self.is_plan() {
-            return self.compile(kind, keep, data);
+            return self.compile(native, keep, data);
         }
         let path = Path::new(&self.spec);
         let changed = self.batch.is_some() || !self.set.is_empty() || self.target.is_some();
@@ -113,12 +114,12 @@ impl ModelArgs {
     }
 
     #[cfg(feature = "compile")]
-    fn compile(&self, kind: TargetKind, keep: Keep, data: Option<&str>) -> Outcome<Plan> {
+    fn compile(&self, native: &Target, keep: Keep, data: Option<&str>) -> Outcome<Plan> {
         use alip_compiler::autodiff::update;
         use alip_compiler::diag::{Diagnostics, SourceMap};
         use alip_compiler::{CompileOptions, SpecOptions, compile_spec, resolve};
 
-        let target = self.target(kind)?;
+        let target = self.target(native)?;
         let mut compile = CompileOptions { target, ..Default::default() };
         compile.leave_out(&self.no_rule);
         compile.optimize.enabled = !self.no_egraph;
@@ -138,27 +139,23 @@ impl ModelArgs {
         compiled.plan.ok_or_else(|| Failure::message("the compiler made no plan"))
     }
 
-    /// The target by name, which the device must be able to run, or that of the device.
+    /// The target by name, which the device must be able to run; that of its kind where none is named.
     #[cfg(feature = "compile")]
-    fn target(&self, kind: TargetKind) -> Outcome<alip_plan::Target> {
-        use alip_plan::Target;
-        let Some(name) = &self.target else {
-            return match kind {
-                TargetKind::Cpu => Ok(Target::cpu()),
-                TargetKind::Wgpu => Ok(Target::wgpu()),
-                TargetKind::Cuda => Err(Failure::message("this version compiles for cpu and wgpu")),
-            };
-        };
-        let here = Target::all().into_iter().filter(|target| target.kind == kind);
-        let found = here.clone().find(|target| target.name == *name);
-        found.ok_or_else(|| {
+    fn target(&self, native: &Target) -> Outcome<Target> {
+        let Some(name) = &self.target else { return Ok(native.portable()) };
+        if name == "native" {
+            note!("target: {}", native.name);
+            return Ok(native.clone());
+        }
+        Target::named(name).filter(|target| target.kind == native.kind).ok_or_else(|| {
+            let here = Target::all().into_iter().filter(|target| target.kind == native.kind);
             let names: Vec<String> = here.map(|target| target.name).collect();
-            Failure::message(format!("--target {name}: the targets of this device are {}", names.join(", ")))
+            Failure::message(format!("--target {name}: the targets of this device are native, {}", names.join(", ")))
         })
     }
 
     #[cfg(not(feature = "compile"))]
-    fn compile(&self, _: TargetKind, _: Keep, _: Option<&str>) -> Outcome<Plan> {
+    fn compile(&self, _: &Target, _: Keep, _: Option<&str>) -> Outcome<Plan> {
         let why = "no such directory, and this program was built without the compiler (feature `compile`)";
         Err(Failure::message(format!("{}: {why}; give a directory that `alipc compile -o` wrote", self.spec)))
     }

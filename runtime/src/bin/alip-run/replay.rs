@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         .collect();
     let device = args.device.open()?.device;
     let keep = Keep { grads: dump.contains(&Dump::Grads), outputs: dump.contains(&Dump::Outputs) };
-    let plan = args.model.plan(device.kind(), keep)?;
+    let plan = args.model.plan(&device.target(), keep)?;
     let mut session = Session::new(Arc::new(plan), device)?;
     let what = Replay {
         weights: &args.weights,

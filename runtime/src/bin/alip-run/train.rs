@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         let (run, info, plan) = open(args, &root)?;
         (Some(run), info, plan)
     } else {
-        let (info, plan) = prepare(args, &root, (device.kind(), description))?;
+        let (info, plan) = prepare(args, &root, (&device.target(), description))?;
         (None, info, plan)
     };
     let pipeline = data(&info)?.clone();
@@ -145,7 +145,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
 }
 
 /// A new run. Its directory is made last, so that whatever is wrong leaves no trace.
-fn prepare(args: &Args, root: &Path, device: (alip_plan::TargetKind, String)) -> Outcome<(RunInfo, Plan)> {
+fn prepare(args: &Args, root: &Path, device: (&alip_plan::Target, String)) -> Outcome<(RunInfo, Plan)> {
     let (plan, pipeline) = args.model.plan_and_data(device.0, args.data.as_deref())?;
     let Some(train) = &plan.train else {
         let why = "has no `train` section, so there is nothing to train";

@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use alip_plan::{Buffer, Plan, Program, Step, TargetKind};
+use alip_plan::{Buffer, Plan, Program, Step, Target};
 
 use self::kernel::Prepared;
 use self::run::{Operands, Scratch};
@@ -71,8 +71,8 @@ impl Device for Cpu {
         format!("{threads} thread{}, {} vectors", if threads == 1 { "" } else { "s" }, self.loops.name)
     }
 
-    fn kind(&self) -> TargetKind {
-        TargetKind::Cpu
+    fn target(&self) -> Target {
+        Target::cpu()
     }
 
     fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {

@@ -7,12 +7,13 @@
 //! The adapter's own limits are requested: the defaults are far below what most hardware has.
 
 mod launch;
+mod limits;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, mpsc};
 
-use alip_plan::{Plan, TargetKind};
+use alip_plan::{Plan, Target, TargetKind};
 
 use self::launch::{Dispatch, Launcher};
 use super::{Device, DeviceError, DeviceOptions, Download, LoadedPlan, MemoryFacts, Slice};
@@ -99,26 +100,6 @@ impl Wgpu {
     fn check(&self) -> Result<(), DeviceError> {
         check(&self.fault)
     }
-
-    /// The plan's segments must fit what this adapter allows.
-    fn check_limits(&self, plan: &Plan) -> Result<(), DeviceError> {
-        let wrong = |what: &str, needed: u64, has: u64| {
-            Err(DeviceError::InvalidPlan(format!(
-                "target {} allows {what} of {needed}, the adapter {} only {has}",
-                plan.target.name, self.info.name
-            )))
-        };
-        let largest = plan.segments.iter().map(|segment| segment.bytes).max().unwrap_or(0);
-        if largest > self.limits.max_buffer_size {
-            return wrong("a memory segment", largest, self.limits.max_buffer_size);
-        }
-        let operands = plan.programs.values().flat_map(|program| &program.steps).map(|step| step.operands.len()).max();
-        let bindings = u64::from(self.limits.max_storage_buffers_per_shader_stage);
-        if operands.unwrap_or(0) as u64 > bindings {
-            return wrong("a number of operands", operands.unwrap_or(0) as u64, bindings);
-        }
-        Ok(())
-    }
 }
 
 fn check(fault: &Mutex<Option<String>>) -> Result<(), DeviceError> {
@@ -142,8 +123,8 @@ impl Device for Wgpu {
         )
     }
 
-    fn kind(&self) -> TargetKind {
-        TargetKind::Wgpu
+    fn target(&self) -> Target {
+        limits::target(&self.limits)
     }
 
     fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {
@@ -154,7 +135,8 @@ impl Device for Wgpu {
                 wanted: "wgpu".into(),
             });
         }
-        self.check_limits(&plan)?;
+        alip_plan::check::check(&plan).map_err(|violation| DeviceError::InvalidPlan(violation.to_string()))?;
+        limits::check(&plan, &self.limits, &self.info.name)?;
         let segments: Vec<wgpu::Buffer> = plan
             .segments
             .iter()

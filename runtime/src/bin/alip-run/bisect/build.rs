@@ -15,7 +15,7 @@ use alip_compiler::trust::trace::{Trace, name_of};
 use alip_compiler::trust::{Values, judged};
 use alip_compiler::{CompileOptions, CompiledSpec, SpecOptions, compile_spec, resolve};
 use alip_plan::bounds::F32;
-use alip_plan::{PROGRAM_TRAIN, Plan, TargetKind};
+use alip_plan::{PROGRAM_TRAIN, Plan, Target};
 use alip_runtime::device::{DeviceOptions, choose};
 use alip_runtime::exec::{Moment, Session, Tensors};
 use alip_runtime::tensor::{Data, HostTensor};
@@ -130,12 +130,8 @@ pub(super) struct Build {
 }
 
 impl Build {
-    pub(super) fn new(args: &Args, kind: TargetKind, change: &Change<'_>) -> Outcome<Build> {
-        let target = match kind {
-            TargetKind::Cpu => alip_plan::Target::cpu(),
-            TargetKind::Wgpu => alip_plan::Target::wgpu(),
-            TargetKind::Cuda => return Err(Failure::message("this version compiles for cpu and wgpu")),
-        };
+    pub(super) fn new(args: &Args, target: &Target, change: &Change<'_>) -> Outcome<Build> {
+        let target = target.clone();
         let mut options = CompileOptions { target, explain: true, ..CompileOptions::default() };
         change(&mut options);
         let (compiled, sources) = compiled(args, &options, Keep::default())?;

@@ -53,10 +53,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome {
     let against = Suspect::against(args)?;
     let device = args.device.open()?.device;
-    let kind = device.kind();
+    let target = device.target().portable();
     drop(device);
-    let whole = Build::new(args, kind, &|_| {})?;
-    let less = Build::new(args, kind, &|options| against.turn_off(options))?;
+    let whole = Build::new(args, &target, &|_| {})?;
+    let less = Build::new(args, &target, &|options| against.turn_off(options))?;
     let data = Given::new(args, &whole)?;
     say!("{}: {}, with {} {}", args.spec, whole.kernels(&data)?, against.name, less.kernels(&data)?);
 
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     say!("{}", found.text);
     let mut guilty = Vec::new();
     for suspect in suspects(&whole).into_iter().filter(|suspect| found.stage >= suspect.first) {
-        let build = Build::new(args, kind, &|options| suspect.turn_off(options))?;
+        let build = Build::new(args, &target, &|options| suspect.turn_off(options))?;
         if !build.is_wrong_at(found.stage, args, &data)? {
             guilty.push(suspect);
         }
@@ -78,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let rules: Vec<&Suspect> = guilty.iter().filter(|suspect| suspect.is_rule()).collect();
     let mut alone = Vec::new();
     for rule in rules.iter().filter(|_| rules.len() > 1) {
-        let build = Build::new(args, kind, &|options| rule.leave_alone(options))?;
+        let build = Build::new(args, &target, &|options| rule.leave_alone(options))?;
         if build.is_wrong_at(found.stage, args, &data)? {
             alone.push(*rule);
         }
