@@ -206,6 +206,7 @@ fn scalar(op: ScalarOp, x: &[String]) -> String {
         Sub => infix("-"),
         Mul => infix("*"),
         Div => infix("/"),
+        Rem => infix("%"),
         Pow => infix("**"),
         Min => call("min"),
         Max => call("max"),

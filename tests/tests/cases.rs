@@ -35,6 +35,7 @@ use alip_plan::bounds::{F32, Roundings, assert_within_each, bound};
 use alip_plan::{PROGRAM_INIT, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS};
 use alip_runtime::device::{DeviceOptions, choose};
 use alip_runtime::exec::Session;
+use alip_runtime::tensor::HostTensor;
 use alip_runtime::train::begin;
 use alip_tests::compiled::{Numbers, Values, devices, numbers, rounded, tensor};
 use alip_tests::packing;
@@ -257,6 +258,27 @@ fn on_cpu() {
 #[test]
 fn on_wgpu() {
     check_on("wgpu");
+}
+
+/// Not the next launch that writes to a part of a buffer in which an earlier one has left the same.
+#[test]
+fn the_operation_that_overflowed_is_named() {
+    for (device, target) in devices() {
+        let spec = folder().join("modules/overflowing_scale.ron");
+        let case: Case = ron::from_str(r#"(doc: "")"#).expect("a case");
+        let compiled = case.compiled(&spec, CompileOptions { target, ..CompileOptions::default() });
+        let plan = compiled.and_then(|compiled| compiled.plan.ok_or("there is no plan".into()));
+        let plan = plan.unwrap_or_else(|why| panic!("{why}"));
+        let found = choose(device, &DeviceOptions::default()).expect("it was there before").device;
+        let mut session = Session::new(Arc::new(plan), found).expect("the plan loads");
+        begin(&mut session, 0, TOTAL_STEPS).expect("the state is set");
+        let inputs = [("x".to_owned(), HostTensor::f32(&[8, 16], vec![0.5; 128]).expect("a batch"))].into();
+        for _ in 0..2 {
+            session.run(PROGRAM_TRAIN, &inputs).expect("it runs");
+        }
+        let first = session.first_nonfinite(PROGRAM_TRAIN, &inputs).expect("it runs").expect("something overflows");
+        assert_eq!((first.origin.as_str(), first.value), ("exp", f32::INFINITY), "{device}: {first:?}");
+    }
 }
 
 /// A case that nothing could fail would be none.

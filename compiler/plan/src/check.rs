@@ -442,7 +442,7 @@ impl Typing<'_> {
             Exp | Ln | Sqrt | Sin | Cos | Tanh | Erf | Floor => only(&[F32]).map(|()| &[F32])?,
             Pow => only(&[F32]).map(|()| &[F32, F32])?,
             Neg | Abs => only(&[F32, I32]).map(|()| &pair[..1])?,
-            Add | Sub | Mul | Div | Min | Max | Lt | Le => only(&[F32, I32]).map(|()| &pair[..])?,
+            Add | Sub | Mul | Div | Rem | Min | Max | Lt | Le => only(&[F32, I32]).map(|()| &pair[..])?,
             Eq => &pair,
             Not => only(&[Bool]).map(|()| &[Bool])?,
             And | Or => only(&[Bool]).map(|()| &[Bool, Bool])?,

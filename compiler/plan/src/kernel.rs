@@ -137,7 +137,7 @@ pub enum ScalarOp {
     Mul,
     /// a / b; integers truncate toward zero.
     Div,
-    /// a ^ b, F32; NaN for negative a.
+    /// a ^ b, F32; NaN for negative a unless b is whole.
     Pow,
     /// The smaller; NaN if either is NaN.
     Min,
@@ -155,6 +155,8 @@ pub enum ScalarOp {
     Or,
     /// a (Bool) ? b : c; the instruction's dtype is that of b and c.
     Select,
+    /// a less the largest multiple of b that leaves the sign of b, exactly; of floats NaN where b is 0, of integers a.
+    Rem,
 }
 
 impl ScalarOp {
@@ -164,7 +166,7 @@ impl ScalarOp {
         match self {
             Const(_) | Index(_) | Load(_) | Slot(_) | Product => 0,
             Store(_) | Cast(_) | Neg | Abs | Exp | Ln | Sqrt | Sin | Cos | Tanh | Erf | Floor | Not => 1,
-            Add | Sub | Mul | Div | Pow | Min | Max | Lt | Le | Eq | And | Or => 2,
+            Add | Sub | Mul | Div | Rem | Pow | Min | Max | Lt | Le | Eq | And | Or => 2,
             Uniform { .. } | Select => 3,
         }
     }

@@ -304,7 +304,8 @@ pub struct Step {
     pub kernel: u32,
     /// Operands by position: indices into [`Program::buffers`].
     pub operands: Vec<u32>,
-    /// Node path of the application this work belongs to, for errors and explanations: `text#2.transformer.resblocks.3.attn`.
+    /// Node path of the application this work belongs to, for errors and explanations: `text#2.transformer.resblocks.3.attn`;
+    /// at the top of the graph the name of an op, such as `exp`.
     pub origin: String,
     /// Floating point operations of the launch.
     pub flops: u64,

@@ -32,7 +32,7 @@ pub(crate) struct Launch {
     /// Pairs of a written and a read value which may share memory: the kernel reads an element only where and before it
     /// writes it.
     pub(crate) in_place: Vec<(NodeId, NodeId)>,
-    /// Node path of the last value it stores.
+    /// Where the last value it stores is made ([`place_of`]).
     pub(crate) origin: String,
     pub(crate) flops: u64,
 }
@@ -78,9 +78,15 @@ fn launch(groups: &Groups<'_>, id: GroupId) -> Launch {
         spans,
         reads: reads.into_iter().collect(),
         writes: writes.into_iter().collect(),
-        origin: last.map_or(String::new(), |id| groups.graph.origin(id).path.to_string()),
+        origin: last.map_or(String::new(), |id| place_of(groups.graph, id)),
         flops,
     }
+}
+
+/// Node path of a value; at the top of the graph, where all paths are empty, its op.
+fn place_of(graph: &Graph, id: NodeId) -> String {
+    let path = &graph.origin(id).path;
+    if path.is_empty() { graph.node(id).op.name().to_owned() } else { path.to_string() }
 }
 
 /// One group on its way to a loop.

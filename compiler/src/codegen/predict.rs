@@ -64,7 +64,7 @@ pub(crate) const COSTLY: u32 = 4;
 pub(crate) fn weight(op: ScalarOp) -> u32 {
     use ScalarOp::*;
     match op {
-        Exp | Ln | Sin | Cos | Tanh | Erf | Pow => COSTLY,
+        Exp | Ln | Sin | Cos | Tanh | Erf | Pow | Rem => COSTLY,
         // A division or root takes the time of some multiplications.
         Div | Sqrt => 3,
         Const(_) | Load(_) | Store(_) | Slot(_) | Product => 0,

@@ -173,6 +173,8 @@ impl<'g> Builder<'g> {
         mul Mul;
         /// a / b
         div Div;
+        /// What is left of a, with the sign of b.
+        rem Rem;
         /// The smaller.
         min Min;
         /// The larger.
@@ -187,6 +189,15 @@ impl<'g> Builder<'g> {
         and And;
         /// Logical or.
         or Or;
+    }
+
+    /// 1, 0 or -1, as x is; NaN of NaN. No gradient flows.
+    pub fn sign(&mut self, x: NodeId) -> Result {
+        let x = self.stop_gradient(x)?;
+        let (minus, zero, one) = (self.scalar(-1.0)?, self.scalar(0.0)?, self.scalar(1.0)?);
+        let (below, above) = (self.lt(x, zero)?, self.gt(x, zero)?);
+        let rest = self.select(below, minus, x)?;
+        self.select(above, one, rest)
     }
 
     /// a > b

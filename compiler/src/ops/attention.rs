@@ -261,6 +261,7 @@ impl Primitive for Attention {
                     let lse = after.first().map_or_else(
                         || {
                             let top = keys.clone().map(score).fold(f64::NEG_INFINITY, f64::max);
+                            let top = if top.is_finite() { top } else { 0.0 };
                             top + keys.clone().map(|key| (score(key) - top).exp()).sum::<f64>().ln()
                         },
                         |lse| lse.at(row, head)[0],

@@ -180,6 +180,7 @@ static FUNCTIONS: &[Function] = &[
     unary("tanh", "Hyperbolic tangent.", "tanh(x)", |b, a| b.tanh(a.tensor(0)?)),
     unary("erf", "Error function.", "0.5 * x * (1 + erf(x / sqrt(2)))", |b, a| b.erf(a.tensor(0)?)),
     unary("floor", "Largest integer not above x, as a float; no gradient.", "floor(x)", |b, a| b.floor(a.tensor(0)?)),
+    unary("sign", "1, 0 or -1, as x is; NaN of NaN; no gradient.", "sign(m)", |b, a| b.sign(a.tensor(0)?)),
     unary("is_finite", "Whether x is neither infinite nor NaN, a bool.", "is_finite(x)", |b, a| {
         b.is_finite(a.tensor(0)?)
     }),

@@ -59,6 +59,16 @@ fn larger(a: f64, b: f64) -> f64 {
     if a.is_nan() || a > b { a } else { b }
 }
 
+fn remainder(a: f64, b: f64, _: f64) -> f64 {
+    let rest = a % b;
+    if rest != 0.0 && (rest < 0.0) != (b < 0.0) { rest + b } else { rest }
+}
+
+fn remainder_i32(a: i32, b: i32) -> i32 {
+    let rest = if b == 0 { a } else { a.wrapping_rem(b) };
+    if b != 0 && rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }
+}
+
 /// The factor of the first argument where the second argument would be chosen: 0, where the first: 1, at ties 1/2.
 fn share(b: &mut Builder<'_>, chosen: NodeId, other: NodeId) -> Result<NodeId, OpError> {
     let (zero, half, one) = (b.scalar(0.0)?, b.scalar(0.5)?, b.scalar(1.0)?);
@@ -396,6 +406,24 @@ static ROWS: &[Pointwise] = &[
             if input == 1 { b.select(x[0], g, zero) } else { b.select(x[0], zero, g) }
         }),
     },
+    Pointwise {
+        op: ScalarOp::Rem,
+        name: "rem",
+        doc: "What is left of a when multiples of b are taken away, with the sign of b (as in Python and torch.remainder), exactly; for b = 0 NaN, of integers a.",
+        rule: Rule::Number,
+        range: POSITIVE,
+        eval: remainder,
+        eval_i32: Some(remainder_i32),
+        vjp: Some(|b, x, _, g, input| {
+            if input == 0 {
+                return Ok(g);
+            }
+            let quotient = b.div(x[0], x[1])?;
+            let multiples = b.floor(quotient)?;
+            let product = b.mul(g, multiples)?;
+            b.neg(product)
+        }),
+    },
 ];
 
 /// The row of a scalar operation; `None` for those that exist inside kernels only (`Load`, `Slot`, ...).
@@ -555,6 +583,16 @@ pub(super) fn cases() -> Vec<Case> {
         );
         cases.push(case.op(Op::Pointwise(op), &[a, b]));
     }
+    // The sign of the divisor, of floats exactly whatever the quotient, of integers also by 0.
+    let mut case = CaseBuilder::new("rem_signs");
+    let a = case.input("a", TensorType::f32([6]), vec![5.5, -5.5, 5.5, -5.5, 7.25, 0.3]);
+    let b = case.input("b", TensorType::f32([6]), vec![2.0, 2.0, -2.0, -2.0, 0.75, 1.1]);
+    cases.push(case.op(Op::Pointwise(ScalarOp::Rem), &[a, b]));
+    let mut case = CaseBuilder::new("rem_signs_i32");
+    let int = |values: [i32; 6]| values.iter().map(|x| f64::from(*x)).collect();
+    let a = case.input("a", TensorType::new(DType::I32, [6]), int([7, -7, 7, -7, 7, i32::MIN]));
+    let b = case.input("b", TensorType::new(DType::I32, [6]), int([3, 3, -3, -3, 0, -1]));
+    cases.push(case.op(Op::Pointwise(ScalarOp::Rem), &[a, b]));
     // More than one tile of a cpu kernel, not a multiple of anything.
     let mut case = CaseBuilder::new("add_long");
     let a = case.uniform("a", [5, 431], -1.0, 1.0);
@@ -576,7 +614,9 @@ fn row_case(row: &Pointwise, op: ScalarOp, dtype: DType) -> Case {
                 _ if row.rule == Rule::Select && i == 0 => case.bools(name, [3, 7]),
                 DType::Bool => case.bools(name, [3, 7]),
                 // No zero divisors.
-                DType::I32 if op == ScalarOp::Div && i == 1 => case.integers(name, [3, 7], 1, 5),
+                DType::I32 if matches!(op, ScalarOp::Div | ScalarOp::Rem) && i == 1 => {
+                    case.integers(name, [3, 7], 1, 5)
+                }
                 DType::I32 => case.integers(name, [3, 7], -4, 5),
                 _ => case.uniform_of(name, TensorType::new(dtype, [3, 7]), row.range.0, row.range.1),
             }

@@ -185,6 +185,11 @@ impl Splat {
         Splat::of(&[self], true, |x| Some(f(x[0])))
     }
 
+    /// A function of two numbers, known as well as they are.
+    pub(crate) fn with(self, other: Splat, f: impl Fn(f64, f64) -> f64) -> Option<Splat> {
+        Splat::of(&[self, other], true, |x| Some(f(x[0], x[1])))
+    }
+
     /// The number that a function of numbers is, if it is one whatever their roundings are: where it jumps it is unknown.
     fn of(inputs: &[Splat], float: bool, f: impl Fn(&[f64]) -> Option<f64>) -> Option<Splat> {
         let mut at: SmallVec<[f64; 3]> = inputs.iter().map(|input| input.value).collect();
@@ -264,7 +269,7 @@ fn splat(op: &Op, ty: &TensorType, inputs: &[&Fact]) -> Option<Splat> {
         Op::Pointwise(op) => {
             let values: Option<SmallVec<[Splat; 3]>> = inputs.iter().map(|fact| fact.splat).collect();
             let dtype = inputs.last()?.ty.dtype;
-            let smooth = ty.dtype.is_float() && *op != ScalarOp::Floor;
+            let smooth = ty.dtype.is_float() && !matches!(op, ScalarOp::Floor | ScalarOp::Rem);
             let found = Splat::of(&values?, smooth, |values| fold(*op, dtype, values))?;
             Some(if ty.dtype.is_float() { found } else { Splat { size: 0.0, ..found } })
         }

@@ -210,6 +210,9 @@ impl Rule {
         }
         egraph.analysis.rule = self.name;
         let mut site = Site { egraph, found };
+        if self.when.is_some_and(|holds| !holds(&site)) {
+            return None;
+        }
         match &self.right {
             Right::Term(pattern) => site.term(pattern),
             Right::Build(build) => build(&mut site),

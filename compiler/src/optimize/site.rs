@@ -5,8 +5,21 @@ use smallvec::SmallVec;
 
 use super::language::{EGraph, Fact, Kind, Operands, Splat, Term};
 use super::pattern::{Match, Pat};
-use crate::ir::{Shape, TensorType};
+use crate::ir::{DType, Shape, TensorType};
 use crate::ops::{Dot, Op, ReduceKind, ScalarOp, constant};
+
+/// The largest factor that is moderate.
+const MODERATE: f64 = (1 << 24) as f64;
+/// The same of f16, which has 30 powers of two.
+const MODERATE_F16: f64 = 16.0;
+
+/// The least and the largest magnitude that a type holds to full precision.
+fn magnitudes(dtype: DType) -> (f64, f64) {
+    match dtype {
+        DType::F16 => (6.103_515_625e-5, 65_504.0),
+        _ => (f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX)),
+    }
+}
 
 /// One match of a rule, and the e-graph it is applied to. What builds terms yields `None` where an op does not accept its
 /// operands; the rule then does not apply.
@@ -40,6 +53,15 @@ impl Site<'_> {
 
     pub(crate) fn fact(&self, class: Id) -> &Fact {
         &self.egraph[class].data
+    }
+
+    /// Whether all elements are within 2^24 of 1, up or down: as factors they may change places with others, since what then
+    /// over- or underflows would nearly have done so before. Integers wrap around, in any order alike.
+    pub(crate) fn is_moderate(&self, class: Id) -> bool {
+        let Fact { ty, range, .. } = self.fact(class);
+        let most = if ty.dtype == DType::F16 { MODERATE_F16 } else { MODERATE };
+        let within = |low: f64, high: f64| low >= 1.0 / most && high <= most;
+        !ty.dtype.is_float() || range.is_some_and(|(low, high)| within(low, high) || within(-high, -low))
     }
 
     pub(crate) fn shape(&self, class: Id) -> Shape {
@@ -106,7 +128,9 @@ impl Site<'_> {
 
     pub(crate) fn number_of(&mut self, number: impl Into<Splat>, ty: &TensorType) -> Option<Id> {
         let number = number.into();
-        if !number.value.is_finite() {
+        let (least, most) = magnitudes(ty.dtype);
+        let full = number.value == 0.0 || (least..=most).contains(&number.value.abs());
+        if ty.dtype.is_float() && !full {
             return None;
         }
         self.egraph.analysis.note(number);

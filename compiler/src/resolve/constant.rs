@@ -39,6 +39,10 @@ pub(crate) fn binary(expr: &Expr, op: BinaryOp, (a, _): (&Value, &Expr), (b, _):
         BinaryOp::Sub => x - y,
         BinaryOp::Mul => x * y,
         BinaryOp::Div => x / y,
+        BinaryOp::Rem => {
+            let rest = x % y;
+            if rest != 0.0 && (rest < 0.0) != (y < 0.0) { rest + y } else { rest }
+        }
         BinaryOp::Pow => libm::pow(x, y),
         _ => return Err(unfit()),
     };
@@ -52,6 +56,9 @@ fn whole(op: BinaryOp, x: i64, y: i64) -> Option<Option<i64>> {
         BinaryOp::Sub => Some(x.checked_sub(y)),
         BinaryOp::Mul => Some(x.checked_mul(y)),
         BinaryOp::Div if y != 0 && x.checked_rem(y) == Some(0) => Some(x.checked_div(y)),
+        BinaryOp::Rem if y != 0 => {
+            Some(x.checked_rem(y).map(|rest| if rest != 0 && (rest < 0) != (y < 0) { rest + y } else { rest }))
+        }
         BinaryOp::Pow => u32::try_from(y).ok().map(|y| x.checked_pow(y)),
         _ => None,
     }

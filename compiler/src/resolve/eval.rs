@@ -312,6 +312,7 @@ impl<'a> Evaluator<'a> {
             BinaryOp::Sub => builder.sub(x, y),
             BinaryOp::Mul => builder.mul(x, y),
             BinaryOp::Div => builder.div(x, y),
+            BinaryOp::Rem => builder.rem(x, y),
             BinaryOp::Pow => builder.pow(x, y),
             BinaryOp::MatMul => builder.matmul(x, y),
             BinaryOp::Lt => builder.lt(x, y),

@@ -91,7 +91,7 @@ fn of(graph: &Graph, id: NodeId, all: &[Facts]) -> Facts {
 pub(super) fn operations(op: ScalarOp) -> u32 {
     use ScalarOp::*;
     match op {
-        Exp | Ln | Sin | Cos | Tanh | Erf | Pow => COSTLY,
+        Exp | Ln | Sin | Cos | Tanh | Erf | Pow | Rem => COSTLY,
         _ => 1,
     }
 }

@@ -25,7 +25,7 @@ fn binary_level(op: BinaryOp) -> u8 {
         BinaryOp::And => 2,
         BinaryOp::Lt | BinaryOp::Le | BinaryOp::Gt | BinaryOp::Ge | BinaryOp::Eq | BinaryOp::Ne => 4,
         BinaryOp::Add | BinaryOp::Sub => 5,
-        BinaryOp::Mul | BinaryOp::Div | BinaryOp::MatMul => 6,
+        BinaryOp::Mul | BinaryOp::Div | BinaryOp::Rem | BinaryOp::MatMul => 6,
         BinaryOp::Pow => 8,
     }
 }

@@ -8,7 +8,7 @@
 //! not        = "not" not | compare
 //! compare    = sum [ ("<" | "<=" | ">" | ">=" | "==" | "!=") sum ]
 //! sum        = product { ("+" | "-") product }
-//! product    = unary { ("*" | "/" | "@") unary }
+//! product    = unary { ("*" | "/" | "%" | "@") unary } a % b has the sign of b, as in Python
 //! unary      = "-" unary | power
 //! power      = postfix [ "**" unary ]                  right associative; -a ** b is -(a ** b)
 //! postfix    = primary { "(" args ")" | "[" indices "]" | "." name }
@@ -229,6 +229,8 @@ pub enum BinaryOp {
     Mul,
     /// `/`
     Div,
+    /// `%`
+    Rem,
     /// `**`
     Pow,
     /// `@`
@@ -259,6 +261,7 @@ impl BinaryOp {
             BinaryOp::Sub => "-",
             BinaryOp::Mul => "*",
             BinaryOp::Div => "/",
+            BinaryOp::Rem => "%",
             BinaryOp::Pow => "**",
             BinaryOp::MatMul => "@",
             BinaryOp::Lt => "<",

@@ -35,17 +35,17 @@ pub(super) struct Token {
 }
 
 /// Longer ones first, so that `**` is not read as two `*`.
-const SYMBOLS: [&str; 22] = [
-    "**", "==", "!=", "<=", ">=", "..", "+", "-", "*", "/", "@", "<", ">", "=", "(", ")", "[", "]", ",", ":", ";", ".",
+const SYMBOLS: [&str; 23] = [
+    "**", "==", "!=", "<=", ">=", "..", "+", "-", "*", "/", "%", "@", "<", ">", "=", "(", ")", "[", "]", ",", ":", ";",
+    ".",
 ];
 
 /// What people write who come from another language, and what it is here.
-const FOREIGN: [(&str, &str); 6] = [
+const FOREIGN: [(&str, &str); 5] = [
     ("^", "a power is written `a ** b`"),
     ("&", "write `and`"),
     ("|", "write `or`"),
     ("!", "write `not a`, or `a != b`"),
-    ("%", "there is no remainder; slices take a step: `x[::2]`"),
     ("{", "expressions have no maps; lists are `[a, b]`, tuples `(a, b)`"),
 ];
 

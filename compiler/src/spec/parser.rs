@@ -445,7 +445,7 @@ const COMPARE: u8 = 3;
 const UNARY: u8 = 6;
 
 /// How tightly each binds; `**` is read by [`Parser::power`].
-const OPERATORS: [(BinaryOp, u8); 13] = [
+const OPERATORS: [(BinaryOp, u8); 14] = [
     (BinaryOp::Or, 0),
     (BinaryOp::And, 1),
     (BinaryOp::Lt, COMPARE),
@@ -458,6 +458,7 @@ const OPERATORS: [(BinaryOp, u8); 13] = [
     (BinaryOp::Sub, 4),
     (BinaryOp::Mul, 5),
     (BinaryOp::Div, 5),
+    (BinaryOp::Rem, 5),
     (BinaryOp::MatMul, 5),
 ];
 

@@ -156,6 +156,7 @@ fn logsumexp(b: &mut Builder<'_>, scores: NodeId, mask: Option<NodeId>) -> Resul
         None => scores,
     };
     let top = b.reduce(ReduceKind::Max, seen, &[3], true)?;
+    let top = b.bounded(top)?;
     let shifted = b.sub(seen, top)?;
     let exp = b.exp(shifted)?;
     let sum = b.reduce(ReduceKind::Sum, exp, &[3], true)?;

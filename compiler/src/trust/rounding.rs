@@ -222,6 +222,7 @@ impl Rule<'_, '_> {
                 let one = self.b.full(1.0, &self.b.graph.ty(self.y).clone())?;
                 self.plus(self.e[0], one, FUNCTION)
             }
+            ScalarOp::Rem => self.remainder(),
             ScalarOp::Select => self.chosen(),
             op => Err(OpError::new(format!("there is no rule for {op:?}"))),
         }
@@ -238,6 +239,24 @@ impl Rule<'_, '_> {
         let (Some(rounded), Some(e)) = (rounded, self.e[1]) else { return Ok(rounded) };
         let both = self.b.add(e, e)?;
         self.unless_below(both, below, rounded)
+    }
+
+    /// What is left may be off by what a is, and by what b is for each multiple; nothing is known where that reaches the next
+    /// multiple.
+    fn remainder(&mut self) -> Found {
+        let size = self.b.abs(self.x[1])?;
+        let multiples = self.b.div(self.x[0], self.x[1])?;
+        let multiples = self.b.floor(multiples)?;
+        let multiples = self.b.abs(multiples)?;
+        let by_divisor = self.e[1].map(|e| self.b.mul(e, multiples)).transpose()?;
+        let carried = self.sum(self.e[0], by_divisor)?;
+        let rounded = self.plus(carried, size, 1.0)?;
+        let (Some(rounded), Some(carried)) = (rounded, carried) else { return Ok(rounded) };
+        let left = self.b.abs(self.y)?;
+        let right = self.b.sub(size, left)?;
+        let near = self.b.min(left, right)?;
+        let reach = self.b.add(carried, carried)?;
+        self.unless_below(reach, near, rounded)
     }
 
     /// This error, but an infinite one where `factor` times the error of the input reaches the end of the domain, which is

@@ -314,6 +314,10 @@ fn scalar(instr: &Instr, [a, b, c]: [f64; 3]) -> f64 {
             Sub => return f64::from(x.wrapping_sub(y)),
             Mul => return f64::from(x.wrapping_mul(y)),
             Div => return f64::from(if y == 0 { x } else { x.wrapping_div(y) }),
+            Rem => {
+                let rest = if y == 0 { x } else { x.wrapping_rem(y) };
+                return f64::from(if y != 0 && rest != 0 && (rest < 0) != (y < 0) { rest + y } else { rest });
+            }
             _ => {}
         }
     }
@@ -344,6 +348,10 @@ fn scalar(instr: &Instr, [a, b, c]: [f64; 3]) -> f64 {
         Sub => a - b,
         Mul => a * b,
         Div => a / b,
+        Rem => {
+            let rest = a % b;
+            if rest != 0.0 && (rest < 0.0) != (b < 0.0) { rest + b } else { rest }
+        }
         Pow => libm::pow(a, b),
         Min => -maximum(-a, -b),
         Max => maximum(a, b),

@@ -137,7 +137,7 @@ fn frozen(case: &Case) -> Option<Case> {
 
 /// Nodes whose values stay the same as long as the graph is smooth, some of them new.
 fn decisions(graph: &mut Graph) -> Result<Vec<NodeId>, OpError> {
-    use ScalarOp::{Abs, Eq, Floor, Le, Max, Min};
+    use ScalarOp::{Abs, Eq, Floor, Le, Max, Min, Rem};
     let mut decided = Vec::new();
     for id in graph.ids().collect::<Vec<_>>() {
         let node = graph.node(id).clone();
@@ -146,6 +146,10 @@ fn decisions(graph: &mut Graph) -> Result<Vec<NodeId>, OpError> {
             Op::Input { .. } | Op::State { .. } | Op::Const { .. } => {}
             _ if !node.ty.dtype.is_float() => decided.push(id),
             Op::Pointwise(Floor) => decided.push(id),
+            Op::Pointwise(Rem) => {
+                let multiples = b.div(node.inputs[0], node.inputs[1])?;
+                decided.push(b.floor(multiples)?);
+            }
             Op::Pointwise(op @ (Abs | Max | Min)) => {
                 let other = if *op == Abs { b.scalar(0.0)? } else { node.inputs[1] };
                 decided.push(b.pointwise(Le, &[node.inputs[0], other])?);

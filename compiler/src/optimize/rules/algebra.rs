@@ -31,14 +31,17 @@ pub(super) fn rules() -> Vec<Rule> {
         Rule::term("abs-neg", Exact, abs(neg(X)), abs(X)).floats(),
         Rule::term("square-of-neg", Exact, mul(neg(X), neg(X)), mul(X, X)),
         Rule::term("add-self", Exact, add(X, X), mul(X, num(2.0))),
-        Rule::term("mul-constants", Reassociates, mul(mul(X, C), D), mul(X, mul(C, D))),
-        Rule::term("add-constants", Reassociates, add(add(X, C), D), add(X, add(C, D))),
+        Rule::build("mul-constants", Reassociates, mul(mul(X, C), D), product_of_constants),
+        Rule::build("add-constants", Reassociates, add(add(X, C), D), sum_of_constants),
         Rule::build("sub-constant", Exact, sub(X, C), plus_negative),
         Rule::build("div-constant", Reassociates, div(X, C), times_inverse).floats(),
-        Rule::term("constant-outward", Reassociates, mul(mul(X, C), Y), mul(mul(X, Y), C)),
-        Rule::term("constant-through-div", Reassociates, div(mul(X, C), Y), mul(div(X, Y), C)).floats(),
-        Rule::term("constant-over", Reassociates, div(C, div(X, Y)), div(mul(C, Y), X)).floats(),
-        Rule::term("div-div", Reassociates, div(div(X, Y), Z), div(X, mul(Y, Z))).floats(),
+        Rule::term("constant-outward", Reassociates, mul(mul(X, C), Y), mul(mul(X, Y), C)).when(moderate),
+        Rule::term("constant-through-div", Reassociates, div(mul(X, C), Y), mul(div(X, Y), C)).floats().when(moderate),
+        Rule::term("constant-over", Reassociates, div(C, div(X, Y)), div(mul(C, Y), X)).floats().when(moderate),
+        Rule::term("div-div", Reassociates, div(div(X, Y), Z), div(X, mul(Y, Z)))
+            .floats()
+            .when(moderate_divisors)
+            .tried_on([div(div(X, C), D)]),
         Rule::term("mul-inverse", Reassociates, mul(X, div(num(1.0), Y)), div(X, Y)).floats(),
         Rule::term("factor", Reassociates, add(mul(X, Y), mul(X, Z)), mul(X, add(Y, Z))),
         Rule::term("factor-difference", Reassociates, sub(mul(X, Y), mul(X, Z)), mul(X, sub(Y, Z))),
@@ -54,6 +57,34 @@ pub(super) fn rules() -> Vec<Rule> {
         Rule::term("select-not", Exact, select(not(X), Y, Z), select(X, Z, Y)),
         Rule::build("select-known", Exact, select(C, X, Y), known_choice),
     ]
+}
+
+/// The constant of the left side may change places.
+fn moderate(s: &Site<'_>) -> bool {
+    s.var(&C).is_some_and(|c| s.is_moderate(c))
+}
+
+/// Two divisors whose product cannot be too large or too small.
+fn moderate_divisors(s: &Site<'_>) -> bool {
+    [Y, Z].iter().all(|divisor| s.var(divisor).is_some_and(|divisor| s.is_moderate(divisor)))
+}
+
+/// `x c d` is `x (c d)`.
+fn product_of_constants(s: &mut Site<'_>) -> Option<egg::Id> {
+    let (x, c) = constants_folded(s, |c, d| c * d)?;
+    s.mul(x, c)
+}
+
+/// `x + c + d` is `x + (c + d)`.
+fn sum_of_constants(s: &mut Site<'_>) -> Option<egg::Id> {
+    let (x, c) = constants_folded(s, |c, d| c + d)?;
+    s.point(ScalarOp::Add, &[x, c])
+}
+
+fn constants_folded(s: &mut Site<'_>, fold: fn(f64, f64) -> f64) -> Option<(egg::Id, egg::Id)> {
+    let (x, c, d) = (s.var(&X)?, s.var(&C)?, s.var(&D)?);
+    let folded = s.fact(c).splat?.with(s.fact(d).splat?, fold)?;
+    Some((x, s.number(folded, c)?))
 }
 
 /// `-(x c)` is `x (-c)`.

@@ -5,6 +5,11 @@
 //! add a rule is to add an entry to a theme's list: `laws` tries it on random shapes and inputs against the interpreter, and
 //! asks for a filetest in which it fires, `tests/worth.rs` for a graph that ships and is another without the theme.
 //!
+//! Rules hold for real numbers; in floats an operation in another order may under- or overflow where the original does not.
+//! Constants are folded only to numbers that the type holds to full precision ([`Site::number_of`]), and change places with
+//! other operands only if they are moderate ([`Site::is_moderate`]): what is written as `x * 1e-30 * y` is so written because
+//! `x * y` would be too large. A factor that is the same along what is summed leaves the sum whatever its size.
+//!
 //! Products that share an operand are no rule's: that they become one is decided before gradients are added
 //! (`transform::projections`), where the backward pass inherits it, and where it is free.
 
@@ -51,6 +56,8 @@ pub(crate) struct Rule {
     pub(crate) right: Right,
     /// Only of floats: integers divide with truncation.
     pub(crate) floats: bool,
+    /// Where else it applies only.
+    pub(crate) when: Option<fn(&Site<'_>) -> bool>,
     /// Terms to try it on, for a rule that looks further than its left side; only `laws` reads them.
     #[cfg_attr(not(test), expect(dead_code))]
     pub(crate) examples: Vec<Pat>,
@@ -58,7 +65,7 @@ pub(crate) struct Rule {
 
 impl Rule {
     fn new(name: &'static str, tag: Tag, left: Pat, right: Right) -> Rule {
-        Rule { name, theme: "", tag, left, right, floats: false, examples: Vec::new() }
+        Rule { name, theme: "", tag, left, right, floats: false, when: None, examples: Vec::new() }
     }
 
     /// A rule whose right side is a pattern.
@@ -74,6 +81,11 @@ impl Rule {
     /// The rule holds for floats only.
     pub(crate) fn floats(self) -> Rule {
         Rule { floats: true, ..self }
+    }
+
+    /// The rule applies where this holds only.
+    fn when(self, holds: fn(&Site<'_>) -> bool) -> Rule {
+        Rule { when: Some(holds), ..self }
     }
 
     /// Terms to try the rule on in place of its left side.

@@ -131,7 +131,7 @@ fn sum_of_dot(s: &mut Site<'_>) -> Option<Id> {
 fn dot_of_constant<const SIDE: usize>(s: &mut Site<'_>) -> Option<Id> {
     let Op::Dot(dot) = s.op(0) else { return None };
     let (x, c) = (s.var(&X)?, s.var(&C)?);
-    let value = s.fact(c).splat?;
+    let value = s.fact(c).splat.filter(|_| s.is_moderate(c))?;
     let operands = s.operands(0);
     let both = sides(&dot, [s.rank(operands[0]), s.rank(operands[1])]);
     let side = &both[1 - SIDE];

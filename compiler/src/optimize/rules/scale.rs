@@ -41,6 +41,9 @@ fn dot_of_scaled<const SIDE: usize>(s: &mut Site<'_>) -> Option<Id> {
     let both = sides(&dot, ranks);
     let side = &both[SIDE];
     let (x, y) = (s.var(&X)?, s.var(&Y)?);
+    if s.fact(y).splat.is_some() && !s.is_moderate(y) {
+        return None;
+    }
     let factor = s.constant_along(y, &side.contract)?;
     operands[SIDE] = x;
     let product = s.dot(operands[0], operands[1], dot.clone())?;
@@ -68,6 +71,9 @@ fn dot_of_neg<const SIDE: usize>(s: &mut Site<'_>) -> Option<Id> {
 fn sum_of_scaled(s: &mut Site<'_>) -> Option<Id> {
     let (Op::Reduce { kind, axes }, Op::Pointwise(how)) = (s.op(0), s.op(1)) else { return None };
     let (x, y) = (s.var(&X)?, s.var(&Y)?);
+    if s.fact(y).splat.is_some() && !s.is_moderate(y) {
+        return None;
+    }
     let factor = s.constant_along(y, &axes)?;
     let sum = s.reduce(kind, x, axes)?;
     s.point(how, &[sum, factor])

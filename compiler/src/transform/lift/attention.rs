@@ -244,6 +244,9 @@ fn unscaled(known: &Known<'_>, atoms: &mut Atoms, mut source: Source) -> (Source
             },
             _ => return (source, scale),
         };
+        if !mask::is_moderate(factor) {
+            return (source, scale);
+        }
         source.node = node;
         scale *= factor;
     }

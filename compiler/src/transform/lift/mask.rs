@@ -14,6 +14,13 @@ use crate::ops::{Op, ScalarOp};
 /// Whatever such scores are, what is masked lies more than 2^24 below what is not, and e to the power of that is 0.
 const EXCLUDES: f64 = -67_108_864.0;
 
+/// Whether a factor is within 2^24 of 1, up or down: it may be applied later or earlier than it is written, since what then
+/// over- or underflows would nearly have done so as it is.
+pub(super) fn is_moderate(factor: f64) -> bool {
+    const MOST: f64 = (1 << 24) as f64;
+    (1.0 / MOST..=MOST).contains(&factor.abs())
+}
+
 /// A scalar operation on the scores, which are its operand `operand` and have the layout `layout` there.
 pub(super) struct Touch {
     pub(super) node: NodeId,
@@ -109,6 +116,9 @@ impl Reader<'_> {
     }
 
     fn scaled(&mut self, factor: f64) -> Found {
+        if !is_moderate(factor) {
+            return Err(format!("scores are multiplied by {factor:e}, which keeps something else from overflowing"));
+        }
         if self.hidden.is_some() || self.length.is_some() {
             if factor <= 0.0 {
                 return Err("masked scores are multiplied by a number that is not positive".into());

@@ -361,7 +361,8 @@ impl PreparedAttention {
         }
         // SAFETY: lanes of the slice, at least one.
         let here = f32::from_bits(unsafe { (self.max)(shown.as_ptr().cast(), seen) });
-        // NaN stays NaN.
+        // Infinities have no distance to be taken. NaN stays NaN.
+        let here = here.clamp(f32::MIN, f32::MAX);
         let new = if here <= *top { *top } else { here };
         let fade = if new == *top { 1.0 } else { libm::exp(f64::from(*top) - f64::from(new)) as f32 };
         // SAFETY: as above.

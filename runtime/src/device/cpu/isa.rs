@@ -159,6 +159,10 @@ operations! { binary:
     SubF(a, b: f32) = a - b;
     MulF(a, b: f32) = a * b;
     DivF(a, b: f32) = a / b;
+    RemF(a, b: f32) = {
+        let rest = a % b;
+        if rest != 0.0 && (rest < 0.0) != (b < 0.0) { rest + b } else { rest }
+    };
     PowF(a, b: f32) = math::pow(a, b);
     MinF(a, b: f32) = if a < b || a.is_nan() { a } else { b };
     MaxF(a, b: f32) = if a > b || a.is_nan() && !planted(Fault::MaxWithoutNan) { a } else { b };
@@ -169,6 +173,10 @@ operations! { binary:
     SubI(a, b: i32) = a.wrapping_sub(b);
     MulI(a, b: i32) = a.wrapping_mul(b);
     DivI(a, b: i32) = if b == 0 { a } else { a.wrapping_div(b) };
+    RemI(a, b: i32) = {
+        let rest = if b == 0 { a } else { a.wrapping_rem(b) };
+        if b != 0 && rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }
+    };
     MinI(a, b: i32) = a.min(b);
     MaxI(a, b: i32) = a.max(b);
     LtI(a, b: i32) = a < b;
@@ -588,6 +596,8 @@ fn lanes<I: Isa>(op: ScalarOp, dtype: DType, form: Form) -> Option<LaneFn> {
         Mul => I::binary::<MulI>(form),
         Div if float => I::binary::<DivF>(form),
         Div => I::binary::<DivI>(form),
+        Rem if float => I::binary::<RemF>(form),
+        Rem => I::binary::<RemI>(form),
         Pow => I::binary::<PowF>(form),
         Min if float => I::binary::<MinF>(form),
         Min => I::binary::<MinI>(form),

@@ -73,6 +73,8 @@ impl Memory<'_> {
             return Vec::new();
         }
         let top = scores.iter().copied().fold(f64::NEG_INFINITY, super::maximum);
+        // Infinities have no distance to be taken.
+        let top = top.clamp(f64::from(f32::MIN), f64::from(f32::MAX));
         let lse = match &attention.lse {
             Some(_) => one(&attention.lse),
             None => top + libm::log(scores.iter().map(|score| libm::exp(score - top)).sum()),

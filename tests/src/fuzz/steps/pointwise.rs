@@ -5,8 +5,8 @@ use alip_compiler::ops::{Op, ScalarOp};
 
 use super::super::maker::{Held, MAX_INTEGER, MAX_MAGNITUDE, Maker};
 use ScalarOp::{
-    Abs, Add, And, Cos, Div, Eq, Erf, Exp, Floor, Le, Ln, Lt, Max, Min, Mul, Neg, Not, Or, Pow, Select, Sin, Sqrt, Sub,
-    Tanh,
+    Abs, Add, And, Cos, Div, Eq, Erf, Exp, Floor, Le, Ln, Lt, Max, Min, Mul, Neg, Not, Or, Pow, Rem, Select, Sin, Sqrt,
+    Sub, Tanh,
 };
 
 /// `x^2 + above`, which is positive.
@@ -16,7 +16,7 @@ fn positive(maker: &mut Maker, x: NodeId, above: f64) -> NodeId {
 }
 
 pub(super) fn unary(maker: &mut Maker, x: Held) {
-    match maker.draws.below(13) {
+    match maker.draws.below(14) {
         kind @ 0..=3 => {
             let id = maker.point([Tanh, Sin, Cos, Erf][kind], &[x.id]);
             maker.keep(id, false, 1.0);
@@ -54,6 +54,12 @@ pub(super) fn unary(maker: &mut Maker, x: Held) {
         11 if x.magnitude < MAX_INTEGER => {
             let id = maker.point(Floor, &[x.id]);
             maker.keep(id, x.exact, x.magnitude + 1.0);
+        }
+        12 => {
+            let step = maker.draws.pick(&[0.7, 2.0, -1.5]);
+            let divisor = maker.scalar(step);
+            let id = maker.point(Rem, &[x.id, divisor]);
+            maker.keep(id, false, step.abs());
         }
         _ => {
             let above = positive(maker, x.id, 1.0);
@@ -144,7 +150,7 @@ pub(super) fn integer(maker: &mut Maker, x: Held) {
         0 => (Mul, a.magnitude * b.magnitude),
         1 => (Max, a.magnitude.max(b.magnitude)),
         2 => (Sub, a.magnitude + b.magnitude),
-        3 => (Div, a.magnitude),
+        3 => (maker.draws.pick(&[Div, Rem]), a.magnitude.max(3.0)),
         4 => (Neg, a.magnitude),
         5 => {
             let id = maker.cast(a.id, DType::F32);
@@ -158,9 +164,10 @@ pub(super) fn integer(maker: &mut Maker, x: Held) {
     let id = match op {
         Neg => maker.point(Neg, &[a.id]),
         // No zero divisors.
-        Div => {
-            let three = maker.b().constant(3.0, DType::I32).expect("a constant");
-            maker.point(Div, &[a.id, three])
+        Div | Rem => {
+            let by = maker.draws.pick(&[3.0, -3.0]);
+            let by = maker.b().constant(by, DType::I32).expect("a constant");
+            maker.point(op, &[a.id, by])
         }
         op => maker.point(op, &[a.id, b.id]),
     };

@@ -17,6 +17,8 @@ use super::{EmitError, Shader, code};
 const WIDTH: u64 = 64;
 /// Below every score that is a number, and finite, so that the difference of two is a number.
 const LOWEST: &str = "-3.0e38f";
+/// The largest score that others have a distance to.
+const HIGHEST: &str = "3.4028235e38f";
 
 pub(super) fn emit(attention: &Attention, shader: &mut Shader<'_>) -> Result<(), EmitError> {
     for view in attention.inputs().into_iter().map(|input| input.1).chain(attention.results.iter().map(|r| &r.1)) {
@@ -200,7 +202,7 @@ impl Writer<'_, '_> {
 
     /// Declares `lse`: every thread's part of the keys, with a running maximum, and a tree over the threads.
     fn log_sum_exp(&mut self, [s, i, h]: [&str; 3], keys: u64) {
-        for name in ["max_f", "ln_f"] {
+        for name in ["min_f", "max_f", "ln_f"] {
             self.shader.functions.use_(name);
         }
         self.line(format!("var top = {LOWEST};"));
@@ -209,7 +211,7 @@ impl Writer<'_, '_> {
         self.shader.repeat(&format!("for (var j = lane; j < seen; j += {WIDTH}u)"), trips);
         self.shader.count(self.attention.d);
         self.line(format!("let x = score({s}, {i}, begin + j, {h});"));
-        self.line("let next = max_f(top, x);");
+        self.line(format!("let next = min_f(max_f(top, x), {HIGHEST});"));
         self.line("sum = sum * exp_f(top - next) + exp_f(x - next);");
         self.line("top = next;");
         self.line("}");

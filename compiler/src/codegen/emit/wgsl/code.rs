@@ -7,6 +7,8 @@ use super::{EmitError, Shader};
 
 /// Iterations of the loop in `uniform_f`.
 const PHILOX_ROUNDS: u64 = 10;
+/// The same in `rem_f`, at most.
+const EXPONENTS: u64 = 254;
 
 /// What the code of a point can refer to.
 pub(super) struct Scope<'a> {
@@ -177,8 +179,10 @@ pub(super) fn constant(shader: &mut Shader<'_>, value: f64, dtype: DType) -> Str
 fn expression(shader: &mut Shader<'_>, instr: &Instr, [a, b, c]: [&str; 3]) -> String {
     use ScalarOp::*;
     let float = instr.dtype.is_float();
-    if matches!(instr.op, Uniform { .. }) {
-        shader.count(PHILOX_ROUNDS);
+    match instr.op {
+        Uniform { .. } => shader.count(PHILOX_ROUNDS),
+        Rem if float => shader.count(EXPONENTS),
+        _ => {}
     }
     let mut call = |name: &'static str, args: &str| format!("{}({args})", shader.functions.use_(name));
     match instr.op {
@@ -197,6 +201,8 @@ fn expression(shader: &mut Shader<'_>, instr: &Instr, [a, b, c]: [&str; 3]) -> S
         Sub => format!("{a} - {b}"),
         Mul => format!("{a} * {b}"),
         Div => format!("{a} / {b}"),
+        Rem if float => call("rem_f", &format!("{a}, {b}")),
+        Rem => call("rem_i", &format!("{a}, {b}")),
         Pow => call("pow_f", &format!("{a}, {b}")),
         Min if float => call("min_f", &format!("{a}, {b}")),
         Max if float => call("max_f", &format!("{a}, {b}")),

@@ -39,6 +39,7 @@ const CALLS: &[(&str, &[&str])] = &[
     ("sin_f", &["quadrant_f"]),
     ("cos_f", &["quadrant_f"]),
     ("quadrant_f", &["nan_f", "is_nan_f"]),
+    ("rem_f", &["nan_f"]),
     ("pow_f", &["ln_f", "exp_f", "inf_f", "nan_f"]),
     ("uniform_f", &["mul_hi"]),
 ];
@@ -218,6 +219,39 @@ fn cos_poly(r: f32) -> f32 {
   let signed = select(size, -size, below && floor(b) == b && floor(0.5f * b) != 0.5f * b);
   let power = select(signed, nan_f(), a < 0.0f && floor(b) != b && abs(a) < inf_f());
   return select(power, 1.0f, b == 0.0f || a == 1.0f || (a == -1.0f && abs(b) == inf_f()));
+}
+",
+    ),
+    // Long division of the significands, one power of two after another, so that nothing is rounded but the last sum.
+    (
+        "rem_f",
+        "fn rem_f(a: f32, b: f32) -> f32 {
+  let x = bitcast<u32>(a) & 0x7fffffffu;
+  let y = bitcast<u32>(b) & 0x7fffffffu;
+  if (x >= 0x7f800000u || y > 0x7f800000u || y == 0u) { return nan_f(); }
+  var rest = abs(a);
+  if (x >= y) {
+    let e = max(y >> 23u, 1u);
+    let d = (y & 0x7fffffu) | select(0u, 0x800000u, y >= 0x800000u);
+    var m = (x & 0x7fffffu) | select(0u, 0x800000u, x >= 0x800000u);
+    for (var k = max(x >> 23u, 1u); k > e; k--) { m = (m % d) << 1u; }
+    m = m % d;
+    let half_n = (i32(e) - 150) / 2;
+    let rest_n = i32(e) - 150 - half_n;
+    rest = f32(m) * bitcast<f32>(u32(half_n + 127) << 23u) * bitcast<f32>(u32(rest_n + 127) << 23u);
+  }
+  let signed = select(rest, -rest, a < 0.0f);
+  return select(signed, signed + b, signed != 0.0f && (signed < 0.0f) != (b < 0.0f));
+}
+",
+    ),
+    (
+        "rem_i",
+        "fn rem_i(a: i32, b: i32) -> i32 {
+  if (b == 0i) { return a; }
+  if (b == -1i) { return 0i; }
+  let rest = a % b;
+  return select(rest, rest + b, rest != 0i && (rest < 0i) != (b < 0i));
 }
 ",
     ),

@@ -52,6 +52,8 @@ fn every_scalar_operation_is_valid() {
         (Sub, F32, F32),
         (Mul, F32, F32),
         (Div, F32, F32),
+        (Rem, F32, F32),
+        (Rem, I32, I32),
         (Pow, F32, F32),
         (Min, F32, F32),
         (Max, F32, F32),
