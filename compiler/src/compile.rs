@@ -107,7 +107,10 @@ pub struct OptimizeReport {
     pub regions: Vec<RegionReport>,
 }
 
-/// One line per program with what the model of costs predicts, then one per distinct region, those that matter most first.
+/// Distinct regions that are shown: a large model has hundreds, and those beyond these cost little.
+const SHOWN_REGIONS: usize = 10;
+
+/// One line per program with what the model of costs predicts, then one for each of the dearest distinct regions.
 impl std::fmt::Display for OptimizeReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (program, report) in self.programs.iter().filter(|(_, report)| report.regions > 0) {
@@ -128,9 +131,13 @@ impl std::fmt::Display for OptimizeReport {
         let mut regions: Vec<&RegionReport> = self.regions.iter().collect();
         let weight = |region: &RegionReport| region.cost.0.seconds * f64::from(region.occurrences);
         regions.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
-        for region in regions {
+        for region in regions.iter().take(SHOWN_REGIONS) {
             writeln!(f, "{region}")?;
         }
+        match regions.len().saturating_sub(SHOWN_REGIONS) {
+            0 => Ok(()),
+            more => writeln!(f, "and {more} cheaper regions"),
+        }?;
         Ok(())
     }
 }

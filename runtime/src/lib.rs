@@ -3,5 +3,6 @@
 pub mod data;
 pub mod device;
 pub mod exec;
+pub mod run;
 pub mod tensor;
 pub mod train;

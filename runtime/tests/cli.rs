@@ -186,7 +186,7 @@ fn a_compiled_plan_trains_without_its_spec() {
     assert!(weights("runs/small") == weights("again"), "the same plan, other weights");
     check(
         at,
-        &["train", "runs/small", "--batch", "8", "--device", "cpu"],
+        &["train", "runs/small", "--batch", "8", "--device", "cpu", "--out", "x"],
         &[
             "error: the plan in runs/small is compiled: --batch, --set, --target, --no-rule and --no-egraph are for specs",
         ],
@@ -238,6 +238,17 @@ fn replay_names_what_does_not_fit() {
     check(replay("alip_tiny", &weights, &weights), &["there is no batch: tensors are named `batch.0.image`"]);
     check(replay("alip_tiny", "none.safetensors", &inputs), &["error: none.safetensors: cannot read"]);
     check(replay("small.ron", &inputs, &inputs), &["the weights do not fit graph `small`"]);
+    let gap = at.join("gap.safetensors");
+    let bytes = fs::read(&inputs).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let renamed = file.iter().map(|(name, view)| (name.replace("batch.1.", "batch.7."), view));
+    safetensors::serialize_to_file(renamed, None, &gap).unwrap();
+    check(
+        replay("alip_tiny", &weights, "gap.safetensors"),
+        &["gap.safetensors: there are batches 0 to 0, but also `batch.", "batches are numbered from 0 without a gap"],
+    );
+    let help = run(at, &["replay", "--help"]).1;
+    assert!(help.contains("batch.0.image            f32 [16, 3, 32, 32]  numbered from 0"), "{help}");
     assert!(!at.join("out.safetensors").exists());
 }
 

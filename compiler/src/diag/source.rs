@@ -116,6 +116,13 @@ impl SourceMap {
         self.sources.get(id.0 as usize).map_or("", |s| &s.text)
     }
 
+    /// Name and text of every source that was read from a file: what to compile the same again from, given as
+    /// [`Options::files`](crate::resolve::Options::files).
+    pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
+        let files = self.sources.iter().filter(|source| !source.name.starts_with("--"));
+        files.map(|source| (source.name.as_str(), source.text.as_str()))
+    }
+
     /// The text under a span, empty if the span lies outside of it.
     pub fn slice(&self, span: Span) -> &str {
         self.text(span.source).get(span.start as usize..span.end as usize).unwrap_or("")

@@ -100,7 +100,7 @@ impl Library {
     /// Reads the file that a user named: a path, or the name of a graph.
     pub(crate) fn open(&mut self, sources: &mut SourceMap, spec: &str) -> Result<SpecFile, Diagnostics> {
         let path = Path::new(spec);
-        if path.extension().is_some_and(|extension| extension == "ron") || path.exists() {
+        if path.extension().is_some_and(|extension| extension == "ron") || self.is_file(path) || path.exists() {
             let source = self.read(sources, path)?;
             return parse_file(sources, source);
         }
@@ -264,7 +264,7 @@ impl Library {
         }
         let beside = folder.map(|folder| folder.join(format!("{name}.ron")));
         for path in beside.into_iter().chain([Path::new(root.folder()).join(&file)]) {
-            if path.is_file() {
+            if self.is_file(&path) {
                 return self.read(sources, &path).map(Some);
             }
         }
@@ -278,12 +278,20 @@ impl Library {
         Ok(Some(source))
     }
 
+    /// Whether there is such a file, in memory or on disk.
+    fn is_file(&self, path: &Path) -> bool {
+        self.memory.contains_key(&path.display().to_string()) || path.is_file()
+    }
+
     fn read(&mut self, sources: &mut SourceMap, path: &Path) -> Result<SourceId, Diagnostic> {
         let shown = path.display().to_string();
         if let Some(source) = self.sources.get(&shown) {
             return Ok(*source);
         }
-        let source = sources.add_path(path)?;
+        let source = match self.memory.get(&shown) {
+            Some(text) => sources.add(shown.as_str(), text.as_str()),
+            None => sources.add_path(path)?,
+        };
         self.sources.insert(shown, source);
         self.folders.insert(source, path.parent().unwrap_or(Path::new("")).to_owned());
         Ok(source)

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::lines::read_text;
 use super::order::{Stream, below};
 use super::text::{clean, split_words};
-use super::{DataError, Field, RawSample, SampleError, SampleSource};
+use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource};
 
 /// Name of the file that lists images and captions.
 const LIST: &str = "captions.jsonl";
@@ -144,6 +144,16 @@ impl SampleSource for FolderSource {
 
     fn captions(&self, index: u64) -> Vec<String> {
         self.entry(index).map(|entry| entry.captions.clone()).unwrap_or_default()
+    }
+
+    /// Of the lines of the list: images by name, and their texts.
+    fn list_hash(&self) -> String {
+        let mut hash = ListHash::default();
+        for entry in &self.entries {
+            hash.add(entry.image.as_bytes());
+            entry.captions.iter().for_each(|caption| hash.add(caption.as_bytes()));
+        }
+        hash.to_string()
     }
 
     fn words(&self, limit: usize) -> Vec<String> {

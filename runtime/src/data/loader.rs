@@ -18,7 +18,7 @@ use alip_plan::pipeline::{Mode, Pipeline, Source};
 use rayon::prelude::*;
 
 use super::transform::{Row, check_fields};
-use super::{DataError, Order, SampleError, SampleSource, Skipped, Skips, Transform};
+use super::{DataError, Order, SampleError, SampleSource, Skipped, Skips, Transform, Vocabularies};
 use crate::tensor::{Data, HostTensor};
 
 /// Stand-ins tried for one sample before the data set is called unreadable.
@@ -73,6 +73,8 @@ pub struct LoaderOptions {
     pub passes: Passes,
     /// Largest share of samples that may be unusable, judged over what this loader has delivered.
     pub max_bad: f64,
+    /// The word lists that take the place of those of the source.
+    pub vocabularies: Vocabularies,
     /// Samples to deliver before the share is judged, so that one bad file among the first few stops nothing.
     pub judge_after: u64,
 }
@@ -89,6 +91,7 @@ impl LoaderOptions {
             prefetch: 2,
             passes: Passes::Endless,
             max_bad: 0.01,
+            vocabularies: Vocabularies::default(),
             judge_after: 1_000,
         }
     }
@@ -127,7 +130,7 @@ impl Loader {
         if source.is_empty() || options.batch == 0 {
             return Err(fail("a batch needs at least one sample".into()));
         }
-        let transform = Arc::new(Transform::new(pipeline, options.mode, source.as_ref())?);
+        let transform = Arc::new(Transform::new(pipeline, options.mode, source.as_ref(), &options.vocabularies)?);
         let shuffled = options.mode == Mode::Train && pipeline.shuffle.is_some();
         let order = Order::new(source.len(), options.seed, shuffled, options.batch as u64);
         let pool = rayon::ThreadPoolBuilder::new()

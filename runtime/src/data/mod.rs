@@ -32,8 +32,8 @@ pub use loader::{Batch, Loader, LoaderOptions, Passes, Throughput, measure};
 pub use order::{Order, too_few};
 pub use resize::resize;
 pub use skips::{Skipped, Skips};
-pub use source::{Field, RawSample, RgbImage, SampleSource, open_source};
-pub use text::{Tokenizer, WordVocabulary, clean, split_words};
+pub use source::{Field, ListHash, RawSample, RgbImage, SampleSource, open_source};
+pub use text::{Tokenizer, Vocabularies, WordVocabulary, clean, split_words};
 pub use transform::Transform;
 
 #[cfg(test)]

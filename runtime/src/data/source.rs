@@ -49,6 +49,31 @@ pub struct RawSample {
     pub labels: BTreeMap<String, i64>,
 }
 
+/// A hash of a list, entry by entry: FNV-1a, 64 bits.
+#[derive(Clone, Copy, Debug)]
+pub struct ListHash(u64);
+
+impl Default for ListHash {
+    fn default() -> ListHash {
+        ListHash(0xCBF2_9CE4_8422_2325)
+    }
+}
+
+impl ListHash {
+    /// Adds an entry; where it ends counts too.
+    pub fn add(&mut self, entry: &[u8]) {
+        let mut step = |byte: u8| self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3);
+        entry.iter().for_each(|&byte| step(byte));
+        entry.len().to_le_bytes().into_iter().for_each(step);
+    }
+}
+
+impl std::fmt::Display for ListHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 /// A finite, numbered set of samples with random access.
 ///
 /// `read(i)` is a function of `i`: it gives the same sample whenever and on whatever thread it is called.
@@ -75,6 +100,13 @@ pub trait SampleSource: Send + Sync {
 
     /// Every caption that describes sample `index` truly, for retrieval: any of them counts.
     fn captions(&self, index: u64) -> Vec<String>;
+
+    /// Hash of what samples there are, in their order: two sources with one hash give the same run.
+    fn list_hash(&self) -> String {
+        let mut hash = ListHash::default();
+        (0..self.len()).for_each(|index| hash.add(self.name(index).as_bytes()));
+        hash.to_string()
+    }
 
     /// Words for a vocabulary of whole words, most important first and without repetition, at most `limit`; always taken
     /// from the training split, whatever is open.

@@ -400,7 +400,10 @@ fn errors_of_pipelines() {
     let (op, inputs) = PipelineOp::from_call("tokenize", &call, &[]).unwrap();
     pipeline.ops = vec![PipelineNode { name: "ids".into(), op, inputs }];
     pipeline.outputs = BTreeMap::from([("raw".to_string(), "ids".to_string())]);
-    let error = Transform::new(&pipeline, Mode::Train, samples.as_ref()).err().expect("an error").to_string();
+    let error = Transform::new(&pipeline, Mode::Train, samples.as_ref(), &Vocabularies::default())
+        .err()
+        .expect("an error")
+        .to_string();
     let (words, needed) = (samples.words(usize::MAX).len(), samples.words(usize::MAX).len() + 4);
     assert_eq!(
         error,

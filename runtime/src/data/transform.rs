@@ -13,7 +13,7 @@ use alip_plan::pipeline::{Mode, Pipeline, PipelineOp, PipelineOutput, Source, Va
 use super::augment::{Crop, center_crop, cut, level_table, mirror, normalize_into, random_area_crop};
 use super::decode::{DecodeLimits, decode_rgb, upright_size};
 use super::order::Order;
-use super::{DataError, Field, RawSample, RgbImage, SampleError, SampleSource, Tokenizer, WordVocabulary, resize};
+use super::{DataError, Field, RawSample, RgbImage, SampleError, SampleSource, Tokenizer, Vocabularies, resize};
 use crate::tensor::{HostTensor, TensorError};
 
 /// One sample's part of a batch.
@@ -55,11 +55,16 @@ enum Value {
 }
 
 impl Transform {
-    /// Resolves the body of a mode; word lists come from the source or from files.
+    /// Resolves the body of a mode; word lists that are not given come from the source or from files.
     ///
     /// # Errors
     /// The pipeline is not well formed, or a word list cannot be had.
-    pub fn new(pipeline: &Pipeline, mode: Mode, source: &dyn SampleSource) -> Result<Transform, DataError> {
+    pub fn new(
+        pipeline: &Pipeline,
+        mode: Mode,
+        source: &dyn SampleSource,
+        vocabularies: &Vocabularies,
+    ) -> Result<Transform, DataError> {
         let fail = |reason: String| DataError::Pipeline { pipeline: pipeline.name.clone(), reason };
         let checked = pipeline.check().map_err(|error| fail(error.to_string()))?;
         let fields: Vec<String> = pipeline.source.fields().into_keys().collect();
@@ -77,8 +82,10 @@ impl Transform {
                 PipelineOp::Tokenize { vocab, .. } => match tokenizers.iter().find(|(known, _)| *known == vocab) {
                     Some((_, tokenizer)) => Step::Tokenize(tokenizer.clone()),
                     None => {
-                        check_room(pipeline, &vocab, source).map_err(fail)?;
-                        let tokenizer = Tokenizer::open(&vocab, source)?;
+                        let tokenizer = match vocabularies.tokenizer(&vocab) {
+                            Some(tokenizer) => tokenizer,
+                            None => Vocabularies::count(pipeline, &vocab, source)?,
+                        };
                         tokenizers.push((vocab, tokenizer.clone()));
                         Step::Tokenize(tokenizer)
                     }
@@ -333,19 +340,6 @@ impl<'a> Inputs<'a> {
             _ => None,
         }
     }
-}
-
-/// The closed word list of a source that makes its own texts fits in the vocabulary. (The words of other sources are counted,
-/// and those that do not fit are the rarest.)
-fn check_room(pipeline: &Pipeline, vocab: &Vocab, source: &dyn SampleSource) -> Result<(), String> {
-    let (Source::Shapes { .. }, Vocab::Words { size, file: None }) = (&pipeline.source, vocab) else { return Ok(()) };
-    let words = source.words(usize::MAX).len();
-    let missing = words.saturating_sub(WordVocabulary::room(*size));
-    if missing == 0 {
-        return Ok(());
-    }
-    let needed = *size as usize + missing;
-    Err(format!("its source has {words} words, more than 'words:{size}' has room for; write 'words:{needed}' or more"))
 }
 
 /// The fields of a sample are what its source promised.

@@ -42,6 +42,10 @@ impl HostMemory {
             let base = unsafe { base.add(base.align_offset(ALIGNMENT)) };
             Ok(Segment { _memory: memory, base, bytes: size - ALIGNMENT })
         };
+        let needed = plan.segments.iter().map(|segment| segment.bytes).fold(0, u64::saturating_add);
+        if let Some(there) = memory_of_machine().filter(|there| needed > *there) {
+            return Err(DeviceError::TooLarge { needed, there });
+        }
         let segments = plan.segments.iter().map(|segment| allocate(segment.bytes)).collect::<Result<_, _>>()?;
         Ok(HostMemory { segments })
     }
@@ -82,6 +86,25 @@ impl HostMemory {
             None => Err(DeviceError::Misuse(format!("{slice:?} is outside the plan's memory"))),
         }
     }
+}
+
+/// Bytes that this machine, or the container on it, has; none where it does not say. What is promised beyond it is found missing
+/// when it is touched, and then the process is killed without a word.
+fn memory_of_machine() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let total = read("/proc/meminfo").and_then(|text| {
+        let kib: u64 = text
+            .lines()
+            .find_map(|line| line.strip_prefix("MemTotal:"))?
+            .trim()
+            .strip_suffix("kB")?
+            .trim()
+            .parse()
+            .ok()?;
+        Some(kib * 1024)
+    });
+    let allowed = read("/sys/fs/cgroup/memory.max").and_then(|text| text.trim().parse().ok());
+    total.into_iter().chain(allowed).min()
 }
 
 /// A download that needs no waiting.

@@ -97,6 +97,14 @@ pub enum DeviceError {
         /// Size of the segment.
         bytes: u64,
     },
+    /// More than the machine has, whatever else it does.
+    #[error("the plan needs {} of memory, and this machine has {}; use a smaller --batch", crate::run::bytes(*needed), crate::run::bytes(*there))]
+    TooLarge {
+        /// Bytes of all segments.
+        needed: u64,
+        /// Bytes of the machine.
+        there: u64,
+    },
     /// A slice outside its segment, a program the plan lacks, or a step out of range.
     #[error("{0}")]
     Misuse(String),
@@ -120,6 +128,12 @@ pub trait Device: Send {
 
     /// This very device as a target, as `--target native` asks for: the named target of its kind with the device's own limits.
     fn target(&self) -> Target;
+
+    /// What a person who did not ask wants to know: `2 threads`, the name of an adapter.
+    fn summary(&self) -> String;
+
+    /// What results depend on down to their last bit: instruction set, or adapter and driver; not the number of threads.
+    fn arithmetic(&self) -> String;
 
     /// Kind of the targets whose plans it runs.
     fn kind(&self) -> TargetKind {

@@ -34,6 +34,14 @@ impl Device for Reference {
         Target::cpu()
     }
 
+    fn summary(&self) -> String {
+        "slow and exact".into()
+    }
+
+    fn arithmetic(&self) -> String {
+        "f64".into()
+    }
+
     fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {
         super::host::check_plan(&plan, self.name())?;
         let memory = HostMemory::new(&plan, self.name())?;

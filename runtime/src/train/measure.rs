@@ -9,17 +9,18 @@
 //! | [`WEIGH`] | a batch | the sample weight f32 \[B\] that training gives each pair of texts |
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use alip_plan::DType;
-use alip_plan::pipeline::{Mode, Pipeline, Source};
+use alip_plan::pipeline::{Mode, Pipeline, PipelineOp, Source};
+use alip_plan::{DType, Plan, StateKind};
 use serde::{Deserialize, Serialize};
 
 use super::evaluate::{self, EvaluateError, Retrieval, Rows, ZeroShot};
 use super::report::{Found, Sample, Weights};
 use crate::data::shapes::{Kind, Scenes, ShapesSource, Split, prompts};
 use crate::data::{
-    Batch, DataError, DecodeLimits, Field, Loader, LoaderOptions, RgbImage, SampleSource, Tokenizer, decode_rgb,
-    open_source, resize,
+    Batch, DataError, DecodeLimits, Field, Loader, LoaderOptions, RgbImage, SampleSource, Tokenizer, Vocabularies,
+    decode_rgb, open_source, resize,
 };
 use crate::exec::{ExecError, Session, Tensors};
 use crate::tensor::HostTensor;
@@ -60,7 +61,57 @@ pub enum MeasureError {
         /// What is missing or wrong.
         why: String,
     },
+    /// The average of the weights was asked for.
+    #[error("the run of `{plan}` keeps no average of its weights: its graph has no `train: (ema: (decay: 0.999))`")]
+    NoAverage {
+        /// Name of the graph.
+        plan: String,
+    },
+    /// Somebody asked to stop.
+    #[error("stopped; nothing was measured")]
+    Stopped,
 }
+
+/// What is measured, and how.
+pub struct Measuring<'a> {
+    /// Its evaluation split.
+    pub pipeline: &'a Pipeline,
+    /// The words that the model was trained with.
+    pub vocabularies: &'a Vocabularies,
+    /// Threads that prepare samples.
+    pub workers: usize,
+    /// Steps the model was trained.
+    pub step: u64,
+    /// Set from outside to stop after the batch.
+    pub stop: &'a AtomicBool,
+    /// Told of every sample that cannot be used.
+    pub note: &'a dyn Fn(&str),
+}
+
+/// Whether a plan can be measured on a pipeline, without a device and without a trained model.
+///
+/// # Errors
+/// The plan lacks the encoders, or there are no held-out samples or no texts.
+pub fn possible(plan: &Plan, pipeline: &Pipeline) -> Result<(), MeasureError> {
+    Programs::of(plan)?;
+    let fail = |why: String| MeasureError::Program { plan: plan.name.clone(), why };
+    let tokenizes = |node: &alip_plan::pipeline::PipelineNode| matches!(node.op, PipelineOp::Tokenize { .. });
+    if !pipeline.body(Mode::Eval).iter().any(tokenizes) {
+        return Err(fail(NO_TEXTS.into()));
+    }
+    for program in [ENCODE_IMAGE, WEIGH] {
+        let inputs = plan.programs.get(program).into_iter().flat_map(|program| program.batch_inputs());
+        for (name, _) in inputs {
+            if !pipeline.outputs.iter().any(|(output, _)| output == name) {
+                return Err(fail(format!("`{program}` reads `{name}`, which its pipeline does not deliver")));
+            }
+        }
+    }
+    open_source(&pipeline.source, Mode::Eval)?;
+    Ok(())
+}
+
+const NO_TEXTS: &str = "its pipeline delivers no texts";
 
 /// What was measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,35 +141,30 @@ pub struct WeightResults {
     pub weights: Weights,
 }
 
-/// Measures the session's model on the evaluation split of a pipeline; `step` says how long it was trained. The samples
-/// are a few to show.
+/// Measures the session's model. The samples are a few to show.
 ///
 /// # Errors
-/// The plan lacks the encoders, the data cannot be delivered, the device fails, or the model has diverged.
-pub fn measure(
-    session: &mut Session,
-    pipeline: &Pipeline,
-    workers: usize,
-    step: u64,
-) -> Result<(Results, Vec<Sample>), MeasureError> {
-    let source = open_source(&pipeline.source, Mode::Eval)?;
-    let mut model = Model::new(session)?;
-    let embedded = model.samples(pipeline, Arc::clone(&source), workers)?;
-    let tokenizer = embedded.tokenizer.clone().ok_or_else(|| model.fail("its pipeline delivers no texts"))?;
+/// The plan lacks the encoders, the data cannot be delivered, the device fails, the model has diverged, or somebody stopped it.
+pub fn measure(session: &mut Session, how: &Measuring<'_>) -> Result<(Results, Vec<Sample>), MeasureError> {
+    let source = open_source(&how.pipeline.source, Mode::Eval)?;
+    let programs = Programs::of(session.plan())?;
+    let mut model = Model { session, programs, how };
+    let embedded = model.samples(Arc::clone(&source))?;
+    let tokenizer = embedded.tokenizer.clone().ok_or_else(|| model.fail(NO_TEXTS))?;
     let (captions, owner) = captions(source.as_ref(), &embedded.rows);
     let texts = model.texts(&tokenizer, &captions)?;
-    let dim = model.dim;
+    let dim = model.programs.dim;
     let images = Rows::new("image embeddings", &embedded.images, dim)?;
     let texts = Rows::new("text embeddings", &texts, dim)?;
     let retrieval = evaluate::retrieval(images, texts, &owner, &KS)?;
     let samples = shown(source.as_ref(), &embedded, images, texts, (&captions, &owner))?;
-    let zero_shot = match &pipeline.source {
-        Source::Shapes { size, seed, .. } => Some(model.zero_shot(pipeline, (*size, *seed), workers)?),
+    let zero_shot = match &how.pipeline.source {
+        Source::Shapes { size, seed, .. } => Some(model.zero_shot((*size, *seed))?),
         _ => None,
     };
     let results = Results {
         graph: model.session.plan().name.clone(),
-        step,
+        step: how.step,
         samples: embedded.rows.len(),
         skipped: embedded.skipped,
         retrieval,
@@ -126,6 +172,23 @@ pub fn measure(
         weights: embedded.weight_results(),
     };
     Ok((results, samples))
+}
+
+/// Puts the averages of the weights, which the training step keeps beside them, in their place.
+///
+/// # Errors
+/// The plan keeps none, or the device fails.
+pub fn use_average(session: &mut Session) -> Result<(), MeasureError> {
+    let plan = Arc::clone(session.plan());
+    let averages = plan.state.iter().filter(|state| state.kind == StateKind::Average);
+    let mut found = false;
+    for average in averages {
+        let Some(path) = average.path.strip_prefix("average.") else { continue };
+        let value = session.read_state(&average.path)?;
+        session.write_state(path, &value)?;
+        found = true;
+    }
+    if found { Ok(()) } else { Err(MeasureError::NoAverage { plan: plan.name.clone() }) }
 }
 
 /// Every true caption of the samples, and the row each belongs to.
@@ -162,9 +225,8 @@ impl Embedded {
     }
 }
 
-/// The programs of a session.
-struct Model<'a> {
-    session: &'a mut Session,
+/// What is measured through, of a plan.
+struct Programs {
     batch: usize,
     dim: usize,
     image_output: String,
@@ -174,9 +236,8 @@ struct Model<'a> {
     weight_output: Option<String>,
 }
 
-impl<'a> Model<'a> {
-    fn new(session: &'a mut Session) -> Result<Model<'a>, MeasureError> {
-        let plan = Arc::clone(session.plan());
+impl Programs {
+    fn of(plan: &Plan) -> Result<Programs, MeasureError> {
         let fail = |why: String| MeasureError::Program { plan: plan.name.clone(), why };
         let port = |program: &str, rank: usize| {
             let found = plan.programs.get(program).ok_or_else(|| fail(format!("it has no program `{program}`")))?;
@@ -205,8 +266,7 @@ impl<'a> Model<'a> {
             _ => return Err(fail(format!("`{ENCODE_TEXT}` does not read token ids of shape [B, T]"))),
         };
         let weight_output = plan.programs.contains_key(WEIGH).then(|| port(WEIGH, 1)).transpose()?;
-        Ok(Model {
-            session,
+        Ok(Programs {
             batch: images[0] as usize,
             dim: images[1] as usize,
             image_output,
@@ -216,9 +276,23 @@ impl<'a> Model<'a> {
             weight_output: weight_output.map(|(name, _)| name),
         })
     }
+}
 
+/// A model under measurement.
+struct Model<'a> {
+    session: &'a mut Session,
+    programs: Programs,
+    how: &'a Measuring<'a>,
+}
+
+impl Model<'_> {
     fn fail(&self, why: &str) -> MeasureError {
         MeasureError::Program { plan: self.session.plan().name.clone(), why: why.to_string() }
+    }
+
+    /// Between batches.
+    fn go_on(&self) -> Result<(), MeasureError> {
+        if self.how.stop.load(Ordering::Relaxed) { Err(MeasureError::Stopped) } else { Ok(()) }
     }
 
     /// Runs a program on a batch and keeps the rows wanted of its only output.
@@ -226,18 +300,15 @@ impl<'a> Model<'a> {
         let outputs = self.session.run_for(program, inputs, &[output])?;
         let Some(tensor) = outputs.get(output) else { return Ok(Vec::new()) };
         let values = tensor.to_f32();
-        let width = values.len() / self.batch.max(1);
+        let width = values.len() / self.programs.batch.max(1);
         Ok(keep.iter().flat_map(|row| values[row * width..(row + 1) * width].iter().copied()).collect())
     }
 
     /// Embeds every sample of a source; samples that cannot be read are left out.
-    fn samples(
-        &mut self,
-        pipeline: &Pipeline,
-        source: Arc<dyn SampleSource>,
-        workers: usize,
-    ) -> Result<Embedded, MeasureError> {
-        let options = LoaderOptions { workers, ..LoaderOptions::eval(self.batch) };
+    fn samples(&mut self, source: Arc<dyn SampleSource>) -> Result<Embedded, MeasureError> {
+        let Measuring { pipeline, vocabularies, workers, note, .. } = *self.how;
+        let options =
+            LoaderOptions { workers, vocabularies: vocabularies.clone(), ..LoaderOptions::eval(self.programs.batch) };
         let mut loader = Loader::new(pipeline, source, &options)?;
         let tokenizer = loader.transform().tokenizer().cloned();
         let mut all = Embedded {
@@ -250,11 +321,13 @@ impl<'a> Model<'a> {
             tokenizer,
         };
         while let Some(batch) = loader.next()? {
+            self.go_on()?;
+            batch.skipped.iter().for_each(|skipped| note(&format!("left out {skipped}")));
             let keep = usable(&batch);
             all.skipped += batch.valid - keep.len();
-            let output = self.image_output.clone();
+            let output = self.programs.image_output.clone();
             all.images.extend(self.rows(ENCODE_IMAGE, &output, &batch.tensors, &keep)?);
-            if let Some(output) = self.weight_output.clone() {
+            if let Some(output) = self.programs.weight_output.clone() {
                 all.weights.extend(self.rows(WEIGH, &output, &batch.tensors, &keep)?);
             }
             all.rows.extend(keep.iter().map(|&row| batch.rows[row]));
@@ -268,14 +341,16 @@ impl<'a> Model<'a> {
 
     /// Embeds texts.
     fn texts(&mut self, tokenizer: &Tokenizer, texts: &[String]) -> Result<Vec<f32>, MeasureError> {
-        let mut embeddings = Vec::with_capacity(texts.len() * self.dim);
-        let (input, output) = (self.text_input.clone(), self.text_output.clone());
-        for chunk in texts.chunks(self.batch) {
-            let mut ids = vec![0; self.batch * self.context];
-            for (text, row) in chunk.iter().zip(ids.chunks_exact_mut(self.context)) {
+        let Programs { batch, dim, context, .. } = self.programs;
+        let mut embeddings = Vec::with_capacity(texts.len() * dim);
+        let (input, output) = (self.programs.text_input.clone(), self.programs.text_output.clone());
+        for chunk in texts.chunks(batch) {
+            self.go_on()?;
+            let mut ids = vec![0; batch * context];
+            for (text, row) in chunk.iter().zip(ids.chunks_exact_mut(context)) {
                 tokenizer.encode_into(text, row);
             }
-            let shape = [self.batch as u64, self.context as u64];
+            let shape = [batch as u64, context as u64];
             let ids = HostTensor::i32(&shape, ids).map_err(DataError::from)?;
             let keep: Vec<usize> = (0..chunk.len()).collect();
             embeddings.extend(self.rows(ENCODE_TEXT, &output, &Tensors::from([(input.clone(), ids)]), &keep)?);
@@ -284,22 +359,17 @@ impl<'a> Model<'a> {
     }
 
     /// Classifies scenes of one object by its kind, from prompts alone.
-    fn zero_shot(
-        &mut self,
-        pipeline: &Pipeline,
-        (size, seed): (u32, u64),
-        workers: usize,
-    ) -> Result<ZeroShot, MeasureError> {
+    fn zero_shot(&mut self, (size, seed): (u32, u64)) -> Result<ZeroShot, MeasureError> {
         let scenes = Scenes::new(seed, Split::ZeroShot, Split::ZeroShot.default_len()).map_err(DataError::from)?;
-        let embedded = self.samples(pipeline, Arc::new(ShapesSource::new(scenes, size)), workers)?;
-        let tokenizer = embedded.tokenizer.clone().ok_or_else(|| self.fail("its pipeline delivers no texts"))?;
+        let embedded = self.samples(Arc::new(ShapesSource::new(scenes, size)))?;
+        let tokenizer = embedded.tokenizer.clone().ok_or_else(|| self.fail(NO_TEXTS))?;
         let of_class = |class| prompts(Kind::from_class(class)).into_iter().map(move |prompt| (prompt, class));
         let (texts, class_of): (Vec<String>, Vec<usize>) = (0..Kind::COUNT).flat_map(of_class).unzip();
         let texts = self.texts(&tokenizer, &texts)?;
-        let prompts = Rows::new("prompt embeddings", &texts, self.dim)?;
+        let prompts = Rows::new("prompt embeddings", &texts, self.programs.dim)?;
         let classes = evaluate::class_embeddings(prompts, &class_of, Kind::COUNT)?;
-        let classes = Rows::new("class embeddings", &classes, self.dim)?;
-        let images = Rows::new("image embeddings", &embedded.images, self.dim)?;
+        let classes = Rows::new("class embeddings", &classes, self.programs.dim)?;
+        let images = Rows::new("image embeddings", &embedded.images, self.programs.dim)?;
         let labels: Vec<usize> = embedded.class.iter().map(|&class| class as usize).collect();
         Ok(evaluate::zero_shot(images, classes, &labels)?)
     }

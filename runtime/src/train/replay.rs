@@ -7,8 +7,9 @@ use std::path::Path;
 use alip_plan::{Buffer, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, StateKind};
 use safetensors::tensor::Dtype as FileType;
 
-use super::file::{self, Entry, FileError, TensorFile, file_type};
 use crate::exec::{ExecError, Session, Tensors};
+use crate::run::file::FileError;
+use crate::run::tensors::{self, Entry, TensorFile, file_type};
 use crate::tensor::HostTensor;
 
 /// What is written of a replay.
@@ -42,6 +43,16 @@ pub enum ReplayError {
         plan: String,
         /// What is missing or too much.
         why: String,
+    },
+    /// A batch whose number is missing, or that is named in another way.
+    #[error("{}: there are batches 0 to {last}, but also `{found}`: batches are numbered from 0 without a gap", path.display())]
+    Gap {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The last batch before the gap.
+        last: u64,
+        /// The name of a tensor behind it.
+        found: String,
     },
     /// No batch in the file.
     #[error("{}: there is no batch: tensors are named `batch.0.{input}`, `batch.1.{input}`, ...", path.display())]
@@ -151,6 +162,13 @@ fn count_batches(plan: &Plan, batches: &TensorFile, path: &Path) -> Result<u64, 
     if count == 0 {
         return Err(ReplayError::NoBatch { path: path.to_path_buf(), input });
     }
+    let beyond = |name: &&String| {
+        let number = name.strip_prefix("batch.").and_then(|rest| rest.split_once('.')).map(|(number, _)| number);
+        number.is_some_and(|number| number.parse().is_ok_and(|number: u64| number >= count))
+    };
+    if let Some(found) = names.iter().find(beyond) {
+        return Err(ReplayError::Gap { path: path.to_path_buf(), last: count - 1, found: found.clone() });
+    }
     Ok(count)
 }
 
@@ -212,9 +230,9 @@ fn write(
         }
     }
     let (entries, mut contents): (Vec<Entry>, Vec<Content>) = contents.into_iter().unzip();
-    // `file::write` asks for the tensors in the order of the entries.
+    // `tensors::write` asks for the tensors in the order of the entries.
     let mut contents = contents.drain(..);
-    file::write(what.out, &[("graph", plan.name.clone())], &entries, |_| match contents.next() {
+    tensors::write(what.out, &[("graph", plan.name.clone())], &entries, |_| match contents.next() {
         Some(Content::Tensor(tensor)) => Ok(tensor.bytes().to_vec()),
         Some(Content::State(path)) => Ok(session.read_state(&path)?.bytes().to_vec()),
         Some(Content::Series(values)) => Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect()),

@@ -1,18 +1,24 @@
 //! The report of a run, from its log and what was measured.
 
+use std::path::Path;
+
 use alip_plan::Plan;
 use serde::{Deserialize, Serialize};
 
-use super::file::{FileError, write_bytes};
 use super::measure::Results;
-use super::metrics;
 use super::report::{Chart, Measure, Other, Report, Sample, Series, Unit};
-use super::run_dir::{RunDir, RunInfo};
+use crate::run::file::{FileError, write_bytes};
+use crate::run::{RunDir, log};
 
-/// Name of the results in a run directory.
-pub const RESULTS: &str = "results.json";
+/// Name of the results in a run directory, of the model or of the average of its weights.
+pub fn results_name(average: bool) -> &'static str {
+    if average { "results-average.json" } else { "results.json" }
+}
+
 /// Name of the page in a run directory.
-pub const REPORT: &str = "report.html";
+pub fn report_name(average: bool) -> &'static str {
+    if average { "report-average.html" } else { "report.html" }
+}
 
 /// Most points of a line; a chart is a few hundred pixels wide.
 const POINTS: usize = 300;
@@ -26,31 +32,40 @@ pub struct Measured {
     pub samples: Vec<Sample>,
     /// Parameters of the model.
     pub parameters: u64,
+    /// Whether the average of the weights was measured in their place.
+    #[serde(default)]
+    pub average: bool,
 }
 
 impl Measured {
     /// What was measured of a plan.
-    pub fn new(plan: &Plan, (results, samples): (Results, Vec<Sample>)) -> Measured {
-        Measured { results, samples, parameters: plan.report.parameters }
+    pub fn new(plan: &Plan, (results, samples): (Results, Vec<Sample>), average: bool) -> Measured {
+        Measured { results, samples, parameters: plan.report.parameters, average }
     }
 
-    /// Writes the results of a run.
+    /// The graph, with what was done to its weights.
+    pub fn title(&self) -> String {
+        let average = if self.average { " (average of the weights)" } else { "" };
+        format!("{}{average}", self.results.graph)
+    }
+
+    /// Writes the results into a folder.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn save(&self, run: &RunDir) -> Result<(), FileError> {
-        let path = run.root().join(RESULTS);
+    pub fn save(&self, folder: &Path) -> Result<(), FileError> {
+        let path = folder.join(results_name(self.average));
         // Plain data always serialise.
         let json = serde_json::to_vec(self).unwrap_or_default();
         write_bytes(&path, &json)
     }
 
-    /// Reads the results of a run; none if it was not measured.
+    /// Reads the results of a run; none if it was not measured so.
     ///
     /// # Errors
     /// The file cannot be read or is damaged.
-    pub fn load(run: &RunDir) -> Result<Option<Measured>, FileError> {
-        let path = run.root().join(RESULTS);
+    pub fn load(run: &RunDir, average: bool) -> Result<Option<Measured>, FileError> {
+        let path = run.root().join(results_name(average));
         if !path.exists() {
             return Ok(None);
         }
@@ -92,8 +107,6 @@ impl Measured {
 pub struct Shown<'a> {
     /// Its directory, which holds the log.
     pub run: &'a RunDir,
-    /// What it was asked to do.
-    pub info: &'a RunInfo,
     /// What was measured.
     pub measured: &'a Measured,
 }
@@ -103,7 +116,7 @@ pub struct Shown<'a> {
 /// # Errors
 /// A log cannot be read.
 pub fn report(own: &Shown<'_>, other: Option<&Shown<'_>>) -> Result<Report, FileError> {
-    let series = metrics::read(own.run.root())?;
+    let (series, info) = (log::read(own.run.root())?, own.run.info());
     let mut measures = own.measured.measures();
     if let Some(other) = other {
         for theirs in other.measured.measures() {
@@ -132,6 +145,9 @@ pub fn report(own: &Shown<'_>, other: Option<&Shown<'_>>) -> Result<Report, File
         results.samples,
         if results.skipped > 0 { format!("; {} more could not be read", results.skipped) } else { String::new() }
     )];
+    if own.measured.average {
+        notes.push("The weights measured are the exponential average of those that were trained (`ema`).".into());
+    }
     if own.measured.results.weights.is_some() {
         notes.push(
             "Shares of right and wrong raw texts are known to the data set and never shown to the model. A weight below 1 \
@@ -140,18 +156,18 @@ pub fn report(own: &Shown<'_>, other: Option<&Shown<'_>>) -> Result<Report, File
         );
     }
     Ok(Report {
-        title: own.info.spec.clone(),
-        summary: format!("{} steps of {} samples, seed {}.", results.step, own.info.batch, own.info.seed),
+        title: own.measured.title(),
+        summary: format!("{} steps of {} samples, seed {}.", results.step, info.batch, info.seed),
         facts: vec![
-            ("graph".into(), own.info.spec.clone()),
+            ("graph".into(), info.spec.clone()),
             ("parameters".into(), own.measured.parameters.to_string()),
-            ("device".into(), own.info.device.clone()),
+            ("device".into(), info.device.to_string()),
             ("steps".into(), results.step.to_string()),
-            ("batch".into(), own.info.batch.to_string()),
-            ("seed".into(), own.info.seed.to_string()),
+            ("batch".into(), info.batch.to_string()),
+            ("seed".into(), info.seed.to_string()),
         ],
         measures,
-        other: other.map(|other| Other { name: other.info.spec.clone(), summary: difference(own, other) }),
+        other: other.map(|other| Other { name: other.measured.title(), summary: difference(own, other) }),
         charts: charts.into_iter().filter(|chart| !chart.series.is_empty()).collect(),
         weights: results.weights.as_ref().map(|found| found.weights.clone()),
         samples: own.measured.samples.clone(),
@@ -162,12 +178,13 @@ pub fn report(own: &Shown<'_>, other: Option<&Shown<'_>>) -> Result<Report, File
 /// What is the same and what differs between two runs.
 fn difference(own: &Shown<'_>, other: &Shown<'_>) -> String {
     let facts = |shown: &Shown<'_>| {
-        let data = shown.info.data.as_ref().map(|data| format!("{:?}", data.source));
+        let info = shown.run.info();
+        let data = info.data.as_ref().map(|data| format!("{:?}", data.pipeline.source));
         [
             ("data", data.unwrap_or_default()),
             ("steps", shown.measured.results.step.to_string()),
-            ("batch", shown.info.batch.to_string()),
-            ("seed", shown.info.seed.to_string()),
+            ("batch", info.batch.to_string()),
+            ("seed", info.seed.to_string()),
             ("parameters", shown.measured.parameters.to_string()),
         ]
     };
@@ -175,7 +192,7 @@ fn difference(own: &Shown<'_>, other: &Shown<'_>) -> String {
     for ((name, mine), (_, theirs)) in facts(own).into_iter().zip(facts(other)) {
         if mine == theirs { same.push(name) } else { differ.push(name) }
     }
-    let mut text = format!("Compared with a run of {}.", other.info.spec);
+    let mut text = format!("Compared with a run of {}.", other.measured.title());
     if !same.is_empty() {
         text += &format!(" The same: {}.", same.join(", "));
     }

@@ -15,6 +15,8 @@ use alip_plan::{
     STATE_TOTAL_STEPS, Segment, SegmentKind, StateKind, StateTensor, Step, Target, TrainInfo,
 };
 
+use crate::run::{DeviceIdentity, RunInfo};
+
 pub(crate) const BATCH: u64 = 4;
 pub(crate) const SIDE: u64 = 4;
 pub(crate) const CONTEXT: u64 = 6;
@@ -26,6 +28,12 @@ pub(crate) fn folder(name: &str) -> PathBuf {
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).unwrap();
     folder
+}
+
+/// What a run of this plan is asked to do.
+pub(crate) fn info(plan: &Plan) -> RunInfo {
+    let device = DeviceIdentity { name: "reference".into(), arithmetic: "f64".into() };
+    RunInfo::new(plan, device, 1, 10, None)
 }
 
 /// Code as it is written: `op(kind, dtype, args)` gives the number of the value.

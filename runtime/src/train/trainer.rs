@@ -3,19 +3,22 @@
 //! Invariants:
 //! - The loop holds no state of the training: weights, moments, momenta, counters are in the session, the place in the data
 //!   is one number. So a run that is killed at any moment and resumed takes the same steps as one that is not.
+//! - Whatever ends a run, the state is saved first where there is a sound one. What does not touch the state (a log that cannot
+//!   be written, a checkpoint that cannot be written now) ends no run.
 //! - Nothing here knows a terminal; what people see goes through [`Watch`].
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use alip_plan::{PROGRAM_TRAIN, Plan, STATE_LOSS_SCALE, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS};
 
-use super::checkpoint::{self, CheckpointError, Checkpoints, Header};
-use super::file::FileError;
-use super::metrics::{MetricsLog, StepRecord};
-use super::run_dir::{RunDir, RunInfo};
 use crate::data::{Batch, DataError, Loader};
 use crate::exec::{ExecError, NonFinite, RowTotals, Session};
+use crate::run::checkpoint::{self, CheckpointError, Header};
+use crate::run::file::FileError;
+use crate::run::log::MetricsLog;
+use crate::run::{RunDir, StepRecord, Writer};
 use crate::tensor::HostTensor;
 
 /// Where batches come from: a [`Loader`], or anything that gives one global batch after the other without end.
@@ -78,6 +81,37 @@ pub enum TrainError {
     /// A loss or gradient is not a number.
     #[error("{0}")]
     Diverged(Box<Divergence>),
+    /// Training cannot go on, and the state is on disk.
+    #[error("{why}. The state after step {step} is saved in {}; --resume continues from there", path.display())]
+    Saved {
+        /// What ended the run.
+        why: Box<TrainError>,
+        /// Steps taken.
+        step: u64,
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// A step failed half way: what the device holds is the state of no step.
+    #[error("step {step}: {why}. {}", newest(*step, saved.as_ref()))]
+    Lost {
+        /// What the device said.
+        why: ExecError,
+        /// The step that failed, counted from 1.
+        step: u64,
+        /// Step and file of the newest checkpoint.
+        saved: Option<(u64, PathBuf)>,
+    },
+}
+
+fn newest(step: u64, saved: Option<&(u64, PathBuf)>) -> String {
+    match saved {
+        Some((at, path)) => {
+            let lost = step.saturating_sub(at + 1);
+            let lost = if lost == 0 { String::new() } else { format!(", {lost} steps before") };
+            format!("The newest checkpoint is {}{lost}; --resume continues from there", path.display())
+        }
+        None => "There is no checkpoint yet; --resume begins anew".into(),
+    }
 }
 
 /// A loss scale below this cannot be what made gradients overflow: the run has diverged.
@@ -95,7 +129,7 @@ pub struct Divergence {
     /// Global indices of the first sample of the batch and of the one after the last.
     pub samples: (u64, u64),
     /// Where the state before the step is.
-    pub saved: Option<std::path::PathBuf>,
+    pub saved: Option<PathBuf>,
 }
 
 impl std::fmt::Display for Divergence {
@@ -137,7 +171,6 @@ pub struct Position {
 /// # Errors
 /// A number beyond 32 bits, or the device fails.
 pub fn begin(session: &mut Session, seed: u64, steps: u64) -> Result<Position, TrainError> {
-    let narrow = |what, value: u64| i32::try_from(value).map_err(|_| TrainError::TooLarge { what, value });
     let (seed, steps) = (narrow("--seed", seed)?, narrow("--steps", steps)?);
     session.init(seed)?;
     for (path, value) in [(STATE_SEED, seed), (STATE_TOTAL_STEPS, steps)] {
@@ -151,15 +184,33 @@ pub fn begin(session: &mut Session, seed: u64, steps: u64) -> Result<Position, T
 /// Puts the state at the newest checkpoint of a run, or at its beginning if it was killed before the first.
 ///
 /// # Errors
-/// The checkpoint is damaged or not of this plan, or the device fails.
-pub fn resume(session: &mut Session, info: &RunInfo, checkpoints: &Checkpoints) -> Result<Position, TrainError> {
-    match checkpoints.latest() {
-        None => begin(session, info.seed, info.steps),
-        Some(path) => {
-            let header = checkpoint::restore(&path, session)?;
-            Ok(Position { step: header.step, cursor: header.cursor })
-        }
+/// The checkpoint is damaged or not of this run, or the device fails.
+pub fn resume(session: &mut Session, run: &RunDir) -> Result<Position, TrainError> {
+    let info = run.info();
+    let Some(header) = run.restore(session)? else { return begin(session, info.seed, info.steps) };
+    if session.plan().state(STATE_TOTAL_STEPS).is_some() {
+        // Another number than that of the checkpoint where the run was extended.
+        session.write_state(STATE_TOTAL_STEPS, &HostTensor::scalar_i32(narrow("--steps", info.steps)?))?;
     }
+    Ok(Position { step: header.step, cursor: header.cursor })
+}
+
+/// Whether the learning rate or anything else of a step depends on how many steps there will be.
+pub fn needs_total_steps(plan: &Plan) -> bool {
+    let Some(total) = plan.state(STATE_TOTAL_STEPS).map(|state| &state.buffer) else { return false };
+    let end = |buffer: &alip_plan::Buffer| buffer.offset + buffer.bytes();
+    let reads = |program: &alip_plan::Program| {
+        let operands = program.steps.iter().flat_map(|step| &step.operands);
+        operands
+            .filter_map(|&operand| program.buffers.get(operand as usize))
+            .any(|buffer| buffer.segment == total.segment && buffer.offset < end(total) && total.offset < end(buffer))
+    };
+    let of_train = |name: &&String| name.as_str() == PROGRAM_TRAIN || name.starts_with("train@");
+    plan.programs.iter().filter(|(name, _)| of_train(name)).any(|(_, program)| reads(program))
+}
+
+fn narrow(what: &'static str, value: u64) -> Result<i32, TrainError> {
+    i32::try_from(value).map_err(|_| TrainError::TooLarge { what, value })
 }
 
 /// How a run ended.
@@ -170,12 +221,24 @@ pub struct Summary {
     /// Where it stands.
     pub position: Position,
     /// The last checkpoint.
-    pub checkpoint: Option<std::path::PathBuf>,
+    pub checkpoint: Option<PathBuf>,
     /// The last step.
     pub last: Option<StepRecord>,
     /// Rows of the steps taken, where the plan's step is packed.
     pub rows: RowTotals,
 }
+
+/// When checkpoints are written, beside the one at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cadence {
+    /// After so many steps.
+    pub steps: u64,
+    /// After so much time.
+    pub time: Duration,
+}
+
+/// After a checkpoint that could not be written, the next is tried no later than this.
+const RETRY: Duration = Duration::from_secs(60);
 
 /// A run in progress.
 pub struct Trainer<'a> {
@@ -183,87 +246,132 @@ pub struct Trainer<'a> {
     pub session: &'a mut Session,
     /// Batches, from the position on.
     pub feed: &'a mut dyn Feed,
-    /// Where files go.
-    pub run: &'a RunDir,
-    /// What was asked for.
-    pub info: &'a RunInfo,
-    /// Checkpoints; the newest ones are kept.
-    pub checkpoints: Checkpoints,
-    /// Steps between checkpoints; there is always one at the end.
-    pub checkpoint_every: u64,
+    /// Where files go, and what was asked for.
+    pub run: &'a Writer,
+    /// When to write checkpoints.
+    pub cadence: Cadence,
     /// Set from outside to finish the step, save and return.
     pub stop: &'a AtomicBool,
     /// What people see.
     pub watch: &'a mut dyn Watch,
 }
 
+/// What a step yields.
+struct Wanted {
+    batch: u64,
+    loss: String,
+    metrics: Vec<String>,
+}
+
 impl Trainer<'_> {
     /// Trains from `position` to the last step.
     ///
     /// # Errors
-    /// The data, the device or the disk fails, or the loss is no number. After an error the newest checkpoint holds.
+    /// The data, the device or the disk fails, or the loss is no number. The error says where the newest state is.
     pub fn train(&mut self, position: Position) -> Result<Summary, TrainError> {
         let plan = self.session.plan().clone();
         let train = plan.train.clone().ok_or_else(|| TrainError::NoTraining(plan.name.clone()))?;
         let metrics = metrics(&plan, &train.loss, &train.metrics);
-        let wanted: Vec<&str> = metrics.iter().map(String::as_str).collect();
-        let mut log = MetricsLog::open(self.run.root(), position.step)?;
-        let (checkpoint, rows) = (self.checkpoints.latest(), RowTotals::default());
+        let wanted = Wanted { batch: train.batch, loss: train.loss, metrics };
+        let mut log = self.run.log(position.step)?;
+        let checkpoint = self.run.checkpoints().pop().map(|(_, path)| path);
+        let rows = RowTotals::default();
         let mut summary = Summary { finished: false, position, checkpoint, last: None, rows };
-        let mut at = position;
-        while at.step < self.info.steps && !self.stop.load(Ordering::Relaxed) {
-            let started = Instant::now();
+        let trained = self.steps(&wanted, &mut log, &mut summary);
+        let at = summary.position;
+        match trained {
+            Ok(()) => {
+                summary.finished = at.step >= self.run.info().steps;
+                let saved = self.run.checkpoints().last().map(|(step, _)| *step);
+                if saved != Some(at.step) {
+                    log.synchronize();
+                    summary.checkpoint = Some(self.save(at)?);
+                }
+                Ok(summary)
+            }
+            Err(TrainError::Exec(why)) => {
+                let saved = self.run.checkpoints().pop();
+                Err(TrainError::Lost { why, step: at.step + 1, saved })
+            }
+            Err(why @ TrainError::Data(_)) => Err(match self.save(at) {
+                Ok(path) => TrainError::Saved { why: Box::new(why), step: at.step, path },
+                Err(_) => why,
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn steps(&mut self, wanted: &Wanted, log: &mut MetricsLog, summary: &mut Summary) -> Result<(), TrainError> {
+        let steps = self.run.info().steps;
+        let names: Vec<&str> = wanted.metrics.iter().map(String::as_str).collect();
+        let mut next_save = Instant::now() + self.cadence.time;
+        while summary.position.step < steps && !self.stop.load(Ordering::Relaxed) {
+            let (started, at) = (Instant::now(), summary.position);
             let batch = self.feed.next()?;
             for skipped in &batch.skipped {
                 self.watch.note(&format!("skipped {skipped}"));
             }
-            let outputs = self.session.run_for(PROGRAM_TRAIN, &batch.tensors, &wanted)?;
+            let outputs = self.session.run_for(PROGRAM_TRAIN, &batch.tensors, &names)?;
             if let Some(run) = self.session.rows_run(PROGRAM_TRAIN) {
                 summary.rows.add(run);
             }
-            let values = wanted.iter().filter_map(|&name| Some((name.to_string(), outputs.get(name)?.first()?)));
+            let values = names.iter().filter_map(|&name| Some((name.to_string(), outputs.get(name)?.first()?)));
             let seconds = started.elapsed().as_secs_f64().max(1e-9);
-            let after = at.cursor + train.batch;
+            let after = at.cursor + wanted.batch;
             let record = StepRecord {
                 step: at.step + 1,
                 epoch: self.feed.epoch_len().map(|len| after as f64 / len.max(1) as f64),
                 metrics: values.collect(),
-                samples_per_s: train.batch as f64 / seconds,
+                samples_per_s: wanted.batch as f64 / seconds,
                 data_wait: batch.waited.as_secs_f64() / seconds,
             };
-            if !self.check(&record, &train.loss, at, &batch)? {
-                at.cursor = after;
-                summary.position = at;
+            if !self.check(&record, &wanted.loss, at, &batch)? {
+                summary.position.cursor = after;
                 continue;
             }
-            log.write(&record)?;
-            self.watch.step(&record, self.info.steps);
-            at = Position { step: record.step, cursor: after };
+            if let Some(warning) = log.record(&record) {
+                self.watch.note(&warning);
+            }
+            self.watch.step(&record, steps);
+            summary.position = Position { step: record.step, cursor: after };
             summary.last = Some(record);
-            let due = at.step.is_multiple_of(self.checkpoint_every.max(1)) || at.step == self.info.steps;
-            summary.position = at;
-            if due {
-                summary.checkpoint = Some(self.save(at)?);
+            let is_due = summary.position.step.is_multiple_of(self.cadence.steps.max(1));
+            // The last one is written after the loop.
+            if summary.position.step < steps && (is_due || Instant::now() >= next_save) {
+                log.synchronize();
+                let saved = self.save_or_warn(summary.position);
+                next_save =
+                    Instant::now() + if saved.is_some() { self.cadence.time } else { RETRY.min(self.cadence.time) };
+                summary.checkpoint = saved.or(summary.checkpoint.take());
             }
         }
-        summary.finished = at.step >= self.info.steps;
-        let saved = self.checkpoints.list().last().map(|(step, _)| *step);
-        if saved != Some(at.step) {
-            summary.checkpoint = Some(self.save(at)?);
-        }
-        Ok(summary)
+        Ok(())
     }
 
-    fn save(&mut self, at: Position) -> Result<std::path::PathBuf, TrainError> {
+    /// A checkpoint on the way: one that cannot be written now can be later, and ending the run would lose what it would hold.
+    fn save_or_warn(&mut self, at: Position) -> Option<PathBuf> {
+        match self.save(at) {
+            Ok(path) => Some(path),
+            Err(error) => {
+                let step = at.step;
+                self.watch
+                    .note(&format!("warning: no checkpoint of step {step}: {error}; training goes on and tries again"));
+                None
+            }
+        }
+    }
+
+    fn save(&mut self, at: Position) -> Result<PathBuf, TrainError> {
+        let info = self.run.info();
         let header = Header {
             format: checkpoint::FORMAT,
-            spec: self.info.spec.clone(),
+            spec: info.spec.clone(),
             step: at.step,
             cursor: at.cursor,
-            seed: self.info.seed,
-            plan: self.info.plan.clone(),
+            seed: info.seed,
+            plan: info.plan.clone(),
         };
-        Ok(self.checkpoints.save(self.session, &header)?)
+        Ok(self.run.save(self.session, &header)?)
     }
 
     /// Whether the step was taken: one whose gradients overflowed under a loss scale was not. Stops any other run whose loss or
@@ -289,7 +397,7 @@ impl Trainer<'_> {
             return Ok(false);
         }
         // The update is guarded: a step that is not finite leaves the state as it was. Only then is it worth saving.
-        let saved = if taken == Some(at.step) { Some(self.save(at)?) } else { None };
+        let saved = if taken == Some(at.step) { self.save(at).ok() } else { None };
         let first = self.session.first_nonfinite(PROGRAM_TRAIN, &batch.tensors)?;
         let launches = self.session.ran(PROGRAM_TRAIN)?.steps.len();
         let first = first.map(|first| (first, launches));

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use alip_plan::{DType, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, philox};
 use alip_runtime::exec::{RowTotals, Session, Tensors};
+use alip_runtime::run::bytes;
 use alip_runtime::tensor::HostTensor;
-use alip_runtime::train::bytes;
 
 use crate::model::{DeviceArgs, Keep, ModelArgs};
 use crate::{Failure, Outcome, profile};
@@ -47,7 +47,7 @@ struct Figures {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    let device = args.device.open()?.device;
+    let device = args.device.open()?;
     let description = format!("{}: {}", device.name(), device.description());
     let start = Instant::now();
     let plan = Arc::new(args.model.plan(&device.target(), Keep::default())?);

@@ -1,23 +1,26 @@
 //! `alip-run eval`, and what `train` does at its end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use alip_plan::pipeline::Pipeline;
+use alip_runtime::data::Vocabularies;
 use alip_runtime::exec::Session;
-use alip_runtime::train::measure::{ENCODE_IMAGE, measure};
+use alip_runtime::run::{RunDir, checkpoint};
+use alip_runtime::train::measure::{MeasureError, Measuring, measure, use_average};
 use alip_runtime::train::report::{self, Measure, Unit};
-use alip_runtime::train::summary::{Measured, REPORT, Shown, report};
-use alip_runtime::train::{RunDir, RunInfo, checkpoint};
+use alip_runtime::train::summary::{Measured, Shown, report, report_name};
 
-use crate::model::{DeviceArgs, on_folder};
+use crate::model::{DeviceArgs, compiled_again, moved};
+use crate::stop::Stop;
 use crate::{Failure, Outcome};
 
 /// Measure the model of a run on held-out data
 ///
 /// Retrieval between images and captions, zero-shot classification where the data have classes, and how well the sample
-/// weight tells right raw texts from wrong ones. Writes results.json and report.html into the run's directory.
+/// weight tells right raw texts from wrong ones. Writes results.json and report.html into the run's directory; nothing else
+/// there changes, so a run can be measured while it is trained.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  alip-run eval runs/alip_shapes\n  alip-run eval runs/alip_shapes --json")]
 pub(crate) struct Args {
@@ -28,66 +31,102 @@ pub(crate) struct Args {
     /// A checkpoint of the run other than its newest
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
-    /// Where the images lie now
+    /// Where the images lie now; how they are prepared is the run's own business
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
+    /// Measure the average of the weights that the run keeps (`ema`)
+    #[arg(long)]
+    average: bool,
+    /// Where results and report go; the run's directory unless given
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// Print the results as one JSON object
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    let (run, mut info) = RunDir::open(&args.run)?;
-    let plan = run.plan()?;
-    if let Some(folder) = &args.data {
-        info.data = Some(on_folder(&plan, folder)?);
-    }
-    let checkpoint =
-        args.checkpoint.clone().or_else(|| run.checkpoints(1).latest()).ok_or_else(|| {
-            Failure::message(format!("{} holds no checkpoint yet; train it first", args.run.display()))
-        })?;
-    let device = args.device.open()?.device;
-    let mut session = Session::new(Arc::new(plan), device)?;
-    let header = checkpoint::restore(&checkpoint, &mut session)?;
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    measured(&mut session, &run, &info, workers, header.step, args.json)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Measures the model that was just trained, if its graph can be measured.
-pub(crate) fn after_training(
-    session: &mut Session,
-    run: &RunDir,
-    info: &RunInfo,
-    workers: usize,
-    json: bool,
-) -> Outcome<()> {
-    if !session.plan().programs.contains_key(ENCODE_IMAGE) {
-        note!("not measured: graph `{}` has no program `{ENCODE_IMAGE}`", info.spec);
-        return Ok(());
-    }
-    measured(session, run, info, workers, info.steps, json)
-}
-
-fn measured(session: &mut Session, run: &RunDir, info: &RunInfo, workers: usize, step: u64, json: bool) -> Outcome<()> {
-    let pipeline: &Pipeline = info
-        .data
-        .as_ref()
+    let stop = Stop::listen("stopping")?;
+    let run = RunDir::open(&args.run)?;
+    let info = run.info();
+    let mut plan = run.plan()?;
+    let pipeline = run.pipeline();
+    let mut pipeline = pipeline
         .ok_or_else(|| Failure::message(format!("the run of `{}` names no data to measure it on", info.spec)))?;
-    let found = measure(session, pipeline, workers, step)?;
-    let measured = Measured::new(session.plan(), found);
-    measured.save(run)?;
-    let shown = Shown { run, info, measured: &measured };
-    let page = run.root().join(REPORT);
-    report::write(&report(&shown, None)?, &page)?;
-    if json {
+    if let Some(folder) = &args.data {
+        pipeline = moved(pipeline, folder).map_err(|why| Failure::message(format!("graph `{}`: {why}", plan.name)))?;
+    }
+    if run.checkpoints().is_empty() && args.checkpoint.is_none() {
+        return Err(Failure::message(format!("{} holds no checkpoint yet; train it first", args.run.display())));
+    }
+    let device = args.device.open_as(Some(&info.device.name))?;
+    if plan.target.kind != device.kind() {
+        plan = compiled_again(&info.spec, run.sources()?, device.as_ref())?;
+    }
+    let mut session = Session::new(Arc::new(plan), device)?;
+    let header = match &args.checkpoint {
+        Some(path) => Some(checkpoint::restore(path, &mut session)?),
+        None => run.restore(&mut session)?,
+    };
+    if args.average {
+        use_average(&mut session)?;
+    }
+    let vocabularies = run.vocabularies()?;
+    let what = Measurement {
+        pipeline: &pipeline,
+        vocabularies: &vocabularies,
+        workers: std::thread::available_parallelism().map_or(1, usize::from),
+        step: header.map_or(0, |header| header.step),
+        average: args.average,
+        out: args.out.as_deref().unwrap_or(run.root()),
+        json: args.json,
+    };
+    measured(&mut session, &run, &what, &stop)
+}
+
+/// What to measure a model on, and where results go.
+pub(crate) struct Measurement<'a> {
+    pub(crate) pipeline: &'a Pipeline,
+    pub(crate) vocabularies: &'a Vocabularies,
+    pub(crate) workers: usize,
+    pub(crate) step: u64,
+    pub(crate) average: bool,
+    pub(crate) out: &'a Path,
+    pub(crate) json: bool,
+}
+
+/// Measures the model in a session. Results are shown before they are written: a disk that refuses them takes nothing away.
+pub(crate) fn measured(session: &mut Session, run: &RunDir, what: &Measurement<'_>, stop: &Stop) -> Outcome {
+    let how = Measuring {
+        pipeline: what.pipeline,
+        vocabularies: what.vocabularies,
+        workers: what.workers,
+        step: what.step,
+        stop: stop.flag(),
+        note: &|text| note!("{text}"),
+    };
+    let found = match measure(session, &how) {
+        Err(MeasureError::Stopped) => {
+            note!("not measured; `alip-run eval {}` does it", run.root().display());
+            return Ok(stop.status());
+        }
+        found => found?,
+    };
+    let measured = Measured::new(session.plan(), found, what.average);
+    if what.json {
         say!("{}", as_json(&measured));
     } else {
-        say!("{} after {step} steps, on {} held-out samples", info.spec, measured.results.samples);
+        say!("{} after {} steps, on {} held-out samples", measured.title(), what.step, measured.results.samples);
         say!("{}", table(&measured.measures(), None).trim_end());
+    }
+    std::fs::create_dir_all(what.out).map_err(|error| Failure::message(format!("{}: {error}", what.out.display())))?;
+    measured.save(what.out)?;
+    let page = what.out.join(report_name(what.average));
+    report::write(&report(&Shown { run, measured: &measured }, None)?, &page)?;
+    if !what.json {
         say!("report: {}", page.display());
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Results as lines; with another run's beside them, under the names of both.
@@ -126,7 +165,7 @@ fn number(value: f64, unit: Unit) -> String {
 fn as_json(measured: &Measured) -> serde_json::Value {
     let results = &measured.results;
     serde_json::json!({
-        "graph": results.graph, "step": results.step, "samples": results.samples, "skipped": results.skipped,
+        "graph": results.graph, "average": measured.average, "step": results.step, "samples": results.samples, "skipped": results.skipped,
         "retrieval": results.retrieval, "zero_shot": results.zero_shot,
         "weight_auc": results.weights.as_ref().map(|weights| weights.auc),
     })

@@ -24,6 +24,7 @@ mod profile;
 mod progress;
 mod replay;
 mod report;
+mod stop;
 mod train;
 
 use std::io::Write;
@@ -39,24 +40,17 @@ struct Cli {
     command: Command,
 }
 
+// Each is described at its arguments.
 #[derive(Subcommand)]
 enum Command {
-    /// Train a model, or continue a run
     Train(train::Args),
-    /// Measure the model of a run on held-out data
     Eval(eval::Args),
-    /// Write the report of a run, beside another one if wanted
     Report(report::Args),
-    /// Train on exactly the batches in a file and dump what happened
     Replay(replay::Args),
-    /// Measure training steps on synthetic data
     Bench(bench::Args),
-    /// Find the first operation of a training step that leaves its bound
     #[cfg(feature = "compile")]
     Bisect(bisect::Args),
-    /// Run a data pipeline alone: what it delivers, how fast, what it skips
     Data(data::Args),
-    /// Show the devices of this machine
     Devices(devices::Args),
 }
 

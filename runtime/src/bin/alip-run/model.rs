@@ -4,8 +4,8 @@ use std::path::Path;
 
 use alip_plan::pipeline::{Pipeline, Source};
 use alip_plan::{PROGRAM_TRAIN, Plan, Target};
-use alip_runtime::device::{self, Choice, DeviceOptions};
-use alip_runtime::train::read_plan;
+use alip_runtime::device::{self, Device, DeviceOptions};
+use alip_runtime::run::{SpecSources, read_plan};
 
 use crate::{Failure, Outcome};
 
@@ -14,43 +14,81 @@ use crate::{Failure, Outcome};
 pub(crate) struct ModelArgs {
     /// Name or path of a graph spec, or a directory with a plan that `alipc compile -o` wrote
     #[arg(value_name = "SPEC|PLAN")]
-    pub(crate) spec: String,
+    spec: String,
+    #[command(flatten)]
+    how: CompileArgs,
+}
+
+/// How to compile it.
+#[derive(clap::Args, Clone, Default)]
+pub(crate) struct CompileArgs {
     /// Global batch, in place of the spec's
     #[arg(long)]
-    pub(crate) batch: Option<u64>,
+    batch: Option<u64>,
     /// Change one thing of the graph
     #[arg(long, value_name = "KEY=VALUE")]
-    pub(crate) set: Vec<String>,
+    set: Vec<String>,
     /// What to compile for, in place of `cpu` or `wgpu`: `native` takes the limits of the device at hand and prints the target
     /// that they make, `cpu_mixed` stores bf16 and f16 where a spec asks for them
     #[arg(long, value_name = "NAME")]
-    pub(crate) target: Option<String>,
+    target: Option<String>,
     /// Do without a rewrite, rule or theme of rules
     #[arg(long, value_name = "NAME")]
-    pub(crate) no_rule: Vec<String>,
+    no_rule: Vec<String>,
     /// Do without the e-graph
     #[arg(long)]
-    pub(crate) no_egraph: bool,
+    no_egraph: bool,
 }
 
 /// Which device.
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// `auto` takes a hardware adapter, else cpu, and says which and why; `alip-run devices` lists them
-    #[arg(long, default_value = "auto")]
-    pub(crate) device: String,
+    /// `auto` takes a hardware adapter, else cpu; `alip-run devices` lists them. A run keeps to its own [default: auto]
+    #[arg(long)]
+    device: Option<String>,
     /// Threads of the cpu device; results do not depend on it
     #[arg(long)]
-    pub(crate) threads: Option<usize>,
+    threads: Option<u64>,
 }
 
 impl DeviceArgs {
     /// Opens the device and says on stderr which it is.
-    pub(crate) fn open(&self) -> Outcome<Choice> {
-        let choice = device::choose(&self.device, &DeviceOptions { threads: self.threads })?;
-        note!("device: {}", choice.reason);
-        Ok(choice)
+    pub(crate) fn open(&self) -> Outcome<Box<dyn Device>> {
+        self.open_as(None)
     }
+
+    /// Opens the device asked for, else the one that a run was started on, where this machine has it.
+    pub(crate) fn open_as(&self, own: Option<&str>) -> Outcome<Box<dyn Device>> {
+        let device = self.choose(own)?;
+        note!("device: {}, {}", device.name(), device.summary());
+        Ok(device)
+    }
+
+    /// The same without a word.
+    pub(crate) fn choose(&self, own: Option<&str>) -> Outcome<Box<dyn Device>> {
+        let threads = self.threads.map(|threads| bounded("--threads", threads)).transpose()?;
+        let options = DeviceOptions { threads };
+        let choice = match (&self.device, own) {
+            (Some(name), _) => device::choose(name, &options)?,
+            (None, Some(own)) => device::choose(own, &options).or_else(|_| device::choose("auto", &options))?,
+            (None, None) => device::choose("auto", &options)?,
+        };
+        Ok(choice.device)
+    }
+}
+
+/// More threads than this for each that the machine runs at a time only wait for each other.
+const THREADS_PER_CORE: u64 = 8;
+
+/// A number of threads that this machine can make use of.
+pub(crate) fn bounded(option: &str, threads: u64) -> Outcome<usize> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let most = cores as u64 * THREADS_PER_CORE;
+    if (1..=most).contains(&threads) {
+        return Ok(threads as usize);
+    }
+    let why = format!("this machine runs {cores} at a time; give a number from 1 to {most}");
+    Err(Failure::message(format!("{option} {threads}: {why}")))
 }
 
 /// What `train` yields besides its metrics.
@@ -65,37 +103,64 @@ pub(crate) struct Keep {
 impl ModelArgs {
     /// The plan in the directory, or of the spec compiled for a device, given as its native target.
     pub(crate) fn plan(&self, native: &Target, keep: Keep) -> Outcome<Plan> {
-        self.plan_on(native, keep, None)
+        Ok(self.how.plan_on(&self.spec, native, keep, None)?.0)
     }
+}
 
+/// A plan, what it is trained on, and what it was compiled from, unless it was given compiled.
+pub(crate) struct Prepared {
+    pub(crate) plan: Plan,
+    pub(crate) pipeline: Pipeline,
+    pub(crate) sources: Option<SpecSources>,
+}
+
+impl CompileArgs {
     /// Plan and data: the spec's own pipeline, the same on the folder `data`, or the pipeline `data`.
-    pub(crate) fn plan_and_data(&self, native: &Target, data: Option<&str>) -> Outcome<(Plan, Pipeline)> {
+    pub(crate) fn plan_and_data(&self, spec: &str, native: &Target, data: Option<&str>) -> Outcome<Prepared> {
         let folder = data.filter(|data| Path::new(data).is_dir());
         let other = data.filter(|_| folder.is_none());
-        let plan = self.plan_on(native, Keep::default(), other)?;
+        let (plan, sources) = self.plan_on(spec, native, Keep::default(), other)?;
         let pipeline = match (folder, other) {
-            (Some(folder), _) => on_folder(&plan, folder)?,
-            (None, Some(name)) if self.is_plan() => {
+            (Some(folder), _) => {
+                moved(own(&plan)?, folder).map_err(|why| Failure::message(format!("graph `{}`: {why}", plan.name)))?
+            }
+            (None, Some(name)) if sources.is_none() => {
                 let pipeline = named(name)?;
                 fits(&plan, &pipeline)?;
                 pipeline
             }
             _ => own(&plan)?,
         };
-        Ok((plan, pipeline))
+        Ok(Prepared { plan, pipeline, sources })
     }
 
-    fn is_plan(&self) -> bool {
-        Path::new(&self.spec).is_dir()
+    /// Whether nothing was asked for.
+    pub(crate) fn is_plain(&self) -> bool {
+        let CompileArgs { batch, set, target, no_rule, no_egraph } = self;
+        batch.is_none() && set.is_empty() && target.is_none() && no_rule.is_empty() && !no_egraph
     }
 
-    fn plan_on(&self, native: &Target, keep: Keep, data: Option<&str>) -> Outcome<Plan> {
-        if !self.is_plan() {
-            return self.compile(native, keep, data);
+    fn plan_on(
+        &self,
+        spec: &str,
+        native: &Target,
+        keep: Keep,
+        data: Option<&str>,
+    ) -> Outcome<(Plan, Option<SpecSources>)> {
+        let path = Path::new(spec);
+        if !path.is_dir() {
+            let sources = SpecSources {
+                spec: spec.to_string(),
+                data: data.map(str::to_string),
+                batch: self.batch,
+                set: self.set.clone(),
+                no_rule: self.no_rule.clone(),
+                no_egraph: self.no_egraph,
+                ..SpecSources::default()
+            };
+            return compile(sources, self.target.as_deref(), native, keep).map(|(plan, sources)| (plan, Some(sources)));
         }
-        let path = Path::new(&self.spec);
-        let changed = self.batch.is_some() || !self.set.is_empty() || self.target.is_some();
-        if changed || !self.no_rule.is_empty() || self.no_egraph {
+        if !self.is_plain() {
             let why = "is compiled: --batch, --set, --target, --no-rule and --no-egraph are for specs; give them to \
                        `alipc compile` and compile again";
             return Err(Failure::message(format!("the plan in {} {why}", path.display())));
@@ -104,61 +169,73 @@ impl ModelArgs {
             let why = "a compiled plan keeps neither gradients nor outputs; give the spec, or --dump params,metrics";
             return Err(Failure::message(format!("{}: {why}", path.display())));
         }
-        Ok(read_plan(path)?)
+        Ok((read_plan(path)?, None))
     }
+}
 
-    /// A directory's or spec's last name, for what is named after it.
-    pub(crate) fn stem(&self) -> String {
-        let stem = Path::new(&self.spec).file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        stem.unwrap_or_else(|| "run".into())
+/// The plan of a run for a device of another kind than it was started on, from the very files it was compiled from then.
+pub(crate) fn compiled_again(name: &str, sources: Option<SpecSources>, device: &dyn Device) -> Outcome<Plan> {
+    let sources = sources.ok_or_else(|| {
+        let why = "was started from a compiled plan, so there is no spec to compile for another device";
+        Failure::message(format!("the run of `{name}` {why}; give the --device it was started on"))
+    })?;
+    note!("compiling `{name}` for {}, since the run was started on another kind of device", device.name());
+    Ok(compile(sources, None, &device.target(), Keep::default())?.0)
+}
+
+/// Compiles a spec for a target by name, or that of the kind of device at hand. The files it was read from are added to what it came
+/// from; those that are there already are taken as they are.
+#[cfg(feature = "compile")]
+fn compile(from: SpecSources, target_name: Option<&str>, native: &Target, keep: Keep) -> Outcome<(Plan, SpecSources)> {
+    use alip_compiler::autodiff::update;
+    use alip_compiler::diag::{Diagnostics, SourceMap};
+    use alip_compiler::{CompileOptions, SpecOptions, compile_spec, resolve};
+
+    let mut compile = CompileOptions { target: target(target_name, native)?, ..Default::default() };
+    compile.leave_out(&from.no_rule);
+    compile.optimize.enabled = !from.no_egraph;
+    let options = SpecOptions {
+        spec: resolve::Options {
+            batch: from.batch,
+            set: from.set.clone(),
+            files: from.files.clone(),
+            ..Default::default()
+        },
+        data: from.data.clone(),
+        keep: update::Keep { grads: keep.grads, values: keep.outputs },
+        compile,
+    };
+    let mut sources = SourceMap::new();
+    let compiled = compile_spec(&mut sources, &from.spec, &options)
+        .map_err(|errors| Failure::rendered(rendered(&errors, &sources)))?;
+    if let Err(warnings) = Diagnostics::check((), compiled.warnings) {
+        note!("{}", rendered(&warnings, &sources));
     }
+    // No pass was asked to be the last.
+    let plan = compiled.plan.ok_or_else(|| Failure::message("the compiler made no plan"))?;
+    let files = sources.files().map(|(name, text)| (name.to_string(), text.to_string())).collect();
+    Ok((plan, SpecSources { files, ..from }))
+}
 
-    #[cfg(feature = "compile")]
-    fn compile(&self, native: &Target, keep: Keep, data: Option<&str>) -> Outcome<Plan> {
-        use alip_compiler::autodiff::update;
-        use alip_compiler::diag::{Diagnostics, SourceMap};
-        use alip_compiler::{CompileOptions, SpecOptions, compile_spec, resolve};
-
-        let target = self.target(native)?;
-        let mut compile = CompileOptions { target, ..Default::default() };
-        compile.leave_out(&self.no_rule);
-        compile.optimize.enabled = !self.no_egraph;
-        let options = SpecOptions {
-            spec: resolve::Options { batch: self.batch, set: self.set.clone(), ..Default::default() },
-            data: data.map(str::to_string),
-            keep: update::Keep { grads: keep.grads, values: keep.outputs },
-            compile,
-        };
-        let mut sources = SourceMap::new();
-        let compiled = compile_spec(&mut sources, &self.spec, &options)
-            .map_err(|errors| Failure::rendered(rendered(&errors, &sources)))?;
-        if let Err(warnings) = Diagnostics::check((), compiled.warnings) {
-            note!("{}", rendered(&warnings, &sources));
-        }
-        // No pass was asked to be the last.
-        compiled.plan.ok_or_else(|| Failure::message("the compiler made no plan"))
+/// The target by name, which the device must be able to run; that of its kind where none is named.
+#[cfg(feature = "compile")]
+fn target(name: Option<&str>, native: &Target) -> Outcome<Target> {
+    let Some(name) = name else { return Ok(native.portable()) };
+    if name == "native" {
+        note!("target: {}", native.name);
+        return Ok(native.clone());
     }
+    Target::named(name).filter(|target| target.kind == native.kind).ok_or_else(|| {
+        let here = Target::all().into_iter().filter(|target| target.kind == native.kind);
+        let names: Vec<String> = here.map(|target| target.name).collect();
+        Failure::message(format!("--target {name}: the targets of this device are native, {}", names.join(", ")))
+    })
+}
 
-    /// The target by name, which the device must be able to run; that of its kind where none is named.
-    #[cfg(feature = "compile")]
-    fn target(&self, native: &Target) -> Outcome<Target> {
-        let Some(name) = &self.target else { return Ok(native.portable()) };
-        if name == "native" {
-            note!("target: {}", native.name);
-            return Ok(native.clone());
-        }
-        Target::named(name).filter(|target| target.kind == native.kind).ok_or_else(|| {
-            let here = Target::all().into_iter().filter(|target| target.kind == native.kind);
-            let names: Vec<String> = here.map(|target| target.name).collect();
-            Failure::message(format!("--target {name}: the targets of this device are native, {}", names.join(", ")))
-        })
-    }
-
-    #[cfg(not(feature = "compile"))]
-    fn compile(&self, _: &Target, _: Keep, _: Option<&str>) -> Outcome<Plan> {
-        let why = "no such directory, and this program was built without the compiler (feature `compile`)";
-        Err(Failure::message(format!("{}: {why}; give a directory that `alipc compile -o` wrote", self.spec)))
-    }
+#[cfg(not(feature = "compile"))]
+fn compile(from: SpecSources, _: Option<&str>, _: &Target, _: Keep) -> Outcome<(Plan, SpecSources)> {
+    let why = "no such directory, and this program was built without the compiler (feature `compile`)";
+    Err(Failure::message(format!("{}: {why}; give a directory that `alipc compile -o` wrote", from.spec)))
 }
 
 /// Diagnostics for people.
@@ -173,15 +250,10 @@ pub(crate) fn rendered(
 }
 
 /// The pipeline of the plan's spec.
-pub(crate) fn own(plan: &Plan) -> Outcome<Pipeline> {
+fn own(plan: &Plan) -> Outcome<Pipeline> {
     let why = "names no data; give a pipeline with --data, or `data:` in the spec";
     let own = plan.train.as_ref().and_then(|train| train.data.clone());
     own.ok_or_else(|| Failure::message(format!("graph `{}` {why}", plan.name)))
-}
-
-/// The pipeline of the plan's spec, on another folder.
-pub(crate) fn on_folder(plan: &Plan, folder: &str) -> Outcome<Pipeline> {
-    moved(own(plan)?, folder).map_err(|why| Failure::message(format!("graph `{}`: {why}", plan.name)))
 }
 
 /// A pipeline on another folder; the error says why it cannot be.
@@ -190,7 +262,7 @@ pub(crate) fn moved(mut pipeline: Pipeline, folder: &str) -> Result<Pipeline, St
         let why = "reads no folder; give --data a pipeline whose source is `Folder`";
         return Err(format!("pipeline `{}` {why}", pipeline.name));
     };
-    *path = std::path::absolute(folder).map_err(|error| error.to_string())?.to_string_lossy().into_owned();
+    *path = folder.to_string();
     Ok(pipeline)
 }
 

@@ -3,7 +3,8 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use alip_runtime::train::{StepRecord, Watch};
+use alip_runtime::run::StepRecord;
+use alip_runtime::train::Watch;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Time between lines where there is no terminal: a log of an hour stays readable.

@@ -15,8 +15,20 @@ use crate::model::{DeviceArgs, Keep, ModelArgs};
 ///
 /// Weights and batches are safetensors files. The first holds every parameter under its path, and other state under its path or
 /// as `state.PATH`; the second holds `batch.0.NAME`, `batch.1.NAME`, ... for every input of the graph, over which the steps cycle.
+///
+/// The layout, for a graph with the inputs image, raw and caption and a batch of 16:
+///
+///   WEIGHTS  visual.conv1.weight      f32 [32, 3, 8, 8]    every parameter under its path
+///            state.lcg.ema            f32 []               other state, where it is not to begin as the graph says
+///   BATCHES  batch.0.image            f32 [16, 3, 32, 32]  numbered from 0 without a gap
+///            batch.0.raw              i32 [16, 16]         wider integers are converted, with a check of their range
+///            batch.1.image            ...
+///   OUT      metrics.NAME             f64 [steps]
+///            outputs.NAME             first step           grads.PATH  first step, before clipping
+///            params.PATH              after the last step  state.PATH  after the last step
 #[derive(clap::Args)]
 #[command(
+    verbatim_doc_comment,
     after_help = "Example:\n  alip-run replay alip_tiny --weights weights.safetensors --batches inputs.safetensors --steps 20 \\\n      --device cpu --out replay.safetensors"
 )]
 pub(crate) struct Args {
@@ -63,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
             Kind::Metrics => Dump::Metrics,
         })
         .collect();
-    let device = args.device.open()?.device;
+    let device = args.device.open()?;
     let keep = Keep { grads: dump.contains(&Dump::Grads), outputs: dump.contains(&Dump::Outputs) };
     let plan = args.model.plan(&device.target(), keep)?;
     let mut session = Session::new(Arc::new(plan), device)?;

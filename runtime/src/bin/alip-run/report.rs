@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use alip_runtime::run::RunDir;
 use alip_runtime::train::report;
-use alip_runtime::train::summary::{Measured, REPORT, Shown, report};
-use alip_runtime::train::{RunDir, RunInfo};
+use alip_runtime::train::summary::{Measured, Shown, report, report_name};
 
 use crate::{Failure, Outcome, eval};
 
@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// Another run on the same data
     #[arg(long, value_name = "RUN")]
     against: Option<PathBuf>,
+    /// Of the average of the weights, which `alip-run eval RUN --average` measured
+    #[arg(long)]
+    average: bool,
     /// Where the page goes; report.html in the run's directory unless given
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -30,29 +33,28 @@ pub(crate) struct Args {
 
 struct Found {
     run: RunDir,
-    info: RunInfo,
     measured: Measured,
 }
 
 impl Found {
-    fn open(root: &Path) -> Outcome<Found> {
-        let (run, info) = RunDir::open(root)?;
-        let measured = Measured::load(&run)?.ok_or_else(|| {
-            let path = root.display();
-            Failure::message(format!("the run in {path} was not measured yet; `alip-run eval {path}` does it"))
+    fn open(root: &Path, average: bool) -> Outcome<Found> {
+        let run = RunDir::open(root)?;
+        let measured = Measured::load(&run, average)?.ok_or_else(|| {
+            let (path, option) = (root.display(), if average { " --average" } else { "" });
+            Failure::message(format!("the run in {path} was not measured yet; `alip-run eval {path}{option}` does it"))
         })?;
-        Ok(Found { run, info, measured })
+        Ok(Found { run, measured })
     }
 
     fn shown(&self) -> Shown<'_> {
-        Shown { run: &self.run, info: &self.info, measured: &self.measured }
+        Shown { run: &self.run, measured: &self.measured }
     }
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    let own = Found::open(&args.run)?;
-    let other = args.against.as_deref().map(Found::open).transpose()?;
-    let page = args.report.clone().unwrap_or_else(|| args.run.join(REPORT));
+    let own = Found::open(&args.run, args.average)?;
+    let other = args.against.as_deref().map(|other| Found::open(other, false)).transpose()?;
+    let page = args.report.clone().unwrap_or_else(|| args.run.join(report_name(args.average)));
     let report = report(&own.shown(), other.as_ref().map(Found::shown).as_ref())?;
     report::write(&report, &page)?;
     let names = report.other.as_ref().map(|other| (report.title.as_str(), other.name.as_str()));

@@ -3,35 +3,37 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use alip_plan::Plan;
 use alip_plan::pipeline::{Mode, Pipeline};
-use alip_runtime::data::{Loader, LoaderOptions, open_source, too_few};
+use alip_runtime::data::{Loader, LoaderOptions, SampleSource, Vocabularies, open_source, too_few};
 use alip_runtime::exec::Session;
-use alip_runtime::train::{RunDir, RunInfo, Summary, Trainer, begin, bytes, resume};
+use alip_runtime::run::{DataIdentity, DeviceIdentity, Difference, NewRun, RunDir, RunError, RunInfo, Writer, bytes};
+use alip_runtime::train::{Cadence, Position, Summary, Trainer, begin, measure, needs_total_steps, resume};
 
-use crate::model::{DeviceArgs, ModelArgs, on_folder};
+use crate::model::{CompileArgs, DeviceArgs, Prepared, bounded, compiled_again, moved};
 use crate::progress::{Progress, duration};
+use crate::stop::Stop;
 use crate::{Failure, Outcome, eval};
-
-/// Exit status after Ctrl-C, as shells have it.
-const INTERRUPTED: u8 = 130;
 
 /// Train a model, or continue a run
 ///
-/// Everything about a run lies in its directory: plan, checkpoints, metrics.jsonl, TensorBoard events, results, report.
-/// Ctrl-C finishes the step, saves and exits; --resume continues with the very same steps.
+/// Everything about a run lies in its directory: plan, words, checkpoints, metrics.jsonl, TensorBoard events, results, report.
+/// Ctrl-C (SIGTERM, a closed terminal) finishes the step, saves and exits; --resume continues with the very same steps.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   alip-run train alip_shapes
   alip-run train alip_shapes --steps 200 --seed 1 --out runs/short
-  alip-run train alip_shapes --out runs/short --resume
+  alip-run train --resume runs/short
   alip-run train alip_flickr8k --data path/to/flickr8k
   alip-run train my_variant.ron --set train.epochs=3 --batch 64")]
 pub(crate) struct Args {
+    /// Name or path of a graph spec, or a directory with a plan that `alipc compile -o` wrote
+    #[arg(value_name = "SPEC|PLAN", required_unless_present = "resume")]
+    spec: Option<String>,
     #[command(flatten)]
-    model: ModelArgs,
+    how: CompileArgs,
     #[command(flatten)]
     device: DeviceArgs,
     /// A pipeline spec, or the folder of images that the spec's own pipeline shall read
@@ -40,13 +42,19 @@ pub(crate) struct Args {
     /// Where the run goes; runs/NAME unless given
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Continue the run in --out from its newest checkpoint
-    #[arg(long, conflicts_with_all = ["batch", "set", "steps", "epochs", "seed"])]
-    resume: bool,
-    /// Steps of the run, in place of the spec's epochs
+    /// Continue the run in this directory from its newest checkpoint; without one, that of SPEC
+    #[arg(long, value_name = "RUN", num_args = 0..=1, conflicts_with_all = ["batch", "set", "target", "no_rule", "no_egraph", "seed"])]
+    resume: Option<Option<PathBuf>>,
+    /// With --resume: go on though the training samples are others than the run was started with
+    #[arg(long, requires = "resume")]
+    data_changed: bool,
+    /// With --resume: go on though device or instruction set are others than the run was started on
+    #[arg(long, requires = "resume")]
+    device_changed: bool,
+    /// Steps of the run, in place of the spec's epochs; with --resume, to extend it
     #[arg(long, conflicts_with = "epochs")]
     steps: Option<u64>,
-    /// Passes over the data, in place of the spec's
+    /// Passes over the data, in place of the spec's; with --resume, to extend the run
     #[arg(long)]
     epochs: Option<f64>,
     /// Seed of weights, data order and augmentation
@@ -55,17 +63,21 @@ pub(crate) struct Args {
     /// Steps between checkpoints; there is always one at the end
     #[arg(long, default_value_t = 1000, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_every: u64,
+    /// Minutes between checkpoints, whatever the steps
+    #[arg(long, default_value_t = 15.0, value_name = "MINUTES", value_parser = minutes)]
+    checkpoint_minutes: f64,
     /// Newest checkpoints that are kept
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     keep: u64,
     /// Threads that prepare samples; results do not depend on it
-    #[arg(long, default_value_t = default_workers(), value_parser = clap::value_parser!(u64).range(1..=1024))]
+    #[arg(long, default_value_t = default_workers())]
     workers: u64,
     /// Batches prepared ahead
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=1024))]
     prefetch: u64,
-    /// Largest share of samples that may be unreadable before the run stops
-    #[arg(long, default_value_t = 0.01, value_name = "SHARE")]
+    /// Largest share of samples that may be unreadable before the run stops (after saving). Judged whenever one is, over all that
+    /// this process has read, from the 1,000th sample on; skipped samples are replaced and named
+    #[arg(long, default_value_t = 0.01, value_name = "SHARE", value_parser = share)]
     max_bad: f64,
     /// Do not measure the model at the end
     #[arg(long)]
@@ -79,143 +91,310 @@ pub(crate) fn default_workers() -> u64 {
     std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64)
 }
 
+fn minutes(text: &str) -> Result<f64, String> {
+    let minutes = text.parse().ok().filter(|minutes| *minutes > 0.0 && *minutes <= 1e6);
+    minutes.ok_or_else(|| "a number of minutes above 0".into())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a share of samples between 0 and 1".into())
+}
+
 pub(crate) fn run(args: &Args) -> Outcome {
-    let root = args.out.clone().unwrap_or_else(|| Path::new("runs").join(args.model.stem()));
-    let device = args.device.open()?.device;
-    let description = format!("{}: {}", device.name(), device.description());
-    let (existing, info, plan) = if args.resume {
-        let (run, info, plan) = open(args, &root)?;
-        (Some(run), info, plan)
-    } else {
-        let (info, plan) = prepare(args, &root, (&device.target(), description))?;
-        (None, info, plan)
+    let workers = bounded("--workers", args.workers)?;
+    let stop = Stop::listen("stopping after this step")?;
+    let mut ready = match &args.resume {
+        Some(given) => again(args, &resumed(args, given.as_deref())?, workers)?,
+        None => first(args, workers)?,
     };
-    let pipeline = data(&info)?.clone();
-    let mut session = Session::new(Arc::new(plan), device)?;
-    let (run, position) = match existing {
-        Some(run) => {
-            let position = resume(&mut session, &info, &run.checkpoints(args.keep as usize))?;
-            note!("resuming {} at step {} of {}", info.spec, position.step, info.steps);
-            (run, position)
-        }
-        None => {
-            let position = begin(&mut session, info.seed, info.steps)?;
-            (RunDir::create(&root, &info, session.plan(), args.keep + 1)?, position)
-        }
-    };
-    let source = open_source(&pipeline.source, Mode::Train)?;
-    let options = LoaderOptions {
-        start_sample: position.cursor,
-        workers: args.workers as usize,
-        prefetch: args.prefetch as usize,
-        max_bad: args.max_bad,
-        ..LoaderOptions::train(info.seed, info.batch as usize)
-    };
-    let mut loader = Loader::new(&pipeline, source, &options)?;
+    let measurable = !args.no_eval && is_measurable(&ready);
+    let Ready { session, run, loader, position, .. } = &mut ready;
+    let (info, first) = (run.info().clone(), position.step);
     let loss = session.plan().train.as_ref().map(|train| train.loss.clone()).unwrap_or_default();
-    let mut progress = Progress::new(position.step, info.steps, &loss);
-    let stop = stop_on_interrupt()?;
-    let trained = Trainer {
-        session: &mut session,
-        feed: &mut loader,
-        run: &run,
-        info: &info,
-        checkpoints: run.checkpoints(args.keep as usize),
-        checkpoint_every: args.checkpoint_every,
-        stop: &stop,
-        watch: &mut progress,
-    }
-    .train(position);
+    let mut progress = Progress::new(first, info.steps, &loss);
+    let cadence =
+        Cadence { steps: args.checkpoint_every, time: Duration::from_secs_f64(args.checkpoint_minutes * 60.0) };
+    let mut trainer =
+        Trainer { session: &mut *session, feed: loader, run, cadence, stop: stop.flag(), watch: &mut progress };
+    let trained = trainer.train(*position);
     progress.finish();
     let summary = trained?;
+    say_trained(&summary, &progress, &loss, first);
+    let Ready { mut session, run, pipeline, vocabularies, loader, .. } = ready;
     if !loader.skips().is_empty() {
         note!("{}", loader.skips());
     }
     drop(loader);
-    report_run(&summary, &progress, &loss, position.step);
     if !summary.finished {
-        let again = format!("continue with: alip-run train {} --out {} --resume", args.model.spec, root.display());
+        let again = format!("continue with: alip-run train --resume {}", run.root().display());
         note!("stopped at step {} of {}; {again}", summary.position.step, info.steps);
-        return Ok(ExitCode::from(INTERRUPTED));
+        return Ok(stop.status());
     }
-    if !args.no_eval {
-        eval::after_training(&mut session, &run, &info, args.workers as usize, args.json)?;
+    if measurable {
+        let what = eval::Measurement {
+            pipeline: &pipeline,
+            vocabularies: &vocabularies,
+            workers,
+            step: info.steps,
+            average: false,
+            out: run.root(),
+            json: args.json,
+        };
+        return eval::measured(&mut session, &run, &what, &stop);
+    }
+    if args.json {
+        say!("{}", as_json(&info, &summary, &progress, first));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A new run. Its directory is made last, so that whatever is wrong leaves no trace.
-fn prepare(args: &Args, root: &Path, device: (&alip_plan::Target, String)) -> Outcome<(RunInfo, Plan)> {
-    let (plan, pipeline) = args.model.plan_and_data(device.0, args.data.as_deref())?;
-    let Some(train) = &plan.train else {
-        let why = "has no `train` section, so there is nothing to train";
-        return Err(Failure::message(format!("graph `{}` {why}", plan.name)));
-    };
-    let samples = open_source(&pipeline.source, Mode::Train)?.len();
-    if let Some(warning) = too_few(samples, train.batch) {
-        note!("warning: {warning}");
-    }
-    let epochs = args.epochs.unwrap_or(train.epochs);
-    let steps = match args.steps {
-        Some(steps) => steps,
-        None if epochs > 0.0 && epochs.is_finite() => (epochs * samples as f64 / train.batch as f64).ceil() as u64,
-        None => return Err(Failure::message(format!("--epochs {epochs}: give a number above 0"))),
-    };
-    if steps == 0 {
-        return Err(Failure::message("--steps 0: a run has at least one step"));
-    }
-    let info = RunInfo::new(&plan, device.1, args.seed, steps, Some(pipeline));
-    let facts = [
-        format!("{} parameters", plan.report.parameters),
-        format!("batch {}", info.batch),
-        format!("{samples} samples"),
-        format!("{steps} steps"),
-        format!("{} planned", bytes(plan.report.peak_bytes())),
-    ];
-    note!("{}: {}; in {}", info.spec, facts.join(", "), root.display());
-    Ok((info, plan))
+/// A run about to take its first step.
+struct Ready {
+    session: Session,
+    run: Writer,
+    pipeline: Pipeline,
+    vocabularies: Vocabularies,
+    loader: Loader,
+    position: Position,
 }
 
-/// The run to continue; its data may have moved.
-fn open(args: &Args, root: &Path) -> Outcome<(RunDir, RunInfo, Plan)> {
-    let (run, mut info) = RunDir::open(root)?;
-    let plan = run.plan()?;
+/// A new run. Its directory is made last, so that whatever is wrong leaves no trace.
+fn first(args: &Args, workers: usize) -> Outcome<Ready> {
+    let spec = args.spec.as_deref().unwrap_or_default();
+    let root = args.out.clone().unwrap_or_else(|| Path::new("runs").join(stem(spec)));
+    RunDir::vacant(&root)?;
+    let device = args.device.open()?;
+    let Prepared { plan, pipeline, sources } = args.how.plan_and_data(spec, &device.target(), args.data.as_deref())?;
+    if plan.train.is_none() {
+        let why = "has no `train` section, so there is nothing to train";
+        return Err(Failure::message(format!("graph `{}` {why}", plan.name)));
+    }
+    let source = open_source(&pipeline.source, Mode::Train)?;
+    if let Some(warning) = plan.train.as_ref().and_then(|train| too_few(source.len(), train.batch)) {
+        note!("warning: {warning}");
+    }
+    let steps = wanted_steps(args, &plan, source.len())?;
+    let data = DataIdentity::new(pipeline.clone(), source.as_ref(), &root);
+    let info = RunInfo::new(&plan, DeviceIdentity::of(device.as_ref()), args.seed, steps, Some(data));
+    note!(
+        "{}: {} parameters, {} samples, {} steps of batch {}",
+        info.spec,
+        grouped(plan.report.parameters),
+        grouped(source.len()),
+        grouped(steps),
+        info.batch
+    );
+    note!("{} of memory; in {}", bytes(plan.report.peak_bytes()), root.display());
+    let vocabularies = Vocabularies::open(&pipeline, source.as_ref())?;
+    let mut session = Session::new(Arc::new(plan), device)?;
+    let position = begin(&mut session, info.seed, info.steps)?;
+    let loader = load(args, workers, (&pipeline, source, &vocabularies), &info, position)?;
+    let new =
+        NewRun { info: &info, plan: &session.plan().clone(), sources: sources.as_ref(), vocabularies: &vocabularies };
+    let run = Writer::create(&root, &new, args.keep as usize)?;
+    Ok(Ready { session, run, pipeline, vocabularies, loader, position })
+}
+
+/// The directory of the run to continue: the one given, or that of the spec.
+fn resumed(args: &Args, given: Option<&Path>) -> Outcome<PathBuf> {
+    let named = given.map(Path::to_path_buf).or_else(|| args.spec.as_ref().map(PathBuf::from));
+    let own = |name: &Path| Path::new("runs").join(stem(&name.to_string_lossy()));
+    let candidates: Vec<PathBuf> = match (&args.out, given, named) {
+        (Some(out), None, _) => vec![out.clone()],
+        (Some(out), Some(given), _) if out != given => {
+            let why = "name two directories; a run is continued where it is";
+            return Err(Failure::message(format!("--resume {} and --out {} {why}", given.display(), out.display())));
+        }
+        (_, _, Some(name)) => vec![own(&name), name],
+        (_, _, None) => Vec::new(),
+    };
+    // A directory that is named itself comes first.
+    let found = candidates.iter().rev().find(|root| RunDir::holds_run(root));
+    let missing = candidates.first().cloned().unwrap_or_default();
+    found.cloned().ok_or_else(|| RunError::NoRun { path: missing }.into())
+}
+
+/// A run that is continued, with what it was started with.
+fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
+    let mut run = Writer::open(root, args.keep as usize)?;
+    same_spec(args, &run)?;
+    let own = run.info().device.clone();
+    let device = args.device.open_as(Some(&own.name))?;
+    let mut info = run.info().clone();
+    let now = DeviceIdentity::of(device.as_ref());
+    if own != now {
+        let difference = Difference { what: "device", then: own.to_string(), now: now.to_string() };
+        accept(&run, difference, (args.device_changed, "--device-changed"))?;
+        info.device = now;
+    }
+    let mut pipeline =
+        run.pipeline().ok_or_else(|| Failure::message(format!("the run of `{}` names no data", info.spec)))?;
     if let Some(folder) = &args.data {
         if !Path::new(folder).is_dir() {
             let why = "with --resume, --data can only say where the same images lie now; give a folder";
             return Err(Failure::message(format!("--data {folder}: {why}")));
         }
-        info.data = Some(on_folder(&plan, folder)?);
+        pipeline = moved(pipeline, folder).map_err(Failure::message)?;
     }
-    run.probe(&plan, args.keep + 1)?;
-    Ok((run, info, plan))
+    let source = open_source(&pipeline.source, Mode::Train)?;
+    let data = DataIdentity::new(pipeline.clone(), source.as_ref(), root);
+    if let Some(difference) = info.data.as_ref().and_then(|then| then.difference(&data)) {
+        accept(&run, difference, (args.data_changed, "--data-changed"))?;
+    }
+    if args.data.is_some() || args.data_changed {
+        info.data = Some(data);
+    }
+    let mut plan = run.plan()?;
+    info.steps = extended(args, &run, &plan, source.len())?;
+    if plan.target.kind != device.kind() {
+        plan = compiled_again(&info.spec, run.sources()?, device.as_ref())?;
+    }
+    let vocabularies = run.vocabularies()?;
+    let mut session = Session::new(Arc::new(plan), device)?;
+    if info != *run.info() {
+        run.set_info(info)?;
+    }
+    let position = resume(&mut session, &run)?;
+    let info = run.info();
+    let loader = load(args, workers, (&pipeline, source, &vocabularies), info, position)?;
+    note!("resuming {} at step {} of {}", info.spec, grouped(position.step), grouped(info.steps));
+    if position.step == info.steps {
+        note!("all its steps are taken; --steps N or --epochs N extends it");
+    }
+    Ok(Ready { session, run, pipeline, vocabularies, loader, position })
 }
 
-fn data(info: &RunInfo) -> Outcome<&Pipeline> {
-    info.data.as_ref().ok_or_else(|| Failure::message(format!("the run of `{}` names no data", info.spec)))
-}
-
-/// The first Ctrl-C asks the run to stop after the step, the second ends the program at once.
-fn stop_on_interrupt() -> Outcome<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(INTERRUPTED));
+/// A spec that is given with --resume is the one that the run was started with: what was changed in it since would not count.
+fn same_spec(args: &Args, run: &RunDir) -> Outcome<()> {
+    let (Some(given), Some(sources)) = (&args.spec, run.sources()?) else { return Ok(()) };
+    let path = run.root().display();
+    let advice = format!("`alip-run train --resume {path}` continues it as it was started; begin another with --out");
+    if Path::new(given).is_dir() {
+        return Ok(());
+    }
+    if stem(given) != stem(&sources.spec) {
+        let why = format!("{path} is a run of `{}`, not of `{given}`", sources.spec);
+        return Err(Failure::message(format!("{why}; {advice}")));
+    }
+    match sources.changed() {
+        Some(file) => {
+            Err(Failure::message(format!("{file} was changed since the run in {path} was started; {advice}")))
         }
-        note!("stopping after this step; press Ctrl-C again to stop without saving");
-    })?;
-    Ok(stop)
+        None => Ok(()),
+    }
 }
 
-fn report_run(summary: &Summary, progress: &Progress, loss: &str, first: u64) {
+fn accept(run: &RunDir, difference: Difference, (accepted, option): (bool, &'static str)) -> Outcome<()> {
+    if accepted {
+        note!("accepted: {difference}");
+        return Ok(());
+    }
+    Err(RunError::Differs { path: run.root().to_path_buf(), difference, accept: option }.into())
+}
+
+/// The steps asked for in one way or another.
+fn wanted_steps(args: &Args, plan: &Plan, samples: u64) -> Outcome<u64> {
+    let (own, batch) = plan.train.as_ref().map_or((1.0, 1), |train| (train.epochs, train.batch.max(1)));
+    let epochs = args.epochs.unwrap_or(own);
+    let steps = match args.steps {
+        Some(steps) => steps,
+        None if epochs > 0.0 && epochs.is_finite() => (epochs * samples as f64 / batch as f64).ceil() as u64,
+        None => return Err(Failure::message(format!("--epochs {epochs}: give a number above 0"))),
+    };
+    if steps == 0 {
+        return Err(Failure::message("--steps 0: a run has at least one step"));
+    }
+    Ok(steps)
+}
+
+/// The steps of a run that is continued: its own, or others where those already taken would have been the same.
+fn extended(args: &Args, run: &RunDir, plan: &Plan, samples: u64) -> Outcome<u64> {
+    let own = run.info().steps;
+    if args.steps.is_none() && args.epochs.is_none() {
+        return Ok(own);
+    }
+    let steps = wanted_steps(args, plan, samples)?;
+    let taken = run.checkpoints().last().map_or(0, |(step, _)| *step);
+    let asked = match args.epochs {
+        Some(epochs) => format!("--epochs {epochs}, which is {steps} steps"),
+        None => format!("--steps {steps}"),
+    };
+    if steps < taken {
+        return Err(Failure::message(format!("{asked}: the run has taken {taken} steps already")));
+    }
+    if steps != own && taken > 0 && needs_total_steps(plan) {
+        let why = format!(
+            "the schedule of `{}` is laid out over all its {own} steps; with another number the steps already taken would \
+             have had other learning rates. Train anew with --out, or with a schedule that does not ask for the end \
+             (`constant`), which can be extended",
+            plan.name
+        );
+        return Err(Failure::message(format!("{asked}: {why}")));
+    }
+    if steps != own {
+        note!("{own} steps become {steps}; no step depends on how many there are, so those taken stay as they are");
+    }
+    Ok(steps)
+}
+
+fn load(
+    args: &Args,
+    workers: usize,
+    (pipeline, source, vocabularies): (&Pipeline, Arc<dyn SampleSource>, &Vocabularies),
+    info: &RunInfo,
+    position: Position,
+) -> Outcome<Loader> {
+    let options = LoaderOptions {
+        start_sample: position.cursor,
+        workers,
+        prefetch: args.prefetch as usize,
+        max_bad: args.max_bad,
+        vocabularies: vocabularies.clone(),
+        ..LoaderOptions::train(info.seed, info.batch as usize)
+    };
+    Ok(Loader::new(pipeline, source, &options)?)
+}
+
+/// Whether the model can be measured at the end; why not is said before the first step, and not after the last.
+fn is_measurable(ready: &Ready) -> bool {
+    match measure::possible(ready.session.plan(), &ready.pipeline) {
+        Ok(()) => true,
+        Err(why) => {
+            note!("will not be measured at the end: {why}");
+            false
+        }
+    }
+}
+
+/// A directory's or spec's last name, for what is named after it.
+fn stem(spec: &str) -> String {
+    let stem = Path::new(spec).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    stem.unwrap_or_else(|| "run".into())
+}
+
+/// `926,977`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let group = |(at, digit): (usize, char)| {
+        let comma = at > 0 && (digits.len() - at).is_multiple_of(3);
+        [comma.then_some(','), Some(digit)].into_iter().flatten()
+    };
+    digits.chars().enumerate().flat_map(group).collect()
+}
+
+fn rate(summary: &Summary, progress: &Progress, first: u64) -> f64 {
     let steps = summary.position.step - first;
-    let elapsed = progress.elapsed();
+    let samples = (summary.position.cursor / summary.position.step.max(1) * steps) as f64;
+    samples / progress.elapsed().as_secs_f64().max(1e-9)
+}
+
+fn say_trained(summary: &Summary, progress: &Progress, loss: &str, first: u64) {
+    let steps = summary.position.step - first;
     if let Some(last) = &summary.last {
-        let samples = (summary.position.cursor / summary.position.step.max(1) * steps) as f64;
-        let rate = samples / elapsed.as_secs_f64().max(1e-9);
-        let value = last.metric(loss).unwrap_or(f64::NAN);
-        note!("{steps} steps in {}, {rate:.1} samples/s, loss {value:.4}", duration(elapsed));
+        let (rate, value) = (rate(summary, progress, first), last.metric(loss).unwrap_or(f64::NAN));
+        let time = duration(progress.elapsed());
+        note!("{} steps in {time}, {rate:.1} samples/s, loss {value:.4}", grouped(steps));
     }
     if summary.rows.runs > 0 {
         note!("packed rows: {}", summary.rows);
@@ -223,4 +402,11 @@ fn report_run(summary: &Summary, progress: &Progress, loss: &str, first: u64) {
     if let Some(path) = &summary.checkpoint {
         note!("checkpoint: {}", path.display());
     }
+}
+
+fn as_json(info: &RunInfo, summary: &Summary, progress: &Progress, first: u64) -> serde_json::Value {
+    serde_json::json!({
+        "graph": info.spec, "step": summary.position.step, "last": summary.last, "checkpoint": summary.checkpoint,
+        "seconds": progress.elapsed().as_secs_f64(), "samples_per_s": rate(summary, progress, first),
+    })
 }

@@ -7,6 +7,7 @@
 
 mod clean;
 mod clip;
+mod vocabularies;
 mod words;
 
 use std::path::Path;
@@ -15,6 +16,7 @@ use std::sync::{Arc, OnceLock};
 use alip_plan::pipeline::Vocab;
 
 pub use clean::clean;
+pub use vocabularies::Vocabularies;
 pub use words::{WordVocabulary, split_words};
 
 use super::{DataError, SampleSource};
@@ -69,8 +71,7 @@ impl Tokenizer {
         }
     }
 
-    /// The word list, where this is a tokenizer of whole words. It belongs to the trained model: write it beside a
-    /// checkpoint, and evaluate with `words:SIZE:FILE`.
+    /// The word list, where this is a tokenizer of whole words. It belongs to the trained model ([`Vocabularies`]).
     pub fn word_list(&self) -> Option<&[String]> {
         match &self.kind {
             Kind::Clip(_) => None,

@@ -67,8 +67,16 @@ impl Device for Cpu {
     }
 
     fn description(&self) -> String {
+        format!("{}, {}", self.summary(), self.arithmetic())
+    }
+
+    fn summary(&self) -> String {
         let threads = self.pool.current_num_threads();
-        format!("{threads} thread{}, {} vectors", if threads == 1 { "" } else { "s" }, self.loops.name)
+        format!("{threads} thread{}", if threads == 1 { "" } else { "s" })
+    }
+
+    fn arithmetic(&self) -> String {
+        format!("{} vectors", self.loops.name)
     }
 
     fn target(&self) -> Target {

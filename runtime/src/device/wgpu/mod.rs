@@ -127,6 +127,14 @@ impl Device for Wgpu {
         limits::target(&self.limits)
     }
 
+    fn summary(&self) -> String {
+        format!("{} ({:?})", self.info.name, self.info.backend)
+    }
+
+    fn arithmetic(&self) -> String {
+        self.description()
+    }
+
     fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {
         if plan.target.kind != TargetKind::Wgpu {
             return Err(DeviceError::WrongTarget {

@@ -6,8 +6,8 @@
 mod chart;
 mod page;
 
-use super::file::{FileError, write_bytes};
 use crate::data::RgbImage;
+use crate::run::file::{FileError, write_bytes};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 

@@ -16,10 +16,9 @@ use alip_compiler::trust::{Values, judged};
 use alip_compiler::{CompileOptions, CompiledSpec, SpecOptions, compile_spec, resolve};
 use alip_plan::bounds::F32;
 use alip_plan::{PROGRAM_TRAIN, Plan, Target};
-use alip_runtime::device::{DeviceOptions, choose};
 use alip_runtime::exec::{Moment, Session, Tensors};
+use alip_runtime::run::tensors::TensorFile;
 use alip_runtime::tensor::{Data, HostTensor};
-use alip_runtime::train::file::TensorFile;
 use alip_runtime::train::replay;
 
 use super::Args;
@@ -142,8 +141,7 @@ impl Build {
     }
 
     fn session(&self, args: &Args) -> Outcome<Session> {
-        let choice = choose(&args.device.device, &DeviceOptions { threads: args.device.threads })?;
-        Ok(Session::new(Arc::clone(&self.plan), choice.device)?)
+        Ok(Session::new(Arc::clone(&self.plan), args.device.choose(None)?)?)
     }
 
     /// The program that the batch runs, and what its steps read and write.

@@ -52,7 +52,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Outcome {
     let against = Suspect::against(args)?;
-    let device = args.device.open()?.device;
+    let device = args.device.open()?;
     let target = device.target().portable();
     drop(device);
     let whole = Build::new(args, &target, &|_| {})?;

@@ -5,7 +5,7 @@
 //! TensorFlow's `core/lib/io/record_writer.cc` (framing, masking), `core/util/event.proto`, `core/framework/summary.proto`.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -40,6 +40,8 @@ mod field {
 pub(super) struct EventFile {
     file: File,
     path: std::path::PathBuf,
+    /// Bytes of whole records.
+    whole: u64,
 }
 
 impl EventFile {
@@ -61,7 +63,7 @@ impl EventFile {
                 Err(error) => return Err(FileError::io(&path, "write")(error)),
             }
         };
-        let mut events = EventFile { file, path };
+        let mut events = EventFile { file, path, whole: 0 };
         events.put(&[double(field::WALL_TIME, now), bytes(field::FILE_VERSION, b"brain.Event:2")].concat())?;
         if first_step > 0 {
             let log = bytes(field::SESSION_LOG, &varint(field::STATUS, field::START));
@@ -84,7 +86,13 @@ impl EventFile {
 
     fn put(&mut self, message: &[u8]) -> Result<(), FileError> {
         // One write, so that a killed process leaves whole records or, at worst, one that TensorBoard recognises as cut.
-        self.file.write_all(&record(message)).map_err(FileError::io(&self.path, "write"))
+        let record = record(message);
+        if let Err(error) = self.file.write_all(&record) {
+            let _ = self.file.set_len(self.whole).and_then(|()| self.file.seek(SeekFrom::End(0)));
+            return Err(FileError::io(&self.path, "write")(error));
+        }
+        self.whole += record.len() as u64;
+        Ok(())
     }
 }
 

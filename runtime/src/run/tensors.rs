@@ -2,67 +2,20 @@
 //!
 //! Invariants:
 //! - No more than one tensor of a file is in host memory, so a checkpoint needs no second copy of the model.
-//! - A file appears under its name only when it is complete and on disk: it is written beside, synchronised, renamed.
 //! - Bytes of a file cannot panic; a file that is cut short is told from one that is no safetensors file at all.
+//! - A file of ours holds a checksum of every tensor and of its texts, and what does not have them is damaged. Files of others
+//!   have none and are taken as they are.
 
-use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use alip_plan::DType;
 use safetensors::tensor::{Dtype as FileType, Metadata, TensorInfo, TensorView};
 
-use crate::tensor::{HostTensor, TensorError};
-
-/// Why a tensor file could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum FileError {
-    /// The system refused.
-    #[error("{}: cannot {action}: {source}", path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// What was tried: `read`, `write`, `create the folder`.
-        action: &'static str,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The bytes are no safetensors file, or end too early.
-    #[error("{}: {why}", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// No tensor of this name.
-    #[error("{}: there is no tensor `{name}`", path.display())]
-    Missing {
-        /// The file.
-        path: PathBuf,
-        /// The name.
-        name: String,
-    },
-    /// A tensor that cannot be converted.
-    #[error("{}: tensor `{name}`: {source}", path.display())]
-    Tensor {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// Why.
-        source: TensorError,
-    },
-}
-
-impl FileError {
-    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> FileError {
-        let path = path.to_path_buf();
-        move |source| FileError::Io { path, action, source }
-    }
-}
+use super::file::{FileError, write_beside};
+use crate::tensor::HostTensor;
 
 /// Most bytes of a header; safetensors itself refuses longer ones.
 const MAX_HEADER: u64 = 100_000_000;
@@ -73,6 +26,8 @@ pub struct TensorFile {
     path: PathBuf,
     file: File,
     metadata: Metadata,
+    /// By tensor, in a file of ours.
+    checksums: Option<BTreeMap<String, String>>,
     /// Where the data start, from the beginning of the file.
     data: u64,
 }
@@ -108,7 +63,10 @@ impl TensorFile {
             let cut = if length < wanted { "cut short" } else { "too long" };
             return Err(damaged(format!("the file is {cut}: it has {length} bytes, its header says {wanted}")));
         }
-        Ok(TensorFile { path: path.to_path_buf(), file, metadata, data })
+        let sums = metadata.metadata().as_ref().and_then(|texts| texts.get(CHECKSUMS));
+        let checksums = sums.map(|sums| serde_json::from_str(sums)).transpose();
+        let checksums = checksums.map_err(|error| damaged(format!("the checksums in its header: {error}")))?;
+        Ok(TensorFile { path: path.to_path_buf(), file, metadata, checksums, data })
     }
 
     /// Where the file lies.
@@ -134,9 +92,37 @@ impl TensorFile {
     /// Reads a tensor as `dtype`, converting as [`HostTensor::from_view`] does.
     ///
     /// # Errors
-    /// No such tensor, one that cannot be converted, or the file cannot be read.
+    /// No such tensor, one that cannot be converted or has another checksum, or the file cannot be read.
     pub fn read(&mut self, name: &str, dtype: DType) -> Result<HostTensor, FileError> {
-        let Some(info) = self.metadata.info(name) else {
+        let (info, bytes) = self.bytes(name)?;
+        let view = TensorView::new(info.dtype, info.shape, &bytes).map_err(|error| self.damaged(error))?;
+        HostTensor::from_view(&view, dtype).map_err(|source| FileError::Tensor {
+            path: self.path.clone(),
+            name: name.into(),
+            source,
+        })
+    }
+
+    /// Reads everything and compares it with the checksums; a file without any is taken as it is.
+    ///
+    /// # Errors
+    /// Something is not what was written, or the file cannot be read.
+    pub fn verify(&mut self) -> Result<(), FileError> {
+        let texts = self.metadata.metadata().clone().unwrap_or_default();
+        let own = texts.iter().filter(|(key, _)| !key.starts_with(CHECKSUMS));
+        let sum = of_texts(own.map(|(key, text)| (key.as_str(), text.as_str())));
+        let is_right = match texts.get(OF_TEXTS) {
+            Some(wanted) => self.checksums.is_some() && *wanted == sum,
+            None => self.checksums.is_none(),
+        };
+        if !is_right {
+            return Err(self.damaged("the texts of its header are not those that were written (checksum)"));
+        }
+        self.names().iter().try_for_each(|name| self.bytes(name).map(drop))
+    }
+
+    fn bytes(&mut self, name: &str) -> Result<(TensorInfo, Vec<u8>), FileError> {
+        let Some(info) = self.metadata.info(name).cloned() else {
             return Err(FileError::Missing { path: self.path.clone(), name: name.into() });
         };
         let (start, end) = info.data_offsets;
@@ -144,14 +130,30 @@ impl TensorFile {
         let read =
             self.file.seek(SeekFrom::Start(self.data + start as u64)).and_then(|_| self.file.read_exact(&mut bytes));
         read.map_err(FileError::io(&self.path, "read"))?;
-        let view = TensorView::new(info.dtype, info.shape.clone(), &bytes)
-            .map_err(|error| FileError::Damaged { path: self.path.clone(), why: error.to_string() })?;
-        HostTensor::from_view(&view, dtype).map_err(|source| FileError::Tensor {
-            path: self.path.clone(),
-            name: name.into(),
-            source,
-        })
+        if let Some(sums) = &self.checksums
+            && sums.get(name) != Some(&checksum(&bytes))
+        {
+            return Err(self.damaged(format!("tensor `{name}` is not what was written (checksum)")));
+        }
+        Ok((info, bytes))
     }
+
+    fn damaged(&self, why: impl ToString) -> FileError {
+        FileError::Damaged { path: self.path.clone(), why: why.to_string() }
+    }
+}
+
+/// Header keys of the checksums: of every tensor by name, and of the other texts.
+const CHECKSUMS: &str = "crc32c";
+const OF_TEXTS: &str = "crc32c.texts";
+
+/// Eight digits, so that a header has its length before the sums are known.
+fn checksum(bytes: &[u8]) -> String {
+    format!("{:08x}", crc32c::crc32c(bytes))
+}
+
+fn of_texts<'a>(texts: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    checksum(serde_json::json!(texts.collect::<BTreeMap<_, _>>()).to_string().as_bytes())
 }
 
 /// A tensor about to be written.
@@ -182,7 +184,8 @@ pub fn file_type(dtype: DType) -> FileType {
     }
 }
 
-/// Writes a safetensors file: `texts` into its header, then the tensors, whose bytes `data` gives one after the other.
+/// Writes a safetensors file: `texts` into its header, then the tensors, whose bytes `data` gives one after the other. The same
+/// content gives the same bytes.
 ///
 /// # Errors
 /// The system refuses, or `data` fails; nothing has changed at `path` then.
@@ -192,10 +195,11 @@ pub fn write<E: From<FileError>>(
     entries: &[Entry],
     mut data: impl FnMut(&Entry) -> Result<Vec<u8>, E>,
 ) -> Result<(), E> {
-    let header = header(path, texts, entries)?;
+    let mut sums: BTreeMap<&str, String> = entries.iter().map(|entry| (entry.name.as_str(), checksum(&[]))).collect();
+    let room = header(path, texts, entries, &sums)?;
     write_beside(path, |file| {
         let put = |file: &mut File, bytes: &[u8]| file.write_all(bytes).map_err(FileError::io(path, "write"));
-        put(file, &header)?;
+        put(file, &room)?;
         for entry in entries {
             let bytes = data(entry)?;
             if bytes.len() as u64 != entry.bytes() {
@@ -203,12 +207,21 @@ pub fn write<E: From<FileError>>(
                 return Err(FileError::Damaged { path: path.to_path_buf(), why }.into());
             }
             put(file, &bytes)?;
+            sums.insert(&entry.name, checksum(&bytes));
         }
+        // The sums are known last and stand first, in the room that was left for them.
+        file.seek(SeekFrom::Start(0)).map_err(FileError::io(path, "write"))?;
+        put(file, &header(path, texts, entries, &sums)?)?;
         Ok(())
     })
 }
 
-fn header(path: &Path, texts: &[(&str, String)], entries: &[Entry]) -> Result<Vec<u8>, FileError> {
+fn header(
+    path: &Path,
+    texts: &[(&str, String)],
+    entries: &[Entry],
+    sums: &BTreeMap<&str, String>,
+) -> Result<Vec<u8>, FileError> {
     let mut end = 0usize;
     let infos = entries.iter().map(|entry| {
         let start = end;
@@ -216,66 +229,26 @@ fn header(path: &Path, texts: &[(&str, String)], entries: &[Entry]) -> Result<Ve
         let shape = entry.shape.iter().map(|&size| size as usize).collect();
         (entry.name.clone(), TensorInfo { dtype: entry.dtype, shape, data_offsets: (start, end) })
     });
-    let infos = infos.collect();
-    let texts: HashMap<String, String> = texts.iter().map(|(key, text)| (key.to_string(), text.clone())).collect();
+    let infos: Vec<(String, TensorInfo)> = infos.collect();
     let damaged = |why: String| FileError::Damaged { path: path.to_path_buf(), why };
-    let metadata = Metadata::new((!texts.is_empty()).then_some(texts), infos).map_err(|e| damaged(e.to_string()))?;
-    let mut json = serde_json::to_vec(&metadata).map_err(|error| damaged(error.to_string()))?;
+    Metadata::new(None, infos.clone()).map_err(|error| damaged(error.to_string()))?;
+    let own = texts.iter().map(|(key, text)| (*key, text.as_str()));
+    let of_texts = of_texts(own.clone());
+    let sums = serde_json::json!(sums).to_string();
+    let all: BTreeMap<&str, &str> = own.chain([(CHECKSUMS, sums.as_str()), (OF_TEXTS, of_texts.as_str())]).collect();
+    // In the order of names, where the library's own header has that of a hash map: equal content, equal bytes.
+    let mut fields = BTreeMap::from([("__metadata__", serde_json::json!(all))]);
+    fields.extend(infos.iter().map(|(name, info)| (name.as_str(), serde_json::json!(info))));
+    let mut json = serde_json::to_vec(&fields).map_err(|error| damaged(error.to_string()))?;
     // The format allows blanks after the header; aligned data can be mapped and read in place.
     json.resize(json.len().next_multiple_of(8), b' ');
     Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
 }
 
-/// Writes a file under another name in the same folder, synchronises it, and renames it to `path`.
-///
-/// # Errors
-/// What `fill` returns, or the system refuses; the unfinished file is removed.
-pub fn write_beside<E: From<FileError>>(path: &Path, fill: impl FnOnce(&mut File) -> Result<(), E>) -> Result<(), E> {
-    let beside = beside(path);
-    let write = || -> Result<(), E> {
-        let mut file = File::create(&beside).map_err(FileError::io(&beside, "write"))?;
-        fill(&mut file)?;
-        file.sync_all().map_err(FileError::io(&beside, "write"))?;
-        fs::rename(&beside, path).map_err(FileError::io(path, "write"))?;
-        // The new name itself must reach the disk; systems that cannot open a folder do it on their own.
-        if let Some(Ok(folder)) = path.parent().map(File::open) {
-            let _ = folder.sync_all();
-        }
-        Ok(())
-    };
-    write().inspect_err(|_| {
-        let _ = fs::remove_file(&beside);
-    })
-}
-
-/// Writes a whole file as [`write_beside`] does.
-///
-/// # Errors
-/// The system refuses; nothing has changed at `path` then.
-pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    write_beside(path, |file| file.write_all(bytes).map_err(FileError::io(path, "write")))
-}
-
-/// Suffix of files that are being written.
-const UNFINISHED: &str = ".unfinished";
-
-fn beside(path: &Path) -> PathBuf {
-    let mut name: Cow<'_, std::ffi::OsStr> = path.file_name().unwrap_or_default().into();
-    name.to_mut().push(UNFINISHED);
-    path.with_file_name(name)
-}
-
-/// Removes what a killed process left half written in a folder.
-pub(crate) fn remove_unfinished(folder: &Path) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().ends_with(UNFINISHED) {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::train::testing::folder;
 
@@ -329,8 +302,37 @@ mod tests {
         check(&wrong, "the header is not that of a safetensors file");
     }
 
+    /// One bit that fell over is found, whichever it is.
     #[test]
-    fn a_failed_write_leaves_the_old_file() {
+    fn what_is_not_as_it_was_written_is_told() {
+        let folder = folder("file_checksums");
+        let path = folder.join("x.safetensors");
+        written(&path);
+        let whole = fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut wrong = whole.clone();
+            wrong[at] ^= 1;
+            fs::write(&path, &wrong).unwrap();
+            let found = TensorFile::open(&path).and_then(|mut file| {
+                file.verify()?;
+                // A name or a shape that changed is found by whoever asks for it.
+                file.read("a", DType::F32)?;
+                file.read("n", DType::I32)
+            });
+            let blank = whole[at] == b' ' || wrong[at] == b' ';
+            assert!(found.is_err() || blank, "bit 0 of byte {at} ({:?})", whole[at] as char);
+        }
+        let mut wrong = whole.clone();
+        *wrong.last_mut().unwrap() ^= 1;
+        fs::write(&path, &wrong).unwrap();
+        let error = TensorFile::open(&path).unwrap().verify().unwrap_err().to_string();
+        assert!(error.ends_with("x.safetensors: tensor `n` is not what was written (checksum)"), "{error}");
+        written(&path);
+        assert!(fs::read(&path).unwrap() == whole, "the same content, other bytes");
+    }
+
+    #[test]
+    fn wrong_bytes_of_a_tensor_change_nothing() {
         let folder = folder("file_failed_write");
         let path = folder.join("x.safetensors");
         written(&path);

@@ -5,7 +5,8 @@
 //!
 //! Invariants:
 //! - A checkpoint is complete or absent: it is written beside and renamed ([`super::file`]).
-//! - Restoring checks every tensor before it changes the first one.
+//! - Restoring checks every tensor, its checksum too, before it changes the first one.
+//! - Equal state and header, equal bytes: whether two runs are the same is a comparison of files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,11 +14,12 @@ use std::path::{Path, PathBuf};
 use alip_plan::{Plan, STATE_STEP};
 use serde::{Deserialize, Serialize};
 
-use super::file::{self, Entry, FileError, TensorFile, file_type};
+use super::file::{FileError, sync_folder};
+use super::tensors::{self, Entry, TensorFile, file_type};
 use crate::exec::{ExecError, Session};
 
 /// Version of the checkpoint format; a reader accepts exactly its own.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Header key of a checkpoint.
 const KEY: &str = "alip";
@@ -42,9 +44,17 @@ pub struct Header {
 /// Why a checkpoint could not be saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The file cannot be read or written, or is damaged.
-    #[error("{file}{advice}", file = .0, advice = advice(.0))]
-    File(#[from] FileError),
+    /// The file cannot be read or written.
+    #[error(transparent)]
+    File(FileError),
+    /// The file is not what was written.
+    #[error("{file}{}", advice(before.as_deref()))]
+    Damaged {
+        /// The file and what is wrong with it.
+        file: FileError,
+        /// The newest of the older checkpoints beside it.
+        before: Option<PathBuf>,
+    },
     /// The session failed.
     #[error(transparent)]
     Exec(#[from] ExecError),
@@ -84,21 +94,44 @@ pub enum CheckpointError {
     },
 }
 
-fn advice(error: &FileError) -> &'static str {
-    match error {
-        FileError::Damaged { .. } => "; delete it, and the run resumes from the checkpoint before it",
-        _ => "",
+fn advice(before: Option<&Path>) -> String {
+    match before.and_then(Path::file_name) {
+        Some(name) => format!("; delete it, and {} takes its place", name.to_string_lossy()),
+        None => "; it has no other before it: delete it to begin the run anew".into(),
     }
 }
 
-/// A short hash of the plan's bytes: equal plans, equal fingerprints. FNV-1a, 64 bits; it tells plans apart that
-/// people mixed up, not plans that somebody forged.
-pub fn fingerprint(plan: &Plan) -> String {
-    let hash = plan
-        .to_bytes()
-        .iter()
-        .fold(0xCBF2_9CE4_8422_2325u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3));
-    format!("{hash:016x}")
+impl From<FileError> for CheckpointError {
+    fn from(file: FileError) -> CheckpointError {
+        match &file {
+            FileError::Damaged { path, .. } => {
+                let before = before(path);
+                CheckpointError::Damaged { file, before }
+            }
+            _ => CheckpointError::File(file),
+        }
+    }
+}
+
+/// The newest checkpoint that is older than this one.
+fn before(path: &Path) -> Option<PathBuf> {
+    let own = step(path)?;
+    list(path.parent()?).into_iter().rev().find(|(step, _)| *step < own).map(|(_, path)| path)
+}
+
+/// The step in the name of a checkpoint.
+fn step(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?;
+    name.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
+}
+
+/// Step and file of every checkpoint in a folder, oldest first.
+fn list(folder: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut found: Vec<(u64, PathBuf)> =
+        entries.filter_map(|entry| Some((step(&entry.path())?, entry.path()))).collect();
+    found.sort();
+    found
 }
 
 /// Bytes of a checkpoint of this plan, up to its header.
@@ -121,15 +154,7 @@ impl Checkpoints {
 
     /// Step and file of every checkpoint, oldest first.
     pub fn list(&self) -> Vec<(u64, PathBuf)> {
-        let step = |path: &Path| {
-            let name = path.file_name()?.to_str()?;
-            name.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
-        };
-        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let mut found: Vec<(u64, PathBuf)> =
-            entries.filter_map(|entry| Some((step(&entry.path())?, entry.path()))).collect();
-        found.sort();
-        found
+        list(&self.folder)
     }
 
     /// The newest checkpoint.
@@ -141,8 +166,9 @@ impl Checkpoints {
     ///
     /// # Errors
     /// The device fails or the file cannot be written; older checkpoints are untouched then.
-    pub fn save(&self, session: &mut Session, header: &Header) -> Result<PathBuf, CheckpointError> {
+    pub(super) fn save(&self, session: &mut Session, header: &Header) -> Result<PathBuf, CheckpointError> {
         fs::create_dir_all(&self.folder).map_err(FileError::io(&self.folder, "create the folder"))?;
+        sync_folder(self.folder.parent());
         let path = self.folder.join(format!("step-{:08}.safetensors", header.step));
         let plan = session.plan().clone();
         let entries: Vec<Entry> = plan
@@ -155,7 +181,7 @@ impl Checkpoints {
             })
             .collect();
         let json = serde_json::to_string(header).map_err(|error| damaged(&path, error))?;
-        file::write(&path, &[(KEY, json)], &entries, |entry| -> Result<_, CheckpointError> {
+        tensors::write(&path, &[(KEY, json)], &entries, |entry| -> Result<_, CheckpointError> {
             Ok(session.read_state(&entry.name)?.bytes().to_vec())
         })?;
         let mut all = self.list();
@@ -202,6 +228,7 @@ pub fn restore(path: &Path, session: &mut Session) -> Result<Header, CheckpointE
         wanted,
     };
     let shown = |dtype: &dyn std::fmt::Display, shape: &dyn std::fmt::Debug| format!("{dtype} {shape:?}");
+    file.verify()?;
     let mut names = file.names();
     for state in &plan.state {
         let wanted = shown(&state.buffer.dtype, &state.buffer.shape);
@@ -242,6 +269,7 @@ fn damaged(path: &Path, error: impl std::fmt::Display) -> FileError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::identity::fingerprint;
     use super::*;
     use crate::tensor::HostTensor;
     use crate::train::session;
@@ -257,7 +285,7 @@ mod tests {
             step: 5,
             cursor: 20,
             seed: 3,
-            plan: fingerprint(session.plan()),
+            plan: fingerprint(&session.plan().to_bytes()),
         };
         let checkpoints = Checkpoints::new(folder(name), 2);
         let path = checkpoints.save(&mut session, &header).unwrap();
@@ -309,23 +337,26 @@ mod tests {
 
     #[test]
     fn damage_is_told_with_a_way_out() {
-        let (path, mut session, _) = saved("checkpoint_damage");
+        let (path, mut session, mut header) = saved("checkpoint_damage");
         let bytes = fs::read(&path).unwrap();
+        let mut check = |message: &str| {
+            let error = restore(&path, &mut session).unwrap_err().to_string();
+            assert!(error.ends_with(message), "{error}");
+        };
         fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
-        let error = restore(&path, &mut session).unwrap_err().to_string();
-        assert!(error.contains("the file is cut short"), "{error}");
-        assert!(error.ends_with("; delete it, and the run resumes from the checkpoint before it"), "{error}");
-        file::write(&path, &[], &[], |_| -> Result<_, FileError> { Ok(vec![]) }).unwrap();
-        let error = restore(&path, &mut session).unwrap_err().to_string();
-        assert!(error.ends_with("this is no checkpoint of alip-run (its header has no `alip`)"), "{error}");
+        check("its header says 748; it has no other before it: delete it to begin the run anew");
+        let mut flipped = bytes.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        fs::write(&path, flipped).unwrap();
+        check("is not what was written (checksum); it has no other before it: delete it to begin the run anew");
+        header.step = 2;
+        let mut other = crate::train::session(&linear());
+        Checkpoints::new(path.parent().unwrap().into(), 9).save(&mut other, &header).unwrap();
+        check("(checksum); delete it, and step-00000002.safetensors takes its place");
+        tensors::write(&path, &[], &[], |_| -> Result<_, FileError> { Ok(vec![]) }).unwrap();
+        check("this is no checkpoint of alip-run (its header has no `alip`)");
         let texts = [(KEY, r#"{"format": 99}"#.to_string())];
-        file::write(&path, &texts, &[], |_| -> Result<_, FileError> { Ok(vec![]) }).unwrap();
-        let error = restore(&path, &mut session).unwrap_err().to_string();
-        assert!(
-            error.ends_with(
-                "checkpoint format 99, but this program reads format 1; resume with the version that wrote it"
-            ),
-            "{error}"
-        );
+        tensors::write(&path, &texts, &[], |_| -> Result<_, FileError> { Ok(vec![]) }).unwrap();
+        check("checkpoint format 99, but this program reads format 2; resume with the version that wrote it");
     }
 }

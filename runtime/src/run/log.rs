@@ -63,7 +63,11 @@ impl Serialize for StepRecord {
 pub struct MetricsLog {
     path: PathBuf,
     lines: File,
+    /// Bytes of whole lines.
+    whole: u64,
     events: EventFile,
+    /// Steps that could not be logged.
+    lost: u64,
 }
 
 impl MetricsLog {
@@ -86,7 +90,31 @@ impl MetricsLog {
         }
         let lines = OpenOptions::new().create(true).append(true).open(&path).map_err(FileError::io(&path, "write"))?;
         let first = if step == 0 { 0 } else { step + 1 };
-        Ok(MetricsLog { path, lines, events: EventFile::create(folder, first)? })
+        let whole = lines.metadata().map_err(FileError::io(&path, "read"))?.len();
+        Ok(MetricsLog { path, lines, whole, events: EventFile::create(folder, first)?, lost: 0 })
+    }
+
+    /// Appends a step; gives what to tell people when the disk begins to refuse, and when it takes again.
+    pub fn record(&mut self, record: &StepRecord) -> Option<String> {
+        match self.write(record) {
+            Err(error) => {
+                self.lost += 1;
+                let begins = self.lost == 1;
+                begins
+                    .then(|| format!("warning: {error}; training goes on, and steps are not logged until it is mended"))
+            }
+            Ok(()) if self.lost > 0 => {
+                let lost = std::mem::take(&mut self.lost);
+                Some(format!("the log is written again; {lost} steps up to {} are missing in it", record.step - 1))
+            }
+            Ok(()) => None,
+        }
+    }
+
+    /// Brings the lines to the disk, so that no checkpoint is ahead of them. What cannot be is not worth a word: the next line
+    /// will say so.
+    pub fn synchronize(&mut self) {
+        let _ = self.lines.sync_data();
     }
 
     /// Appends a step.
@@ -96,7 +124,12 @@ impl MetricsLog {
     pub fn write(&mut self, record: &StepRecord) -> Result<(), FileError> {
         // Numbers and strings always serialise.
         let line = serde_json::to_string(record).unwrap_or_default() + "\n";
-        self.lines.write_all(line.as_bytes()).map_err(FileError::io(&self.path, "write"))?;
+        if let Err(error) = self.lines.write_all(line.as_bytes()) {
+            // No half line stays, so that whoever reads the log meets whole ones.
+            let _ = self.lines.set_len(self.whole);
+            return Err(FileError::io(&self.path, "write")(error));
+        }
+        self.whole += line.len() as u64;
         let metrics = record.metrics.iter().map(|(name, value)| (name.as_str(), *value));
         let own = record.own().into_iter().filter_map(|(name, value)| Some((name, value?)));
         self.events.scalars(record.step, metrics.chain(own))
@@ -116,6 +149,8 @@ fn line_step(line: &str) -> Option<u64> {
 pub fn read(folder: &Path) -> Result<BTreeMap<String, Vec<(u64, f64)>>, FileError> {
     let path = folder.join(FILE);
     let text = fs::read_to_string(&path).map_err(FileError::io(&path, "read"))?;
+    // What follows the last line break is being written.
+    let text = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
     let mut series: BTreeMap<String, Vec<(u64, f64)>> = BTreeMap::new();
     for (number, line) in text.lines().enumerate() {
         let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).map_err(|error| {
@@ -151,6 +186,22 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn a_full_disk_is_told_once_and_loses_nothing_else() {
+        let folder = folder("metrics_full");
+        let mut log = MetricsLog::open(&folder, 0).unwrap();
+        assert_eq!(log.record(&record(1)), None);
+        let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
+        let disk = std::mem::replace(&mut log.lines, full);
+        let told = log.record(&record(2)).unwrap();
+        assert!(told.starts_with("warning: ") && told.contains("metrics.jsonl: cannot write: No space left"), "{told}");
+        assert_eq!(log.record(&record(3)), None);
+        log.lines = disk;
+        assert_eq!(log.record(&record(4)).unwrap(), "the log is written again; 2 steps up to 3 are missing in it");
+        assert_eq!(read(&folder).unwrap()["loss"], [(1, 1.0), (4, 0.25)]);
+    }
+
+    #[test]
     fn resuming_forgets_what_came_after_the_checkpoint() {
         let folder = folder("metrics_resume");
         let mut log = MetricsLog::open(&folder, 0).unwrap();
@@ -165,5 +216,8 @@ mod tests {
         let series = read(&folder).unwrap();
         assert_eq!(series["loss"], [(1, 1.0), (2, 0.5), (3, 1.0 / 3.0), (4, 0.25)]);
         assert!(!series.contains_key("odd"));
+        // A reader that meets a line in the making reads those before it.
+        fs::write(&path, fs::read_to_string(&path).unwrap() + r#"{"step":5,"lo"#).unwrap();
+        assert_eq!(read(&folder).unwrap(), series);
     }
 }

@@ -1,0 +1,67 @@
+//! The word lists of a pipeline, which belong to whatever was trained with them: another list gives the same words other ids.
+
+use alip_plan::pipeline::{Pipeline, Source, Vocab};
+use serde::{Deserialize, Serialize};
+
+use super::{Tokenizer, WordVocabulary};
+use crate::data::{DataError, SampleSource};
+
+/// The words of every tokenizer of whole words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vocabularies {
+    lists: Vec<(Vocab, Vec<String>)>,
+}
+
+impl Vocabularies {
+    /// Those of a pipeline, counted in the source or read from files now.
+    ///
+    /// # Errors
+    /// A word list cannot be read.
+    pub fn open(pipeline: &Pipeline, source: &dyn SampleSource) -> Result<Vocabularies, DataError> {
+        let mut lists = Vec::new();
+        for vocab in pipeline.vocabularies() {
+            if let Some(words) = Vocabularies::count(pipeline, vocab, source)?.word_list() {
+                lists.push((vocab.clone(), words.to_vec()));
+            }
+        }
+        Ok(Vocabularies { lists })
+    }
+
+    /// A tokenizer whose words are counted in the source or read from a file now.
+    ///
+    /// # Errors
+    /// The word list cannot be read, or is a closed one that does not fit.
+    pub(in crate::data) fn count(
+        pipeline: &Pipeline,
+        vocab: &Vocab,
+        source: &dyn SampleSource,
+    ) -> Result<Tokenizer, DataError> {
+        let fail = |reason| DataError::Pipeline { pipeline: pipeline.name.clone(), reason };
+        check_room(pipeline, vocab, source).map_err(fail)?;
+        Tokenizer::open(vocab, source)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.lists.is_empty()
+    }
+
+    /// The tokenizer of a vocabulary that there are words of.
+    pub(in crate::data) fn tokenizer(&self, vocab: &Vocab) -> Option<Tokenizer> {
+        let (vocab, words) = self.lists.iter().find(|(known, _)| known == vocab)?;
+        Some(Tokenizer::words(WordVocabulary::new(words.clone(), vocab.size())))
+    }
+}
+
+/// The closed word list of a source that makes its own texts fits in the vocabulary. (The words of other sources are counted,
+/// and those that do not fit are the rarest.)
+fn check_room(pipeline: &Pipeline, vocab: &Vocab, source: &dyn SampleSource) -> Result<(), String> {
+    let (Source::Shapes { .. }, Vocab::Words { size, file: None }) = (&pipeline.source, vocab) else { return Ok(()) };
+    let words = source.words(usize::MAX).len();
+    let missing = words.saturating_sub(WordVocabulary::room(*size));
+    if missing == 0 {
+        return Ok(());
+    }
+    let needed = *size as usize + missing;
+    Err(format!("its source has {words} words, more than 'words:{size}' has room for; write 'words:{needed}' or more"))
+}

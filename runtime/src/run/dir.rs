@@ -1,0 +1,546 @@
+//! The directory of a run.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `run.json` | [`RunInfo`]: what the run was asked to do, on what |
+//! | `run.lock` | who writes, while somebody does |
+//! | `plan.alip` | the compiled plan |
+//! | `spec.json` | what that was compiled from, where it was not given compiled |
+//! | `vocabulary.json` | the words of its tokenizers, where it has such |
+//! | `checkpoints/` | `step-00001000.safetensors`, ... |
+//! | `metrics.jsonl`, `events.out.tfevents.*` | the log |
+//! | `results.json`, `report.html` | the evaluation |
+
+use std::fs;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use alip_plan::pipeline::Pipeline;
+use alip_plan::{Plan, PlanError};
+use serde::de::DeserializeOwned;
+
+use super::checkpoint::{self, CheckpointError, Checkpoints, Header};
+use super::file::{FileError, remove_unfinished, sync_folder, write_bytes};
+use super::identity::{Difference, FORMAT, RunInfo, fingerprint};
+use super::lock::Lock;
+use super::log::MetricsLog;
+use super::sources::SpecSources;
+use crate::data::Vocabularies;
+use crate::exec::Session;
+
+/// Name of the plan in a directory, here and in what `alipc compile -o DIR` writes.
+pub const PLAN: &str = "plan.alip";
+const INFO: &str = "run.json";
+const SOURCES: &str = "spec.json";
+const VOCABULARY: &str = "vocabulary.json";
+const CHECKPOINTS: &str = "checkpoints";
+
+/// No file takes so long to write: what is older and unfinished has no living writer.
+const ABANDONED: Duration = Duration::from_secs(3600);
+
+/// Why a run directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The system refused, or a file is damaged.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A checkpoint cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// There is a run already.
+    #[error("{} already holds a run of `{spec}`{progress}; continue it with --resume, or choose another directory with --out", path.display())]
+    Occupied {
+        /// The directory.
+        path: PathBuf,
+        /// What the run trains.
+        spec: String,
+        /// How far it is.
+        progress: String,
+    },
+    /// Somebody else is writing.
+    #[error(
+        "{} is being trained by {}; wait for it or stop it, or choose another directory with --out",
+        path.display(), if holder.is_empty() { "another process" } else { holder }
+    )]
+    Busy {
+        /// The directory.
+        path: PathBuf,
+        /// Process and machine; empty where they are not known.
+        holder: String,
+    },
+    /// There is no run.
+    #[error("{} holds no run (there is no {INFO}); `alip-run train SPEC --out DIR` makes one", path.display())]
+    NoRun {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Checkpoints that belong to no run.
+    #[error("{} holds checkpoints but no {INFO}: they are of a run that was taken apart; choose another directory with --out", path.display())]
+    Remains {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Written by another version.
+    #[error("{}: a run of format {found}, but this program reads format {FORMAT}; use the version that wrote it", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The version found.
+        found: u64,
+    },
+    /// Too little room.
+    #[error(
+        "{} has {} free, but {checkpoints} checkpoints of {} each will be kept there at a time; free some space, choose \
+         another directory with --out, or keep fewer with --keep",
+        path.display(), bytes(*free), bytes(*each)
+    )]
+    NoRoom {
+        /// The directory.
+        path: PathBuf,
+        /// Free bytes.
+        free: u64,
+        /// Bytes of a checkpoint.
+        each: u64,
+        /// Checkpoints that exist at a time, the one being written included.
+        checkpoints: u64,
+    },
+    /// The run is to be continued with something else than it was started with.
+    #[error(
+        "{} was started with something else: {difference}. Give it what it was started with, or accept the change with {accept}: \
+         the run then no longer ends with the bits of one that was never stopped",
+        path.display()
+    )]
+    Differs {
+        /// The directory.
+        path: PathBuf,
+        /// What.
+        difference: Difference,
+        /// The option that accepts it.
+        accept: &'static str,
+    },
+    /// The plan beside it is no plan.
+    #[error("{}: {source}", path.display())]
+    Plan {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: PlanError,
+    },
+}
+
+/// Shows a number of bytes in the largest unit that leaves digits before the point.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = if unit == 0 || value >= 100.0 { 0 } else { 1 };
+    format!("{value:.digits$} {}", UNITS[unit])
+}
+
+/// A run, for reading: nothing here changes a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunDir {
+    root: PathBuf,
+    info: RunInfo,
+}
+
+impl RunDir {
+    /// The run in `root`.
+    ///
+    /// # Errors
+    /// There is none, or its description cannot be read.
+    pub fn open(root: &Path) -> Result<RunDir, RunError> {
+        if !RunDir::holds_run(root) {
+            return Err(RunError::NoRun { path: root.to_path_buf() });
+        }
+        let path = root.join(INFO);
+        let text = fs::read(&path).map_err(FileError::io(&path, "read"))?;
+        // The version first: another format may have other fields.
+        let value: serde_json::Value = parsed(&path, &text)?;
+        match value.get("format").and_then(serde_json::Value::as_u64) {
+            Some(found) if found != u64::from(FORMAT) => return Err(RunError::Version { path, found }),
+            _ => Ok(RunDir { root: root.to_path_buf(), info: parsed(&path, &text)? }),
+        }
+    }
+
+    /// Whether a run can begin in `root`.
+    ///
+    /// # Errors
+    /// There is a run already, or what is left of one.
+    pub fn vacant(root: &Path) -> Result<(), RunError> {
+        let path = root.to_path_buf();
+        let last = Checkpoints::new(root.join(CHECKPOINTS), 1).list().pop();
+        if RunDir::holds_run(root) {
+            let (spec, steps) = RunDir::open(root).map_or(("?".into(), 0), |run| (run.info.spec, run.info.steps));
+            let progress = last.map_or(String::new(), |(step, _)| format!(" (saved at step {step} of {steps})"));
+            return Err(RunError::Occupied { path, spec, progress });
+        }
+        if last.is_some() { Err(RunError::Remains { path }) } else { Ok(()) }
+    }
+
+    /// Whether a directory holds a run.
+    pub fn holds_run(root: &Path) -> bool {
+        root.join(INFO).is_file()
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What the run was asked to do.
+    pub fn info(&self) -> &RunInfo {
+        &self.info
+    }
+
+    /// The plan of the run.
+    ///
+    /// # Errors
+    /// It cannot be read or is damaged.
+    pub fn plan(&self) -> Result<Plan, RunError> {
+        let plan = read_plan(&self.root)?;
+        self.is_as_written(PLAN, &plan.to_bytes(), &self.info.plan)?;
+        Ok(plan)
+    }
+
+    /// What the run is trained on, its folder being where it is found from here.
+    pub fn pipeline(&self) -> Option<Pipeline> {
+        self.info.data.as_ref().map(|data| data.found_from(&self.root))
+    }
+
+    /// The words of its tokenizers.
+    ///
+    /// # Errors
+    /// They cannot be read or are damaged.
+    pub fn vocabularies(&self) -> Result<Vocabularies, RunError> {
+        Ok(self.beside(VOCABULARY, self.info.vocabulary.as_deref())?.unwrap_or_default())
+    }
+
+    /// What its plan was compiled from; none of a run that was started from a plan.
+    ///
+    /// # Errors
+    /// They cannot be read or are damaged.
+    pub fn sources(&self) -> Result<Option<SpecSources>, RunError> {
+        Ok(self.beside(SOURCES, self.info.sources.as_deref())?)
+    }
+
+    /// A file that has this fingerprint, if there is one.
+    fn beside<T: DeserializeOwned>(&self, name: &str, wanted: Option<&str>) -> Result<Option<T>, FileError> {
+        let Some(wanted) = wanted else { return Ok(None) };
+        let path = self.root.join(name);
+        let text = fs::read(&path).map_err(FileError::io(&path, "read"))?;
+        self.is_as_written(name, &text, wanted)?;
+        parsed(&path, &text).map(Some)
+    }
+
+    /// Step and file of every checkpoint, oldest first.
+    pub fn checkpoints(&self) -> Vec<(u64, PathBuf)> {
+        self.kept(1).list()
+    }
+
+    /// Puts the newest checkpoint into the session; none if there is none yet.
+    ///
+    /// # Errors
+    /// It is damaged or not of the session's plan, or the device fails.
+    pub fn restore(&self, session: &mut Session) -> Result<Option<Header>, CheckpointError> {
+        loop {
+            let Some(path) = self.kept(1).latest() else { return Ok(None) };
+            match checkpoint::restore(&path, session) {
+                // Whoever trains has newer ones and took this one away.
+                Err(CheckpointError::File(FileError::Io { source, .. }))
+                    if source.kind() == std::io::ErrorKind::NotFound && !path.exists() => {}
+                restored => {
+                    let header = restored?;
+                    let (own, found) = ((&self.info.plan, self.info.seed), (&header.plan, header.seed));
+                    if own != found {
+                        let why = format!("of another run: plan and seed {found:?}, not {own:?}");
+                        return Err(CheckpointError::NoCheckpoint { path, why });
+                    }
+                    return Ok(Some(header));
+                }
+            }
+        }
+    }
+
+    fn kept(&self, keep: usize) -> Checkpoints {
+        Checkpoints::new(self.root.join(CHECKPOINTS), keep)
+    }
+
+    fn is_as_written(&self, name: &str, bytes: &[u8], wanted: &str) -> Result<(), FileError> {
+        let found = fingerprint(bytes);
+        if found == wanted {
+            return Ok(());
+        }
+        let why = format!("not the file that the run was started with (hash {found}, {INFO} says {wanted})");
+        Err(FileError::Damaged { path: self.root.join(name), why })
+    }
+}
+
+/// What a new run is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct NewRun<'a> {
+    /// What it is asked to do.
+    pub info: &'a RunInfo,
+    /// Its plan.
+    pub plan: &'a Plan,
+    /// What that was compiled from.
+    pub sources: Option<&'a SpecSources>,
+    /// The words of its tokenizers.
+    pub vocabularies: &'a Vocabularies,
+}
+
+/// A run that is this process's to write: the lock is held until this is dropped.
+#[derive(Debug)]
+pub struct Writer {
+    run: RunDir,
+    keep: usize,
+    _lock: Lock,
+}
+
+impl Deref for Writer {
+    type Target = RunDir;
+
+    fn deref(&self) -> &RunDir {
+        &self.run
+    }
+}
+
+impl Writer {
+    /// Begins a run in `root`, which is made if need be, of whose checkpoints `keep` are kept. What fails leaves no trace.
+    ///
+    /// # Errors
+    /// A run is there already, the directory cannot be written, or there is too little room.
+    pub fn create(root: &Path, new: &NewRun<'_>, keep: usize) -> Result<Writer, RunError> {
+        RunDir::vacant(root)?;
+        has_room(root, new.plan, keep)?;
+        let made = make_folders(root)?;
+        let created = Writer::fill(root, new, keep);
+        if created.is_err() {
+            // Folders that somebody else has put something into stay.
+            made.iter().for_each(|folder| drop(fs::remove_dir(folder)));
+        }
+        created
+    }
+
+    fn fill(root: &Path, new: &NewRun<'_>, keep: usize) -> Result<Writer, RunError> {
+        let lock = Lock::take(root)?;
+        // Somebody else may have been quicker.
+        RunDir::vacant(root)?;
+        let mut info = new.info.clone();
+        let mut files = vec![(PLAN, new.plan.to_bytes())];
+        if !new.vocabularies.is_empty() {
+            let words = json(new.vocabularies);
+            info.vocabulary = Some(fingerprint(&words));
+            files.push((VOCABULARY, words));
+        }
+        if let Some(sources) = new.sources {
+            let sources = json(sources);
+            info.sources = Some(fingerprint(&sources));
+            files.push((SOURCES, sources));
+        }
+        // The last file: with it the directory holds a run.
+        files.push((INFO, json(&info)));
+        let written = files.iter().try_for_each(|(name, bytes)| write_bytes(&root.join(name), bytes));
+        if let Err(error) = written {
+            files.iter().for_each(|(name, _)| drop(fs::remove_file(root.join(name))));
+            lock.forget(root);
+            return Err(error.into());
+        }
+        Ok(Writer { run: RunDir { root: root.to_path_buf(), info }, keep, _lock: lock })
+    }
+
+    /// The run in `root`, to be continued; what killed writers left half written is removed.
+    ///
+    /// # Errors
+    /// There is no run, somebody else writes it, or there is too little room.
+    pub fn open(root: &Path, keep: usize) -> Result<Writer, RunError> {
+        if !RunDir::holds_run(root) {
+            return Err(RunError::NoRun { path: root.to_path_buf() });
+        }
+        let lock = Lock::take(root)?;
+        let run = RunDir::open(root)?;
+        has_room(root, &run.plan()?, keep)?;
+        // Nobody but the holder of the lock writes checkpoints. Results have other writers.
+        remove_unfinished(&root.join(CHECKPOINTS), Duration::ZERO);
+        remove_unfinished(root, ABANDONED);
+        Ok(Writer { run, keep, _lock: lock })
+    }
+
+    /// Saves the state of a session, then removes checkpoints beyond the number kept.
+    ///
+    /// # Errors
+    /// The device fails or the file cannot be written; older checkpoints are untouched then.
+    pub fn save(&self, session: &mut Session, header: &Header) -> Result<PathBuf, CheckpointError> {
+        self.kept(self.keep).save(session, header)
+    }
+
+    /// The log, for what comes after `step` steps.
+    ///
+    /// # Errors
+    /// A file cannot be read or written.
+    pub fn log(&self, step: u64) -> Result<MetricsLog, FileError> {
+        MetricsLog::open(&self.root, step)
+    }
+
+    /// Changes what the run is asked to do.
+    ///
+    /// # Errors
+    /// The file cannot be written; nothing has changed then.
+    pub fn set_info(&mut self, info: RunInfo) -> Result<(), FileError> {
+        write_bytes(&self.root.join(INFO), &json(&info))?;
+        self.run.info = info;
+        Ok(())
+    }
+}
+
+/// The checkpoints of a plan fit on the disk: those kept and the one being written.
+fn has_room(root: &Path, plan: &Plan, keep: usize) -> Result<(), RunError> {
+    let (each, checkpoints) = (checkpoint::size(plan), keep as u64 + 1);
+    let there = std::path::absolute(root).unwrap_or_else(|_| root.to_path_buf());
+    let there = there.ancestors().find(|folder| folder.is_dir()).unwrap_or(root);
+    // A file system that cannot say how much is free is not refused.
+    let free = fs4::available_space(there).unwrap_or(u64::MAX);
+    if each.saturating_mul(checkpoints) > free {
+        return Err(RunError::NoRoom { path: root.to_path_buf(), free, each, checkpoints });
+    }
+    Ok(())
+}
+
+/// Makes a folder and those above it; gives those that were made, innermost first.
+fn make_folders(root: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let made: Vec<PathBuf> = root.ancestors().take_while(missing).map(Path::to_path_buf).collect();
+    fs::create_dir_all(root).map_err(FileError::io(root, "create the folder"))?;
+    made.iter().for_each(|folder| sync_folder(folder.parent()));
+    Ok(made)
+}
+
+/// Plain data always serialise.
+fn json(value: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec_pretty(value).unwrap_or_default()
+}
+
+fn parsed<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, FileError> {
+    serde_json::from_slice(text)
+        .map_err(|error| FileError::Damaged { path: path.to_path_buf(), why: error.to_string() })
+}
+
+/// Reads `plan.alip` of a directory that `alipc compile` or a run wrote.
+///
+/// # Errors
+/// There is none, or it is damaged.
+pub fn read_plan(folder: &Path) -> Result<Plan, RunError> {
+    let path = folder.join(PLAN);
+    let bytes = fs::read(&path).map_err(FileError::io(&path, "read"))?;
+    Plan::from_bytes(&bytes).map_err(|source| RunError::Plan { path, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::testing::{folder, info, linear};
+
+    fn create(root: &Path, keep: usize) -> Result<Writer, RunError> {
+        let (plan, vocabularies) = (linear(), Vocabularies::default());
+        let new = NewRun { info: &info(&plan), plan: &plan, sources: None, vocabularies: &vocabularies };
+        Writer::create(root, &new, keep)
+    }
+
+    fn refused<T: std::fmt::Debug>(found: Result<T, RunError>, said: &str) {
+        let error = found.unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+
+    #[test]
+    fn a_run_is_found_again_and_not_overwritten() {
+        let root = folder("run_dir").join("a/b");
+        drop(create(&root, 3).unwrap());
+        let run = RunDir::open(&root).unwrap();
+        assert_eq!(run.info(), &info(&linear()));
+        assert_eq!(run.plan().unwrap(), linear());
+        refused(create(&root, 3), "already holds a run of `linear`; continue it with --resume");
+        refused(RunDir::open(&folder("run_dir_none")), "holds no run (there is no run.json)");
+    }
+
+    #[test]
+    fn one_process_writes_and_any_number_reads() {
+        let root = folder("run_dir_lock");
+        let writer = create(&root, 3).unwrap();
+        let holder = format!("is being trained by process {}", std::process::id());
+        refused(Writer::open(&root, 3), &holder);
+        let before = listing(&root);
+        let run = RunDir::open(&root).unwrap();
+        assert!(run.checkpoints().is_empty() && run.plan().is_ok());
+        assert_eq!(listing(&root), before);
+        drop(writer);
+        assert!(Writer::open(&root, 3).is_ok());
+    }
+
+    /// Every file with its size and time.
+    fn listing(root: &Path) -> Vec<String> {
+        let entries = fs::read_dir(root).unwrap().flatten();
+        let shown = |entry: fs::DirEntry| {
+            let facts = entry.metadata().unwrap();
+            format!("{:?} {} {:?}", entry.path(), facts.len(), facts.modified())
+        };
+        let mut all: Vec<String> = entries.map(shown).collect();
+        all.sort();
+        all
+    }
+
+    /// A reader leaves the file that a trainer is writing; the next trainer removes what a killed one left.
+    #[test]
+    fn readers_leave_unfinished_checkpoints_alone() {
+        let root = folder("run_dir_unfinished");
+        drop(create(&root, 3).unwrap());
+        let half = root.join("checkpoints/.step-00000007.safetensors.1-1.unfinished");
+        fs::create_dir_all(half.parent().unwrap()).unwrap();
+        fs::write(&half, "half").unwrap();
+        let run = RunDir::open(&root).unwrap();
+        assert!(run.checkpoints().is_empty() && half.exists());
+        drop(Writer::open(&root, 3).unwrap());
+        assert!(!half.exists());
+    }
+
+    #[test]
+    fn what_fails_leaves_no_trace() {
+        let root = folder("run_dir_full").join("a/b");
+        refused(create(&root, usize::MAX / 2), " free, but ");
+        assert!(!root.parent().unwrap().exists());
+        let occupied = folder("run_dir_file").join("file");
+        fs::write(&occupied, "").unwrap();
+        refused(create(&occupied.join("run"), 1), "cannot create the folder");
+        // Root may write anywhere, so a folder without permission proves nothing there; /proc refuses everybody.
+        #[cfg(target_os = "linux")]
+        refused(create(Path::new("/proc/alip"), 1), "/proc/alip");
+    }
+
+    #[test]
+    fn what_is_not_of_this_run_is_told() {
+        let root = folder("run_dir_foreign");
+        fs::write(root.join(PLAN), "no plan").unwrap();
+        refused(read_plan(&root), "plan.alip: not a plan file; `alipc compile SPEC -o DIR` writes one");
+        drop(create(&root, 3).unwrap());
+        let mut other = linear();
+        other.name = "other".into();
+        fs::write(root.join(PLAN), other.to_bytes()).unwrap();
+        refused(RunDir::open(&root).unwrap().plan(), "plan.alip: not the file that the run was started with (hash ");
+        fs::write(root.join(INFO), r#"{"format": 1}"#).unwrap();
+        refused(RunDir::open(&root), "run.json: a run of format 1, but this program reads format 2");
+        fs::remove_file(root.join(INFO)).unwrap();
+        fs::create_dir_all(root.join(CHECKPOINTS)).unwrap();
+        fs::write(root.join(CHECKPOINTS).join("step-00000007.safetensors"), "").unwrap();
+        refused(create(&root, 3), "holds checkpoints but no run.json");
+    }
+
+    #[test]
+    fn bytes_are_readable() {
+        let shown: Vec<String> = [0, 1023, 1024, 5 << 30, 150 << 20].map(bytes).into();
+        assert_eq!(shown, ["0 B", "1023 B", "1.0 KiB", "5.0 GiB", "150 MiB"]);
+    }
+}

@@ -1,0 +1,187 @@
+//! What makes a run the run it is, and what of it differs from something else.
+
+use std::fmt;
+use std::path::{Component, Path, PathBuf};
+
+use alip_plan::Plan;
+use alip_plan::pipeline::{Pipeline, Source};
+use serde::{Deserialize, Serialize};
+
+use crate::data::SampleSource;
+use crate::device::Device;
+
+/// Version of `run.json`; a reader accepts exactly its own.
+pub(super) const FORMAT: u32 = 2;
+
+/// What a run was asked to do; resuming keeps to it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// Version of this file's format.
+    pub format: u32,
+    /// Name of the graph spec.
+    pub spec: String,
+    /// [`fingerprint`] of the plan's bytes.
+    pub plan: String,
+    /// What the run was started on.
+    pub device: DeviceIdentity,
+    /// Seed of weights, data order and augmentation.
+    pub seed: u64,
+    /// Global batch.
+    pub batch: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// What it is trained on.
+    pub data: Option<DataIdentity>,
+    /// [`fingerprint`] of the word lists, where its pipeline has any.
+    #[serde(default)]
+    pub vocabulary: Option<String>,
+    /// [`fingerprint`] of what the plan was compiled from, where that is known.
+    #[serde(default)]
+    pub sources: Option<String>,
+}
+
+impl RunInfo {
+    /// What a plan is asked to do.
+    pub fn new(plan: &Plan, device: DeviceIdentity, seed: u64, steps: u64, data: Option<DataIdentity>) -> RunInfo {
+        RunInfo {
+            format: FORMAT,
+            spec: plan.name.clone(),
+            plan: fingerprint(&plan.to_bytes()),
+            device,
+            seed,
+            batch: plan.train.as_ref().map_or(0, |train| train.batch),
+            steps,
+            data,
+            vocabulary: None,
+            sources: None,
+        }
+    }
+}
+
+/// What results depend on of a device, down to their last bit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceIdentity {
+    /// Name as in `--device`.
+    pub name: String,
+    /// Instruction set, or adapter and driver.
+    pub arithmetic: String,
+}
+
+impl DeviceIdentity {
+    /// Of a device of this machine.
+    pub fn of(device: &dyn Device) -> DeviceIdentity {
+        DeviceIdentity { name: device.name().into(), arithmetic: device.arithmetic() }
+    }
+}
+
+impl fmt::Display for DeviceIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.arithmetic)
+    }
+}
+
+/// What a run is trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataIdentity {
+    /// Where batches come from; a folder is named by its absolute path.
+    pub pipeline: Pipeline,
+    /// The folder as seen from the run's directory, if it was given relative to somewhere: both can move together.
+    #[serde(default)]
+    pub beside: Option<PathBuf>,
+    /// Number of training samples.
+    pub samples: u64,
+    /// Hash of their list.
+    pub list: String,
+}
+
+impl DataIdentity {
+    /// The training samples of a pipeline, opened as `source`, for a run in `root`.
+    pub fn new(mut pipeline: Pipeline, source: &dyn SampleSource, root: &Path) -> DataIdentity {
+        let mut beside = None;
+        if let Source::Folder { path, .. } = &mut pipeline.source
+            && Path::new(path.as_str()).is_relative()
+            && !path.contains("${")
+            && let (Ok(folder), Ok(root)) = (std::path::absolute(&path), std::path::absolute(root))
+        {
+            beside = Some(seen_from(&root, &folder));
+            *path = folder.to_string_lossy().into_owned();
+        }
+        DataIdentity { pipeline, beside, samples: source.len(), list: source.list_hash() }
+    }
+
+    /// The pipeline, its folder being where the run in `root` finds it now.
+    pub(super) fn found_from(&self, root: &Path) -> Pipeline {
+        let mut pipeline = self.pipeline.clone();
+        if let Source::Folder { path, .. } = &mut pipeline.source
+            && let Some(beside) = &self.beside
+            && let found = root.join(beside)
+            && found.is_dir()
+        {
+            *path = found.to_string_lossy().into_owned();
+        }
+        pipeline
+    }
+
+    /// What of it is not the same in `now`.
+    pub fn difference(&self, now: &DataIdentity) -> Option<Difference> {
+        let changed = |what, then: &dyn fmt::Display, now: &dyn fmt::Display| {
+            Some(Difference { what, then: then.to_string(), now: now.to_string() })
+        };
+        if self.samples != now.samples {
+            return changed("number of training samples", &self.samples, &now.samples);
+        }
+        if self.list != now.list {
+            return changed("list of training samples (hash)", &self.list, &now.list);
+        }
+        None
+    }
+}
+
+/// `path` as seen from the folder `from`; both absolute.
+fn seen_from(from: &Path, path: &Path) -> PathBuf {
+    let (from, path): (Vec<Component<'_>>, Vec<Component<'_>>) =
+        (from.components().collect(), path.components().collect());
+    let common = from.iter().zip(&path).take_while(|(a, b)| a == b).count();
+    let up = from.iter().skip(common).map(|_| Component::ParentDir);
+    up.chain(path.iter().skip(common).copied()).collect()
+}
+
+/// Something that is not as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Its name.
+    pub what: &'static str,
+    /// What the run was started with.
+    pub then: String,
+    /// What there is now.
+    pub now: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} when it was started, {} now", self.what, self.then, self.now)
+    }
+}
+
+/// A short hash: equal bytes, equal fingerprints. FNV-1a, 64 bits; it tells things apart that people mixed up, not things that
+/// somebody forged.
+pub fn fingerprint(bytes: &[u8]) -> String {
+    let mut hash = crate::data::ListHash::default();
+    hash.add(bytes);
+    hash.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_seen_from_the_run() {
+        let check = |from: &str, path: &str, seen: &str| {
+            assert_eq!(seen_from(Path::new(from), Path::new(path)), Path::new(seen))
+        };
+        check("/a/runs/x", "/a/data/flickr", "../../data/flickr");
+        check("/a", "/a/data", "data");
+        check("/a/b", "/c", "../../c");
+    }
+}
