@@ -87,6 +87,7 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
     if let Some(data) = &options.data {
         resolved.pipeline = Some(resolved.pipeline_named(sources, data)?);
     }
+    resolved.warnings.extend(transform::lonely::warning(&resolved));
     let mut timings = vec![("resolve", start.elapsed())];
     let mut dumps = Vec::new();
     if dump.iter().any(|pass| pass == "resolve") {

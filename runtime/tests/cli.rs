@@ -277,3 +277,83 @@ fn a_pipeline_runs_alone() {
     check(at, &["data", "small_data.ron", "--data", "."], &["error: pipeline `small_data` reads no folder"]);
     check(at, &["data", "pipelines/flickr8k"], &["the environment variable `DATA` is not set"]);
 }
+
+/// Drivers that look for a desktop say nothing where there is none; what each device is as a target stands below it.
+#[test]
+fn devices_are_shown_without_chatter() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_alip-run"));
+    let output = command.arg("devices").env_remove("XDG_RUNTIME_DIR").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(out.contains("\n           target cpu\n"), "{out}");
+    assert!(out.contains("target wgpu:segment=") || out.contains("no Vulkan"), "{out}");
+}
+
+#[test]
+fn targets_are_named() {
+    let folder = folder();
+    let at = folder.path();
+    let native = [&TRAIN[..], &["--no-eval", "--target", "native"]].concat();
+    let (status, out, err) = run(at, &native);
+    assert_eq!(status, Some(0), "{out}{err}");
+    assert!(err.contains("target: cpu\n"), "{err}");
+    check(
+        at,
+        &[&TRAIN[..], &["--target", "gpu"]].concat(),
+        &["error: --target gpu: the targets of this device are native, cpu, cpu_mixed"],
+    );
+}
+
+#[test]
+fn fewer_samples_than_a_batch_are_told() {
+    let folder = folder();
+    let (status, out, err) =
+        run(folder.path(), &["train", "small.ron", "--device", "cpu", "--steps", "1", "--batch", "20", "--no-eval"]);
+    assert_eq!(status, Some(0), "{out}{err}");
+    assert!(err.contains("warning: the data have 16 samples, fewer than a batch of 20: every batch holds"), "{err}");
+    let (_, _, err) = run(folder.path(), &["data", "small_data.ron", "--batch", "17", "--batches", "1"]);
+    assert!(err.contains("warning: the data have 16 samples, fewer than a batch of 17"), "{err}");
+}
+
+/// A loss of one sample against itself is always the same.
+#[test]
+fn a_batch_of_one_is_told_where_samples_are_compared() {
+    let folder = folder();
+    let (status, out, err) = run(folder.path(), &[&TRAIN[..], &["--no-eval", "--batch", "1"]].concat());
+    assert_eq!(status, Some(0), "{out}{err}");
+    assert!(err.contains("warning: a batch of one sample, which is compared with no other"), "{err}");
+    assert!(err.contains("this compares f32[") && err.contains("stdlib/losses.ron"), "{err}");
+    let (_, _, err) = run(folder.path(), &[&TRAIN[..], &["--no-eval", "--out", "runs/two", "--batch", "2"]].concat());
+    assert!(!err.contains("warning: a batch of one"), "{err}");
+}
+
+/// Skipped samples are counted by reason, in training and by `data`.
+#[test]
+fn skips_are_told_by_reason() {
+    let folder = folder();
+    let at = folder.path();
+    fs::create_dir(at.join("images")).unwrap();
+    let mut lines = String::new();
+    for index in 0..12 {
+        let name = format!("images/{index}.png");
+        let mut png = Vec::new();
+        let encoder = image::codecs::png::PngEncoder::new(&mut png);
+        let pixels = vec![index as u8; 32 * 32 * 3];
+        image::ImageEncoder::write_image(encoder, &pixels, 32, 32, image::ExtendedColorType::Rgb8).unwrap();
+        fs::write(at.join(&name), if index < 2 { b"nothing".to_vec() } else { png }).unwrap();
+        lines += &format!(r#"{{"image": "{name}", "captions": ["a dog", "a cat"], "split": "train"}}"#);
+        lines.push('\n');
+    }
+    fs::write(at.join("captions.jsonl"), lines).unwrap();
+    let pipeline =
+        SMALL_DATA.replace("Shapes(size: 32, scenes: 16, held_out: 8)", r#"Folder(path: ".", eval_split: "train")"#);
+    let pipeline = pipeline.replace("normalize_rgb(image", "normalize_rgb(resize(decode_rgb(jpeg), 32, 32)");
+    fs::write(at.join("small_data.ron"), pipeline).unwrap();
+    let told = "skipped 2\n  2 x not a JPEG, PNG or WebP file; the first is images/";
+    let (status, out, err) = run(at, &["data", "small_data.ron", "--batch", "4", "--batches", "3"]);
+    assert_eq!(status, Some(0), "{out}{err}");
+    assert!(out.contains(told), "{out}");
+    let (status, out, err) = run(at, &[&TRAIN[..], &["--no-eval"]].concat());
+    assert_eq!(status, Some(0), "{out}{err}");
+    assert!(err.contains(told), "{err}");
+}

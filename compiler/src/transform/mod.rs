@@ -15,6 +15,7 @@ mod analysis;
 mod batching;
 pub mod expand;
 pub mod lift;
+pub mod lonely;
 pub mod packing;
 pub mod precision;
 mod projections;
