@@ -1,23 +1,62 @@
 //! The codes of a JPEG's scans, and their bits.
 
 /// Bits that are looked up at once; longer codes are rare.
-const AT_ONCE: u32 = 9;
+const AT_ONCE: u32 = 10;
+
+/// What codes are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    /// First coefficients of blocks.
+    Dc,
+    /// The others.
+    Ac,
+}
 
 /// A Huffman code: no symbol's code begins another's, codes of a length follow one another.
 pub(super) struct Code {
-    /// For the next bits, the length of the code they begin with (0 for a longer one) and its symbol.
-    short: Box<[(u8, u8); 1 << AT_ONCE]>,
+    /// For the next bits, the code that they begin with.
+    short: Box<[Entry; 1 << AT_ONCE]>,
     /// For each length from 1 to 16 its first code, the number of its codes, and where their symbols begin.
     lengths: [(u32, u32, usize); 16],
     symbols: Vec<u8>,
 }
 
+/// A code.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Entry {
+    /// Its length; 0 for one that is longer than what is looked up.
+    length: u8,
+    /// Its symbol.
+    symbol: u8,
+    /// Its length and that of the number which follows it.
+    whole: u8,
+    /// Coefficients of a block that it passes over: all, where it ends the block.
+    passes: u8,
+}
+
+impl Entry {
+    fn new(length: u32, symbol: u8, class: Class) -> Entry {
+        let (zeros, size) = (symbol >> 4, symbol & 15);
+        let passes = match (class, zeros, size) {
+            (Class::Dc, ..) => 1,
+            (Class::Ac, 15, 0) => 16,
+            (Class::Ac, _, 0) => 64,
+            _ => zeros + 1,
+        };
+        Entry { length: length as u8, symbol, whole: length as u8 + size, passes }
+    }
+}
+
 impl Code {
     /// Reads the numbers of codes of each length and the symbols; what follows them.
-    pub(super) fn read(bytes: &[u8]) -> Option<(Code, &[u8])> {
+    pub(super) fn read(bytes: &[u8], class: Class) -> Option<(Code, &[u8])> {
         let (counts, rest) = bytes.split_first_chunk::<16>()?;
         let (symbols, rest) = rest.split_at_checked(counts.iter().map(|&count| usize::from(count)).sum())?;
-        let mut code = Code { short: Box::new([(0, 0); _]), lengths: [(0, 0, 0); 16], symbols: symbols.to_vec() };
+        if class == Class::Dc && symbols.iter().any(|&size| size > 15) {
+            return None;
+        }
+        let short = Box::new([Entry::default(); 1 << AT_ONCE]);
+        let mut code = Code { short, lengths: [(0, 0, 0); 16], symbols: symbols.to_vec() };
         let (mut next, mut at) = (0u32, 0usize);
         for (length, &count) in (1u32..).zip(counts) {
             let count = u32::from(count);
@@ -27,10 +66,9 @@ impl Code {
             code.lengths[length as usize - 1] = (next, count, at);
             if length <= AT_ONCE {
                 let wide = AT_ONCE - length;
-                let from = (next << wide) as usize;
-                for (slots, &symbol) in code.short[from..].chunks_mut(1 << wide).zip(&symbols[at..at + count as usize])
-                {
-                    slots.fill((length as u8, symbol));
+                let slots = code.short[(next << wide) as usize..].chunks_mut(1 << wide);
+                for (slots, &symbol) in slots.zip(&symbols[at..at + count as usize]) {
+                    slots.fill(Entry::new(length, symbol, class));
                 }
             }
             at += count as usize;
@@ -78,21 +116,37 @@ impl<'a> Bits<'a> {
 
     /// The symbol whose code comes next; none if no code does, or if the bits end.
     pub(super) fn symbol(&mut self, code: &Code) -> Option<u8> {
-        self.fill();
-        let (length, symbol) = code.short[(self.window >> (64 - AT_ONCE)) as usize];
-        let (length, symbol) = if length > 0 { (u32::from(length), symbol) } else { self.long(code)? };
-        (length <= self.held).then(|| {
-            self.drop(length);
-            symbol
+        let entry = self.next(code)?;
+        self.drop(entry.length.into());
+        Some(entry.symbol)
+    }
+
+    /// Passes over the code that comes next and the number behind it; how many coefficients that were.
+    #[inline]
+    pub(super) fn pass(&mut self, code: &Code) -> Option<u32> {
+        let entry = self.next(code)?;
+        let whole = u32::from(entry.whole);
+        (whole <= self.held).then(|| {
+            self.drop(whole);
+            entry.passes.into()
         })
     }
 
+    #[inline]
+    fn next(&mut self, code: &Code) -> Option<Entry> {
+        self.fill();
+        let entry = code.short[(self.window >> (64 - AT_ONCE)) as usize];
+        let entry = if entry.length > 0 { entry } else { self.long(code)? };
+        (u32::from(entry.length) <= self.held).then_some(entry)
+    }
+
     #[cold]
-    fn long(&self, code: &Code) -> Option<(u32, u8)> {
+    fn long(&self, code: &Code) -> Option<Entry> {
         (AT_ONCE + 1..=16).find_map(|length| {
             let (first, count, at) = code.lengths[length as usize - 1];
             let index = ((self.window >> (64 - length)) as u32).checked_sub(first).filter(|&index| index < count)?;
-            Some((length, *code.symbols.get(at + index as usize)?))
+            // Codes of first coefficients pass one whatever it is asked for.
+            Some(Entry::new(length, *code.symbols.get(at + index as usize)?, Class::Ac))
         })
     }
 
@@ -108,10 +162,10 @@ impl<'a> Bits<'a> {
         Some(bits)
     }
 
-    /// Whether no more bits than a code can have are left.
+    /// Whether fewer bits are left than a code and its number may have.
     pub(super) fn exhausted(&mut self) -> bool {
         self.fill();
-        self.held < 16
+        self.held < 32
     }
 
     /// Passes over the restart marker that comes next, whatever bits are left before it; whether it does.
@@ -138,18 +192,28 @@ impl<'a> Bits<'a> {
         self.used += u64::from(count);
     }
 
-    /// Makes at least 32 bits ready, as far as there are any. FF in a scan is written as FF 00.
+    /// Makes at least 32 bits ready, as far as there are any: more than a code and its number have.
+    #[inline]
     fn fill(&mut self) {
-        if self.held >= 32 {
-            return;
+        if self.held < 32 {
+            self.refill();
         }
-        if let Some(&next) = self.bytes.get(self.at..).and_then(|rest| rest.first_chunk::<4>())
-            && !next.contains(&0xff)
-        {
-            self.window |= u64::from(u32::from_be_bytes(next)) << (32 - self.held);
-            self.held += 32;
-            self.at += 4;
-            return;
+    }
+
+    /// FF in a scan is written as FF 00.
+    fn refill(&mut self) {
+        if let Some(&next) = self.bytes.get(self.at..).and_then(|rest| rest.first_chunk::<8>()) {
+            let next = u64::from_be_bytes(next);
+            // A byte of ones is a zero byte of the inverse.
+            let zero = |word: u64| word.wrapping_sub(0x0101_0101_0101_0101) & !word & 0x8080_8080_8080_8080 != 0;
+            if !zero(!next) {
+                let count = (64 - self.held) / 8;
+                // Bits beyond the whole bytes are the next ones, and are written there once more later.
+                self.window |= next >> self.held;
+                self.held += 8 * count;
+                self.at += count as usize;
+                return;
+            }
         }
         while self.held <= 56 {
             let (byte, length) = match self.bytes.get(self.at..) {
