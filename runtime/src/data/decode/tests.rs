@@ -9,6 +9,7 @@ use image::codecs::webp::WebPEncoder;
 use image::{ExtendedColorType as Color, ImageResult};
 
 use super::*;
+use crate::data::tests::skipped;
 
 /// What becomes of a file: `WxH`, or why not.
 fn outcome(bytes: &[u8]) -> String {
@@ -350,7 +351,7 @@ const NASTY: &[(&str, &str, &str)] = &[
 fn nasty_images() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/nasty_images");
     let Ok(list) = std::fs::read_to_string(folder.join("LIST.csv")) else {
-        eprintln!("skipped: no {}", folder.display());
+        skipped(format_args!("no {}", folder.display()));
         return;
     };
     let files: Vec<&str> = list.lines().skip(1).filter_map(|line| line.split(',').next()).collect();
@@ -387,7 +388,7 @@ fn nasty_images() {
 fn cases() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/cases/images");
     if !folder.is_dir() {
-        eprintln!("skipped: no {}", folder.display());
+        skipped(format_args!("no {}", folder.display()));
         return;
     }
     let read = |name: &str| std::fs::read(folder.join(name)).expect("a case");

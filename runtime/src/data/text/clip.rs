@@ -1,6 +1,9 @@
 //! CLIP's byte-pair tokenizer: the crate `instant-clip-tokenizer`, which carries the vocabulary.
 
+use std::sync::LazyLock;
+
 use instant_clip_tokenizer::{Token, Tokenizer};
+use regex::Regex;
 
 use super::clean::{clean, cut};
 
@@ -10,6 +13,12 @@ const APOSTROPHE: i32 = 6;
 /// The longest token has fewer bytes than this, so `room` tokens are decided within `room` times as many bytes (the merging
 /// of one long word takes quadratic time, which is why the rest is cut off).
 const LONGEST_TOKEN: usize = 64;
+
+/// The published words of a text in lower case.
+static WORD: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    let word = r"<start_of_text>|<end_of_text>|'(?:[sſtmd]|re|ve|ll)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+";
+    Regex::new(word).ok()
+});
 
 pub(super) struct ClipTokenizer {
     inner: Tokenizer,
@@ -22,18 +31,21 @@ impl ClipTokenizer {
 
     /// The first tokens of a text, at least `room` where it has as many.
     pub(super) fn tokens(&self, text: &str, room: usize) -> Vec<i32> {
-        let text = clean(text);
-        let mut rest = cut(&text, room.saturating_add(1).saturating_mul(LONGEST_TOKEN));
+        // The published expression ignores case, which makes this mark a letter where letters are left out and none where they
+        // are asked for: it belongs to no word.
+        let text = clean(text).replace('\u{345}', " ");
+        let rest = cut(&text, room.saturating_add(1).saturating_mul(LONGEST_TOKEN));
         let mut ids = Vec::with_capacity(room + 1);
-        // The published expression ignores case by Unicode's rules, by which a long s is an s: `'ſ` is a contraction and one
-        // word. The crate does not; no merge begins with an apostrophe and a byte of the long s, so its ids follow here.
-        while let Some(at) = find_long_s_contraction(rest) {
-            self.encode(&rest[..at], &mut ids);
+        let mut start = 0;
+        // Ignoring case by Unicode's rules, a long s is an s: `'ſ` is a contraction and one word. The crate does not; no merge
+        // begins with an apostrophe and a byte of the long s, so its ids follow here.
+        for at in long_s_contractions(rest) {
+            self.encode(&rest[start..at], &mut ids);
             ids.push(APOSTROPHE);
             self.encode("ſ", &mut ids);
-            rest = &rest[at + "'ſ".len()..];
+            start = at + "'ſ".len();
         }
-        self.encode(rest, &mut ids);
+        self.encode(&rest[start..], &mut ids);
         ids
     }
 
@@ -44,9 +56,8 @@ impl ClipTokenizer {
     }
 }
 
-/// Where `'ſ` starts a word: not inside a run of signs, which the apostrophe would belong to.
-fn find_long_s_contraction(text: &str) -> Option<usize> {
-    text.match_indices("'ſ").map(|(at, _)| at).find(|&at| {
-        text[..at].chars().next_back().is_none_or(|before| before.is_whitespace() || before.is_alphanumeric())
-    })
+/// Where the words `'ſ` begin.
+fn long_s_contractions(text: &str) -> Vec<usize> {
+    let Some(word) = WORD.as_ref().filter(|_| text.contains("'ſ")) else { return Vec::new() };
+    word.find_iter(text).filter(|word| word.as_str() == "'ſ").map(|word| word.start()).collect()
 }

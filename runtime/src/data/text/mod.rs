@@ -7,6 +7,7 @@
 
 mod clean;
 mod clip;
+mod repair;
 mod vocabularies;
 mod words;
 

@@ -1,6 +1,29 @@
 //! The published tokenizer's ids, and the word vocabulary.
 
 use super::*;
+use crate::data::tests::skipped;
+
+/// Captions of `bench/peers/captions.py`: run by hand.
+#[test]
+fn captions_of_a_peer() {
+    let Ok(path) = std::env::var("ALIP_CAPTIONS") else {
+        skipped("ALIP_CAPTIONS names no file of bench/peers/captions.py");
+        return;
+    };
+    let text = std::fs::read_to_string(&path).expect("the file that ALIP_CAPTIONS names");
+    let clip = Tokenizer::clip();
+    let (mut all, mut different) = (0, 0);
+    for case in text.lines().map(|line| serde_json::from_str::<Case>(line).expect("a line of captions.py")) {
+        all += 1;
+        if clip.encode(&case.text, 77) != case.ids {
+            different += 1;
+            let (ours, theirs) = (clean(&case.text), case.cleaned);
+            eprintln!("{}: {:?}\n  ours   {ours:?}\n  theirs {theirs:?}", case.index, case.text);
+        }
+    }
+    eprintln!("{different} of {all} captions have other ids");
+    assert!(different <= 20, "{different} of {all}");
+}
 
 #[derive(serde::Deserialize)]
 struct Case {
@@ -40,6 +63,48 @@ fn clip_ids_are_the_published_ones() {
         }
     }
     assert!(wrong.is_empty(), "{} of 300 differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// What ftfy 6.3.1 and the published tokenizer make of what their counterparts here do otherwise.
+#[test]
+fn texts_that_need_more_than_the_crates() {
+    for (text, cleaned) in [
+        // Entities stand where a tag may stand.
+        ("&LDQUO;a&RDQUO;", "\"a\""),
+        ("1 < 2 &LDQUO;", "1 < 2 &ldquo;"),
+        ("&LDQUO; <", "&ldquo; <"),
+        ("&LDQUO;\n<\n&LDQUO;", "\" < &ldquo;"),
+        ("<b> &eacute; &#145;", "<b> é ‘"),
+        ("&EACUTE;t&eacute; &AACUTE", "été &aacute"),
+        ("&notanentity; &#59; &amp;amp;amp;", "¬anentity; ; &"),
+        ("&amp;#65534;a&#xFDD0;b&amp;#1;c", "abc"),
+        // Pairs.
+        ("Ãœberraschung Ä°stanbul", "überraschung i\u{307}stanbul"),
+        ("字 Å“uvre", "字 å\"uvre"),
+        ("字 noÂ break.Â x 5Â no", "字 no break. x 5 no"),
+        ("字 5Â no", "字 5â no"),
+        ("×\u{9d} 字", "ם 字"),
+        ("Å“uvre Å“5 eÅ“uvre Å“ Å“.", "œuvre œ5 eœuvre œ œ."),
+        ("Ã…â€œuvre", "œuvre"),
+    ] {
+        assert_eq!(clean(text), cleaned, "{text:?}");
+    }
+    let clip = Tokenizer::clip();
+    for (text, same) in [
+        // This mark is in no word, and ends one.
+        ("a\u{345}b !\u{345}, \u{345}", "a b ! ,"),
+        ("\u{345}'ſ", "'ſ"),
+    ] {
+        assert_eq!(clip.encode(text, 12), clip.encode(same, 12), "{text:?}");
+    }
+    // A contraction behind a special token or a letter, but not in a run of signs.
+    for (text, ids) in [
+        ("<end_of_text>'ſ", [49406, 49407, 6, 129, 379, 49407]),
+        ("\u{1ace}'ſ", [49406, 157, 104, 236, 262, 49407]),
+        ("it'ſ", [49406, 585, 6, 129, 379, 49407]),
+    ] {
+        assert_eq!(clip.encode(text, 6), ids, "{text:?}");
+    }
 }
 
 #[test]
