@@ -163,7 +163,7 @@ impl RunDir {
         // The version first: another format may have other fields.
         let value: serde_json::Value = parsed(&path, &text)?;
         match value.get("format").and_then(serde_json::Value::as_u64) {
-            Some(found) if found != u64::from(FORMAT) => return Err(RunError::Version { path, found }),
+            Some(found) if found != u64::from(FORMAT) => Err(RunError::Version { path, found }),
             _ => Ok(RunDir { root: root.to_path_buf(), info: parsed(&path, &text)? }),
         }
     }

@@ -95,7 +95,7 @@ pub enum TrainError {
     #[error("step {step}: {why}. {}", newest(*step, saved.as_ref()))]
     Lost {
         /// What the device said.
-        why: ExecError,
+        why: Box<ExecError>,
         /// The step that failed, counted from 1.
         step: u64,
         /// Step and file of the newest checkpoint.
@@ -291,7 +291,7 @@ impl Trainer<'_> {
             }
             Err(TrainError::Exec(why)) => {
                 let saved = self.run.checkpoints().pop();
-                Err(TrainError::Lost { why, step: at.step + 1, saved })
+                Err(TrainError::Lost { why: Box::new(why), step: at.step + 1, saved })
             }
             Err(why @ TrainError::Data(_)) => Err(match self.save(at) {
                 Ok(path) => TrainError::Saved { why: Box::new(why), step: at.step, path },

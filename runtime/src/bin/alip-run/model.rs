@@ -195,12 +195,7 @@ fn compile(from: SpecSources, target_name: Option<&str>, native: &Target, keep: 
     compile.leave_out(&from.no_rule);
     compile.optimize.enabled = !from.no_egraph;
     let options = SpecOptions {
-        spec: resolve::Options {
-            batch: from.batch,
-            set: from.set.clone(),
-            files: from.files.clone(),
-            ..Default::default()
-        },
+        spec: resolve::Options { batch: from.batch, set: from.set.clone(), files: from.files.clone() },
         data: from.data.clone(),
         keep: update::Keep { grads: keep.grads, values: keep.outputs },
         compile,
