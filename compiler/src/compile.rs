@@ -152,8 +152,9 @@ pub fn compile_model(
     options: &CompileOptions,
 ) -> Result<Compiled, Diagnostics> {
     known_passes(options)?;
-    let mut run = Run { options, model, compiled: Compiled::default() };
     let target = &options.target;
+    let model = &*transform::narrow::for_target(model, target)?;
+    let mut run = Run { options, model, compiled: Compiled::default() };
     if cfg!(debug_assertions) {
         for (_, graph) in model.all_programs() {
             crate::ir::verify(graph)?;

@@ -8,6 +8,7 @@ use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{DType, Graph, Model, NodeId, Value, interpret, verify};
 use alip_compiler::ops::{Op, ScalarOp};
 use alip_compiler::resolve::{Options, resolve};
+use alip_compiler::transform::narrow::unrounded;
 use alip_compiler::transform::precision::lower;
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
 use alip_plan::{PROGRAM_TRAIN, Target};
@@ -44,7 +45,7 @@ fn without_rounding_it_is_the_same_step() {
         let mut state = interpret(&plain.programs["init"], &seed, &BTreeMap::new()).unwrap().updates;
         state.insert("train.total_steps".into(), Value::scalar(DType::I32, 20.0));
         let inputs = inputs(&plain.programs["train"]);
-        let run = |model: &Model| interpret(&model.programs["train"], &inputs, &state).unwrap();
+        let run = |model: &Model| interpret(&unrounded(&model.programs["train"]).unwrap(), &inputs, &state).unwrap();
         let (expected, found) = (run(&plain), run(&mixed));
         let pairs = expected.outputs.iter().map(|(name, value)| (name, value, &found.outputs[name]));
         let pairs = pairs.chain(expected.updates.iter().map(|(name, value)| (name, value, &found.updates[name])));

@@ -221,3 +221,25 @@ fn parameters_start_as_published() {
         0.0
     );
 }
+
+#[test]
+fn types_of_parameters_and_states_are_checked() {
+    let table = [
+        ("params", "init: \"0\", dtype: Bool", "a parameter cannot be Bool", "parameters are F32, Bf16, F16 or I32"),
+        ("state", "init: \"0\", dtype: U8", "a state cannot be U8", "states are F32, Bf16, F16, I32 or Bool"),
+        ("params", "init: \"1e6\", dtype: F16", "1000000 is infinite in f16", "the first value"),
+        ("state", "init: \"normal(1)\", dtype: I32", "random numbers are floats, not i32", "the first value"),
+    ];
+    for (section, with, message, help) in table {
+        let spec = format!(
+            r#"Graph(name: "g", inputs: {{ "x": (dtype: F32, shape: "[2]") }}, {section}: {{ "w": (shape: "[2]", {with}) }},
+            body: ["y = x + 0 * cast(w, 'f32')"], programs: {{ "f": (inputs: ["x"], outputs: ["y"]) }})"#
+        );
+        let spec = if section == "state" { spec.replace("body: [", "body: [\"w' = w\", ") } else { spec };
+        let mut sources = SourceMap::new();
+        let files = [("g.ron".to_owned(), spec)].into();
+        let errors = resolve(&mut sources, "g", &Options { files, ..Options::default() }).expect_err(message);
+        let text = errors.render(&sources, false);
+        assert!(text.contains(message) && text.contains(help), "{text}");
+    }
+}

@@ -233,6 +233,16 @@ impl HostTensor {
         }
     }
 
+    /// The tensor with elements of this type: floats are rounded to the nearest of any float. None if it is of another kind.
+    pub fn converted(&self, dtype: DType) -> Option<Cow<'_, HostTensor>> {
+        if self.dtype() == dtype {
+            return Some(Cow::Borrowed(self));
+        }
+        let data = || floats(dtype, self.to_f32().into_owned());
+        (self.dtype().is_float() && dtype.is_float())
+            .then(|| Cow::Owned(HostTensor { shape: self.shape.clone(), data: data() }))
+    }
+
     /// The elements, if they are i32.
     pub fn as_i32(&self) -> Option<&[i32]> {
         match &self.data {

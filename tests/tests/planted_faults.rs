@@ -64,7 +64,7 @@ fn expected(fault: Fault) -> Option<Stage> {
     match fault {
         TimesZeroIsIdentity | TransposesComposedBackwards | ScaleLost | RowOffsetShifted => Some(Stage::Forward),
         InverseForgotten => Some(Stage::Graph),
-        SliceOffByOne | EpilogueTwice | EpilogueSubSwapped => Some(Stage::Kernel),
+        SliceOffByOne | EpilogueTwice | EpilogueSubSwapped | RoundingSkipped => Some(Stage::Kernel),
         LseWithoutMax | CausalOffByOne | SegmentBoundaryLeak => Some(Stage::Kernel),
         LastLaneLost | LastRowMissing | ScatterOverwrites | ConvLastColumnLost => Some(Stage::Kernel),
         _ => None,

@@ -36,16 +36,35 @@ pub struct FloatFormat {
     /// The smallest positive normal number. Devices may flush what is smaller to zero, so this is the absolute error
     /// of one operation near zero.
     pub min_normal: f64,
+    /// The largest finite number.
+    pub largest: f64,
 }
 
 /// IEEE binary64: 53 bits.
-pub const F64: FloatFormat = FloatFormat { unit_roundoff: exp2(-53), min_normal: f64::MIN_POSITIVE };
+pub const F64: FloatFormat = FloatFormat { unit_roundoff: exp2(-53), min_normal: f64::MIN_POSITIVE, largest: f64::MAX };
 /// IEEE binary32: 24 bits.
-pub const F32: FloatFormat = FloatFormat { unit_roundoff: exp2(-24), min_normal: exp2(-126) };
+pub const F32: FloatFormat =
+    FloatFormat { unit_roundoff: exp2(-24), min_normal: exp2(-126), largest: (2.0 - exp2(-23)) * exp2(127) };
 /// IEEE binary16: 11 bits.
-pub const F16: FloatFormat = FloatFormat { unit_roundoff: exp2(-11), min_normal: exp2(-14) };
+pub const F16: FloatFormat = FloatFormat { unit_roundoff: exp2(-11), min_normal: exp2(-14), largest: 65_504.0 };
 /// bfloat16: 8 bits, the exponents of binary32.
-pub const BF16: FloatFormat = FloatFormat { unit_roundoff: exp2(-8), min_normal: exp2(-126) };
+pub const BF16: FloatFormat =
+    FloatFormat { unit_roundoff: exp2(-8), min_normal: exp2(-126), largest: (2.0 - exp2(-7)) * exp2(127) };
+
+impl FloatFormat {
+    /// The nearest number of the format, ties to even: subnormal near zero, infinite beyond the largest. For formats of
+    /// fewer bits than f64, in which every step here is exact.
+    pub fn round(self, x: f64) -> f64 {
+        if x == 0.0 || !x.is_finite() {
+            return x;
+        }
+        // Between powers of two numbers are evenly spaced, below the smallest normal as just above it.
+        let power = f64::from_bits(x.abs().max(self.min_normal).to_bits() & (0x7FF << 52));
+        let unit = 2.0 * self.unit_roundoff * power;
+        let rounded = (x / unit).round_ties_even() * unit;
+        if rounded.abs() > self.largest { f64::INFINITY.copysign(x) } else { rounded }
+    }
+}
 
 impl DType {
     /// How numbers of this type round; `None` for integers and truth values, which are exact.
@@ -56,6 +75,17 @@ impl DType {
             DType::F16 => Some(F16),
             DType::I32 | DType::Bool => None,
         }
+    }
+
+    /// Whether it is a float of 16 bits, whose values are rounded where they are made.
+    pub fn is_narrow(self) -> bool {
+        self.is_float() && self.bytes() == 2
+    }
+
+    /// The value of this type that a number is rounded to. For 16 bits alone: f32 stands for exact numbers wherever a
+    /// meaning is defined, and what rounding to it does is bounded rather than said.
+    pub fn rounded(self, x: f64) -> f64 {
+        self.format().filter(|_| self.is_narrow()).map_or(x, |format| format.round(x))
     }
 }
 
@@ -380,6 +410,24 @@ mod tests {
         assert_eq!(F64.unit_roundoff, f64::EPSILON / 2.0);
         assert_eq!(F32.unit_roundoff, f64::from(f32::EPSILON) / 2.0);
         assert_eq!(F32.min_normal, f64::from(f32::MIN_POSITIVE));
+    }
+
+    #[test]
+    fn numbers_of_sixteen_bits_are_the_nearest() {
+        for (format, word) in [(F16, 10), (BF16, 7)] {
+            let u = format.unit_roundoff;
+            for (x, y) in [(1.0 + u, 1.0), (1.0 + 3.0 * u, 1.0 + 4.0 * u), (1.0 + 1.01 * u, 1.0 + 2.0 * u), (-u, -u)] {
+                assert_eq!(format.round(x), y, "{x}");
+            }
+            let smallest = format.min_normal * 2f64.powi(-word);
+            for (x, y) in [(0.5, 0.0), (0.51, 1.0), (1.5, 2.0), (2.5, 2.0), (-3.5, -4.0)] {
+                assert_eq!(format.round(x * smallest), y * smallest, "{x} of the smallest");
+            }
+            assert_eq!(format.round(format.largest), format.largest);
+            assert_eq!(format.round(-2.0 * format.largest), f64::NEG_INFINITY);
+        }
+        assert_eq!((F16.round(65_519.0), F16.round(65_520.0)), (65_504.0, f64::INFINITY));
+        assert!(F16.round(f64::NAN).is_nan());
     }
 
     #[test]

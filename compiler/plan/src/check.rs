@@ -447,6 +447,7 @@ impl Typing<'_> {
             Not => only(&[Bool]).map(|()| &[Bool])?,
             And | Or => only(&[Bool]).map(|()| &[Bool, Bool])?,
             Select => &choice,
+            RoundBf16 | RoundF16 => return Err("exists in graphs only".into()),
         };
         if register_type(dtype) != dtype {
             return Err(format!("{dtype} is a storage type, not one of registers"));

@@ -32,6 +32,8 @@ pub enum Fault {
     EpilogueTwice,
     /// Schedule: a difference behind a product has its sides exchanged.
     EpilogueSubSwapped,
+    /// Kernel: a narrowing cast is skipped where its result stays in registers.
+    RoundingSkipped,
     /// Memory: a new value overwrites an old one that is read later.
     StaleInPlace,
     /// Memory: a value's place is given away before its last reader ran.
@@ -58,7 +60,7 @@ pub enum Fault {
 
 impl Fault {
     /// All faults.
-    pub const ALL: [Fault; 24] = [
+    pub const ALL: [Fault; 25] = [
         Fault::SubGradientSign,
         Fault::DivGradientSign,
         Fault::MaxGradientEverywhere,
@@ -72,6 +74,7 @@ impl Fault {
         Fault::SliceOffByOne,
         Fault::EpilogueTwice,
         Fault::EpilogueSubSwapped,
+        Fault::RoundingSkipped,
         Fault::StaleInPlace,
         Fault::LifeTooShort,
         Fault::LseWithoutMax,

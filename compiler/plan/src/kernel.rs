@@ -10,7 +10,7 @@
 //! - [`Code`] is straight-line and SSA: value `i` is the result of instruction `i`, arguments refer to earlier values.
 //! - A loop may store into a buffer it also loads from only through the same view (in-place pointwise update).
 //! - Domain points are independent within a [`Map`], and rows are independent within a [`Reduction`].
-//! - A float is F32 in registers whatever its storage type; Bool is a truth value.
+//! - A float is F32 in registers whatever its storage type, and a cast to fewer bits rounds there; Bool is a truth value.
 
 use serde::{Deserialize, Serialize};
 
@@ -157,6 +157,10 @@ pub enum ScalarOp {
     Select,
     /// a less the largest multiple of b that leaves the sign of b, exactly; of floats NaN where b is 0, of integers a.
     Rem,
+    /// The nearest bf16, still as F32 (graphs only: a kernel casts, which rounds a register).
+    RoundBf16,
+    /// The nearest f16, still as F32 (graphs only).
+    RoundF16,
 }
 
 impl ScalarOp {
@@ -165,7 +169,8 @@ impl ScalarOp {
         use ScalarOp::*;
         match self {
             Const(_) | Index(_) | Load(_) | Slot(_) | Product => 0,
-            Store(_) | Cast(_) | Neg | Abs | Exp | Ln | Sqrt | Sin | Cos | Tanh | Erf | Floor | Not => 1,
+            Store(_) | Cast(_) | Neg | Abs | Exp | Ln | Sqrt | Sin | Cos | Tanh | Erf | Floor | Not | RoundBf16
+            | RoundF16 => 1,
             Add | Sub | Mul | Div | Rem | Pow | Min | Max | Lt | Le | Eq | And | Or => 2,
             Uniform { .. } | Select => 3,
         }

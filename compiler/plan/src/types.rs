@@ -20,9 +20,9 @@ const MAGIC: &[u8; 8] = b"alipplan";
 pub enum DType {
     /// IEEE single precision.
     F32,
-    /// bfloat16, a storage format: arithmetic is in F32.
+    /// bfloat16: arithmetic is in F32, values are rounded where they are made.
     Bf16,
-    /// IEEE half precision, a storage format: arithmetic is in F32.
+    /// IEEE half precision: as bfloat16.
     F16,
     /// Signed 32-bit integer; token ids, indices, counters.
     I32,
@@ -148,7 +148,8 @@ pub struct Target {
     pub max_workgroups: u32,
     /// Threads in a workgroup of pointwise and reduction kernels (GPU targets).
     pub workgroup_size: u32,
-    /// Types of 16 bits in which a spec may ask for products and activations to be; f32 takes the place of others.
+    /// Types of 16 bits in which `precision` may ask for products and activations to be; f32 takes the place of others. What a
+    /// spec itself casts is rounded on every target, if need be in f32.
     pub storage: Vec<DType>,
 }
 

@@ -24,7 +24,10 @@ pub(super) fn objective(graph: &mut Graph, loss: NodeId, train: &TrainSpec) -> R
     let origin = crate::ir::Origin { path: "train".into(), module: "train".into(), span: Some(expr.span) };
     let origin = graph.add_origin(origin);
     let mut b = Builder::new(graph, origin);
-    let scaled = b.state(STATE_LOSS_SCALE, TensorType::f32([])).and_then(|scale| b.mul(loss, scale));
+    let scaled = b.state(STATE_LOSS_SCALE, TensorType::f32([])).and_then(|scale| {
+        let loss = b.cast(loss, DType::F32)?;
+        b.mul(loss, scale)
+    });
     scaled.map_err(|error: OpError| Diagnostic::error(error.message).label(expr.span, "").into())
 }
 

@@ -2,16 +2,21 @@
 //!
 //! Only nodes between the differentiated tensors and the loss are visited, from the last to the first, so contributions
 //! to a gradient are added in a fixed order. A gradient has the origin of what it differentiates. Nothing flows through
-//! `stop_gradient`, integers, bools and comparisons. What each op's gradient is stands with the op (`ops/`).
+//! `stop_gradient`, integers, bools and comparisons.
+//!
+//! Gradients are f32, also of values of 16 bits: they are sums over all readers, and where they round should not depend on
+//! how a graph is spelled. Only the operands of products and of attention have a type to which a gradient that they multiply
+//! is rounded. So the gradient of a weight of 16 bits, or of one that products read in 16 bits, is a sum in f32.
+//! What each op's gradient is stands with the op (`ops/`).
 
 mod loss_scale;
 pub mod update;
 
 use crate::diag::Diagnostics;
-use crate::ir::{Builder, Graph, NodeId};
+use crate::ir::{Builder, DType, Graph, NodeId};
 use crate::ops::{Call, Op, OpError};
 
-/// Gradients of a scalar with respect to some nodes; `None` where there is no path to the loss.
+/// Gradients of a scalar with respect to some nodes, in f32; `None` where there is no path to the loss.
 ///
 /// Nodes are added behind those of the graph; existing ones keep their ids.
 ///
@@ -25,8 +30,8 @@ pub fn gradients(graph: &mut Graph, loss: NodeId, wrt: &[NodeId]) -> Result<Vec<
     }
     let depends = dependents(graph, loss, wrt);
     let mut adjoints: Vec<Option<NodeId>> = vec![None; loss.index() + 1];
-    let (dtype, origin) = (ty.dtype, graph.node(loss).origin);
-    let one = Builder::new(graph, origin).constant(1.0, dtype);
+    let origin = graph.node(loss).origin;
+    let one = Builder::new(graph, origin).constant(1.0, DType::F32);
     adjoints[loss.index()] = Some(one.map_err(|error| fault(graph, loss, error))?);
     for index in (0..=loss.index()).rev() {
         let id = NodeId(index as u32);
@@ -63,17 +68,26 @@ fn propagate(
         return Ok(());
     }
     let mut b = Builder::new(graph, node.origin);
+    // Slopes of arithmetic in 16 bits are worked out in f32 too.
+    let multiplies = matches!(node.op, Op::Dot(_) | Op::Conv2d(_) | Op::Attention(_));
+    let widen = |b: &mut Builder<'_>, id: NodeId| match b.graph.ty(id).dtype {
+        dtype if dtype.is_narrow() && !multiplies => b.cast(id, DType::F32),
+        _ => Ok(id),
+    };
+    let inputs = node.inputs.iter().map(|input| widen(&mut b, *input)).collect::<Result<Vec<_>, _>>()?;
+    let output = widen(&mut b, id)?;
     for (position, input) in node.inputs.iter().enumerate() {
         if !depends[input.index()] {
             continue;
         }
-        let call = Call { inputs: &node.inputs, output: id };
+        let call = Call { inputs: &inputs, output };
         let Some(contribution) = node.op.vjp(&mut b, call, g, position)? else { continue };
+        let contribution = b.cast(contribution, DType::F32)?;
         let sum = match adjoints[input.index()] {
             Some(earlier) => b.add(earlier, contribution)?,
             None => contribution,
         };
-        debug_assert_eq!(b.graph.ty(sum), b.graph.ty(*input), "gradient of {:?}", node.op);
+        debug_assert_eq!(b.graph.shape(sum), b.graph.shape(*input), "gradient of {:?}", node.op);
         adjoints[input.index()] = Some(sum);
     }
     Ok(())

@@ -18,7 +18,7 @@ use indexmap::IndexMap;
 use super::gradients;
 use super::loss_scale::objective;
 use crate::diag::{Diagnostic, Diagnostics, Span};
-use crate::ir::{Builder, DType, Graph, NodeId, TensorType};
+use crate::ir::{DType, Graph, NodeId, TensorType};
 use crate::ops::ReduceKind;
 use crate::parallel;
 use crate::resolve::training::{
@@ -27,7 +27,6 @@ use crate::resolve::training::{
 };
 use crate::resolve::{LOSS, Resolved};
 use crate::spec::{Expr, GroupSpec, ModuleSpec, TrainSpec};
-use crate::transform::precision::unrounded;
 
 /// What `train` yields besides its metrics, for comparisons with other programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -178,12 +177,7 @@ fn trained(
     let mut params = Vec::new();
     for ((path, node, group), grad) in found.into_iter().zip(grads) {
         match grad {
-            Some(grad) => {
-                let origin = graph.node(grad).origin;
-                let grad = unrounded(&mut Builder::new(graph, origin), grad)
-                    .map_err(|error| error.diagnose(&graph.origins()[origin.0 as usize]))?;
-                params.push(Param { path, node, group, grad });
-            }
+            Some(grad) => params.push(Param { path, node, group, grad }),
             None => {
                 let span = states.entries.get(&path).and_then(|entry| entry.decl.origin.span);
                 warnings.push(no_gradient(&path, span));
@@ -390,11 +384,19 @@ impl Update<'_> {
                 Some(coef) => self.emit(expr.span, |builder| builder.mul(param.grad, coef))?,
                 None => param.grad,
             };
-            known.insert("w".into(), Value::Tensor(param.node));
+            // Of a parameter of 16 bits too the update is computed in f32, and rounded where the new value is made.
+            let weight = self.emit(expr.span, |builder| builder.cast(param.node, DType::F32))?;
+            known.insert("w".into(), Value::Tensor(weight));
             known.insert("g".into(), Value::Tensor(grad));
             let value = self.apply(&instance, &spec, &known, expr)?;
             let new = self.evaluator.tensor(&self.frame, &value, expr)?;
             let new = self.clamped(&param.path, new, expr.span)?;
+            let new = match self.evaluator.graph.ty(param.node).dtype {
+                dtype if self.evaluator.graph.ty(new).dtype == DType::F32 => {
+                    self.emit(expr.span, |builder| builder.cast(new, dtype))?
+                }
+                _ => new,
+            };
             let (old, new_ty) = (self.evaluator.graph.ty(param.node).clone(), self.evaluator.graph.ty(new).clone());
             if old != new_ty {
                 return Err(Diagnostic::error(format!("`{}` turns {old} into {new_ty}", spec.name))
@@ -456,22 +458,26 @@ impl Update<'_> {
             .states
             .entries
             .iter()
-            .filter(|(_, entry)| entry.decl.kind == StateKind::Param)
+            .filter(|(_, entry)| entry.decl.kind == StateKind::Param && entry.decl.ty.dtype.is_float())
             .map(|(path, entry)| (path.clone(), entry.clone()))
             .collect();
         for (path, entry) in params {
             let average = format!("average.{path}");
-            let mut average_decl = decl(StateKind::Average, entry.decl.ty.clone(), entry.decl.origin.clone());
+            // In f32 also of 16 bits, in which what is added to an average would round to nothing.
+            let dtype = if entry.decl.ty.dtype.is_narrow() { DType::F32 } else { entry.decl.ty.dtype };
+            let average_ty = TensorType { dtype, ..entry.decl.ty.clone() };
+            let mut average_decl = decl(StateKind::Average, average_ty.clone(), entry.decl.origin.clone());
             average_decl.clamp = None;
             self.evaluator.states.declare(&average, 0, average_decl, entry.init)?;
             if let Some(declared) = self.evaluator.states.entries.get_mut(&average) {
                 // The same random numbers as the parameter: both start equal.
                 declared.stream.clone_from(&path);
             }
-            let old = self.evaluator.read(&self.frame, &average, entry.decl.ty.clone(), ema.span)?;
+            let old = self.evaluator.read(&self.frame, &average, average_ty, ema.span)?;
             let first = self.evaluator.read(&self.frame, &path, entry.decl.ty.clone(), ema.span)?;
             let weight = self.evaluator.graph.updates.get(&path).copied().unwrap_or(first);
             let new = self.emit(ema.span, |builder| {
+                let (first, weight) = (builder.cast(first, dtype)?, builder.cast(weight, dtype)?);
                 let (keep, take) = (builder.scalar(decay)?, builder.scalar(1.0 - decay)?);
                 let zero = builder.constant(0.0, DType::I32)?;
                 let starts = builder.eq(step, zero)?;

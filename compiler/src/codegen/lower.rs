@@ -16,7 +16,7 @@ use indexmap::IndexSet;
 use super::attention::attention;
 use super::domain::{Access, Block, Domain, Form, Picked, PreOp};
 use crate::ir::{Graph, NodeId};
-use crate::ops::Op;
+use crate::ops::{Op, rounds_to};
 use crate::schedule::{Group, GroupId, Groups, Input, Kind, Layout, MemberId, Schedule, ViewOp, What, gather, product};
 
 /// A kernel with the values it is applied to.
@@ -210,6 +210,12 @@ impl<'a> Lowering<'a> {
                 }
                 let first = if *op == ScalarOp::Select { 1 } else { 0 };
                 let of = node.inputs.get(first).map_or(dtype, |input| self.dtype(*input));
+                // Registers hold f32, in which a cast to fewer bits rounds.
+                let op = &match rounds_to(*op) {
+                    Some(_) if planted(Fault::RoundingSkipped) => return args[0],
+                    Some(to) => ScalarOp::Cast(to),
+                    None => *op,
+                };
                 let value = block.push(PreOp::Op(*op), of, &args);
                 if epilogue
                     && matches!(op, ScalarOp::Tanh | ScalarOp::Exp | ScalarOp::Neg)

@@ -276,6 +276,8 @@ impl<'g> Builder<'g> {
 
     /// Whether every element is neither infinite (in F32) nor NaN.
     pub fn is_finite(&mut self, x: NodeId) -> Result {
+        // As f32: the largest of these is infinite in a type of 16 bits.
+        let x = self.cast(x, DType::F32)?;
         let magnitude = self.abs(x)?;
         let largest = self.scalar(f64::from(f32::MAX))?;
         self.le(magnitude, largest)

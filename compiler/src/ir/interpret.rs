@@ -1,5 +1,8 @@
 //! The reference interpreter: every op by its reference meaning, in f64.
 //!
+//! Numbers are exact but for those of 16 bits, which are rounded where they are made: at a cast, where an op of such a type
+//! has its result, where an input or a state enters.
+//!
 //! It judges everything else, so it is simple; products and convolutions use a library so that it can also judge wide
 //! layers, and a value is dropped after its last use.
 
@@ -86,8 +89,8 @@ pub fn interpret_with(
     for id in graph.ids() {
         let node = graph.node(id);
         let value = match &node.op {
-            Op::Input { name, ty } => Cow::Borrowed(given("input", inputs, name, ty)?),
-            Op::State { path, ty } => Cow::Borrowed(given("state", state, path, ty)?),
+            Op::Input { name, ty } => rounded(given("input", inputs, name, ty)?, ty.dtype),
+            Op::State { path, ty } => rounded(given("state", state, path, ty)?, ty.dtype),
             op => {
                 let operand =
                     |id: &NodeId| Tensor { ty: graph.ty(*id), data: slots[id.index()].as_deref().unwrap_or(&[]) };
@@ -112,6 +115,14 @@ pub fn interpret_with(
     result.updates = named(&graph.updates);
     result.values = named(&graph.values);
     Ok(result)
+}
+
+/// What is given as a type of 16 bits is rounded where it enters, as on a device.
+fn rounded(values: &[f64], dtype: DType) -> Cow<'_, [f64]> {
+    match dtype.is_narrow() {
+        true => values.iter().map(|x| dtype.rounded(*x)).collect(),
+        false => Cow::Borrowed(values),
+    }
 }
 
 fn given<'a>(

@@ -15,6 +15,12 @@
 //! gradient `g` of `out` and `delta = sum(g out)` over E (Dao et al., FlashAttention, 2022, section 3.1 and appendix B):
 //! `dv = p^T g`, `dS = p (g v^T - delta)`, `dq = scale dS k`, `dk = scale dS^T q`. And for a gradient `g` of `lse`:
 //! `dq = g scale p k`, `dk = scale p^T (g q)`, which are members of the family again.
+//!
+//! Operands of 16 bits are multiplied as they are (the gradient `g` is rounded to their type), `out` is rounded to it when all
+//! of it has been summed, lse, delta and gradients are f32.
+//! Everything in between is f32 (exact, in the interpreter): scores, weights `p`, slopes `dS` are never rounded to fewer bits,
+//! so that the order in which tiles are taken, and the maximum they are scaled by, decide nothing but roundings of f32. Where
+//! a machine multiplies 16 bits alone (tensor cores), a kernel takes each weight as the sum of two numbers of 16 bits.
 
 use alip_plan::fault::{Fault, planted};
 use serde::{Deserialize, Serialize};
@@ -237,9 +243,9 @@ impl Primitive for Attention {
         Ok(match (self.result, v, g) {
             (AttentionResult::Lse, ..) => TensorType::new(DType::F32, per_query),
             (AttentionResult::Out, Some(v), _) => TensorType::new(inputs[0].dtype, wide(q, v)),
-            (AttentionResult::GradK, ..) => inputs[1].clone(),
-            (AttentionResult::GradV, _, Some(g)) => TensorType::new(inputs[0].dtype, wide(k, &g.shape)),
-            _ => inputs[0].clone(),
+            (AttentionResult::GradK, ..) => TensorType::new(DType::F32, k.clone()),
+            (AttentionResult::GradV, _, Some(g)) => TensorType::new(DType::F32, wide(k, &g.shape)),
+            _ => TensorType::new(DType::F32, q.clone()),
         })
     }
 
@@ -306,8 +312,7 @@ impl Primitive for Attention {
             let spread = b.mul(spread, scale)?;
             let times = |b: &mut Builder<'_>, x: NodeId| {
                 let x = b.cast(x, DType::F32)?;
-                let product = b.mul(spread, x)?;
-                b.cast(product, dtype)
+                b.mul(spread, x)
             };
             return match input {
                 0 => {
@@ -316,6 +321,7 @@ impl Primitive for Attention {
                 }
                 1 => {
                     let upstream = times(b, q)?;
+                    let upstream = b.cast(upstream, dtype)?;
                     let inputs = self.inputs(call.inputs, &[q, k], &[call.output, upstream]);
                     b.op(self.with(AttentionResult::GradV), &inputs).map(Some)
                 }
@@ -329,6 +335,7 @@ impl Primitive for Attention {
             return Ok(None);
         }
         let v = call.inputs[2];
+        let g = b.cast(g, b.graph.ty(q).dtype)?;
         let lse = b.op(self.with(AttentionResult::Lse), &self.inputs(call.inputs, &[q, k], &[]))?;
         if input == 2 {
             let inputs = self.inputs(call.inputs, &[q, k], &[lse, g]);

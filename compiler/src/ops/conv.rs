@@ -194,11 +194,10 @@ impl Primitive for Conv {
             (ConvKind::WeightGrad, _) => (ConvKind::Forward, [first, g]),
         };
         let size = if kind == ConvKind::Forward { (0, 0) } else { window(b, call.inputs[input]) };
-        // As for `dot`: rounded to the operands' type, multiplied, rounded again.
+        // As for `dot`: rounded to the operands' type, multiplied.
         let dtype = b.graph.ty(first).dtype;
         let inputs = [b.cast(inputs[0], dtype)?, b.cast(inputs[1], dtype)?];
-        let product = b.op(Op::Conv2d(self.of_kind(kind, size)), &inputs)?;
-        b.cast(product, dtype).map(Some)
+        b.op(Op::Conv2d(self.of_kind(kind, size)), &inputs).map(Some)
     }
 
     fn flops(&self, inputs: &[&TensorType], out: &TensorType) -> u64 {

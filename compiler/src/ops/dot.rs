@@ -146,7 +146,7 @@ impl Primitive for Dot {
 
     /// The product of the gradient with the other operand over the other operand's free dimensions. Of the two operand
     /// orders the one is taken whose result already has its dimensions in the order of the input. The gradient is rounded to
-    /// the operands' type before it is multiplied, and the product after.
+    /// the operands' type before it is multiplied; the product is f32.
     fn vjp(&self, b: &mut Builder<'_>, call: Call<'_>, g: NodeId, input: usize) -> Result<Option<NodeId>, OpError> {
         let other = call.inputs[1 - input];
         let dtype = b.graph.ty(other).dtype;
@@ -176,15 +176,13 @@ impl Primitive for Dot {
         let swap = |pairs: &[(usize, usize)]| pairs.iter().map(|(a, b)| (*b, *a)).collect::<Vec<_>>();
         if !g_first.is_sorted() && other_first.is_sorted() {
             let dot = Dot { batch: swap(&paired), contract: swap(&summed) };
-            let product = b.dot(other, g, dot)?;
-            return b.cast(product, dtype).map(Some);
+            return b.dot(other, g, dot).map(Some);
         }
         let product = b.dot(g, other, Dot { batch: paired, contract: summed })?;
         let mut perm = vec![0; g_first.len()];
         for (position, mine) in g_first.iter().enumerate() {
             perm[*mine] = position;
         }
-        let product = b.cast(product, dtype)?;
         b.transpose(product, &perm).map(Some)
     }
 

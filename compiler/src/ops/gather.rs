@@ -78,10 +78,8 @@ impl Primitive for Gather {
 
     fn vjp(&self, b: &mut Builder<'_>, call: Call<'_>, g: NodeId, _: usize) -> Result<Option<NodeId>, OpError> {
         let rows = b.graph.shape(call.inputs[0]).size(self.batch);
-        let dtype = b.graph.ty(g).dtype;
         let g = b.cast(g, DType::F32)?;
-        let sums = b.op(Op::ScatterAdd { batch: self.batch, rows }, &[call.inputs[1], g])?;
-        b.cast(sums, dtype).map(Some)
+        b.op(Op::ScatterAdd { batch: self.batch, rows }, &[call.inputs[1], g]).map(Some)
     }
 }
 

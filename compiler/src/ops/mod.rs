@@ -35,8 +35,8 @@ pub use alip_plan::Real;
 pub use alip_plan::kernel::{ConvKind, ReduceKind, ScalarOp};
 
 pub use self::cases::{Case, cases};
-pub(crate) use self::pointwise::constant;
 pub use self::pointwise::{Pointwise, fold, pointwise, pointwise_rows};
+pub(crate) use self::pointwise::{constant, rounding, rounds_to};
 pub(crate) use self::views::broadcast_shapes;
 use crate::diag::Diagnostic;
 use crate::ir::{Builder, DType, NodeId, Origin, Shape, TensorType};
@@ -271,7 +271,7 @@ pub(crate) trait Primitive {
     /// Type of the result. The number of inputs has been checked; the size of the result will be.
     fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, OpError>;
 
-    /// Reference meaning. Inputs have the types that `infer` accepted, `out` is the type it gave.
+    /// Reference meaning in exact numbers. Inputs have the types that `infer` accepted, `out` is the type it gave.
     fn eval(&self, inputs: &[Tensor<'_>], out: &TensorType) -> Vec<f64>;
 
     /// Gradient with respect to `inputs[input]` (a float), given the gradient `g` of the output; `None` when it is zero
@@ -345,9 +345,13 @@ impl Op {
         self.with(|op| op.flops(inputs, out))
     }
 
-    /// Reference meaning, see [`Primitive::eval`].
+    /// Reference meaning, see [`Primitive::eval`]; a value of 16 bits is rounded where it is made.
     pub(crate) fn eval(&self, inputs: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
-        self.with(|op| op.eval(inputs, out))
+        let mut values = self.with(|op| op.eval(inputs, out));
+        if out.dtype.is_narrow() {
+            values.iter_mut().for_each(|x| *x = out.dtype.rounded(*x));
+        }
+        values
     }
 
     /// Gradient with respect to one input, see [`Primitive::vjp`].

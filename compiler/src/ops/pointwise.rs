@@ -69,11 +69,12 @@ fn remainder_i32(a: i32, b: i32) -> i32 {
     if b != 0 && rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }
 }
 
-/// The factor of the first argument where the second argument would be chosen: 0, where the first: 1, at ties 1/2.
-fn share(b: &mut Builder<'_>, chosen: NodeId, other: NodeId) -> Result<NodeId, OpError> {
+/// What flows of a gradient where the second argument would be chosen: nothing, where the first: all, at ties half.
+fn share(b: &mut Builder<'_>, g: NodeId, chosen: NodeId, other: NodeId) -> Result<NodeId, OpError> {
     let (zero, half, one) = (b.scalar(0.0)?, b.scalar(0.5)?, b.scalar(1.0)?);
     let tie = b.select(other, zero, half)?;
-    b.select(chosen, one, tie)
+    let factor = b.select(chosen, one, tie)?;
+    b.mul(g, factor)
 }
 
 const UNIT: (f64, f64) = (-1.5, 1.5);
@@ -93,7 +94,7 @@ static ROWS: &[Pointwise] = &[
         range: (-3.5, 3.5),
         eval: |x, _, _| x,
         eval_i32: None,
-        vjp: Some(|b, x, _, g, _| b.cast(g, b.graph.ty(x[0]).dtype)),
+        vjp: Some(|_, _, _, g, _| Ok(g)),
     },
     Pointwise {
         op: ScalarOp::Neg,
@@ -324,8 +325,7 @@ static ROWS: &[Pointwise] = &[
         vjp: Some(|b, x, _, g, input| {
             let (mine, other) = (x[input], x[1 - input]);
             let (chosen, beaten) = (b.lt(mine, other)?, b.lt(other, mine)?);
-            let factor = share(b, chosen, beaten)?;
-            b.mul(g, factor)
+            share(b, g, chosen, beaten)
         }),
     },
     Pointwise {
@@ -339,8 +339,7 @@ static ROWS: &[Pointwise] = &[
         vjp: Some(|b, x, _, g, input| {
             let (mine, other) = (x[input], x[1 - input]);
             let (chosen, beaten) = (b.gt(mine, other)?, b.gt(other, mine)?);
-            let factor = share(b, chosen, beaten)?;
-            b.mul(g, factor)
+            share(b, g, chosen, beaten)
         }),
     },
     Pointwise {
@@ -424,7 +423,46 @@ static ROWS: &[Pointwise] = &[
             b.neg(product)
         }),
     },
+    Pointwise {
+        op: ScalarOp::RoundBf16,
+        name: "round_bf16",
+        doc: "The nearest bf16, as f32; gradients pass.",
+        rule: Rule::Float,
+        range: UNIT,
+        eval: |x, _, _| DType::Bf16.rounded(x),
+        eval_i32: None,
+        vjp: Some(|_, _, _, g, _| Ok(g)),
+    },
+    Pointwise {
+        op: ScalarOp::RoundF16,
+        name: "round_f16",
+        doc: "The nearest f16, as f32; gradients pass.",
+        rule: Rule::Float,
+        range: UNIT,
+        eval: |x, _, _| DType::F16.rounded(x),
+        eval_i32: None,
+        vjp: Some(|_, _, _, g, _| Ok(g)),
+    },
 ];
+
+/// What rounds an f32 to the values of a type of 16 bits.
+pub(crate) fn rounding(dtype: DType) -> Option<ScalarOp> {
+    match dtype {
+        DType::Bf16 => Some(ScalarOp::RoundBf16),
+        DType::F16 => Some(ScalarOp::RoundF16),
+        _ => None,
+    }
+}
+
+/// The type whose values a scalar operation rounds to, if that is all it does.
+pub(crate) fn rounds_to(op: ScalarOp) -> Option<DType> {
+    match op {
+        ScalarOp::RoundBf16 => Some(DType::Bf16),
+        ScalarOp::RoundF16 => Some(DType::F16),
+        ScalarOp::Cast(to) => Some(to).filter(|to| to.is_narrow()),
+        _ => None,
+    }
+}
 
 /// The row of a scalar operation; `None` for those that exist inside kernels only (`Load`, `Slot`, ...).
 pub fn pointwise(op: ScalarOp) -> Option<&'static Pointwise> {
@@ -436,7 +474,11 @@ pub fn pointwise(op: ScalarOp) -> Option<&'static Pointwise> {
 /// `None` for operations that exist inside kernels only.
 pub fn fold(op: ScalarOp, dtype: DType, args: &[f64]) -> Option<f64> {
     let arg = |i: usize| args.get(i).copied().unwrap_or_default();
-    pointwise(op).map(|row| row.apply(op, dtype, arg(0), arg(1), arg(2)))
+    let result = |row: &Pointwise| match row.rule {
+        Rule::Float | Rule::Number | Rule::Select => dtype.rounded(row.apply(op, dtype, arg(0), arg(1), arg(2))),
+        _ => row.apply(op, dtype, arg(0), arg(1), arg(2)),
+    };
+    pointwise(op).map(result)
 }
 
 /// Conversion of a value to what its dtype holds.
@@ -445,7 +487,7 @@ fn convert(x: f64, to: DType) -> f64 {
         // `as` truncates and saturates; NaN gives 0.
         DType::I32 => f64::from(x as i32),
         DType::Bool => truth(x != 0.0),
-        _ => x,
+        to => to.rounded(x),
     }
 }
 
@@ -628,5 +670,5 @@ fn row_case(row: &Pointwise, op: ScalarOp, dtype: DType) -> Case {
 /// The value of a constant as a graph op.
 pub(crate) fn constant(value: f64, dtype: DType) -> Op {
     // -0 and 0 would be two constants for value numbering, and no rule of the house tells them apart.
-    Op::Const { value: Real(if value == 0.0 { 0.0 } else { value }), dtype }
+    Op::Const { value: Real(if value == 0.0 { 0.0 } else { dtype.rounded(value) }), dtype }
 }

@@ -71,7 +71,7 @@ impl Primitive for Const {
         let fits = match self.dtype {
             DType::I32 => value.fract() == 0.0 && (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&value),
             DType::Bool => value == 0.0 || value == 1.0,
-            _ => true,
+            dtype => dtype.rounded(value) == value || value.is_nan(),
         };
         if !fits {
             return Err(OpError::new(format!("{value} is not a value of {}", self.dtype)));

@@ -16,7 +16,7 @@ use egg::{DidMerge, Id, Language};
 use smallvec::SmallVec;
 
 use crate::ir::{DType, TensorType};
-use crate::ops::{ConvKind, Op, ReduceKind, ScalarOp, fold};
+use crate::ops::{ConvKind, Op, ReduceKind, ScalarOp, fold, rounds_to};
 
 /// Index of an interned op.
 pub(crate) type OpId = u32;
@@ -269,7 +269,8 @@ fn splat(op: &Op, ty: &TensorType, inputs: &[&Fact]) -> Option<Splat> {
         Op::Pointwise(op) => {
             let values: Option<SmallVec<[Splat; 3]>> = inputs.iter().map(|fact| fact.splat).collect();
             let dtype = inputs.last()?.ty.dtype;
-            let smooth = ty.dtype.is_float() && !matches!(op, ScalarOp::Floor | ScalarOp::Rem);
+            let smooth =
+                ty.dtype.is_float() && !matches!(op, ScalarOp::Floor | ScalarOp::Rem) && rounds_to(*op).is_none();
             let found = Splat::of(&values?, smooth, |values| fold(*op, dtype, values))?;
             Some(if ty.dtype.is_float() { found } else { Splat { size: 0.0, ..found } })
         }
@@ -303,7 +304,10 @@ fn range(op: &Op, ty: &TensorType, inputs: &[&Fact]) -> Option<(f64, f64)> {
     }
     match op {
         Op::Pointwise(op) => match op {
-            Cast(_) => of(0),
+            Cast(_) | RoundBf16 | RoundF16 => {
+                let round = |x| rounds_to(*op).map_or(x, |dtype| dtype.rounded(x));
+                of(0).map(|(low, high)| (round(low), round(high)))
+            }
             Neg => of(0).map(|(low, high)| (-high, -low)),
             Abs => of(0).map(|(low, high)| (0.0, low.abs().max(high.abs()))),
             Sin | Cos | Tanh | Erf => of(0).map(|_| (-1.0, 1.0)),

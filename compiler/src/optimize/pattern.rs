@@ -112,7 +112,8 @@ impl Pat {
 }
 
 fn pointwise(kind: Kind) -> bool {
-    matches!(kind, Kind::Point(op) if !matches!(op, ScalarOp::Cast(_)))
+    use ScalarOp::{Cast, RoundBf16, RoundF16};
+    matches!(kind, Kind::Point(op) if !matches!(op, Cast(_) | RoundBf16 | RoundF16))
 }
 
 /// Goals still to be met: patterns with the classes that they must match.

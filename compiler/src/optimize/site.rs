@@ -7,6 +7,7 @@ use super::language::{EGraph, Fact, Kind, Operands, Splat, Term};
 use super::pattern::{Match, Pat};
 use crate::ir::{DType, Shape, TensorType};
 use crate::ops::{Dot, Op, ReduceKind, ScalarOp, constant};
+use crate::transform::narrow::takes_narrow;
 
 /// The largest factor that is moderate.
 const MODERATE: f64 = (1 << 24) as f64;
@@ -102,7 +103,11 @@ impl Site<'_> {
         }
         {
             let types: SmallVec<[&TensorType; 3]> = operands.iter().map(|id| &self.egraph[*id].data.ty).collect();
-            op.infer(&types).ok()?;
+            // Rules hold for real numbers: arithmetic that rounds to 16 bits is none of theirs (see `transform::narrow`).
+            let ty = op.infer(&types).ok()?;
+            if ty.dtype.is_narrow() && !takes_narrow(&op) {
+                return None;
+            }
         }
         let (op, kind) = self.egraph.analysis.ops.intern(&op);
         let mut children: Operands = operands.iter().map(|id| self.egraph.find(*id)).collect();

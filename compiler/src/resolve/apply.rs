@@ -267,26 +267,31 @@ impl Evaluator<'_> {
     /// Declares the parameters and states of an instance and makes them readable.
     pub(crate) fn declare(&mut self, frame: &mut Frame, spec: &ModuleSpec, instance: &Instance) -> Result<()> {
         for (name, param) in &spec.params {
-            let ty = TensorType::f32(self.shape(frame, &param.shape)?);
+            let Some(dtype) = dtype(param.dtype.node).filter(|dtype| *dtype != DType::Bool) else {
+                return Err(Diagnostic::error(format!("a parameter cannot be {:?}", param.dtype.node))
+                    .label(param.dtype.span, "")
+                    .help("parameters are F32, Bf16, F16 or I32"));
+            };
+            let ty = TensorType::new(dtype, self.shape(frame, &param.shape)?);
             let clamp = match &param.clamp {
                 Some((low, high)) => Some((self.number(frame, low)?, self.number(frame, high)?)),
                 None => None,
             };
-            let init = self.init(frame, &param.init)?;
+            let init = self.init_of(frame, &param.init, dtype)?;
             self.declare_one(frame, spec, instance, name, (StateKind::Param, ty, clamp), init)?;
         }
         for (name, state) in &spec.state {
-            let Some(dtype) = dtype(state.dtype) else {
-                return Err(Diagnostic::error(format!("state of type {:?} is not supported", state.dtype))
-                    .label(name.span, "")
-                    .help("states are F32 or I32"));
+            let Some(dtype) = dtype(state.dtype.node) else {
+                return Err(Diagnostic::error(format!("a state cannot be {:?}", state.dtype.node))
+                    .label(state.dtype.span, "")
+                    .help("states are F32, Bf16, F16, I32 or Bool"));
             };
             let ty = TensorType::new(dtype, self.shape(frame, &state.shape)?);
             let kind = match instance.place {
                 Place::Optimizer(_) => StateKind::Optimizer,
                 _ => StateKind::Buffer,
             };
-            let init = self.init(frame, &state.init)?;
+            let init = self.init_of(frame, &state.init, dtype)?;
             self.declare_one(frame, spec, instance, name, (kind, ty, None), init)?;
         }
         Ok(())
@@ -326,7 +331,21 @@ impl Evaluator<'_> {
         Ok(node)
     }
 
-    /// How a parameter or state starts.
+    /// How a parameter or state of this type starts.
+    fn init_of(&mut self, frame: &Frame, expr: &Expr, dtype: DType) -> Result<Init> {
+        let init = self.init(frame, expr)?;
+        let why = match init {
+            Init::Constant(value) if value.is_finite() && !dtype.rounded(value).is_finite() => {
+                format!("{value} is infinite in {dtype}")
+            }
+            Init::Normal(_) | Init::Uniform(_) if !dtype.is_float() => {
+                format!("random numbers are floats, not {dtype}")
+            }
+            _ => return Ok(init),
+        };
+        Err(Diagnostic::error(why).label(expr.span, "the first value"))
+    }
+
     fn init(&mut self, frame: &Frame, expr: &Expr) -> Result<Init> {
         let frame = &Frame { compile_time: true, ..frame.clone() };
         match &expr.kind {
@@ -415,6 +434,8 @@ impl Evaluator<'_> {
 pub(crate) fn dtype(dtype: spec::Dtype) -> Option<DType> {
     match dtype {
         spec::Dtype::F32 => Some(DType::F32),
+        spec::Dtype::Bf16 => Some(DType::Bf16),
+        spec::Dtype::F16 => Some(DType::F16),
         spec::Dtype::I32 => Some(DType::I32),
         spec::Dtype::Bool => Some(DType::Bool),
         _ => None,

@@ -115,7 +115,7 @@ impl Top<'_> {
         let declared = input.dtype.as_ref().and_then(|declared| dtype(declared.node));
         let Some(dtype) = declared else {
             let span = input.dtype.as_ref().map_or(name.span, |dtype| dtype.span);
-            return Err(Diagnostic::error("inputs of a graph are F32 or I32")
+            return Err(Diagnostic::error("inputs of a graph are F32, Bf16, F16, I32 or Bool")
                 .label(span, "")
                 .help("the data pipeline converts what it reads"));
         };

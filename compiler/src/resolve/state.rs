@@ -93,7 +93,10 @@ impl States {
             let step = builder.constant(0.0, DType::I32)?;
             for (path, entry) in &self.entries {
                 builder.origin = builder.graph.add_origin(entry.decl.origin.clone());
-                let value = initial(&mut builder, entry, seed, step)?;
+                // The average of a parameter of 16 bits begins as that does, rounded.
+                let of = self.entries.get(&entry.stream).filter(|of| of.decl.ty.dtype.is_narrow()).unwrap_or(entry);
+                let value = initial(&mut builder, of, seed, step)?;
+                let value = builder.cast(value, entry.decl.ty.dtype)?;
                 builder.graph.updates.insert(path.clone(), value);
             }
             Ok(())
@@ -113,6 +116,12 @@ impl States {
 }
 
 fn initial(builder: &mut Builder<'_>, entry: &Entry, seed: NodeId, step: NodeId) -> Result<NodeId, OpError> {
+    let ty = &entry.decl.ty;
+    let value = drawn(builder, entry, seed, step)?;
+    builder.cast(value, ty.dtype)
+}
+
+fn drawn(builder: &mut Builder<'_>, entry: &Entry, seed: NodeId, step: NodeId) -> Result<NodeId, OpError> {
     let ty = &entry.decl.ty;
     let stream = fnv1a(&entry.stream);
     let lane = |builder: &mut Builder<'_>, lane| builder.random_uniform(seed, step, ty.shape.clone(), stream, lane);

@@ -133,6 +133,8 @@ pub struct ParamSpec {
     pub init: Expr,
     /// Bounds it is kept in after each update.
     pub clamp: Option<(Expr, Expr)>,
+    /// F32 unless written.
+    pub dtype: Spanned<Dtype>,
 }
 
 /// A tensor that survives a step and is not trained.
@@ -143,7 +145,7 @@ pub struct StateSpec {
     /// Its first value.
     pub init: Expr,
     /// F32 unless written.
-    pub dtype: Dtype,
+    pub dtype: Spanned<Dtype>,
 }
 
 /// A program over the graph's state.

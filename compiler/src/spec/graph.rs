@@ -124,11 +124,20 @@ pub(super) fn part(cx: &mut Reader, node: &Node) -> Option<PartSpec> {
 
 pub(super) fn param(cx: &mut Reader, node: &Node) -> Option<ParamSpec> {
     let example = "(shape: \"[D]\", init: \"normal(std: 0.02)\")";
-    let fields = cx.fields(node, "a parameter", &["shape", "init", "clamp"], example)?;
+    let fields = cx.fields(node, "a parameter", &["shape", "init", "clamp", "dtype"], example)?;
     let shape = fields.required(cx, "shape", "\"[D]\"").and_then(|node| cx.shape(node, "shape"));
     let init = fields.required(cx, "init", "\"normal(std: 0.02)\"").and_then(|node| cx.expr(node, "init"));
     let clamp = fields.get("clamp").map(|node| clamp(cx, node));
-    Some(ParamSpec { shape: shape?, init: init?, clamp: clamp.transpose_some()? })
+    let dtype = dtype(cx, node, fields.get("dtype"))?;
+    Some(ParamSpec { shape: shape?, init: init?, clamp: clamp.transpose_some()?, dtype })
+}
+
+/// F32 unless it is written.
+fn dtype(cx: &mut Reader, within: &Node, written: Option<&Node>) -> Option<Spanned<Dtype>> {
+    match written {
+        Some(node) => cx.choice(node, "a dtype", &DTYPES),
+        None => Some(Spanned::new(Dtype::F32, within.span)),
+    }
 }
 
 fn clamp(cx: &mut Reader, node: &Node) -> Option<(Expr, Expr)> {
@@ -146,10 +155,7 @@ pub(super) fn state(cx: &mut Reader, node: &Node) -> Option<StateSpec> {
     let fields = cx.fields(node, "a state", &["shape", "init", "dtype"], "(shape: \"[]\", init: \"1\")")?;
     let shape = fields.required(cx, "shape", "\"[]\"").and_then(|node| cx.shape(node, "shape"));
     let init = fields.required(cx, "init", "\"0\"").and_then(|node| cx.expr(node, "init"));
-    let dtype = match fields.get("dtype") {
-        Some(node) => cx.choice(node, "a dtype", &DTYPES)?.node,
-        None => Dtype::F32,
-    };
+    let dtype = dtype(cx, node, fields.get("dtype"))?;
     Some(StateSpec { shape: shape?, init: init?, dtype })
 }
 

@@ -1,7 +1,7 @@
 //! Semantic ops in terms of primitives.
 //!
 //! An expansion is the meaning of a semantic op, written in the graph: tests hold each against the op's own reference
-//! meaning, and a target without a kernel for the op runs it.
+//! meaning, and a target without a kernel for the op runs it. Everything in between is f32.
 //!
 //! Normalisations become the forms that do not overflow. Attention becomes a product of queries and keys, a mask, exponentials and a second product. The mask of packed rows says
 //! for every pair of rows whether they are of one segment, which is quadratic in the number of rows: right, not fast.
@@ -24,7 +24,9 @@ pub fn expand(graph: &Graph, expands: impl Fn(NodeId) -> bool) -> Result<Graph, 
         let node = graph.node(id);
         let inputs: SmallVec<[NodeId; 3]> = node.inputs.iter().map(|input| map[input.index()]).collect();
         let added = match &node.op {
-            op if is_semantic(op) && expands(id) => expansion(&mut Builder::new(&mut new, node.origin), op, &inputs),
+            op if is_semantic(op) && expands(id) => {
+                expansion(&mut Builder::new(&mut new, node.origin), op, &inputs, node.ty.dtype)
+            }
             op => new.add(op.clone(), &inputs, node.origin),
         };
         map.push(added.map_err(|error| {
@@ -44,8 +46,16 @@ pub fn is_semantic(op: &Op) -> bool {
 
 type Result<T = NodeId, E = OpError> = std::result::Result<T, E>;
 
-/// A semantic op by its parts; other ops as they are.
-fn expansion(b: &mut Builder<'_>, op: &Op, inputs: &[NodeId]) -> Result {
+/// A semantic op by its parts; other ops as they are. Operands of 16 bits are widened, and the result alone is rounded.
+fn expansion(b: &mut Builder<'_>, op: &Op, inputs: &[NodeId], dtype: DType) -> Result {
+    let widen = |id: &NodeId| if b.graph.ty(*id).dtype.is_float() { b.cast(*id, DType::F32) } else { Ok(*id) };
+    let inputs = inputs.iter().map(widen).collect::<Result<Vec<_>>>()?;
+    let y = parts(b, op, &inputs)?;
+    b.cast(y, dtype)
+}
+
+/// A semantic op of f32.
+fn parts(b: &mut Builder<'_>, op: &Op, inputs: &[NodeId]) -> Result {
     match (op, inputs) {
         (Op::Attention(op), _) => attention(b, op, inputs),
         (Op::Softmax { axes }, [x]) => {
@@ -99,11 +109,9 @@ fn attention(b: &mut Builder<'_>, op: &Attention, inputs: &[NodeId]) -> Result {
     let all = inputs[..tensors].iter().chain(after).map(|x| one_sample(b, *x)).collect::<Result<Vec<_>>>()?;
     let (q, k) = (all[0], all[1]);
     let scores = b.einsum("n q h d, n k h d -> n h q k", &[q, k])?;
-    let scores = b.cast(scores, DType::F32)?;
     let scale = b.scalar(op.scale.0)?;
     let scores = b.mul(scores, scale)?;
     let mask = mask(b, op, scores, lengths.first().copied())?;
-    let dtype = b.graph.ty(q).dtype;
     let y = match (op.result, &all[2..]) {
         (AttentionResult::Lse, _) => {
             let lse = logsumexp(b, scores, mask)?;
@@ -112,25 +120,21 @@ fn attention(b: &mut Builder<'_>, op: &Attention, inputs: &[NodeId]) -> Result {
         (AttentionResult::Out, [v]) => {
             let lse = logsumexp(b, scores, mask)?;
             let p = weights(b, scores, lse, mask)?;
-            let p = b.cast(p, dtype)?;
             b.einsum("n h q k, n k h e -> n q h e", &[p, *v])?
         }
         (AttentionResult::GradV, [lse, g]) => {
             let lse = b.rearrange(*lse, "n q h -> n h q", &[])?;
             let p = weights(b, scores, lse, mask)?;
-            let p = b.cast(p, dtype)?;
             b.einsum("n h q k, n q h e -> n k h e", &[p, *g])?
         }
         (result, &[v, lse, g, delta]) => {
             let lse = b.rearrange(lse, "n q h -> n h q", &[])?;
             let p = weights(b, scores, lse, mask)?;
             let dp = b.einsum("n q h e, n k h e -> n h q k", &[g, v])?;
-            let dp = b.cast(dp, DType::F32)?;
             let delta = b.rearrange(delta, "n q h -> n h q 1", &[])?;
             let centred = b.sub(dp, delta)?;
             let ds = b.mul(p, centred)?;
             let ds = b.mul(ds, scale)?;
-            let ds = b.cast(ds, dtype)?;
             match result {
                 AttentionResult::GradQ => b.einsum("n h q k, n k h d -> n q h d", &[ds, k])?,
                 _ => b.einsum("n h q k, n q h d -> n k h d", &[ds, q])?,
@@ -138,7 +142,6 @@ fn attention(b: &mut Builder<'_>, op: &Attention, inputs: &[NodeId]) -> Result {
         }
         _ => return Err(OpError::new(format!("attention with {} inputs", inputs.len()))),
     };
-    let y = if op.result == AttentionResult::Lse { y } else { b.cast(y, dtype)? };
     let shape = b.graph.shape(y).0.iter().skip(usize::from(packed)).cloned().collect();
     b.reshape(y, shape)
 }

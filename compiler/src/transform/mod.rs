@@ -7,6 +7,7 @@
 //!   with several parameters become one).
 //! - [`pack`]: what comes after, since a program becomes several: [`packing`].
 //! - [`precision`]: which products take operands of 16 bits; before gradients are added too.
+//! - [`narrow`]: arithmetic of 16 bits, and what a target that stores none has in its place.
 //! - [`expand`]: semantic ops in terms of primitives: their meaning, and what a target without a kernel for them runs.
 //!
 //! Every rewrite can be turned off by its name ([`Disabled`]).
@@ -16,6 +17,7 @@ mod batching;
 pub mod expand;
 pub mod lift;
 pub mod lonely;
+pub mod narrow;
 pub mod packing;
 pub mod precision;
 mod projections;

@@ -9,8 +9,7 @@
 //! - *What such a product makes* is rounded, after its bias, if another such product lies behind it: that is what the
 //!   backward pass keeps, and it takes half the memory. After the last product of a tower nothing is rounded, so that
 //!   embeddings, gates and statistics are f32.
-//! - *Gradients* follow: the gradient of a cast is a cast, so a gradient that a product multiplies is rounded first. The
-//!   gradients of parameters are sums of products in f32, of which [`unrounded`] takes the roundings away again.
+//! - *Gradients* follow ([`crate::autodiff`]): they are f32, and rounded where a product multiplies them.
 //! - *Products of two computed values* other than attention stay f32. The similarities of the contrastive losses are such:
 //!   exponentials of a hundred times them would amplify a rounding to 2^-8 to errors of order one. So does the logsumexp
 //!   of streamed losses, which is f32 where it is not the gradient of an attention.
@@ -23,7 +22,7 @@ use smallvec::SmallVec;
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Builder, DType, Graph, Node, NodeId};
 use crate::ops::attention::AttentionResult;
-use crate::ops::{Op, OpError, ReduceKind, ScalarOp};
+use crate::ops::{Op, OpError, ScalarOp};
 use crate::resolve::Resolved;
 use crate::spec::{Precision, Spanned};
 
@@ -231,48 +230,5 @@ impl Lowering<'_> {
                 _ => return false,
             }
         }
-    }
-}
-
-/// The gradient of a parameter without the roundings between the products whose sum it is, and the sum: the gradient of a
-/// weight's 16-bit copy is of 16 bits, its sum over all uses of the weight need not be.
-///
-/// # Errors
-/// A node its op refuses: a fault of this pass.
-pub(crate) fn unrounded(b: &mut Builder<'_>, gradient: NodeId) -> Result<NodeId, OpError> {
-    let node = b.graph.node(gradient).clone();
-    match (&node.op, node.inputs.as_slice()) {
-        (Op::Pointwise(ScalarOp::Cast(DType::F32)), [input]) if b.graph.ty(*input).dtype.bytes() == 2 => {
-            terms(b, *input)
-        }
-        (Op::Pointwise(ScalarOp::Add), &[x, y]) if node.ty.dtype == DType::F32 => {
-            let sum = [unrounded(b, x)?, unrounded(b, y)?];
-            if sum == [x, y] { Ok(gradient) } else { b.add(sum[0], sum[1]) }
-        }
-        _ => Ok(gradient),
-    }
-}
-
-/// A sum in 16 bits as a sum in f32 of what its terms were before they were rounded.
-fn terms(b: &mut Builder<'_>, id: NodeId) -> Result<NodeId, OpError> {
-    let node = b.graph.node(id).clone();
-    match (&node.op, node.inputs.as_slice()) {
-        (Op::Pointwise(ScalarOp::Cast(_)), [input]) if b.graph.ty(*input).dtype == DType::F32 => Ok(*input),
-        (Op::Pointwise(ScalarOp::Add), &[x, y]) => {
-            let sum = [terms(b, x)?, terms(b, y)?];
-            b.add(sum[0], sum[1])
-        }
-        (
-            Op::Reshape { .. }
-            | Op::Transpose { .. }
-            | Op::Slice { .. }
-            | Op::Pad { .. }
-            | Op::Reduce { kind: ReduceKind::Sum, .. },
-            &[input],
-        ) => {
-            let input = terms(b, input)?;
-            b.op(node.op, &[input])
-        }
-        _ => b.cast(id, DType::F32),
     }
 }

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use alip_plan::bounds::{FloatFormat, Violation, assert_within_each};
 
 use crate::diag::{Diagnostic, Diagnostics};
-use crate::ir::{DType, Graph, Value, interpret};
+use crate::ir::{DType, Graph, TensorType, Value, interpret};
 use rounding::{bound_of, update_of, with_bounds};
 
 /// Tensors by name.
@@ -49,6 +49,15 @@ impl Judged {
     }
 }
 
+/// The same tensors as inputs of a graph whose values of 16 bits are in f32, where it rounds them.
+pub fn in_f32(values: &Values) -> Values {
+    let widened = |value: &Value| match value.ty.dtype.is_narrow() {
+        true => Value { ty: TensorType::f32(value.ty.shape.clone()), ..value.clone() },
+        false => value.clone(),
+    };
+    values.iter().map(|(name, value)| (name.clone(), widened(value))).collect()
+}
+
 /// What a program must yield when all its floats are of this format: outputs, and new states as
 /// [`update_of`](rounding::update_of).
 ///
@@ -61,8 +70,11 @@ pub fn judged(
     format: FloatFormat,
 ) -> Result<BTreeMap<String, Judged>, Diagnostics> {
     let bounded = with_bounds(program, format)?;
-    let run = |graph: &Graph| interpret(graph, inputs, state).map_err(|error| Diagnostic::error(error.message));
-    let (exact, bounds) = (run(program)?, run(&bounded)?.outputs);
+    let run = |graph: &Graph, inputs: &Values, state: &Values| {
+        interpret(graph, inputs, state).map_err(|error| Diagnostic::error(error.message))
+    };
+    let exact = run(program, inputs, state)?;
+    let bounds = run(&bounded, &in_f32(inputs), &in_f32(state))?.outputs;
     let updates = exact.updates.into_iter().map(|(path, value)| (update_of(&path), value));
     let results = exact.outputs.into_iter().chain(updates).map(|(name, value)| {
         let flushed = if value.ty.dtype.is_float() { FLUSHED } else { 0.0 };

@@ -9,6 +9,9 @@
 //! it may be another one, since a comparison was closer than the errors of its sides. A float that depends on such a choice
 //! is off by the distance of the alternatives. Where nothing can be said the bound is infinite, or not a number.
 //!
+//! A rounding to 16 bits is a step like any other: what was off before it decides between which numbers it may choose, and
+//! what is exact, or far enough from the middle between two of them, is rounded right or is wrong.
+//!
 //! Semantic ops are bounded as what they expand to, in the order of operations that rounds most.
 
 use alip_plan::bounds::FloatFormat;
@@ -17,6 +20,7 @@ use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Builder, DType, Graph, Node, NodeId, OriginId};
 use crate::ops::{Op, OpError, ReduceKind, ScalarOp};
 use crate::transform::expand::expand;
+use crate::transform::narrow::{Storage, spelled};
 
 /// What transcendental functions of the devices may be wrong by, in units of the roundoff: a few units in the last place.
 const FUNCTION: f64 = 8.0;
@@ -33,12 +37,12 @@ pub fn update_of(path: &str) -> String {
 
 /// A graph that yields all outputs and new states (as [`update_of`]) of this one, and a bound ([`bound_of`]) for each that is
 /// not exact: floats with the error of a float, integers and truth values with whether they may be others. `format` is that
-/// of all floats on the way.
+/// of f32; values of 16 bits are rounded to their own.
 ///
 /// # Errors
 /// A rule built a node its op refuses: a fault of this module.
 pub fn with_bounds(graph: &Graph, format: FloatFormat) -> Result<Graph, Diagnostics> {
-    let graph = &expand(graph, |_| true)?;
+    let graph = &expand(&spelled(graph, Storage::F32)?, |_| true)?;
     let mut bounded = Graph::new(&graph.name);
     let mut values: Vec<NodeId> = Vec::new();
     let mut errors: Vec<Option<NodeId>> = Vec::new();
@@ -172,7 +176,7 @@ impl Rule<'_, '_> {
         match op {
             ScalarOp::Cast(_) => self.cast_to_float(),
             ScalarOp::Neg | ScalarOp::Abs => Ok(self.e[0]),
-            ScalarOp::Floor => self.steps(|b, x| b.floor(x)),
+            ScalarOp::Floor | ScalarOp::RoundBf16 | ScalarOp::RoundF16 => self.steps(op),
             ScalarOp::Add | ScalarOp::Sub => {
                 let carried = self.sum(self.e[0], self.e[1])?;
                 self.rounded(carried, 1.0)
@@ -296,11 +300,13 @@ impl Rule<'_, '_> {
     }
 
     /// A function that is constant between its steps: how much it differs at the ends of what the input may be.
-    fn steps(&mut self, step: impl Fn(&mut Builder<'_>, NodeId) -> Found<NodeId>) -> Found {
+    fn steps(&mut self, step: ScalarOp) -> Found {
         let Some(e) = self.e[0] else { return Ok(None) };
         let (low, high) = (self.b.sub(self.x[0], e)?, self.b.add(self.x[0], e)?);
-        let (low, high) = (step(&mut self.b, low)?, step(&mut self.b, high)?);
-        self.b.sub(high, low).map(Some)
+        let (low, high) = (self.b.pointwise(step, &[low])?, self.b.pointwise(step, &[high])?);
+        let (apart, same, none) = (self.b.sub(high, low)?, self.b.eq(low, high)?, self.b.scalar(0.0)?);
+        // Of infinities too.
+        self.b.select(same, none, apart).map(Some)
     }
 
     fn chosen(&mut self) -> Found {
@@ -330,7 +336,9 @@ impl Rule<'_, '_> {
                 let Some(reach) = self.sum(self.e[0], self.e[1])? else { return Ok(None) };
                 let apart = self.b.sub(self.x[0], self.x[1])?;
                 let apart = self.b.abs(apart)?;
-                self.b.le(apart, reach).map(Some)
+                let (close, zero) = (self.b.le(apart, reach)?, self.b.scalar(0.0)?);
+                let unsure = self.b.gt(reach, zero)?;
+                self.b.and(close, unsure).map(Some)
             }
             Op::Pointwise(ScalarOp::Cast(to)) if float => {
                 let Some(e) = self.e[0] else { return Ok(None) };

@@ -16,10 +16,11 @@ use alip_plan::bounds::distance;
 use alip_plan::philox::{counter, philox4x32, uniform};
 
 use super::rounding::update_of;
-use super::{FLUSHED, Judged, Values};
+use super::{FLUSHED, Judged, Values, in_f32};
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Evaluated, Graph, Node, NodeId, interpret_with};
-use crate::ops::{Op, ReduceKind, ScalarOp};
+use crate::ops::{Op, ReduceKind, ScalarOp, rounds_to};
+use crate::transform::narrow::{Storage, spelled};
 
 /// What operations are off by at most, relative to their result: 2^13 times the roundoff of f64, so more than sums of
 /// thousands of terms in another order.
@@ -52,10 +53,21 @@ pub fn sampled(
     state: &Values,
     constants: Constants,
 ) -> Result<BTreeMap<String, Judged>, Diagnostics> {
+    let program = &spelled(program, Storage::F32)?;
+    let (inputs, state) = (&in_f32(inputs), &in_f32(state));
+    let mut rounded = vec![false; program.nodes().len()];
+    let rounds = |node: &&Node| matches!(node.op, Op::Pointwise(op) if rounds_to(op).is_some());
+    program.nodes().iter().filter(rounds).for_each(|node| rounded[node.inputs[0].index()] = true);
     let run = |number: u32| -> Result<BTreeMap<String, (Vec<f64>, bool)>, Diagnostics> {
         let change = |id: NodeId, value: &mut [f64]| {
-            if let Some(size) = jitter(program.node(id), constants).filter(|_| number > 0) {
-                shake(value, [number, id.0], size);
+            let Some(size) = jitter(program.node(id), constants).filter(|_| number > 0) else { return };
+            match number {
+                // Half way between two numbers of 16 bits the least error decides: once up, once down.
+                1 | 2 if rounded[id.index()] => {
+                    let factor = if number == 1 { 1.0 + size } else { 1.0 - size };
+                    value.iter_mut().for_each(|x| *x *= factor);
+                }
+                _ => shake(value, [number, id.0], size),
             }
         };
         let result = interpret_with(program, inputs, state, change);
@@ -87,7 +99,7 @@ pub fn sampled(
 
 /// What a node is off by, relative to its result; none if it does not round.
 fn jitter(node: &Node, constants: Constants) -> Option<f64> {
-    use ScalarOp::{Abs, Cast, Floor, Max, Min, Neg, Select};
+    use ScalarOp::{Abs, Cast, Floor, Max, Min, Neg, RoundBf16, RoundF16, Select};
     if !node.ty.dtype.is_float() {
         return None;
     }
@@ -95,7 +107,7 @@ fn jitter(node: &Node, constants: Constants) -> Option<f64> {
         Op::Const { value, .. } if f64::from(value.0 as f32) != value.0 => {
             return Some(if constants == Constants::Rounded { f64::from(f32::EPSILON) } else { OPERATION });
         }
-        Op::Pointwise(op) => !matches!(op, Neg | Abs | Max | Min | Select | Floor | Cast(_)),
+        Op::Pointwise(op) => !matches!(op, Neg | Abs | Max | Min | Select | Floor | Cast(_) | RoundBf16 | RoundF16),
         Op::Reduce { kind, .. } => matches!(kind, ReduceKind::Sum | ReduceKind::Prod),
         Op::Dot(_) | Op::Conv2d(_) | Op::ScatterAdd { .. } | Op::Attention(_) => true,
         Op::Softmax { .. } | Op::LogSumExp { .. } | Op::LayerNorm { .. } | Op::CrossEntropy => true,

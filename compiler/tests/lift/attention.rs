@@ -339,3 +339,23 @@ fn a_length_that_is_computed_in_many_steps_is_looked_at_once() {
     let (_, report) = lifted("many steps", &spec(&format!("{QKV}, length: i32 2"), &body, "y"));
     assert_eq!(report, "attention");
 }
+
+/// A rounding between the two products is not the op's, and it says which.
+#[test]
+fn rounded_scores_are_not_lifted() {
+    for (scores, weights) in [("cast(cast(s, 'bf16'), 'f32')", "p"), ("s", "cast(cast(p, 'f16'), 'f32')")] {
+        let body = [
+            "s = einsum('b i d, b j d -> b i j', q, k)".to_owned(),
+            format!("r = {scores}"),
+            "e = exp(r - stop_gradient(reduce_max(r, axis: -1, keep: true)))".to_owned(),
+            "p = e / sum(e, axis: -1, keep: true)".to_owned(),
+            format!("y = einsum('b i j, b j d -> b i d', {weights}, k)"),
+        ];
+        let body: Vec<&str> = body.iter().map(String::as_str).collect();
+        let (_, report) = program(&spec("q: 2x3x4, k: 2x5x4", &body, "y"), true);
+        let why: Vec<&str> = report.missed.iter().map(|missed| missed.why.as_str()).collect();
+        let dtype = if weights == "p" { "bf16" } else { "f16" };
+        assert_eq!(why, [format!("scores or weights are rounded to {dtype} between the two products")]);
+        assert!(report.lifted.iter().all(|lifted| lifted.what != "attention"), "{:?}", report.lifted);
+    }
+}

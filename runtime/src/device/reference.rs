@@ -338,8 +338,8 @@ fn scalar(instr: &Instr, [a, b, c]: [f64; 3]) -> f64 {
         }
         Cast(DType::Bool) => truth(a != 0.0),
         Cast(DType::I32) => f64::from(a as i32),
-        Cast(DType::Bf16) => f64::from(bf16_to_f32(f32_to_bf16(a as f32))),
-        Cast(DType::F16) => f64::from(f16_to_f32(f32_to_f16(a as f32))),
+        Cast(to @ (DType::Bf16 | DType::F16)) => to.rounded(a),
+        RoundBf16 | RoundF16 => f64::NAN, // in no kernel that was checked
         Cast(DType::F32) | Load(_) | Store(_) | Index(_) | Slot(_) | Product => a,
         Neg => -a,
         Abs => a.abs(),

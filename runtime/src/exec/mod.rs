@@ -8,6 +8,7 @@
 
 mod rows;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -214,13 +215,13 @@ impl Session {
         self.pending(&buffer)?.wait()
     }
 
-    /// Replaces the value of a state tensor.
+    /// Replaces the value of a state tensor; a float is rounded to the type in which the plan keeps it.
     ///
     /// # Errors
-    /// No such tensor, another shape or dtype, or the device fails.
+    /// No such tensor, another shape or kind of dtype, or the device fails.
     pub fn write_state(&mut self, path: &str, tensor: &HostTensor) -> Result<(), ExecError> {
         let buffer = self.state(path)?;
-        matches("state tensor", path, &buffer, tensor)?;
+        let tensor = fitting("state tensor", path, &buffer, tensor)?;
         Ok(self.loaded.write(Slice::from(&buffer), tensor.bytes())?)
     }
 
@@ -334,7 +335,8 @@ impl Session {
         let found = find(plan, &name)?;
         for port in &found.inputs {
             let Some(buffer) = found.buffers.get(port.buffer as usize) else { continue };
-            let tensor = made.get(&port.name).map_or_else(|| given(&what, &port.name, buffer, inputs), Ok)?;
+            let given = || given(&what, &port.name, buffer, inputs);
+            let tensor = made.get(&port.name).map_or_else(given, |made| Ok(Cow::Borrowed(made)))?;
             self.loaded.write(Slice::from(buffer), tensor.bytes())?;
         }
         Ok((name, found))
@@ -391,15 +393,14 @@ fn find<'a>(plan: &'a Plan, program: &str) -> Result<&'a Program, ExecError> {
 }
 
 /// The tensor that the caller gave for an input.
-fn given<'a>(what: &str, name: &str, buffer: &Buffer, inputs: &'a Tensors) -> Result<&'a HostTensor, ExecError> {
+fn given<'a>(what: &str, name: &str, buffer: &Buffer, inputs: &'a Tensors) -> Result<Cow<'a, HostTensor>, ExecError> {
     let tensor = inputs.get(name).ok_or_else(|| ExecError::Name {
         what: what.to_string(),
         name: name.to_string(),
         problem: "is missing",
         known: list(inputs.keys()),
     })?;
-    matches(what, name, buffer, tensor)?;
-    Ok(tensor)
+    fitting(what, name, buffer, tensor)
 }
 
 fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {
@@ -407,9 +408,15 @@ fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {
     if names.is_empty() { "none".into() } else { names.join(", ") }
 }
 
-fn matches(what: &str, name: &str, buffer: &Buffer, tensor: &HostTensor) -> Result<(), ExecError> {
-    if buffer.dtype == tensor.dtype() && buffer.shape == tensor.shape() {
-        return Ok(());
+/// The tensor as the buffer holds it: a target without types of 16 bits has f32 in their place.
+fn fitting<'a>(
+    what: &str,
+    name: &str,
+    buffer: &Buffer,
+    tensor: &'a HostTensor,
+) -> Result<Cow<'a, HostTensor>, ExecError> {
+    if let Some(tensor) = tensor.converted(buffer.dtype).filter(|tensor| buffer.shape == tensor.shape()) {
+        return Ok(tensor);
     }
     Err(ExecError::Mismatch {
         what: what.to_string(),

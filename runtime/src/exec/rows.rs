@@ -95,7 +95,7 @@ impl RowCounter {
     pub(super) fn count(&mut self, what: &str, inputs: &Tensors) -> Result<(String, Tensors), ExecError> {
         let mut read = Tensors::new();
         for (name, buffer) in self.packed.lengths.program.batch_inputs() {
-            read.insert(name.to_string(), given(what, name, buffer, inputs)?.clone());
+            read.insert(name.to_string(), given(what, name, buffer, inputs)?.into_owned());
         }
         let lengths = self.host.run(PROGRAM_LENGTHS, &read)?;
         let lengths: Vec<&[i32]> = (0..self.packed.groups.len())

@@ -12,6 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use alip_plan::{Plan, STATE_STEP};
+use safetensors::tensor::Dtype as FileType;
 use serde::{Deserialize, Serialize};
 
 use super::file::{FileError, sync_folder};
@@ -236,7 +237,10 @@ pub fn restore(path: &Path, session: &mut Session) -> Result<Header, CheckpointE
         let Some(info) = file.info(&state.path) else {
             return Err(differs(&state.path, "absent".into(), wanted));
         };
-        let fits = info.dtype == file_type(state.buffer.dtype)
+        // A target without types of 16 bits keeps their values in f32.
+        let float = |dtype| matches!(dtype, FileType::F32 | FileType::BF16 | FileType::F16);
+        let same = info.dtype == file_type(state.buffer.dtype);
+        let fits = (same || float(info.dtype) && state.buffer.dtype.is_float())
             && info.shape.iter().map(|&size| size as u64).eq(state.buffer.shape.iter().copied());
         if !fits {
             let found = shown(&format!("{:?}", info.dtype).to_lowercase(), &info.shape);

@@ -136,7 +136,14 @@ impl Maker {
 
     /// A tensor of new values in [-1, 1): an input, or a state. One in four holds quarters, so that there are ties and zeros.
     pub(super) fn fresh(&mut self, sizes: &[u64], state: bool) -> Held {
-        let ty = TensorType::f32(sizes.iter().copied().collect::<Shape>());
+        let float = self.fresh_of(sizes, state, DType::F32);
+        self.floats.push(float);
+        float
+    }
+
+    /// The same of another type of float, which is not held.
+    pub(super) fn fresh_of(&mut self, sizes: &[u64], state: bool, dtype: DType) -> Held {
+        let ty = TensorType::new(dtype, sizes.iter().copied().collect::<Shape>());
         let grid = self.draws.one_in(4);
         let mut draw = || {
             let value = f64::from(2.0 * uniform(self.draws.word()) - 1.0);
@@ -146,11 +153,9 @@ impl Maker {
                 _ => value,
             }
         };
-        let data = (0..ty.shape.elements()).map(|_| draw()).collect();
+        let data = (0..ty.shape.elements()).map(|_| dtype.rounded(draw())).collect();
         let id = self.source(if state { 's' } else { 'x' }, ty, data, state);
-        let float = Held { id, exact: true, magnitude: 1.0 };
-        self.floats.push(float);
-        float
+        Held { id, exact: true, magnitude: 1.0 }
     }
 
     /// New integers, each made from a draw below 2^32.
@@ -252,8 +257,13 @@ impl Maker {
             let same = |float: &&Held| self.case.graph.shape(float.id) == self.case.graph.shape(*id);
             let found: Vec<Held> = self.floats.iter().filter(same).copied().collect();
             if self.draws.below(3) > 0 {
-                let new = self.draws.pick(&found);
-                self.case.graph.updates.insert(path.clone(), new.id);
+                // None has its shape if it is of 16 bits, and was not kept.
+                if found.is_empty() {
+                    continue;
+                }
+                let (new, dtype) = (self.draws.pick(&found), self.case.graph.ty(*id).dtype);
+                let new = self.cast(new.id, dtype);
+                self.case.graph.updates.insert(path.clone(), new);
             }
         }
         if differentiate && !self.wild {

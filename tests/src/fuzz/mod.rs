@@ -22,7 +22,7 @@ pub mod text;
 
 use alip_compiler::autodiff::gradients;
 use alip_compiler::diag::Diagnostics;
-use alip_compiler::ir::{Builder, Graph, Origin, OriginId};
+use alip_compiler::ir::{Builder, DType, Graph, Origin, OriginId};
 
 use crate::compiled::Values;
 pub use maker::random_case;
@@ -78,8 +78,14 @@ pub fn differentiated(forward: &Graph) -> Result<Graph, Diagnostics> {
             graph.outputs.insert(name.clone(), gradient);
             continue;
         };
-        let stepped =
-            b.scalar(DESCENT_RATE).and_then(|rate| b.mul(gradient, rate)).and_then(|step| b.sub(variable, step));
+        // In f32, as an optimiser does it, and rounded where the new value is made.
+        let dtype = b.graph.ty(variable).dtype;
+        let stepped = b.cast(variable, DType::F32).and_then(|old| {
+            let rate = b.scalar(DESCENT_RATE)?;
+            let step = b.mul(gradient, rate)?;
+            let new = b.sub(old, step)?;
+            b.cast(new, dtype)
+        });
         let stepped = stepped.map_err(|error| error.diagnose(graph.origin(variable)))?;
         graph.updates.insert(path.to_string(), stepped);
     }

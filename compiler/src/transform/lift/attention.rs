@@ -16,7 +16,7 @@ use alip_plan::fault::{Fault, planted};
 use super::axes::{Atom, Atoms, Layout, Source};
 use super::known::Known;
 use super::mask::{self, Length, Touch, masked};
-use crate::ir::{Builder, NodeId, Shape};
+use crate::ir::{Builder, DType, NodeId, Shape};
 use crate::ops::attention::{Attention, AttentionResult, Rows};
 use crate::ops::{Op, OpError, Real, ScalarOp};
 use crate::transform::analysis;
@@ -64,15 +64,16 @@ impl Tracer<'_> {
     fn trace(&mut self, id: NodeId, seen: bool) -> Option<Vec<Step>> {
         self.fuel = self.fuel.checked_sub(1)?;
         let known = self.known;
+        // A value of 16 bits is rounded, which attention does nowhere between its products.
+        if known.graph.ty(id).dtype.is_narrow() && !self.any {
+            return None;
+        }
         let inputs = known.inputs(id);
         let (from, seen, step) = match known.op(id) {
             Op::Dot(_) if seen => return Some(vec![Step::Product(id)]),
             Op::Transpose { .. } | Op::Reshape { .. } => (inputs[0], seen, Some(Step::View(id))),
             Op::Pointwise(op) => match (known.softmax(id).filter(|_| !seen), op) {
                 (Some(softmax), _) => (softmax.x, true, Some(Step::Softmax(softmax.axes))),
-                (_, ScalarOp::Cast(to)) if to.is_float() && known.graph.ty(inputs[0]).dtype.is_float() => {
-                    (inputs[0], seen, None)
-                }
                 _ if seen && (self.any || scales_or_masks(*op)) => {
                     let operands = (0..inputs.len()).filter(|i| known.graph.ty(inputs[*i]).dtype.is_float());
                     let mut operands = operands.filter(|i| known.splat(inputs[*i]).is_none());
@@ -113,6 +114,10 @@ pub(super) fn site(known: &Known<'_>, end: NodeId) -> Option<Result<Site, String
 /// of the three places.
 fn without_softmax(known: &Known<'_>, end: NodeId, side: usize, steps: &[Step]) -> Option<String> {
     let Some((Step::Product(start), rest)) = steps.split_first() else { return None };
+    let rounded = steps.iter().find_map(|step| match step {
+        Step::View(id) | Step::Touch(id, _) => Some(known.graph.ty(*id).dtype).filter(|dtype| dtype.is_narrow()),
+        _ => None,
+    });
     let given = [known.inputs(*start)[0], known.inputs(*start)[1], known.inputs(end)[1 - side]];
     let mut atoms = Atoms::default();
     let is_parameter = |id: NodeId| {
@@ -147,6 +152,9 @@ fn without_softmax(known: &Known<'_>, end: NodeId, side: usize, steps: &[Step]) 
         !summed.is_empty() && free.len() == summed.len() && free.iter().all(|atom| summed.contains(atom))
     });
     let by = if on_the_way.is_empty() { "nothing".into() } else { on_the_way.join(", ") };
+    if let (true, Some(dtype)) = (of_keys, rounded) {
+        return Some(format!("scores or weights are rounded to {dtype} between the two products"));
+    }
     of_keys.then(|| format!("the weights are no softmax of the scores; between the two products stands {by}"))
 }
 
@@ -231,7 +239,9 @@ fn unscaled(known: &Known<'_>, atoms: &mut Atoms, mut source: Source) -> (Source
     let mut scale = 1.0;
     loop {
         source = source.below_views(known.graph, atoms);
-        let (node, factor) = match known.scalar(source.node) {
+        // What is rounded after it was scaled is not what is scaled after it was rounded.
+        let scalar = known.scalar(source.node).filter(|_| !known.graph.ty(source.node).dtype.is_narrow());
+        let (node, factor) = match scalar {
             Some((ScalarOp::Neg, [x])) => (*x, -1.0),
             Some((ScalarOp::Mul, [x, y])) => match (known.splat(*x), known.splat(*y)) {
                 (_, Some(factor)) => (*x, factor),
@@ -257,8 +267,10 @@ impl Site {
     pub(super) fn write(&self, b: &mut Builder<'_>, map: &[NodeId]) -> Result<NodeId, OpError> {
         let Site { atoms, samples, queries, keys, heads, width, value_width, .. } = self;
         let at = |source: &Source| map[source.node.index()];
+        // Operands may be of several types; all that is computed of them is f32.
         let arranged = |b: &mut Builder<'_>, source: &Source, rows: &[Atom], width: &[Atom]| {
-            source.arranged(b, atoms, at(source), &[samples, rows, heads, width])
+            let x = source.arranged(b, atoms, at(source), &[samples, rows, heads, width])?;
+            b.cast(x, DType::F32)
         };
         let q = arranged(b, &self.q, queries, width)?;
         let k = arranged(b, &self.k, keys, width)?;

@@ -228,7 +228,7 @@ impl Reader<'_> {
             return Err("a mask by lengths that does not compare them with the positions of the keys".into());
         }
         let (mut node, layout) = self.below_broadcast(length, layout);
-        if let Some((ScalarOp::Cast(_), [from])) = self.known.scalar(node) {
+        if let Some((ScalarOp::Cast(DType::F32 | DType::I32), [from])) = self.known.scalar(node) {
             node = *from;
         }
         let of_samples = self.atoms.of(&layout, 0..layout.len()).iter().all(|atom| self.rows.batch.contains(atom));

@@ -51,6 +51,10 @@ enum Picked {
 impl Known<'_> {
     /// The semantic op that a node is.
     pub(super) fn norm(&self, id: NodeId) -> Option<Meaning> {
+        // Of 16 bits every operation of a spelling rounds; one op rounds once.
+        if self.graph.ty(id).dtype != DType::F32 {
+            return None;
+        }
         self.diagonal(id)
             .or_else(|| self.cross_entropy(id))
             .or_else(|| self.softmax(id).map(Meaning::Softmax))

@@ -615,6 +615,6 @@ fn lanes<I: Isa>(op: ScalarOp, dtype: DType, form: Form) -> Option<LaneFn> {
         Select => I::choice(form),
         // A store of a value that lies elsewhere is a copy.
         Store(_) => I::unary::<Copy32>(),
-        Const(_) | Index(_) | Load(_) | Slot(_) | Product | Uniform { .. } => return None,
+        Const(_) | Index(_) | Load(_) | Slot(_) | Product | Uniform { .. } | RoundBf16 | RoundF16 => return None,
     })
 }

@@ -118,7 +118,7 @@ pub(super) fn written_out(maker: &mut Maker, x: NodeId, weights: [NodeId; 3], he
         let i = maker.b().iota([keys, 1].into(), 0).expect("a dimension");
         let j = maker.b().iota([1, keys].into(), 1).expect("a dimension");
         let seen = maker.point(ScalarOp::Le, &[j, i]);
-        let unseen = maker.scalar(-1e4);
+        let unseen = maker.scalar(-1e9);
         scores = if maker.draws.flip() {
             maker.point(ScalarOp::Select, &[seen, scores, unseen])
         } else {

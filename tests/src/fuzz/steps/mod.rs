@@ -2,6 +2,7 @@
 
 mod attention;
 mod idiom;
+mod narrow;
 mod pick;
 mod pointwise;
 mod product;
@@ -58,4 +59,9 @@ pub(super) const STEPS: &[Step] = &[
     step(1, true, idiom::reduced),
     step(2, false, idiom::products),
     step(1, false, idiom::projections),
+    step(2, true, narrow::rounded),
+    step(1, true, narrow::parameter),
+    step(2, false, narrow::arithmetic),
+    step(1, false, narrow::linear),
+    step(1, false, narrow::attention),
 ];

@@ -218,7 +218,7 @@ fn expression(shader: &mut Shader<'_>, instr: &Instr, [a, b, c]: [&str; 3]) -> S
         Cast(DType::Bool) if float => call("bool_f", a),
         Cast(DType::I32) if float => call("i32_f", a),
         Cast(to) => cast(a, instr.dtype, to),
-        Const(_) | Index(_) | Load(_) | Store(_) | Slot(_) | Product => String::new(),
+        Const(_) | Index(_) | Load(_) | Store(_) | Slot(_) | Product | RoundBf16 | RoundF16 => String::new(),
     }
 }
 
