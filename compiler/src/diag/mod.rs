@@ -131,6 +131,12 @@ impl Diagnostics {
         self.0
     }
 
+    /// The same with something added to each.
+    #[must_use]
+    pub fn map(self, change: impl Fn(Diagnostic) -> Diagnostic) -> Self {
+        Self(self.0.into_iter().map(change).collect())
+    }
+
     /// Adds one.
     pub fn push(&mut self, diagnostic: Diagnostic) {
         self.0.push(diagnostic);

@@ -15,6 +15,7 @@ mod eval;
 mod functions;
 mod instance;
 mod library;
+mod needs;
 mod pipeline;
 mod programs;
 mod state;
@@ -33,6 +34,7 @@ use crate::spec::{
 };
 use instance::Instance;
 use library::{Library, Module, Scope};
+use needs::Kept;
 use programs::{Top, top_instance};
 use state::States;
 use value::Value;
@@ -187,6 +189,7 @@ fn resolve_graph(
     spec: GraphSpec,
     options: &Options,
 ) -> Result<Resolved, Diagnostics> {
+    let is_variant = spec.base.is_some();
     let mut spec = with_bases(sources, &mut library, spec)?;
     for assignment in &options.set {
         spec::set(sources, &mut spec, assignment)?;
@@ -194,11 +197,18 @@ fn resolve_graph(
     let batch = set_batch(&mut spec, options.batch)?;
     let scope = library.scope(sources, &spec.uses, &Scope::new())?;
     let module = Module { spec: Arc::new(graph_module(&spec)), scope };
-    check_graph(&spec, &module)?;
     let id = library.push(module.clone());
     let mut states = States::default();
     let dims = spec.dims.iter().map(|(name, dim)| (name.text.clone(), Value::Size(Dim::named(dim.size(), name))));
-    let instance = top_instance(&library, &mut states, &spec, &module, id, dims.collect())?;
+    let instance = top_instance(&library, &mut states, &spec, &module, id, dims.collect());
+    // What is wrong with parts is told when all names have been looked at.
+    let with_state = instance.as_ref().map(|instance| needs::with_state(instance, &library)).unwrap_or_default();
+    // What a variant no longer reads may name what it took away.
+    let kept = if is_variant { needs::prune(&mut spec, &with_state) } else { Vec::new() };
+    let warnings = needs::unread(&spec, &with_state);
+    let module = Module { spec: Arc::new(graph_module(&spec)), ..module };
+    check_graph(&spec, &module).map_err(|errors| errors.map(|error| Kept::explain(&kept, error)))?;
+    let instance = instance?;
     let mut model = Model { name: spec.name.text.clone(), ..Model::default() };
     let top = Top { spec: &spec, module: &module, instance: &instance };
     let train = top.train(&library, &mut states)?;
@@ -221,7 +231,7 @@ fn resolve_graph(
         pipeline: None,
         inputs,
         batch,
-        warnings: Vec::new(),
+        warnings,
         info: None,
         states,
         library,
@@ -274,7 +284,6 @@ impl Resolved {
 
 /// The graph with its base, and that one's base, and so on.
 fn with_bases(sources: &mut SourceMap, library: &mut Library, spec: GraphSpec) -> Result<GraphSpec, Diagnostics> {
-    let is_variant = spec.base.is_some();
     let mut variants = vec![spec];
     while let Some(base) = variants.last().and_then(|spec| spec.base.clone()) {
         let graph = library.base(sources, &base)?;
@@ -287,13 +296,7 @@ fn with_bases(sources: &mut SourceMap, library: &mut Library, spec: GraphSpec) -
         variants.push(graph);
     }
     let merged = variants.into_iter().rev().map(Ok).reduce(|base, variant| spec::merge(base?, variant?));
-    let Some(merged) = merged else { return Err(Diagnostic::error("no graph").into()) };
-    let mut merged = merged?;
-    if is_variant {
-        // What a variant no longer reads may name what it took away.
-        programs::prune(&mut merged);
-    }
-    Ok(merged)
+    merged.unwrap_or_else(|| Err(Diagnostic::error("no graph").into()))
 }
 
 /// The size of the batch, which `--batch` may change.

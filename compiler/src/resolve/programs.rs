@@ -1,6 +1,6 @@
 //! The programs of a graph: the forward part of `train`, and those named under `programs`, over one state.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use alip_plan::PROGRAM_TRAIN;
@@ -10,6 +10,7 @@ use super::check::each_name;
 use super::eval::{Evaluator, Frame, Mode, Result, dotted};
 use super::instance::{Instance, Place};
 use super::library::{Library, Module};
+use super::needs::reachable;
 use super::state::States;
 use super::value::Value;
 use crate::diag::{Diagnostic, Diagnostics};
@@ -133,7 +134,8 @@ impl Top<'_> {
         name: &Name,
         program: &ProgramSpec,
     ) -> Result<Graph, Diagnostics> {
-        let needed = self.needed(program)?;
+        let body = self.chosen(library, Mode::Eval);
+        let needed = self.needed(program, &body)?;
         let mut evaluator = Evaluator::new(library, states, Graph::new(name), Mode::Eval);
         let built = (|| {
             let mut frame = self.frame();
@@ -156,11 +158,29 @@ impl Top<'_> {
         }
     }
 
+    /// The body with every `if` in place of which one of its branches is known to stand: what is asked for by a branch that
+    /// is not taken is not asked for.
+    fn chosen(&self, library: &Library, mode: Mode) -> Vec<Equation> {
+        // Values of conditions may be named by equations: `training = mode == 'train'`. There are no tensors here and no
+        // parts, so that what depends on any has no value; nothing of the model is touched.
+        let mut states = States::default();
+        let mut evaluator = Evaluator::new(library, &mut states, Graph::default(), mode);
+        let values = self.instance.args.clone().into_iter().collect();
+        let mut frame = Frame { values, compile_time: true, ..self.frame() };
+        let mut body = self.spec.body.clone();
+        for equation in &mut body {
+            equation.value = choose(&mut evaluator, &frame, &equation.value);
+            if let ([target], Ok(value)) = (equation.targets.as_slice(), evaluator.eval(&frame, &equation.value)) {
+                frame.values.insert(target.text.clone(), value);
+            }
+        }
+        body
+    }
+
     /// The equations that a program's outputs need, in order.
-    fn needed(&self, program: &ProgramSpec) -> Result<Vec<Equation>, Diagnostics> {
+    fn needed(&self, program: &ProgramSpec, body: &[Equation]) -> Result<Vec<Equation>, Diagnostics> {
         let mut errors = Vec::new();
-        let targets: HashSet<&str> =
-            self.spec.body.iter().flat_map(|equation| &equation.targets).map(Name::as_str).collect();
+        let targets: HashSet<&str> = body.iter().flat_map(|equation| &equation.targets).map(Name::as_str).collect();
         for output in &program.outputs {
             if !targets.contains(output.as_str()) && !self.spec.inputs.contains_key(output.as_str()) {
                 errors.push(
@@ -171,9 +191,9 @@ impl Top<'_> {
             }
         }
         let mut picked: Vec<Equation> = Vec::new();
-        for (index, output) in reachable(self.spec, program.outputs.iter().map(|name| (name.as_str(), name)).collect())
-        {
-            let equation = &self.spec.body[index];
+        let wanted = program.outputs.iter().map(|name| (name.as_str(), name)).collect();
+        for (index, output) in reachable(self.spec, body, wanted, |_| None) {
+            let equation = &body[index];
             each_name(&equation.value, &mut |name, span| {
                 if self.spec.inputs.contains_key(name) && !program.inputs.iter().any(|input| input.as_str() == name) {
                     errors.push(
@@ -190,58 +210,21 @@ impl Top<'_> {
     }
 }
 
-/// The equations, by position and in order, that the wanted names need; each with the reason it is needed for.
-fn reachable<'s, R: Copy>(spec: &'s GraphSpec, mut wanted: HashMap<&'s str, R>) -> Vec<(usize, R)> {
-    let mut picked = Vec::new();
-    for (index, equation) in spec.body.iter().enumerate().rev() {
-        let mut reason = equation.targets.iter().find_map(|target| wanted.get(target.as_str()).copied());
-        each_name(&equation.value, &mut |name, _| {
-            // A part is wanted when one of its values is read: what applies it is needed.
-            if spec.parts.contains_key(name) {
-                reason = reason.or(wanted.get(name).copied());
+/// The expression without the `if`s whose condition is known.
+fn choose(evaluator: &mut Evaluator<'_>, frame: &Frame, expr: &Expr) -> Expr {
+    let mut chosen = expr.clone();
+    while let ExprKind::If { then, condition, otherwise } = chosen.kind {
+        chosen = match evaluator.eval(frame, &condition) {
+            Ok(Value::Bool(true)) => *then,
+            Ok(Value::Bool(false)) => *otherwise,
+            _ => {
+                chosen.kind = ExprKind::If { then, condition, otherwise };
+                break;
             }
-        });
-        let Some(reason) = reason else { continue };
-        want(spec, &equation.value, reason, &mut wanted);
-        picked.push((index, reason));
+        };
     }
-    picked.reverse();
-    picked
-}
-
-/// Adds what an expression reads.
-fn want<'s, R: Copy>(spec: &GraphSpec, expr: &'s Expr, reason: R, wanted: &mut HashMap<&'s str, R>) {
-    let mut members = HashSet::new();
-    parts_read(expr, &mut members);
-    each_name(expr, &mut |name, _| {
-        if !spec.parts.contains_key(name) || members.contains(name) {
-            wanted.entry(name).or_insert(reason);
-        }
-    });
-}
-
-/// Takes away the equations that neither the loss, a metric, a state nor a program needs.
-pub(crate) fn prune(spec: &mut GraphSpec) {
-    let next: Vec<String> = spec.state.keys().map(|name| format!("{name}'")).collect();
-    let mut wanted: HashMap<&str, ()> = next.iter().map(|name| (name.as_str(), ())).collect();
-    wanted.extend(spec.programs.values().flat_map(|program| &program.outputs).map(|name| (name.as_str(), ())));
-    let loss = spec.train.as_ref().and_then(|train| train.loss.as_ref());
-    for expr in spec.metrics.values().chain(loss) {
-        want(spec, expr, (), &mut wanted);
-    }
-    let keep: HashSet<usize> = reachable(spec, wanted).into_iter().map(|(index, ())| index).collect();
-    let mut index = 0..spec.body.len();
-    spec.body.retain(|_| index.next().is_some_and(|index| keep.contains(&index)));
-}
-
-/// Parts of which an expression reads a value, as in `lcg.sim`.
-fn parts_read<'e>(expr: &'e Expr, found: &mut HashSet<&'e str>) {
-    if let ExprKind::Member(inner, _) = &expr.kind
-        && let ExprKind::Name(name) = &inner.kind
-    {
-        found.insert(name);
-    }
-    super::check::children(expr).into_iter().for_each(|child| parts_read(child, found));
+    chosen.children_mut().into_iter().for_each(|child| *child = choose(evaluator, frame, child));
+    chosen
 }
 
 /// The value of an expression that must be one F32 number.

@@ -336,6 +336,34 @@ impl Expr {
         }
     }
 
+    /// The expressions directly inside, to be changed.
+    pub fn children_mut(&mut self) -> Vec<&mut Expr> {
+        match &mut self.kind {
+            ExprKind::Member(of, _) | ExprKind::Unary(_, of) => vec![of],
+            ExprKind::Call(callee, args) => {
+                std::iter::once(&mut **callee).chain(args.iter_mut().map(|arg| &mut arg.value)).collect()
+            }
+            ExprKind::Binary(_, left, right) => vec![left, right],
+            ExprKind::Index(of, indices) => {
+                let mut found: Vec<&mut Expr> = vec![of];
+                for index in indices {
+                    match index {
+                        Index::At(at) => found.push(at),
+                        Index::Range { start, stop, step, .. } => {
+                            found.extend([start, stop, step].into_iter().flatten());
+                        }
+                        Index::Rest(_) => {}
+                    }
+                }
+                found
+            }
+            ExprKind::Tuple(items) | ExprKind::List(items) => items.iter_mut().collect(),
+            ExprKind::Repeat { item, count } => vec![item, count],
+            ExprKind::If { then, condition, otherwise } => vec![then, condition, otherwise],
+            _ => vec![],
+        }
+    }
+
     /// Does the name occur in it as a variable or callee?
     pub fn reads(&self, name: &str) -> bool {
         let mut found = false;
