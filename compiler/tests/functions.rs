@@ -158,7 +158,11 @@ fn subscripts_follow_python() {
     let x = bench.f32([2, 3]);
     let refused = [
         (vec![Subscript::At(2)], "index 2 is outside of dimension 0 (2) of [2, 3]"),
-        (vec![range(Some(2), Some(1), None)], "the slice 2:1 of dimension 0 (2) of [2, 3] is empty"),
+        (
+            vec![range(Some(2), Some(1), None)],
+            "the slice `2:1` of dimension 0 (2) of [2, 3] is empty; a slice runs from its first position up to, but without, \
+             its last; both count from 0, negative ones from the end",
+        ),
         (vec![range(None, None, Some(0))], "the step of a slice is at least 1, not 0"),
         (vec![Subscript::At(0); 3], "3 positions for the 2 dimensions of [2, 3]"),
         (vec![Subscript::Rest; 2], "`..` stands twice in one index"),

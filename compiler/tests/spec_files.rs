@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use alip_compiler::diag::{MAX_SOURCE_BYTES, SourceMap};
 use alip_compiler::spec::fmt::format;
+use alip_compiler::spec::parse_file;
 
 /// Asserts what a user sees when a file with these bytes is read.
 fn check_refused(bytes: &[u8], expected: &str) {
@@ -24,7 +25,30 @@ error: `bad.ron` is not UTF-8 text: byte 21 (line 2) is 0xff
   |               ^ no UTF-8 character starts like this
   |
   = help: save the file as UTF-8; if it is a checkpoint or a data set, it is not a spec"#;
-    check_refused(b"Graph(\n    name: \"caf\xff au lait\",\n)\n", expected);
+    check_refused(b"Graph(\n    name: \"caf\xff au lait\",\n)\n\0", expected);
+}
+
+#[test]
+fn latin_1_is_named() {
+    let expected = r#"
+error: `bad.ron` is not UTF-8 text: byte 21 (line 2) is 0xe9
+ --> bad.ron:2:15
+  |
+2 |     name: "caf� au lait",
+  |               ^ no UTF-8 character starts like this
+  |
+  = help: the file looks like Latin-1 (Windows-1252): save it as UTF-8"#;
+    check_refused(b"Graph(\n    name: \"caf\xe9 au lait\",\n)\n", expected);
+}
+
+/// A mark of the byte order is no part of a spec, and moves no place.
+#[test]
+fn a_byte_order_mark_is_accepted() {
+    let mut sources = SourceMap::new();
+    let graph = "Graph(name: \"g\", body: [\"y = 1\"])\n";
+    let with = sources.add_bytes("with.ron", format!("\u{feff}{graph}").as_bytes()).expect("text");
+    assert_eq!(sources.text(with), graph);
+    assert!(parse_file(&sources, with).is_ok());
 }
 
 #[test]

@@ -84,6 +84,17 @@ fn alip_with_a_resnet_is_exact() {
     check_model("alip_tiny_rn", &[], 512);
 }
 
+/// Rows that are packed take the numbers that were drawn for them.
+#[test]
+fn noise_in_the_towers_is_exact() {
+    for arguments in ["dropout: 0.2", "drop_path: 0.3, dropout: 0.1"] {
+        let text = format!(
+            "parts.text=text_transformer(vocab: 512, context: T, width: 48, layers: 2, heads: 4, out: D, {arguments})"
+        );
+        check_model("alip_tiny", &[&text], 512);
+    }
+}
+
 #[test]
 fn clip_is_exact() {
     check_model("clip_shapes", &["dims.B=4"], 400);

@@ -233,7 +233,7 @@ fn random_numbers_are_the_same_everywhere() {
         code: code(&[
             (ScalarOp::Load(0), DType::I32, NONE),
             (ScalarOp::Index(0), DType::I32, NONE),
-            (ScalarOp::Uniform { stream: 77, lane: 2 }, DType::F32, [0, 0, 1]),
+            (ScalarOp::Uniform { stream: 77 | 5 << 32, lane: 2 }, DType::F32, [0, 0, 1]),
             (ScalarOp::Store(1), DType::F32, [2, 0, 0]),
         ]),
     };

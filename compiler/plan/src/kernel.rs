@@ -97,10 +97,10 @@ pub enum ScalarOp {
     /// The product's value at this point (product epilogues only).
     Product,
     /// Uniform in [0, 1), F32, from Philox4x32-10: arguments seed, step, element index (I32); key (seed, step),
-    /// counter (index, stream, 0, 0), output word `lane`.
+    /// counter (index, low half of stream, high half, 0), output word `lane`.
     Uniform {
         /// Distinguishes the random operations of a program.
-        stream: u32,
+        stream: u64,
         /// Which of the four output words.
         lane: u8,
     },

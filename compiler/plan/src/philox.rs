@@ -51,6 +51,12 @@ pub fn counter(index: u64, block: u64) -> [u32; 4] {
     [index as u32, (index >> 32) as u32, block as u32, (block >> 32) as u32]
 }
 
+/// The counter of element `index` of the random tensor `stream` of a graph, whose key is (seed, step).
+#[inline(always)]
+pub fn drawn(index: u32, stream: u64) -> [u32; 4] {
+    [index, stream as u32, (stream >> 32) as u32, 0]
+}
+
 /// The 64-bit key of one random stream: `seed`, the `step` (or epoch) it is drawn in, and a `stream` number that tells
 /// draws of the same step apart, mixed by Philox itself, so that neighbouring seeds, steps and streams are unrelated.
 #[inline]

@@ -18,7 +18,7 @@ use indexmap::IndexMap;
 use super::gradients;
 use super::loss_scale::objective;
 use crate::diag::{Diagnostic, Diagnostics, Span};
-use crate::ir::{DType, Graph, NodeId, TensorType};
+use crate::ir::{DType, Graph, NodeId};
 use crate::ops::ReduceKind;
 use crate::parallel;
 use crate::resolve::training::{
@@ -26,7 +26,7 @@ use crate::resolve::training::{
     wrong_kind,
 };
 use crate::resolve::{LOSS, Resolved};
-use crate::spec::{Expr, GroupSpec, ModuleSpec, TrainSpec};
+use crate::spec::{Expr, GraphSpec, GroupSpec, ModuleSpec, TrainSpec};
 
 /// What `train` yields besides its metrics, for comparisons with other programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,7 +106,7 @@ fn step(
         return Err(missing(train, "loss", "`loss: \"loss\"`, the scalar that is minimised").into());
     };
     let mut warnings = Vec::new();
-    let params = trained(&mut states, &mut warnings, &mut graph, train, loss)?;
+    let params = trained(top.spec, &mut states, &mut warnings, &mut graph, train, loss)?;
     let mut frame = top.frame();
     frame.values.extend(graph.values.iter().map(|(name, id)| (name.clone(), Value::Tensor(*id))));
     (frame.path, frame.module) = ("train".into(), "train".into());
@@ -138,6 +138,7 @@ fn info(graph: &Graph, loss: NodeId, train: &TrainSpec, batch: Option<u64>) -> O
 
 /// The parameters that are trained, with their gradients.
 fn trained(
+    spec: &GraphSpec,
     states: &mut States,
     warnings: &mut Vec<Diagnostic>,
     graph: &mut Graph,
@@ -149,6 +150,7 @@ fn trained(
     let mut errors = Vec::new();
     let mut matched = vec![false; groups.len()];
     let mut found: Vec<(String, NodeId, Group)> = Vec::new();
+    let mut untrained: Vec<String> = Vec::new();
     for (path, entry) in &mut states.entries {
         if entry.decl.kind != StateKind::Param {
             continue;
@@ -163,8 +165,8 @@ fn trained(
         entry.decl.frozen = group.freeze;
         match reads.get(path) {
             Some(node) if !group.freeze => found.push((path.clone(), *node, group)),
-            Some(_) => {}
-            None => warnings.push(no_gradient(path, entry.decl.origin.span)),
+            None if !group.freeze => untrained.push(path.clone()),
+            _ => {}
         }
     }
     for (group, _) in groups.iter().zip(&matched).filter(|(_, matched)| !**matched) {
@@ -178,12 +180,10 @@ fn trained(
     for ((path, node, group), grad) in found.into_iter().zip(grads) {
         match grad {
             Some(grad) => params.push(Param { path, node, group, grad }),
-            None => {
-                let span = states.entries.get(&path).and_then(|entry| entry.decl.origin.span);
-                warnings.push(no_gradient(&path, span));
-            }
+            None => untrained.push(path),
         }
     }
+    warnings.extend(no_gradients(spec, states, &untrained));
     if params.is_empty() {
         return Err(Diagnostic::error("no parameter is trained")
             .label(train.span, "")
@@ -249,10 +249,7 @@ impl Update<'_> {
 
     /// A state of the step itself, I32 [].
     fn counter(&mut self, path: &str, init: Init) -> Result<NodeId> {
-        let ty = TensorType::new(DType::I32, []);
-        let origin = crate::ir::Origin { path: "train".into(), module: "train".into(), span: Some(self.train.span) };
-        self.evaluator.states.declare(path, 0, decl(StateKind::Optimizer, ty.clone(), origin), init)?;
-        self.evaluator.read(&self.frame, path, ty, self.train.span)
+        self.evaluator.step_state(&self.frame, path, init, self.train.span)
     }
 
     /// The norm of all gradients together, and the factor that bounds it.
@@ -522,7 +519,7 @@ impl Update<'_> {
         let mut outputs = IndexMap::new();
         for (name, expr) in &self.top.spec.metrics {
             let node = match self.evaluator.graph.outputs.get(name.as_str()) {
-                Some(node) if !self.top.is_deferred(expr) => *node,
+                Some(node) if !self.top.is_deferred(self.evaluator.library, expr) => *node,
                 _ => scalar(&mut self.evaluator, &frame, expr, "a metric")?,
             };
             outputs.insert(name.text.clone(), node);
@@ -548,13 +545,58 @@ fn missing(train: &TrainSpec, field: &str, help: &str) -> Diagnostic {
     Diagnostic::error(format!("`train` has no `{field}`")).label(train.span, "").help(format!("add {help}"))
 }
 
-fn no_gradient(path: &str, span: Option<Span>) -> Diagnostic {
-    let warning = Diagnostic::warning(format!("parameter `{path}` gets no gradient"))
-        .note("it stays as it is: the loss does not depend on it")
-        .help("freeze it with a group to say that this is meant");
-    match span {
-        Some(span) => warning.label(span, "declared here"),
-        None => warning,
+/// Warns of parameters that the loss does not depend on, once for each part of the graph.
+fn no_gradients(spec: &GraphSpec, states: &States, untrained: &[String]) -> Vec<Diagnostic> {
+    // The part that a parameter belongs to: the first name of the path of the application.
+    let part = |path: &str| {
+        let entry = states.entries.get(path)?;
+        let name = entry.decl.origin.path.split(['.', '#']).next()?.to_owned();
+        spec.parts.get_key_value(name.as_str())
+    };
+    let mut by_part: IndexMap<&str, Vec<&String>> = IndexMap::new();
+    for path in untrained {
+        by_part.entry(part(path).map_or("", |(name, _)| name.as_str())).or_default().push(path);
+    }
+    let in_part = |name: &str| {
+        let params = states.entries.iter().filter(|(_, entry)| entry.decl.kind == StateKind::Param);
+        params.filter(|(path, _)| part(path).map_or("", |(part, _)| part.as_str()) == name).count()
+    };
+    let warn = |(name, paths): (&str, Vec<&String>)| {
+        let span = match (paths.as_slice(), spec.parts.get_key_value(name)) {
+            ([path], _) | ([path, ..], None) => {
+                states.entries.get(path.as_str()).and_then(|entry| entry.decl.origin.span)
+            }
+            (_, Some((part, _))) => Some(part.span),
+            _ => None,
+        };
+        let all = if name.is_empty() { "parameters".into() } else { format!("parameters of `{name}`") };
+        let count = paths.len();
+        let warning = match paths.as_slice() {
+            [path] => Diagnostic::warning(format!("parameter `{path}` gets no gradient"))
+                .note("it stays as it is: the loss does not depend on it"),
+            _ if count == in_part(name) && !name.is_empty() => {
+                Diagnostic::warning(format!("the {count} {all} get no gradient"))
+                    .note("they stay as they are: the loss does not depend on this part")
+            }
+            some => Diagnostic::warning(format!("{count} {all} get no gradient: {}", few(some)))
+                .note("they stay as they are: the loss does not depend on them"),
+        };
+        let warning = warning.help("freeze what is meant to stay, with a group: `(select: \"...\", freeze: true)`");
+        match span {
+            Some(span) => warning.label(span, "declared here"),
+            None => warning,
+        }
+    };
+    by_part.into_iter().map(warn).collect()
+}
+
+/// The first few of some paths.
+fn few(paths: &[&String]) -> String {
+    const SHOWN: usize = 4;
+    let shown = crate::resolve::training::listed(&paths[..paths.len().min(SHOWN)]);
+    match paths.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
 }
 

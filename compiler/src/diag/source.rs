@@ -69,7 +69,12 @@ impl SourceMap {
     /// Adds a text under a name that is shown to the user.
     pub fn add(&mut self, name: impl Into<String>, text: impl Into<String>) -> SourceId {
         let id = SourceId(u32::try_from(self.sources.len()).unwrap_or(u32::MAX));
-        self.sources.push(Source { name: name.into(), text: text.into() });
+        let mut text = text.into();
+        // Some editors begin a file with a mark of its byte order, which is no part of the text.
+        if text.starts_with('\u{feff}') {
+            text.drain(..'\u{feff}'.len_utf8());
+        }
+        self.sources.push(Source { name: name.into(), text });
         id
     }
 
@@ -149,10 +154,18 @@ impl SourceMap {
         let message = format!("`{name}` is not UTF-8 text: byte {offset} (line {line}) is 0x{bad:02x}");
         let id = self.add(name, String::from_utf8_lossy(bytes));
         // The replacement character stands for the bad byte and is three bytes long.
-        Diagnostic::error(message)
-            .label(Span::new(id, start, start + 3), "no UTF-8 character starts like this")
-            .help("save the file as UTF-8; if it is a checkpoint or a data set, it is not a spec")
+        Diagnostic::error(message).label(Span::new(id, start, start + 3), "no UTF-8 character starts like this").help(
+            match is_latin1(bytes) {
+                true => "the file looks like Latin-1 (Windows-1252): save it as UTF-8",
+                false => "save the file as UTF-8; if it is a checkpoint or a data set, it is not a spec",
+            },
+        )
     }
+}
+
+/// Whether bytes are text of one byte per character: no control characters but white space.
+fn is_latin1(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte >= 0x20 && *byte != 0x7f || matches!(byte, b'\t' | b'\n' | b'\r' | 0x0c))
 }
 
 fn unreadable(name: &str, error: &io::Error) -> Diagnostic {

@@ -479,8 +479,24 @@ impl<'g> Builder<'g> {
     }
 
     /// Uniform F32 in [0, 1) from key (seed, step), both I32 [], and a stream number (see [`Op::Random`]).
-    pub fn random_uniform(&mut self, seed: NodeId, step: NodeId, shape: Shape, stream: u32, lane: u8) -> Result {
+    pub fn random_uniform(&mut self, seed: NodeId, step: NodeId, shape: Shape, stream: u64, lane: u8) -> Result {
         self.op(Op::Random { shape, stream, lane }, &[seed, step])
+    }
+
+    /// Normal F32 with mean 0 and standard deviation 1, from two words of each draw.
+    pub fn random_normal(&mut self, seed: NodeId, step: NodeId, shape: Shape, stream: u64) -> Result {
+        // Box and Muller, 1958: a radius from one uniform number and an angle from another.
+        let first = self.random_uniform(seed, step, shape.clone(), stream, 0)?;
+        let second = self.random_uniform(seed, step, shape, stream, 1)?;
+        let (one, minus_two, turn) = (self.scalar(1.0)?, self.scalar(-2.0)?, self.scalar(std::f64::consts::TAU)?);
+        // Draws lie in [0, 1), so this is never ln(0).
+        let positive = self.sub(one, first)?;
+        let log = self.ln(positive)?;
+        let square = self.mul(minus_two, log)?;
+        let radius = self.sqrt(square)?;
+        let angle = self.mul(second, turn)?;
+        let cosine = self.cos(angle)?;
+        self.mul(radius, cosine)
     }
 
     /// The identity, through which no gradient flows.
@@ -545,7 +561,11 @@ fn subscript_range(shape: &Shape, axis: usize, item: Subscript) -> Result<((u64,
         return Err(OpError::new(format!("the step of a slice is at least 1, not {step}")));
     }
     if first >= last {
-        return Err(OpError::new(format!("the slice {first}:{last} of dimension {axis} ({dim}) of {shape} is empty")));
+        let bound = |bound: Option<i64>| bound.map_or(String::new(), |bound| bound.to_string());
+        let written = format!("{}:{}", bound(start), bound(stop));
+        return Err(OpError::new(format!("the slice `{written}` of dimension {axis} ({dim}) of {shape} is empty")).help(
+            "a slice runs from its first position up to, but without, its last; both count from 0, negative ones from the end",
+        ));
     }
     Ok(((first as u64, last as u64, step as u64), false))
 }

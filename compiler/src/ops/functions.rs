@@ -395,19 +395,4 @@ static FUNCTIONS: &[Function] = &[
             b.cast(equal, DType::F32)
         },
     },
-    Function {
-        name: "random_uniform",
-        params: &[
-            required("seed", Kind::Tensor),
-            required("step", Kind::Tensor),
-            SHAPE,
-            optional("stream", Kind::Int, ArgValue::Int(0)),
-        ],
-        doc: "Uniform in [0, 1): a function of seed and step (i32 scalars), the stream number and the position.",
-        example: "random_uniform(seed, step, [B, D], stream: 3)",
-        build: |b, a| {
-            let stream = u32::try_from(a.int(3)?).map_err(|_| OpError::new("a stream number lies in 0 to 2^32 - 1"))?;
-            b.random_uniform(a.tensor(0)?, a.tensor(1)?, a.shape(2)?, stream, 0)
-        },
-    },
 ];

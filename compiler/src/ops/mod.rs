@@ -141,12 +141,12 @@ pub enum Op {
         axis: usize,
     },
     /// Uniform F32 in [0, 1) from Philox4x32-10; inputs seed and step (I32 []); element `i` (row-major) is output word
-    /// `lane` at key (seed, step), counter (i, stream, 0, 0).
+    /// `lane` at key (seed, step), counter (i, low half of stream, high half, 0).
     Random {
         /// Shape of the result.
         shape: Shape,
         /// Distinguishes the random operations of a model.
-        stream: u32,
+        stream: u64,
         /// Which of the four output words.
         lane: u8,
     },

@@ -117,7 +117,7 @@ impl Primitive for Iota<'_> {
 
 pub(super) struct Random<'a> {
     pub(super) shape: &'a Shape,
-    pub(super) stream: u32,
+    pub(super) stream: u64,
     pub(super) lane: u8,
 }
 
@@ -137,16 +137,16 @@ impl Primitive for Random<'_> {
         if self.lane > 3 {
             return Err(OpError::new(format!("`random_uniform` has lanes 0 to 3, not {}", self.lane)));
         }
-        // The counter holds the element index in one word.
-        if self.shape.checked_elements().is_none_or(|n| n > u64::from(u32::MAX)) {
-            return Err(OpError::new(format!("{} has more than 2^32 random elements", self.shape)));
+        // Kernels count elements in I32.
+        if self.shape.checked_elements().is_none_or(|n| n > i32::MAX as u64) {
+            return Err(OpError::new(format!("{} has 2^31 or more random elements", self.shape)));
         }
         Ok(TensorType::new(DType::F32, self.shape.clone()))
     }
 
     fn eval(&self, inputs: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
         let key = [inputs[0].data[0] as i32 as u32, inputs[1].data[0] as i32 as u32];
-        let draw = |i: u64| philox::philox4x32([i as u32, self.stream, 0, 0], key)[usize::from(self.lane)];
+        let draw = |i: u64| philox::philox4x32(philox::drawn(i as u32, self.stream), key)[usize::from(self.lane)];
         (0..out.shape.elements()).map(|i| f64::from(philox::uniform(draw(i)))).collect()
     }
 }

@@ -15,7 +15,8 @@ use crate::ops::MAX_ELEMENTS;
 use crate::spec::{self, Equation, Expr, ExprKind, InputSpec, ModuleSpec, Name};
 
 impl Evaluator<'_> {
-    /// Applies a module by its name: positional values are inputs, named ones inputs or arguments.
+    /// Applies a module by its name: positional values are inputs and, after those, arguments known at compile time; named
+    /// ones are inputs or arguments.
     pub(crate) fn apply_template(
         &mut self,
         parent: &Frame,
@@ -26,14 +27,18 @@ impl Evaluator<'_> {
         let spec = self.library.module(template.module).spec.clone();
         let mut template = template.clone();
         let mut inputs = Vec::new();
-        for given in given {
-            match given.name {
-                Some(name) if !spec.inputs.contains_key(name.as_str()) => {
-                    self.check_arg(&spec, name, &given.value, given.expr.span)?;
-                    template.args.insert(name.text.clone(), given.value);
-                }
-                _ => inputs.push(given),
-            }
+        for (position, given) in given.into_iter().enumerate() {
+            let argument = match given.name {
+                Some(name) => (!spec.inputs.contains_key(name.as_str())).then_some(name),
+                None if given.value.has_tensor() => None,
+                None => position.checked_sub(spec.inputs.len()).and_then(|at| Some(spec.args.get_index(at)?.0)),
+            };
+            let Some(name) = argument else {
+                inputs.push(given);
+                continue;
+            };
+            self.check_arg(&spec, name, &given.value, given.expr.span)?;
+            template.args.insert(name.text.clone(), given.value);
         }
         let instance = self.instantiate(&template, spec.name.as_str().into(), Place::Unnamed, span)?;
         self.apply(parent, &instance, inputs, span)
@@ -56,6 +61,7 @@ impl Evaluator<'_> {
             values: instance.args.clone().into_iter().collect(),
             path: self.node_path(&parent.path, &instance.name),
             module: spec.name.as_str().into(),
+            equation: "".into(),
             compile_time: false,
         };
         for ((name, input), (value, at)) in spec.inputs.iter().zip(&tensors) {
@@ -248,7 +254,7 @@ impl Evaluator<'_> {
             }
             let value = self.eval(frame, expr)?;
             let Some(mut dim) = value.dim() else {
-                return Err(wrong_kind(expr, &value, "a size"));
+                return Err(frame.values_in(expr, not_a_size(expr, &value)));
             };
             if let (None, ExprKind::Name(name)) = (&dim.name, &expr.kind) {
                 dim.name = Some(name.as_str().into());
@@ -373,6 +379,7 @@ impl Evaluator<'_> {
     /// Evaluates equations in order.
     pub(crate) fn body(&mut self, frame: &mut Frame, equations: &[Equation]) -> Result<()> {
         for equation in equations {
+            frame.equation = equation.targets.first().map_or("", |target| target.as_str()).into();
             let value = self.eval(frame, &equation.value)?;
             let count = equation.targets.len();
             let values = match value {
@@ -427,6 +434,21 @@ impl Evaluator<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Where a size is expected.
+pub(super) fn not_a_size(expr: &Expr, value: &Value) -> Diagnostic {
+    match value.number() {
+        Some(number) if number.fract() != 0.0 => {
+            let error = Diagnostic::error(format!("a size of {number}")).label(expr.span, "not a whole number");
+            match expr.kind {
+                ExprKind::Name(_) | ExprKind::Float(_) => error.help("sizes are whole numbers"),
+                _ => error.help(format!("choose numbers of which `{expr}` is whole")),
+            }
+        }
+        Some(number) => Diagnostic::error(format!("a size of {number}")).label(expr.span, "sizes are not negative"),
+        None => wrong_kind(expr, value, "a size"),
     }
 }
 

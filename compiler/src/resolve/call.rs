@@ -16,11 +16,26 @@ pub(crate) struct Given<'e> {
     pub(crate) expr: &'e Expr,
 }
 
+fn hands_on_several(count: usize, parts: &Expr, span: Span) -> Diagnostic {
+    Diagnostic::error(format!("{count} values, where `chain` hands on one"))
+        .label(span, format!("each part is applied to the one value that the part before it yields, not to {count}"))
+        .context(parts.span, "the parts")
+        .help("apply such parts by themselves: `a, b = parts[0](a, b)`, `a, b = parts[1](a, b)`")
+}
+
 impl Evaluator<'_> {
     /// `callee(args)`.
     pub(crate) fn call(&mut self, frame: &Frame, expr: &Expr, callee: &Expr, args: &[Arg]) -> Result<Value> {
-        if matches!(&callee.kind, ExprKind::Name(name) if name == "chain" && !frame.values.contains_key("chain")) {
-            return self.chain(frame, expr, args);
+        if let ExprKind::Name(name) = &callee.kind
+            && !frame.values.contains_key(name)
+            && !frame.scope.contains_key(name)
+        {
+            match name.as_str() {
+                "chain" => return self.chain(frame, expr, args),
+                "noise" => return self.noise(frame, expr, args),
+                "len" => return self.len(frame, expr, args),
+                _ => {}
+            }
         }
         let target = self.callee(frame, callee)?;
         let mut given = Vec::with_capacity(args.len());
@@ -86,6 +101,9 @@ impl Evaluator<'_> {
         };
         let mut value = self.eval(frame, &first.value)?;
         for part in &list {
+            if let Value::Tuple(values) = &value {
+                return Err(hands_on_several(values.len(), &parts.value, expr.span));
+            }
             let mut given = vec![Given { name: None, value, expr: &first.value }];
             for arg in more {
                 given.push(Given { name: arg.name.as_ref(), value: self.eval(frame, &arg.value)?, expr: &arg.value });
@@ -93,6 +111,17 @@ impl Evaluator<'_> {
             value = self.invoke(frame, part, given, expr, parts.value.span)?;
         }
         Ok(value)
+    }
+
+    /// `len(list)`: how many items, at compile time.
+    fn len(&mut self, frame: &Frame, expr: &Expr, args: &[Arg]) -> Result<Value> {
+        let [Arg { name: None, value }] = args else {
+            return Err(Diagnostic::error("`len` takes one list").label(expr.span, "").help("write `len(blocks)`"));
+        };
+        match self.eval(frame, value)? {
+            Value::List(items) | Value::Tuple(items) => Ok(Value::Int(items.len() as i64)),
+            other => Err(wrong_kind(value, &other, "a list")),
+        }
     }
 
     /// A module with more arguments, positional ones in the order of their declaration.

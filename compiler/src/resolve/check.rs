@@ -2,13 +2,14 @@
 //!
 //! A graph is checked as the module it is ([`super::graph_module`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use petgraph::algo::tarjan_scc;
 use petgraph::graphmap::DiGraphMap;
 
 use super::library::{Module, ModuleId, Scope};
-use crate::diag::{Diagnostic, Span};
+use super::noise::{STEP_VALUES, no_step_value};
+use crate::diag::{Diagnostic, Span, did_you_mean};
 use crate::ops::functions::functions;
 use crate::spec::{ArgSpec, Equation, Expr, ExprKind, Index, ModuleSpec, Name};
 
@@ -16,10 +17,15 @@ use crate::spec::{ArgSpec, Equation, Expr, ExprKind, Index, ModuleSpec, Name};
 pub(crate) const CONSTANTS: [(&str, f64); 1] = [("pi", std::f64::consts::PI)];
 
 /// Forms that look like calls of functions but take parts, with what they mean.
-pub const FORMS: [(&str, &str); 1] = [(
-    "chain(parts, x, more...)",
-    "Applies each of a list of parts to what the one before it yields, beginning with x.",
-)];
+pub const FORMS: [(&str, &str); 3] = [
+    ("chain(parts, x, more...)", "Applies each of a list of parts to what the one before it yields, beginning with x."),
+    (
+        "noise(shape, kind: 'uniform')",
+        "Random numbers, drawn anew in every step: 'uniform' in [0, 1), or 'normal'. They depend on the run's seed, the step, \
+         and the part and equation that draw them.",
+    ),
+    ("len(list)", "How many items a list has: parts, or the sizes that `..S` stands for."),
+];
 
 /// Initialisers, known only in `init`, with what they mean; any other expression is a constant.
 pub const INITIALISERS: [(&str, &str); 4] = [
@@ -36,7 +42,7 @@ fn head(signature: &'static str) -> &'static str {
 
 /// What is wrong with a module.
 pub(crate) fn module(spec: &ModuleSpec, scope: &Scope) -> Vec<Diagnostic> {
-    let mut check = Check { spec, scope, known: HashMap::new(), errors: Vec::new() };
+    let mut check = Check::new(spec, scope);
     check.declarations();
     for equation in &spec.body {
         check.equation(equation);
@@ -48,7 +54,7 @@ pub(crate) fn module(spec: &ModuleSpec, scope: &Scope) -> Vec<Diagnostic> {
 
 /// Checks an expression that is read after the body, such as a metric; `more` names are known besides the module's.
 pub(crate) fn after_body(spec: &ModuleSpec, scope: &Scope, more: &[String], expr: &Expr) -> Vec<Diagnostic> {
-    let mut check = Check { spec, scope, known: HashMap::new(), errors: Vec::new() };
+    let mut check = Check::new(spec, scope);
     check.declarations();
     check.errors.clear();
     check
@@ -64,7 +70,15 @@ struct Check<'a> {
     scope: &'a Scope,
     /// Names of values so far, with their places.
     known: HashMap<String, Span>,
+    /// Names that were told to be unknown.
+    told: HashSet<String>,
     errors: Vec<Diagnostic>,
+}
+
+impl<'a> Check<'a> {
+    fn new(spec: &'a ModuleSpec, scope: &'a Scope) -> Check<'a> {
+        Check { spec, scope, known: HashMap::new(), told: HashSet::new(), errors: Vec::new() }
+    }
 }
 
 impl Check<'_> {
@@ -192,6 +206,11 @@ impl Check<'_> {
     fn expr(&mut self, expr: &Expr) {
         match &expr.kind {
             ExprKind::Name(name) => self.name(name, expr.span),
+            ExprKind::Member(inner, name) if self.is_step(inner) => {
+                if !STEP_VALUES.contains(&name.as_str()) {
+                    self.errors.push(no_step_value(name));
+                }
+            }
             ExprKind::Call(callee, args) => {
                 match &callee.kind {
                     ExprKind::Name(name) => self.callee(name, callee.span),
@@ -206,9 +225,17 @@ impl Check<'_> {
         }
     }
 
+    /// Whether this is the `train` of `train.step`.
+    fn is_step(&self, expr: &Expr) -> bool {
+        matches!(&expr.kind, ExprKind::Name(name) if name == "train" && !self.known.contains_key("train"))
+    }
+
     fn name(&mut self, name: &str, span: Span) {
         let constant = CONSTANTS.iter().any(|(constant, _)| *constant == name);
         if self.known.contains_key(name) || name == "mode" || constant || self.is_callable(name) {
+            return;
+        }
+        if !self.told.insert(name.to_owned()) {
             return;
         }
         let error = Diagnostic::error(format!("unknown name `{name}`"));
@@ -218,7 +245,7 @@ impl Check<'_> {
                 .label(span, "used before it is defined")
                 .context(target.span, "defined here")
                 .help("equations are read from top to bottom; move the definition up"),
-            None => error.label(span, "nothing here has this name").suggest(name, self.names()),
+            None => elsewhere(error.label(span, "nothing here has this name"), name, self.names()),
         });
     }
 
@@ -227,17 +254,18 @@ impl Check<'_> {
         if part || self.is_callable(name) || self.known.contains_key(name) {
             return;
         }
+        if !self.told.insert(name.to_owned()) {
+            return;
+        }
         let callables = functions().iter().map(|function| function.name);
         let known = callables
             .chain(self.scope.keys().map(String::as_str))
             .chain(self.spec.parts.keys().map(Name::as_str))
             .chain(FORMS.map(|(form, _)| head(form)));
-        self.errors.push(
-            Diagnostic::error(format!("unknown module or function `{name}`"))
-                .label(span, "nothing here has this name")
-                .suggest(name, known)
-                .help("modules come from the files in `use`; `alipc ops` lists all of them and the functions"),
-        );
+        let error = Diagnostic::error(format!("unknown module or function `{name}`"));
+        let error = elsewhere(error.label(span, "nothing here has this name"), name, known);
+        let general = "modules come from the files in `use`; `alipc ops` lists all of them and the functions";
+        self.errors.push(if error.help.is_empty() { error.help(general) } else { error });
     }
 
     fn is_callable(&self, name: &str) -> bool {
@@ -248,6 +276,44 @@ impl Check<'_> {
 
     fn names(&self) -> impl Iterator<Item = &str> {
         self.known.keys().map(String::as_str).chain(self.scope.keys().map(String::as_str))
+    }
+}
+
+/// What others call what the language has under another name.
+const OTHER_NAMES: [(&str, &str); 14] = [
+    ("log", "`ln(x)`"),
+    ("pow", "`x ** y`"),
+    ("matmul", "`a @ b`"),
+    ("mm", "`a @ b`"),
+    ("where", "`select(condition, a, b)`"),
+    ("cat", "`concat(a, b, axis: 0)`"),
+    ("concatenate", "`concat(a, b, axis: 0)`"),
+    ("permute", "`transpose(x, axes)`"),
+    ("expand", "`broadcast_to(x, shape)`"),
+    ("clamp", "`min(max(x, low), high)`"),
+    ("rand", "`noise(shape)`"),
+    ("randn", "`noise(shape, 'normal')`"),
+    ("random_uniform", "`noise(shape)`, which the run's seed, the step and the place key"),
+    ("detach", "`stop_gradient(x)`"),
+];
+
+/// Says where a name is that is not known here: under another name, in a file of the standard library, or near by.
+fn elsewhere<'a>(error: Diagnostic, name: &str, known: impl IntoIterator<Item = &'a str>) -> Diagnostic {
+    if let Some((_, here)) = OTHER_NAMES.iter().find(|(other, _)| *other == name) {
+        return error.help(format!("it is written {here}"));
+    }
+    if let Some(file) = super::library::stdlib_modules().get(name) {
+        return error.help(format!("`{name}` is in `{file}`: add it to `use`"));
+    }
+    let found = error.help.len();
+    let error = error.suggest(name, known);
+    if error.help.len() > found {
+        return error;
+    }
+    let modules = super::library::stdlib_modules();
+    match did_you_mean(name, modules.keys().map(String::as_str)) {
+        Some(near) => error.help(format!("did you mean `{near}`? it is in `{}`: add it to `use`", modules[near])),
+        None => error,
     }
 }
 

@@ -105,7 +105,10 @@ fn finite(expr: &Expr, value: f64) -> Result<Value> {
     if (value as f32).is_finite() {
         return Ok(Value::Float(value));
     }
-    let error = Diagnostic::error(format!("this is {value:?}, which is not a number that can be used"));
-    let error = error.label(expr.span, "");
-    Err(if value.is_finite() { error.help(format!("the largest number is {:e}", f32::MAX)) } else { error })
+    let help = match &expr.kind {
+        _ if value.is_finite() => format!("the largest number is {:e}", f32::MAX),
+        crate::spec::ExprKind::Binary(BinaryOp::Div, ..) => "is the divisor 0?".into(),
+        _ => "constants are finite; is one of its operands 0, negative or very large?".into(),
+    };
+    Err(Diagnostic::error(format!("`{expr}` is {value:?}")).label(expr.span, "not a number that can be used").help(help))
 }

@@ -2,10 +2,11 @@
 //!
 //! Errors carry the place of the expression; [`Evaluator::explain`] adds the instances around it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::check::CONSTANTS;
+use super::check::{CONSTANTS, each_name};
+use super::instance::Instance;
 use super::library::{Library, Scope};
 use super::state::States;
 use super::value::{FunctionRef, Value, literal, wrong_kind};
@@ -43,8 +44,33 @@ pub(crate) struct Frame {
     pub(crate) path: Arc<str>,
     /// The module applied.
     pub(crate) module: Arc<str>,
+    /// The first name of the equation at hand.
+    pub(crate) equation: Arc<str>,
     /// In `parts` and `args`: a module called here becomes a part instead of being applied, and there are no tensors.
     pub(crate) compile_time: bool,
+}
+
+impl Frame {
+    /// Tells, of an error in an expression, what the names in it stand for, where that is a number.
+    pub(super) fn values_in(&self, expr: &Expr, error: Diagnostic) -> Diagnostic {
+        let mut told: Vec<String> = Vec::new();
+        each_name(expr, &mut |name, _| {
+            let value = self.values.get(name).filter(|value| value.number().is_some());
+            let text = value.map(|value| format!("`{name}` is {value}"));
+            told.extend(text.filter(|text| !told.contains(text)));
+        });
+        if told.is_empty() { error } else { error.note(told.join(", ")) }
+    }
+
+    /// Refuses a tensor where there are none.
+    pub(super) fn admits_tensors(&self, span: Span) -> Result<()> {
+        if !self.compile_time {
+            return Ok(());
+        }
+        Err(Diagnostic::error("not known at compile time")
+            .label(span, "this is a tensor")
+            .help("arguments of modules, shapes and conditions are compile-time values"))
+    }
 }
 
 /// An instance being made or applied.
@@ -78,15 +104,17 @@ pub(crate) struct Evaluator<'a> {
     pub(crate) applied: HashMap<usize, Applied>,
     /// How often each node path was taken.
     pub(crate) paths: HashMap<String, u32>,
+    /// Streams of random numbers that are drawn from.
+    pub(super) streams: HashSet<u64>,
     stack: Vec<Site>,
 }
 
 impl<'a> Evaluator<'a> {
     /// An evaluator that adds to `graph`.
     pub(crate) fn new(library: &'a Library, states: &'a mut States, graph: Graph, mode: Mode) -> Evaluator<'a> {
-        let reads = super::state::reads(&graph);
+        let (reads, streams) = (super::state::reads(&graph), super::noise::streams(&graph));
         let (applied, paths, stack) = (HashMap::new(), HashMap::new(), Vec::new());
-        Evaluator { library, states, graph, mode, reads, applied, paths, stack }
+        Evaluator { library, states, graph, mode, reads, applied, paths, streams, stack }
     }
 
     /// Goes into an instance.
@@ -124,11 +152,7 @@ impl<'a> Evaluator<'a> {
         span: Span,
         build: impl FnOnce(&mut Builder<'_>) -> Result<T, OpError>,
     ) -> Result<T> {
-        if frame.compile_time {
-            return Err(Diagnostic::error("not known at compile time")
-                .label(span, "this is a tensor")
-                .help("arguments of modules, shapes and conditions are compile-time values"));
-        }
+        frame.admits_tensors(span)?;
         let origin = self.origin(frame, span);
         build(&mut Builder::new(&mut self.graph, origin)).map_err(|error| op_error(error, span))
     }
@@ -158,6 +182,9 @@ impl<'a> Evaluator<'a> {
                 if !(0..=MAX_ITEMS).contains(&n) {
                     return Err(Diagnostic::error(format!("{n} copies"))
                         .label(count.span, format!("expected 0 to {MAX_ITEMS}")));
+                }
+                if n == 0 {
+                    return Ok(Value::List(Vec::new())); // of what may have no meaning for none: `layers ** -0.5`
                 }
                 let value = self.eval(frame, item)?;
                 if matches!(value, Value::List(_) | Value::Tuple(_)) {
@@ -207,6 +234,9 @@ impl<'a> Evaluator<'a> {
         if let Some(value) = dotted(expr).and_then(|name| frame.values.get(&name)) {
             return Ok(value.clone());
         }
+        if matches!(&inner.kind, ExprKind::Name(name) if name == "train") && !frame.values.contains_key("train") {
+            return self.step_value(frame, expr, name);
+        }
         let value = self.eval(frame, inner)?;
         let unknown = |values: &mut dyn Iterator<Item = &String>| {
             Diagnostic::error(format!("no value named `{name}` there"))
@@ -219,11 +249,16 @@ impl<'a> Evaluator<'a> {
                 .cloned()
                 .ok_or_else(|| unknown(&mut values.keys()).help(format!("it has {}", listed(values.keys())))),
             Value::Instance(instance) => match self.applied.get(&instance.id) {
-                Some(applied) if applied.count == 1 => applied.values.get(name.as_str()).cloned().ok_or_else(|| {
+                Some(Applied { count: 1, values, .. }) if values.contains_key(name.as_str()) => {
+                    Ok(values[name.as_str()].clone())
+                }
+                _ if instance.parts.contains_key(name.as_str()) => Ok(instance.parts[name.as_str()].clone()),
+                _ if self.has_state(instance, name) => self.state_of(frame, instance, name),
+                Some(applied) if applied.count == 1 => {
                     let mut names: Vec<&String> = applied.values.keys().collect();
                     names.sort();
-                    unknown(&mut names.iter().copied()).help(format!("`{}` has {}", instance.name, listed(&names)))
-                }),
+                    Err(unknown(&mut names.iter().copied()).help(format!("`{}` has {}", instance.name, listed(&names))))
+                }
                 Some(applied) => Err(Diagnostic::error(format!("`{}` is applied more than once", instance.name))
                     .label(expr.span, format!("which `{name}` is meant?"))
                     .context(applied.span, "last applied here")
@@ -233,6 +268,35 @@ impl<'a> Evaluator<'a> {
                     .context(instance.span, "declared here")),
             },
             other => Err(wrong_kind(inner, other, "a part").help("`part.name` reads a value of an applied part")),
+        }
+    }
+
+    /// Whether a name is a parameter or state of a part that was applied, or the next value of one.
+    fn has_state(&self, part: &Instance, name: &Name) -> bool {
+        let name = name.next_of().unwrap_or(name);
+        let spec = &self.library.module(part.module).spec;
+        let declared = spec.params.contains_key(name) || spec.state.contains_key(name);
+        declared && part.place.path(name).is_some_and(|path| self.states.entries.contains_key(&path))
+    }
+
+    /// A parameter or state of a part, or its next value, which that of a parameter is once the update is built.
+    fn state_of(&mut self, frame: &Frame, part: &Instance, name: &Name) -> Result<Value> {
+        let own = name.next_of().unwrap_or(name);
+        let path = part.place.path(own).unwrap_or_default();
+        let Some(ty) = self.states.entries.get(&path).map(|entry| entry.decl.ty.clone()) else {
+            return Err(Diagnostic::error(format!("no value named `{name}` there")).label(name.span, ""));
+        };
+        let is_param = self.library.module(part.module).spec.params.contains_key(own);
+        let updated = matches!(frame.values.get("train"), Some(Value::Record(_)));
+        if is_param && name.next_of().is_some() && !updated {
+            return Err(Diagnostic::error(format!("`{name}` is not known before the update"))
+                .label(name.span, format!("the next value of the parameter `{path}`"))
+                .help("only metrics read what parameters become"));
+        }
+        let next = name.next_of().and_then(|_| self.graph.updates.get(&path).copied());
+        match next {
+            Some(next) => Ok(Value::Tensor(next)),
+            None => self.read(frame, &path, ty, name.span).map(Value::Tensor),
         }
     }
 
@@ -253,7 +317,7 @@ impl<'a> Evaluator<'a> {
     /// A whole number known at compile time.
     pub(crate) fn int(&mut self, frame: &Frame, expr: &Expr) -> Result<i64> {
         let value = self.eval(frame, expr)?;
-        value.int().ok_or_else(|| wrong_kind(expr, &value, "a whole number"))
+        value.int().ok_or_else(|| frame.values_in(expr, wrong_kind(expr, &value, "a whole number")))
     }
 
     /// A number known at compile time.
@@ -304,7 +368,8 @@ impl<'a> Evaluator<'a> {
         }
         let right = self.eval(frame, b)?;
         if !matches!(left, Value::Tensor(_)) && !matches!(right, Value::Tensor(_)) {
-            return super::constant::binary(expr, op, (&left, a), (&right, b));
+            let value = super::constant::binary(expr, op, (&left, a), (&right, b));
+            return value.map_err(|error| frame.values_in(expr, error));
         }
         let (x, y) = (self.tensor(frame, &left, a)?, self.tensor(frame, &right, b)?);
         self.emit(frame, expr.span, |builder| match op {

@@ -19,7 +19,7 @@ impl Evaluator<'_> {
         if !given.iter().any(|given| given.value.has_tensor()) {
             let values: Vec<&Value> = given.iter().map(|given| &given.value).collect();
             if let Some(value) = super::constant::call(function.name, &values, expr) {
-                return value;
+                return value.map_err(|error| frame.values_in(expr, error));
             }
         }
         let (mut positional, mut named) = (Vec::new(), Vec::new());
@@ -35,7 +35,8 @@ impl Evaluator<'_> {
                 .label(expr.span, "")
                 .help("arguments, shapes and conditions are made of numbers, strings and names of arguments"));
         }
-        self.emit(frame, expr.span, |builder| function.call(builder, positional, named)).map(Value::Tensor)
+        let called = self.emit(frame, expr.span, |builder| function.call(builder, positional, named));
+        called.map(Value::Tensor).map_err(|error| frame.values_in(expr, error))
     }
 }
 

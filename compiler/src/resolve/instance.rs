@@ -94,6 +94,7 @@ impl Evaluator<'_> {
             values: HashMap::new(),
             path: name.clone(),
             module: module.spec.name.as_str().into(),
+            equation: "".into(),
             compile_time: true,
         };
         let args = self.all_args(&module.spec, template, &mut frame, span)?;

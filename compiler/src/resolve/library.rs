@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use include_dir::{Dir, include_dir};
 use indexmap::IndexMap;
@@ -311,6 +311,24 @@ pub(crate) fn names(folder: &Dir<'_>) -> Vec<String> {
         .collect();
     found.sort();
     found
+}
+
+/// The modules of the embedded files, each with the name of its file.
+pub(super) fn stdlib_modules() -> &'static BTreeMap<String, String> {
+    static MODULES: OnceLock<BTreeMap<String, String>> = OnceLock::new();
+    MODULES.get_or_init(|| {
+        let mut sources = SourceMap::new();
+        let mut modules_of = |file: &String| {
+            let bytes = STDLIB.get_file(format!("{file}.ron"))?.contents();
+            let source = sources.add_bytes(file.as_str(), bytes).ok()?;
+            match parse_file(&sources, source).ok()? {
+                SpecFile::Modules(specs) => Some(specs.into_iter().map(|spec| spec.name.text).collect::<Vec<_>>()),
+                _ => None,
+            }
+        };
+        let all = stdlib_names().into_iter().filter_map(|file| Some((modules_of(&file)?, file)));
+        all.flat_map(|(names, file)| names.into_iter().map(move |name| (name, file.clone()))).collect()
+    })
 }
 
 /// The names of the embedded files of modules.

@@ -16,6 +16,7 @@ mod functions;
 mod instance;
 mod library;
 mod needs;
+mod noise;
 mod pipeline;
 mod programs;
 mod state;
@@ -198,7 +199,7 @@ fn resolve_graph(
     let scope = library.scope(sources, &spec.uses, &Scope::new())?;
     let module = Module { spec: Arc::new(graph_module(&spec)), scope };
     let id = library.push(module.clone());
-    let mut states = States::default();
+    let mut states = States::new(spec.train.is_some());
     let dims = spec.dims.iter().map(|(name, dim)| (name.text.clone(), Value::Size(Dim::named(dim.size(), name))));
     let instance = top_instance(&library, &mut states, &spec, &module, id, dims.collect());
     // What is wrong with parts is told when all names have been looked at.
@@ -266,7 +267,7 @@ impl Resolved {
     pub(crate) fn values_read_later(&self) -> BTreeSet<String> {
         let top = Top { spec: &self.spec, module: &self.module, instance: &self.instance };
         let mut names = BTreeSet::from([LOSS.to_owned()]);
-        for metric in self.spec.metrics.values().filter(|metric| top.is_deferred(metric)) {
+        for metric in self.spec.metrics.values().filter(|metric| top.is_deferred(&self.library, metric)) {
             check::each_name(metric, &mut |name, _| {
                 names.insert(name.to_owned());
             });

@@ -15,7 +15,7 @@ use super::state::States;
 use super::value::Value;
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Graph, NodeId, Shape, TensorType};
-use crate::spec::{Equation, Expr, ExprKind, GraphSpec, Name, ProgramSpec};
+use crate::spec::{Equation, Expr, ExprKind, GraphSpec, Index, Name, ProgramSpec};
 
 /// Under this name [`Graph::values`] of `train` holds the loss.
 pub const LOSS: &str = "train.loss";
@@ -37,6 +37,7 @@ impl Top<'_> {
             values,
             path: "".into(),
             module: self.spec.name.as_str().into(),
+            equation: "".into(),
             compile_time: false,
         }
     }
@@ -65,7 +66,7 @@ impl Top<'_> {
             evaluator.graph.values.insert(LOSS.into(), node);
         }
         for (name, expr) in &self.spec.metrics {
-            if !self.is_deferred(expr) {
+            if !self.is_deferred(evaluator.library, expr) {
                 let node = scalar(evaluator, &frame, expr, "a metric")?;
                 evaluator.graph.outputs.insert(name.text.clone(), node);
             }
@@ -74,13 +75,44 @@ impl Top<'_> {
     }
 
     /// Whether a metric reads `train` or the next value of a parameter, which exist once the update is built.
-    pub(crate) fn is_deferred(&self, expr: &Expr) -> bool {
+    pub(crate) fn is_deferred(&self, library: &Library, expr: &Expr) -> bool {
         let mut deferred = false;
-        each_name(expr, &mut |name, _| {
-            deferred |=
-                name == "train" || name.strip_suffix('\'').is_some_and(|name| self.spec.params.contains_key(name));
+        expr.walk(&mut |expr| {
+            deferred |= match &expr.kind {
+                ExprKind::Name(name) => {
+                    name == "train" || name.strip_suffix('\'').is_some_and(|name| self.spec.params.contains_key(name))
+                }
+                ExprKind::Member(of, name) => {
+                    let params = |part: &Instance| library.module(part.module).spec.params.clone();
+                    name.next_of()
+                        .is_some_and(|name| self.part(of).is_some_and(|part| params(&part).contains_key(name)))
+                }
+                _ => false,
+            };
         });
         deferred
+    }
+
+    /// The part that an expression names, `text.transformer.resblocks[0]`.
+    fn part(&self, expr: &Expr) -> Option<Arc<Instance>> {
+        match self.part_value(expr)? {
+            Value::Instance(part) => Some(part),
+            _ => None,
+        }
+    }
+
+    fn part_value(&self, expr: &Expr) -> Option<Value> {
+        match &expr.kind {
+            ExprKind::Name(name) => self.instance.parts.get(name).cloned(),
+            ExprKind::Member(of, name) => self.part(of)?.parts.get(name.as_str()).cloned(),
+            ExprKind::Index(of, at) => match (self.part_value(of)?, at.as_slice()) {
+                (Value::List(parts), [Index::At(Expr { kind: ExprKind::Int(n), .. })]) => {
+                    parts.get(usize::try_from(*n).ok()?).cloned()
+                }
+                _ => None,
+            },
+            _ => None,
+        }
     }
 
     /// Names the tensors of the body, and those of parts applied once under `part.name`.
@@ -163,7 +195,7 @@ impl Top<'_> {
     fn chosen(&self, library: &Library, mode: Mode) -> Vec<Equation> {
         // Values of conditions may be named by equations: `training = mode == 'train'`. There are no tensors here and no
         // parts, so that what depends on any has no value; nothing of the model is touched.
-        let mut states = States::default();
+        let mut states = States::new(self.spec.train.is_some());
         let mut evaluator = Evaluator::new(library, &mut states, Graph::default(), mode);
         let values = self.instance.args.clone().into_iter().collect();
         let mut frame = Frame { values, compile_time: true, ..self.frame() };
@@ -260,6 +292,7 @@ pub(crate) fn top_instance(
         values: args.clone().into_iter().collect(),
         path: "".into(),
         module: spec.name.as_str().into(),
+        equation: "".into(),
         compile_time: true,
     };
     let place = Place::Path(String::new());

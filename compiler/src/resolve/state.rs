@@ -38,10 +38,17 @@ pub(crate) struct Entry {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct States {
     pub(crate) entries: IndexMap<String, Entry>,
+    /// Whether the model takes training steps.
+    pub(crate) trains: bool,
     instances: usize,
 }
 
 impl States {
+    /// No state yet, of a model that takes training steps or not.
+    pub(crate) fn new(trains: bool) -> States {
+        States { trains, ..States::default() }
+    }
+
     /// A number that no other instance of the model has.
     pub(crate) fn new_id(&mut self) -> usize {
         self.instances += 1;
@@ -123,30 +130,19 @@ fn initial(builder: &mut Builder<'_>, entry: &Entry, seed: NodeId, step: NodeId)
 
 fn drawn(builder: &mut Builder<'_>, entry: &Entry, seed: NodeId, step: NodeId) -> Result<NodeId, OpError> {
     let ty = &entry.decl.ty;
-    let stream = fnv1a(&entry.stream);
-    let lane = |builder: &mut Builder<'_>, lane| builder.random_uniform(seed, step, ty.shape.clone(), stream, lane);
+    let stream = u64::from(fnv1a(&entry.stream));
     match entry.init {
         Init::Constant(value) => builder.full(value, ty),
         Init::Seed => Ok(seed),
         Init::Uniform(bound) => {
-            let draw = lane(builder, 0)?;
+            let draw = builder.random_uniform(seed, step, ty.shape.clone(), stream, 0)?;
             let (width, bound) = (builder.scalar(2.0 * bound)?, builder.scalar(bound)?);
             let scaled = builder.mul(draw, width)?;
             builder.sub(scaled, bound)
         }
         Init::Normal(std) => {
-            // Box and Muller, 1958: a radius from one uniform number and an angle from another.
-            let (first, second) = (lane(builder, 0)?, lane(builder, 1)?);
-            let (one, minus_two) = (builder.scalar(1.0)?, builder.scalar(-2.0)?);
-            let (turn, std) = (builder.scalar(std::f64::consts::TAU)?, builder.scalar(std)?);
-            // Draws lie in [0, 1), so this is never ln(0).
-            let positive = builder.sub(one, first)?;
-            let log = builder.ln(positive)?;
-            let square = builder.mul(minus_two, log)?;
-            let radius = builder.sqrt(square)?;
-            let angle = builder.mul(second, turn)?;
-            let cosine = builder.cos(angle)?;
-            let normal = builder.mul(radius, cosine)?;
+            let normal = builder.random_normal(seed, step, ty.shape.clone(), stream)?;
+            let std = builder.scalar(std)?;
             builder.mul(normal, std)
         }
     }

@@ -92,7 +92,9 @@ impl Lexer<'_> {
             return Ok(self.name(start));
         }
         if first.is_ascii_digit() {
-            return self.number(start);
+            let before = &self.input[..start];
+            let is_position = before.ends_with('.') && !before.ends_with("..");
+            return if is_position { self.position(start) } else { self.number(start) };
         }
         if first == '\'' {
             return self.string(start);
@@ -119,6 +121,18 @@ impl Lexer<'_> {
             self.at += 1;
         }
         self.token(start, Tok::Name(self.input[start..self.at].to_owned()))
+    }
+
+    /// `0` of `blocks.0.attn`, where no fraction can stand.
+    fn position(&mut self, start: usize) -> Result<Token, Diagnostic> {
+        self.take_while(|c: char| c.is_ascii_digit());
+        match self.input[start..self.at].parse() {
+            Ok(n) if !self.rest().starts_with(is_name_part) => Ok(self.token(start, Tok::Int(n))),
+            _ => {
+                self.take_while(is_name_part);
+                Err(self.bad_number(start))
+            }
+        }
     }
 
     fn number(&mut self, start: usize) -> Result<Token, Diagnostic> {

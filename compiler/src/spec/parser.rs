@@ -18,7 +18,7 @@ pub(crate) fn equation(text: &Text) -> Result<Equation, Diagnostic> {
         let error = p.expected("`=`");
         return Err(error.help("an equation is `name = expression`, or `a, b = expression` for several outputs"));
     }
-    let value = p.expr()?.expr;
+    let value = if targets.len() > 1 { p.values()? } else { p.expr()?.expr };
     p.end()?;
     for (i, target) in targets.iter().enumerate() {
         let first = targets[..i].iter().find(|t| *t == target && t.as_str() != "_");
@@ -163,6 +163,22 @@ impl<'a> Parser<'a> {
         }
     }
 
+    /// What several names are given: one expression, or one for each, `f(x), g(x)`.
+    fn values(&mut self) -> Result<Expr> {
+        let start = self.span();
+        let first = self.expr()?;
+        if !self.is(",") {
+            return Ok(first.expr);
+        }
+        let (mut height, mut items) = (first.height, vec![first.expr]);
+        while self.eat(",") {
+            let built = self.expr()?;
+            height = height.max(built.height);
+            items.push(built.expr);
+        }
+        Ok(self.build(ExprKind::Tuple(items), self.since(start), height)?.expr)
+    }
+
     fn expr(&mut self) -> Result<Built> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
@@ -274,8 +290,16 @@ impl<'a> Parser<'a> {
                 let kind = ExprKind::Index(Box::new(built.expr), indices);
                 built = self.build(kind, self.since(start), built.height.max(height))?;
             } else if self.eat(".") {
-                let name = self.target()?;
-                let kind = ExprKind::Member(Box::new(built.expr), name);
+                let at = self.span();
+                // `blocks.0` is `blocks[0]`, as in the paths of parameters.
+                let kind = match *self.peek() {
+                    Tok::Int(n) => {
+                        self.at += 1;
+                        let index = Expr { kind: ExprKind::Int(n), span: at };
+                        ExprKind::Index(Box::new(built.expr), vec![Index::At(index)])
+                    }
+                    _ => ExprKind::Member(Box::new(built.expr), self.target()?),
+                };
                 built = self.build(kind, self.since(start), built.height)?;
             } else {
                 return Ok(built);

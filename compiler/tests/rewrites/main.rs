@@ -1,6 +1,7 @@
 //! The whole-graph rewrites against the plain graph in f64: every output and every gradient of a training step.
 
 mod batching;
+mod noise;
 mod projections;
 mod push_down;
 mod streaming;
@@ -136,6 +137,18 @@ fn assert_equal(what: &str, plain: &BTreeMap<String, Value>, rewritten: &BTreeMa
 /// Compares a spec with these rewrites, with semantic ops and without, to the spec without any: all programs, all outputs
 /// and gradients. Yields what was rewritten in `train`, which but for streaming is the same for both.
 fn check(spec: &str, rewrites: &[&str]) -> Vec<Applied> {
+    let (as_written, lifted) = compare(spec, rewrites);
+    // Streaming begins with the logsumexps that lifting finds.
+    let places = |applied: &[Applied]| {
+        let without = applied.iter().filter(|done| done.rewrite != "streaming");
+        without.map(|done| (done.rewrite, done.places.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(places(&as_written), places(&lifted), "{spec}");
+    lifted
+}
+
+/// The comparison alone; what was rewritten without semantic ops and with them.
+fn compare(spec: &str, rewrites: &[&str]) -> (Vec<Applied>, Vec<Applied>) {
     let (plain, _) = model(spec, false, &all_but(&[]));
     let state = state(&plain);
     let run = |model: &Model| -> Vec<(String, BTreeMap<String, Value>)> {
@@ -152,14 +165,7 @@ fn check(spec: &str, rewrites: &[&str]) -> Vec<Applied> {
         }
         applied.into_iter().filter(|done| done.program == "train").collect::<Vec<_>>()
     };
-    let (as_written, lifted) = (rewritten(false), rewritten(true));
-    // Streaming begins with the logsumexps that lifting finds.
-    let places = |applied: &[Applied]| {
-        let without = applied.iter().filter(|done| done.rewrite != "streaming");
-        without.map(|done| (done.rewrite, done.places.clone())).collect::<Vec<_>>()
-    };
-    assert_eq!(places(&as_written), places(&lifted), "{spec}");
-    lifted
+    (rewritten(false), rewritten(true))
 }
 
 /// The places at which one rewrite alone was done in `train`.

@@ -333,7 +333,7 @@ fn scalar(instr: &Instr, [a, b, c]: [f64; 3]) -> f64 {
         Const(value) => value.0,
         Uniform { stream, lane } => {
             let key = [a as i32 as u32, b as i32 as u32];
-            let words = philox::philox4x32([c as i32 as u32, stream, 0, 0], key);
+            let words = philox::philox4x32(philox::drawn(c as i32 as u32, stream), key);
             f64::from(philox::uniform(words[lane as usize]))
         }
         Cast(DType::Bool) => truth(a != 0.0),

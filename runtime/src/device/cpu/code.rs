@@ -33,7 +33,7 @@ pub(super) enum Op {
     /// The value of an affine map of the coordinates.
     Index { map: u16, d: Cell, one: bool },
     /// Random numbers from seed, step and index, which step by 0 or 1 lane.
-    Uniform { run: UniformFn, stream: u32, d: Cell, args: [(Cell, usize); 3], one: bool },
+    Uniform { run: UniformFn, stream: u64, d: Cell, args: [(Cell, usize); 3], one: bool },
     /// Repeats each row's slot along the row.
     Expand { d: Cell, a: Cell },
 }

@@ -21,7 +21,7 @@ pub(super) type FoldFn = unsafe fn(*mut u32, *const u32, usize);
 pub(super) type RowFn = unsafe fn(*const u32, usize) -> u32;
 
 /// `(destination, indices, [seed, step], stream, lanes)`: random numbers of the elements with these indices.
-pub(super) type UniformFn = unsafe fn(*mut u32, *const u32, [u32; 2], u32, usize);
+pub(super) type UniformFn = unsafe fn(*mut u32, *const u32, [u32; 2], u64, usize);
 
 /// `(values, shift, lanes)`: `e^(value - shift)` in the place of every value.
 pub(super) type ExpFn = unsafe fn(*mut f32, f32, usize);
@@ -301,7 +301,7 @@ macro_rules! instruction_set {
 
             fn uniform(word: u8) -> UniformFn {
                 $(#[target_feature(enable = $features)])?
-                unsafe fn run<const W: usize>(d: *mut u32, index: *const u32, key: [u32; 2], stream: u32, n: usize) {
+                unsafe fn run<const W: usize>(d: *mut u32, index: *const u32, key: [u32; 2], stream: u64, n: usize) {
                     // SAFETY: passed on to the caller.
                     unsafe { uniform::<W>(d, index, key, stream, n) }
                 }
@@ -430,11 +430,11 @@ unsafe fn fold<I: Isa, O: Binary>(d: *mut u32, a: *const u32, n: usize) {
 }
 
 #[inline(always)]
-unsafe fn uniform<const WORD: usize>(d: *mut u32, index: *const u32, key: [u32; 2], stream: u32, n: usize) {
+unsafe fn uniform<const WORD: usize>(d: *mut u32, index: *const u32, key: [u32; 2], stream: u64, n: usize) {
     // SAFETY: as in `unary`.
     let (d, index) = unsafe { (from_raw_parts_mut(d, n), from_raw_parts(index, n)) };
     for (d, &index) in d.iter_mut().zip(index) {
-        *d = philox::uniform(philox::philox4x32([index, stream, 0, 0], key)[WORD]).to_bits();
+        *d = philox::uniform(philox::philox4x32(philox::drawn(index, stream), key)[WORD]).to_bits();
     }
 }
 

@@ -214,7 +214,10 @@ fn expression(shader: &mut Shader<'_>, instr: &Instr, [a, b, c]: [&str; 3]) -> S
         And => format!("{a} && {b}"),
         Or => format!("{a} || {b}"),
         Select => format!("select({c}, {b}, {a})"),
-        Uniform { stream, lane } => call("uniform_f", &format!("{a}, {b}, {c}, {stream}u, {lane}u")),
+        Uniform { stream, lane } => {
+            let (low, high) = (stream as u32, stream >> 32);
+            call("uniform_f", &format!("{a}, {b}, {c}, vec2<u32>({low}u, {high}u), {lane}u"))
+        }
         Cast(DType::Bool) if float => call("bool_f", a),
         Cast(DType::I32) if float => call("i32_f", a),
         Cast(to) => cast(a, instr.dtype, to),

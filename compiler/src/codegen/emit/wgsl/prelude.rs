@@ -272,8 +272,8 @@ fn cos_poly(r: f32) -> f32 {
     // Philox4x32-10 (Salmon et al., SC 2011); the top 24 bits of word `word` as a multiple of 2^-24.
     (
         "uniform_f",
-        "fn uniform_f(seed: i32, step: i32, index: i32, stream: u32, word: u32) -> f32 {
-  var c = vec4<u32>(bitcast<u32>(index), stream, 0u, 0u);
+        "fn uniform_f(seed: i32, step: i32, index: i32, stream: vec2<u32>, word: u32) -> f32 {
+  var c = vec4<u32>(bitcast<u32>(index), stream, 0u);
   var k = vec2<u32>(bitcast<u32>(seed), bitcast<u32>(step));
   for (var round = 0u; round < 10u; round++) {
     let low = vec2<u32>(0xd2511f53u * c.x, 0xcd9e8d57u * c.z);
