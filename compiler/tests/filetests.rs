@@ -304,7 +304,8 @@ fn dump_graph(out: &mut String, graph: &GraphSpec) {
     }
     for (name, part) in &graph.parts {
         let path = part.path.as_ref().map(|path| format!(" at {:?}", path.node)).unwrap_or_default();
-        line(out, "part", &format!("{name} = {}{path}", part.module));
+        let set: String = part.set.iter().map(|(name, value)| format!(" set {name} = {value}")).collect();
+        line(out, "part", &format!("{name} = {}{path}{set}", part.module));
     }
     for (name, param) in &graph.params {
         let clamp = param.clamp.as_ref().map(|(low, high)| format!(" in {low} .. {high}")).unwrap_or_default();

@@ -18,15 +18,15 @@ use indexmap::IndexMap;
 use super::gradients;
 use super::loss_scale::objective;
 use crate::diag::{Diagnostic, Diagnostics, Span};
-use crate::ir::{DType, Graph, NodeId};
+use crate::ir::{DType, Graph, NodeId, TensorType};
 use crate::ops::ReduceKind;
 use crate::parallel;
 use crate::resolve::training::{
-    Evaluator, Frame, Given, Init, Instance, Library, Mode, Place, Result, States, Template, Top, Value, decl, scalar,
-    wrong_kind,
+    Evaluator, Frame, Given, Group, GroupValue, Init, Instance, Library, Mode, Place, Result, States, Template, Top,
+    Value, decl, scalar, wrong_kind,
 };
 use crate::resolve::{LOSS, Resolved};
-use crate::spec::{Expr, GraphSpec, GroupSpec, ModuleSpec, TrainSpec};
+use crate::spec::{Expr, GraphSpec, ModuleSpec, TrainSpec};
 
 /// What `train` yields besides its metrics, for comparisons with other programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,14 +43,6 @@ pub(super) struct Param {
     node: NodeId,
     group: Group,
     pub(super) grad: NodeId,
-}
-
-/// What the groups say of a parameter; later groups win.
-#[derive(Clone, Default)]
-struct Group {
-    freeze: bool,
-    lr: Option<Expr>,
-    weight_decay: Option<Expr>,
 }
 
 /// Makes `train` of its forward part; nothing happens to a graph that does not train. Programs for fewer rows become steps
@@ -145,23 +137,23 @@ fn trained(
     train: &TrainSpec,
     loss: NodeId,
 ) -> Result<Vec<Param>, Diagnostics> {
-    let groups = train.groups.as_deref().unwrap_or(&[]);
     let reads = crate::resolve::training::reads(graph);
-    let mut errors = Vec::new();
-    let mut matched = vec![false; groups.len()];
+    let groups = states.groups.clone();
+    let of_kind = |states: &States, kind| {
+        let entries = states.entries.iter().filter(move |(_, entry)| entry.decl.kind == kind);
+        entries.map(|(path, _)| path.clone()).collect::<Vec<_>>()
+    };
+    let (params, buffers) = (of_kind(states, StateKind::Param), of_kind(states, StateKind::Buffer));
+    let (errors, odd) = groups.check(&params, &buffers);
+    Diagnostics::check((), errors)?;
+    warnings.extend(odd);
     let mut found: Vec<(String, NodeId, Group)> = Vec::new();
     let mut untrained: Vec<String> = Vec::new();
     for (path, entry) in &mut states.entries {
         if entry.decl.kind != StateKind::Param {
             continue;
         }
-        let mut group = Group::default();
-        for (index, spec) in groups.iter().enumerate().filter(|(_, spec)| matches(&spec.select, path)) {
-            matched[index] = true;
-            group.freeze = spec.freeze.map_or(group.freeze, |freeze| freeze.node);
-            group.lr = spec.lr.clone().or(group.lr);
-            group.weight_decay = spec.weight_decay.clone().or(group.weight_decay);
-        }
+        let group = groups.of(path);
         entry.decl.frozen = group.freeze;
         match reads.get(path) {
             Some(node) if !group.freeze => found.push((path.clone(), *node, group)),
@@ -169,10 +161,6 @@ fn trained(
             _ => {}
         }
     }
-    for (group, _) in groups.iter().zip(&matched).filter(|(_, matched)| !**matched) {
-        errors.push(selects_nothing(group, states.entries.keys()));
-    }
-    Diagnostics::check((), errors)?;
     let nodes: Vec<NodeId> = found.iter().map(|(_, node, _)| *node).collect();
     let objective = objective(graph, loss, train)?;
     let grads = gradients(graph, objective, &nodes)?;
@@ -370,7 +358,7 @@ impl Update<'_> {
                     known.insert("lr".into(), value);
                 } else {
                     return Err(Diagnostic::error(format!("`{}` has no learning rate `lr`", spec.name))
-                        .label(lr.span, "so a group cannot set it")
+                        .label(lr.0.span, "so a group cannot set it")
                         .context(expr.span, "the optimiser"));
                 }
             }
@@ -407,8 +395,9 @@ impl Update<'_> {
     /// The optimiser with a group's weight decay.
     fn decayed(&mut self, template: &Template, spec: &ModuleSpec, group: &Group, optimizer: &Expr) -> Result<Template> {
         let mut template = template.clone();
-        if let Some(expr) = &group.weight_decay {
-            let frame = Frame { compile_time: true, ..self.top.frame() };
+        if let Some((expr, captures)) = &group.weight_decay {
+            let mut frame = Frame { compile_time: true, ..self.top.frame() };
+            frame.values.extend(captures.iter().cloned());
             let value = Value::Float(self.evaluator.number(&frame, expr)?);
             if !spec.args.contains_key("weight_decay") {
                 return Err(Diagnostic::error(format!("`{}` has no weight decay", spec.name))
@@ -421,9 +410,10 @@ impl Update<'_> {
     }
 
     /// A group's learning rate, an expression of the schedule's values.
-    fn group_lr(&mut self, expr: &Expr, scheduled: &BTreeMap<String, Value>) -> Result<Value> {
+    fn group_lr(&mut self, (expr, captures): &GroupValue, scheduled: &BTreeMap<String, Value>) -> Result<Value> {
         let mut frame = self.frame.clone();
         frame.values = self.top.frame().values;
+        frame.values.extend(captures.iter().cloned());
         frame.values.extend(scheduled.clone());
         scalar(&mut self.evaluator, &frame, expr, "a learning rate").map(Value::Tensor)
     }
@@ -597,50 +587,5 @@ fn few(paths: &[&String]) -> String {
     match paths.len().saturating_sub(SHOWN) {
         0 => shown,
         more => format!("{shown} and {more} more"),
-    }
-}
-
-fn selects_nothing<'p>(group: &GroupSpec, paths: impl Iterator<Item = &'p String>) -> Diagnostic {
-    let some: Vec<&str> = paths.take(3).map(String::as_str).collect();
-    Diagnostic::error(format!("no parameter matches `{}`", group.select.node))
-        .label(group.select.span, "selects nothing")
-        .help(format!("`*` stands for any characters; paths look like {}", crate::resolve::training::listed(some)))
-}
-
-/// Whether a path matches a pattern in which `*` stands for any characters.
-fn matches(pattern: &str, path: &str) -> bool {
-    let Some((first, rest)) = pattern.split_once('*') else { return pattern == path };
-    let Some(mut left) = path.strip_prefix(first) else { return false };
-    let mut pieces: Vec<&str> = rest.split('*').collect();
-    let last = pieces.pop().unwrap_or_default();
-    for piece in pieces {
-        match left.find(piece) {
-            Some(at) => left = &left[at + piece.len()..],
-            None => return false,
-        }
-    }
-    left.ends_with(last)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::matches;
-
-    #[test]
-    fn patterns_select_paths() {
-        let table = [
-            ("visual.*", "visual.proj", true),
-            ("visual.*", "text_projection", false),
-            ("*.bias", "visual.ln_pre.bias", true),
-            ("*.bias", "visual.bias.weight", false),
-            ("*ln_*.weight", "transformer.resblocks.0.ln_1.weight", true),
-            ("logit_scale", "logit_scale", true),
-            ("logit_scale", "logit_scale_2", false),
-            ("*", "anything", true),
-            ("a*a", "a", false),
-        ];
-        for (pattern, path, expected) in table {
-            assert_eq!(matches(pattern, path), expected, "{pattern} on {path}");
-        }
     }
 }

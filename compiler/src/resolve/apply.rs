@@ -72,8 +72,13 @@ impl Evaluator<'_> {
         frame.values.extend(instance.parts.clone());
         self.declare(&mut frame, spec, instance)?;
         self.applied_before(instance, spec, span)?;
+        let mode = self.mode;
+        if self.is_frozen(spec, instance) {
+            self.mode = Mode::Eval;
+        }
         self.body(&mut frame, &spec.body)?;
         self.next_states(&frame, spec, instance)?;
+        self.mode = mode;
         let outputs = spec.outputs.iter().map(|name| self.output(&frame, name)).collect::<Result<Vec<_>>>()?;
         let count = self.applied.get(&instance.id).map_or(0, |applied| applied.count) + 1;
         self.applied.insert(instance.id, Applied { count, span, values: Arc::new(frame.values) });
@@ -82,6 +87,15 @@ impl Evaluator<'_> {
             Ok([value]) => value,
             Err(outputs) => Value::Tuple(outputs),
         })
+    }
+
+    /// Whether a group keeps the states of an instance, which is then computed as in evaluation.
+    fn is_frozen(&self, spec: &ModuleSpec, instance: &Instance) -> bool {
+        let kept = |name: &Name| {
+            let path = instance.place.path(name);
+            path.is_some_and(|path| self.states.groups.of(&path).frozen_statistics == Some(true))
+        };
+        !spec.state.is_empty() && spec.state.keys().all(kept)
     }
 
     fn output(&mut self, frame: &Frame, name: &Name) -> Result<Value> {

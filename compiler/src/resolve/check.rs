@@ -111,6 +111,7 @@ impl Check<'_> {
         }
         for part in spec.parts.values() {
             self.expr(&part.module);
+            part.set.values().for_each(|value| self.expr(value));
         }
         for param in spec.params.values() {
             param.shape.dims.iter().for_each(|dim| self.expr(dim));
@@ -367,7 +368,9 @@ pub(crate) fn recursion(modules: &[Module], first: usize) -> Vec<Diagnostic> {
             }
         };
         for part in spec.parts.values() {
-            each_name(&part.module, &mut |name, span| visit(name, span, spec.args.contains_key(name)));
+            for expr in part.set.values().chain([&part.module]) {
+                each_name(expr, &mut |name, span| visit(name, span, spec.args.contains_key(name)));
+            }
         }
         for equation in &spec.body {
             // In a body a part hides the module of the same name.

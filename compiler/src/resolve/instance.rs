@@ -12,7 +12,7 @@ use super::eval::{Evaluator, Frame};
 use super::library::ModuleId;
 use super::value::{Template, Value, kind_name};
 use crate::diag::{Diagnostic, Span};
-use crate::spec::{ArgSpec, ModuleSpec, Name, PartSpec};
+use crate::spec::{ArgSpec, Expr, ModuleSpec, Name, PartSpec};
 
 type Result<T, E = Diagnostic> = std::result::Result<T, E>;
 
@@ -118,11 +118,42 @@ impl Evaluator<'_> {
     ) -> Result<IndexMap<String, Value>> {
         let mut made = IndexMap::new();
         for (name, part) in parts {
-            let value = self.eval(frame, &part.module)?;
+            let mut value = self.eval(frame, &part.module)?;
+            for (argument, expr) in &part.set {
+                let given = self.eval(frame, expr)?;
+                value = self.with_argument(&value, argument, &given, expr, part.module.span)?;
+            }
             let path = part.path.as_ref().map_or(name.as_str(), |path| path.as_str());
             made.insert(name.text.clone(), self.part(&value, name, &place.part(path), part.module.span)?);
         }
         Ok(made)
+    }
+
+    /// The module with another argument, or every one of a list.
+    fn with_argument(
+        &mut self,
+        module: &Value,
+        argument: &Name,
+        given: &Value,
+        expr: &Expr,
+        span: Span,
+    ) -> Result<Value> {
+        match module {
+            Value::Template(template) => {
+                let spec = self.library.module(template.module).spec.clone();
+                self.check_arg(&spec, argument, given, expr.span)?;
+                let mut template = (**template).clone();
+                template.args.insert(argument.text.clone(), given.clone());
+                Ok(Value::Template(Arc::new(template)))
+            }
+            Value::List(items) => {
+                let items = items.iter().map(|item| self.with_argument(item, argument, given, expr, span));
+                items.collect::<Result<_>>().map(Value::List)
+            }
+            other => Err(Diagnostic::error(format!("`{argument}` cannot be set: the part is {}", other.describe()))
+                .label(argument.span, "an argument of no module")
+                .context(span, "the part")),
+        }
     }
 
     fn part(&mut self, value: &Value, name: &str, place: &Place, span: Span) -> Result<Value> {

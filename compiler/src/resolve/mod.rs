@@ -13,6 +13,7 @@ mod check;
 mod constant;
 mod eval;
 mod functions;
+mod groups;
 mod instance;
 mod library;
 mod needs;
@@ -33,6 +34,7 @@ use crate::ir::{Dim, Model, NodeId, TensorType};
 use crate::spec::{
     self, ArgSpec, Dim as SpecDim, Expr, ExprKind, GraphSpec, ModuleSpec, Name, Spanned, SpecFile, parse_file,
 };
+use groups::Groups;
 use instance::Instance;
 use library::{Library, Module, Scope};
 use needs::Kept;
@@ -50,6 +52,7 @@ pub use state::Init;
 pub(crate) mod training {
     pub(crate) use super::call::Given;
     pub(crate) use super::eval::{Evaluator, Frame, Mode, Result, listed};
+    pub(crate) use super::groups::{Given as GroupValue, Group};
     pub(crate) use super::instance::{Instance, Place};
     pub(crate) use super::library::Library;
     pub(crate) use super::programs::{Top, scalar};
@@ -89,6 +92,7 @@ pub struct Resolved {
     pub(crate) library: Library,
     pub(crate) module: Module,
     pub(crate) instance: Instance,
+    tables: Vec<pipeline::Table>,
 }
 
 /// Resolves a graph given by path or name.
@@ -200,6 +204,7 @@ fn resolve_graph(
     let module = Module { spec: Arc::new(graph_module(&spec)), scope };
     let id = library.push(module.clone());
     let mut states = States::new(spec.train.is_some());
+    states.groups = Arc::new(Groups::new(spec.train.as_ref())?);
     let dims = spec.dims.iter().map(|(name, dim)| (name.text.clone(), Value::Size(Dim::named(dim.size(), name))));
     let instance = top_instance(&library, &mut states, &spec, &module, id, dims.collect());
     // What is wrong with parts is told when all names have been looked at.
@@ -214,6 +219,7 @@ fn resolve_graph(
     let top = Top { spec: &spec, module: &module, instance: &instance };
     let train = top.train(&library, &mut states)?;
     let typed = |(name, id): (&String, &NodeId)| (name.clone(), train.ty(*id).clone());
+    let tables = pipeline::tables(&train);
     let train_inputs: BTreeMap<String, TensorType> = train.inputs.iter().map(typed).collect();
     if spec.train.is_some() {
         model.programs.insert(PROGRAM_TRAIN.into(), train);
@@ -238,6 +244,7 @@ fn resolve_graph(
         library,
         module,
         instance,
+        tables,
     };
     if let Some(name) = resolved.spec.data.clone() {
         resolved.pipeline = Some(resolved.load_pipeline(sources, &name)?);
@@ -279,6 +286,7 @@ impl Resolved {
         let spec = self.library.pipeline(sources, name)?;
         let pipeline = pipeline::pipeline(&spec)?;
         pipeline::check_inputs(&self.spec, &self.inputs, &spec, &pipeline, name.span)?;
+        pipeline::check_tables(&self.spec, &self.tables, &spec, &pipeline)?;
         Ok(pipeline)
     }
 }

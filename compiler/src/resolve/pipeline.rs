@@ -7,8 +7,11 @@ use alip_plan::pipeline::{
 };
 
 use crate::diag::{Diagnostic, Diagnostics, Span};
-use crate::ir::TensorType;
-use crate::spec::{Expr, ExprKind, GraphSpec, Literal, Map, Name, PipelineSpec, SourceSpec, Spanned, UnaryOp};
+use crate::ir::{Graph, Origin, TensorType};
+use crate::ops::Op;
+use crate::spec::{
+    Expr, ExprKind, GraphSpec, Literal, Map, Name, PartSpec, PipelineSpec, SourceSpec, Spanned, UnaryOp,
+};
 
 type Result<T, E = Diagnostic> = std::result::Result<T, E>;
 
@@ -202,6 +205,88 @@ impl Fields<'_> {
         };
         self.entries(field)?.iter().map(text).collect()
     }
+}
+
+/// A table of rows, such as a token embedding, that an input of the graph indexes.
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    /// The input.
+    input: String,
+    /// How many rows.
+    rows: u64,
+    /// Path of the application that looks rows up, and where it is written.
+    origin: Origin,
+}
+
+/// The tables that inputs of a program index as they are.
+pub(crate) fn tables(graph: &Graph) -> Vec<Table> {
+    let mut varies = Vec::with_capacity(graph.nodes().len());
+    let mut found = Vec::new();
+    for (id, node) in graph.ids().zip(graph.nodes()) {
+        varies.push(matches!(node.op, Op::Input { .. }) || node.inputs.iter().any(|input| varies[input.index()]));
+        let (Op::Gather { batch }, &[table, mut index]) = (&node.op, node.inputs.as_slice()) else { continue };
+        while let Op::Reshape { .. } | Op::Transpose { .. } | Op::Broadcast { .. } | Op::Slice { .. } =
+            graph.node(index).op
+        {
+            index = graph.node(index).inputs[0];
+        }
+        if let Op::Input { name, .. } = &graph.node(index).op
+            && !varies[table.index()]
+        {
+            let rows = graph.shape(table).size(*batch);
+            found.push(Table { input: name.to_string(), rows, origin: graph.origin(id).clone() });
+        }
+    }
+    found
+}
+
+/// Compares the ids that a pipeline's tokenisers make with the tables that they index.
+///
+/// # Errors
+/// A table with fewer rows than there are ids.
+pub(crate) fn check_tables(
+    graph: &GraphSpec,
+    tables: &[Table],
+    spec: &PipelineSpec,
+    pipeline: &Pipeline,
+) -> Result<(), Diagnostics> {
+    let mut errors: Vec<Diagnostic> = Vec::new();
+    for table in tables {
+        let Some(value) = pipeline.outputs.get(&table.input) else { continue };
+        let made = pipeline.ops.iter().find(|node| node.name == *value);
+        let Some(PipelineOp::Tokenize { vocab, .. }) = made.map(|node| &node.op) else { continue };
+        let ids = u64::from(vocab.size());
+        if ids <= table.rows {
+            continue;
+        }
+        let part = table.origin.path.split(['.', '#']).next().unwrap_or_default();
+        // Where a variant changed arguments of the part, they are what to look at.
+        let written = |part: &PartSpec| part.set.keys().next().map_or(part.module.span, |name| name.span);
+        let declared = graph.parts.get(part).map(written).or(table.origin.span);
+        let equation = spec.body.iter().find(|equation| equation.targets.iter().any(|target| target.as_str() == value));
+        let tokenized =
+            equation.map(|equation| equation.value.span).or_else(|| Some(spec.outputs.get(table.input.as_str())?.span));
+        let mut error = Diagnostic::error(format!(
+            "`{}` has ids up to {}, but the table that they index has {} rows",
+            table.input,
+            ids - 1,
+            table.rows
+        ))
+        .note(format!("the table is that of `{}`", table.origin.path))
+        .help(format!("give the table {ids} rows, or the vocabulary at most {}", table.rows));
+        if let Some(span) = declared {
+            error = error.label(span, format!("{} rows", table.rows));
+        }
+        if let Some(span) = tokenized {
+            error = error.context(span, format!("{ids} ids, those of start and end of text included"));
+        }
+        // A tower that is applied to several texts is told once.
+        let told = |other: &Diagnostic| other.labels.first().map(|label| label.span) == declared;
+        if declared.is_none() || !errors.iter().any(told) {
+            errors.push(error);
+        }
+    }
+    Diagnostics::check((), errors)
 }
 
 /// Compares what a pipeline delivers with what a graph takes.

@@ -1,11 +1,13 @@
 //! Parameters and states of a model, with how they start; the `init` program.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use alip_plan::{PROGRAM_INIT, StateKind};
 use indexmap::IndexMap;
 
 use super::eval::op_error;
+use super::groups::Groups;
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Builder, DType, Graph, NodeId, StateDecl, TensorType};
 use crate::ops::{Op, OpError};
@@ -40,6 +42,8 @@ pub(crate) struct States {
     pub(crate) entries: IndexMap<String, Entry>,
     /// Whether the model takes training steps.
     pub(crate) trains: bool,
+    /// What is different for some of them.
+    pub(crate) groups: Arc<Groups>,
     instances: usize,
 }
 

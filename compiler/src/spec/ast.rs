@@ -57,6 +57,8 @@ pub struct GraphSpec {
     pub train: Option<TrainSpec>,
     /// The pipeline it trains on by default.
     pub data: Option<Name>,
+    /// Arguments that a variant changes of parts of its base, `"visual": (set: { "layers": 3 })`. Empty unless `base` is given.
+    pub set: Map<Map<Expr>>,
     /// What a variant takes away from its base: entries written as `"key": None` and fields written as `field: None`.
     /// Empty unless `base` is given.
     pub removed: Vec<Removed>,
@@ -122,6 +124,17 @@ pub struct PartSpec {
     pub module: Expr,
     /// The prefix of its parameters' names if it is not the part's own name; `""` puts them at the top level.
     pub path: Option<Spanned<String>>,
+    /// Arguments that take the place of those in `module`; of every one, where it is a list.
+    pub set: Map<Expr>,
+}
+
+/// An entry of `parts`: a part, or in a variant the arguments that differ from the base's part.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum PartEntry {
+    /// `"linear(8, 2)"`, `(module: "linear(8, 2)", set: { "out": 3 })`
+    Part(PartSpec),
+    /// `(set: { "out": 3 })`
+    Set(Map<Expr>),
 }
 
 /// A trained tensor.
@@ -187,21 +200,30 @@ pub struct TrainSpec {
     pub loss_scale: Option<Expr>,
     /// The key of all random numbers.
     pub seed: Option<Spanned<u64>>,
-    /// Exceptions by parameter path; later groups win.
+    /// Exceptions by parameter path.
     pub groups: Option<Vec<GroupSpec>>,
     /// An exponential average of the weights beside them.
     pub ema: Option<EmaSpec>,
 }
 
-/// `(select: "visual.*", freeze: true)`.
+/// `(select: "visual.*", freeze: true)`: what is different for the parameters that a selector names.
+///
+/// - A selector is a path in which `*` stands for any characters and `{name}` for one step of the path or a part of one,
+///   `*.resblocks.{i}.*`; expressions of the group read what it stands for, as a whole number where it is one. `[0]` is `.0`.
+/// - Where several groups name a parameter, each field is that of the last group that has it.
+/// - A variant's `groups` replace those of its base as a whole; `groups: None` takes them away.
+/// - A selector that names nothing is an error.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GroupSpec {
     /// The whole `(...)`.
     pub span: Span,
-    /// A parameter path with `*` for any characters.
+    /// Which parameters, and with `frozen_statistics` which states.
     pub select: Spanned<String>,
     /// Not trained.
     pub freeze: Option<Spanned<bool>>,
+    /// Whether states of these paths, such as running statistics, stay as they are: the modules that hold them are computed
+    /// as in evaluation. If it is not said they move, as in training, and a group that freezes tells so.
+    pub frozen_statistics: Option<Spanned<bool>>,
     /// Learning rate: an expression that may read `lr`, the schedule's value, such as `"0.1 * lr"`.
     pub lr: Option<Expr>,
     /// Weight decay, in place of the optimiser's argument.

@@ -1,8 +1,8 @@
 //! Reads `Graph(...)`, and the fields that graphs and modules share.
 
 use super::ast::{
-    Dim, Dtype, EmaSpec, GraphSpec, GroupSpec, InputSpec, ParamSpec, PartSpec, Precision, ProgramSpec, Removed,
-    StateSpec, TrainSpec,
+    Dim, Dtype, EmaSpec, GraphSpec, GroupSpec, InputSpec, Map, ParamSpec, PartEntry, PartSpec, Precision, ProgramSpec,
+    Removed, StateSpec, TrainSpec,
 };
 use super::expr::{Expr, Name, Spanned};
 use super::read::{Fields, Keys, Reader};
@@ -44,13 +44,21 @@ pub(super) fn graph(cx: &mut Reader, node: &Node) -> Option<GraphSpec> {
             cx.removed.push(Removed { field, key: None, span: *span });
         }
     }
+    let (mut parts, mut set) = (Map::new(), Map::new());
+    for (name, entry) in cx.map(fields.get("parts"), "parts", Keys::Names, part_entry) {
+        match entry {
+            PartEntry::Part(part) => drop(parts.insert(name, part)),
+            PartEntry::Set(args) => drop(set.insert(name, args)),
+        }
+    }
     let spec = GraphSpec {
         span: fields.span,
         doc: doc(cx, &fields),
         uses: cx.names(fields.get("use"), "use", Keys::Any),
         dims: cx.map(fields.get("dims"), "dims", Keys::Names, dim),
         inputs: cx.map(fields.get("inputs"), "inputs", Keys::Names, graph_input),
-        parts: cx.map(fields.get("parts"), "parts", Keys::Names, part),
+        parts,
+        set,
         params: cx.map(fields.get("params"), "params", Keys::Names, param),
         state: cx.map(fields.get("state"), "state", Keys::Names, state),
         body: cx.list(fields.get("body"), "body", "\"y = f(x)\"", Reader::equation),
@@ -65,6 +73,13 @@ pub(super) fn graph(cx: &mut Reader, node: &Node) -> Option<GraphSpec> {
     if spec.base.is_none() {
         for removed in &spec.removed {
             nothing_to_remove(cx, removed);
+        }
+        for name in spec.set.keys() {
+            cx.errors.push(
+                Diagnostic::error(format!("the part `{name}` has no `module`"))
+                    .label(name.span, "only a graph with a `base` can change the arguments of a part it does not write")
+                    .help("write the part: `\"name\": \"module(...)\"`"),
+            );
         }
     }
     Some(spec)
@@ -114,12 +129,33 @@ fn graph_input(cx: &mut Reader, node: &Node) -> Option<InputSpec> {
 
 pub(super) fn part(cx: &mut Reader, node: &Node) -> Option<PartSpec> {
     if matches!(node.kind, NodeKind::Str(_)) {
-        return cx.expr(node, "parts").map(|module| PartSpec { module, path: None });
+        return cx.expr(node, "parts").map(|module| PartSpec { module, path: None, set: Map::new() });
     }
-    let fields = cx.fields(node, "a part", &["module", "path"], "(module: \"layer_norm(width)\", path: \"ln\")")?;
+    let fields = part_fields(cx, node)?;
     let module = fields.required(cx, "module", "\"...\"").and_then(|node| cx.expr(node, "module"));
     let path = fields.get("path").and_then(|node| cx.string(node, "path"));
-    Some(PartSpec { module: module?, path })
+    let set = part_set(cx, &fields);
+    Some(PartSpec { module: module?, path, set })
+}
+
+fn part_fields<'a>(cx: &mut Reader, node: &'a Node) -> Option<Fields<'a>> {
+    cx.fields(node, "a part", &["module", "path", "set"], "(module: \"layer_norm(width)\", path: \"ln\")")
+}
+
+fn part_set(cx: &mut Reader, fields: &Fields<'_>) -> Map<Expr> {
+    cx.map(fields.get("set"), "set", Keys::Args, |cx, node| cx.expr(node, "set"))
+}
+
+/// A part of a graph, of which a variant may write the arguments alone.
+fn part_entry(cx: &mut Reader, node: &Node) -> Option<PartEntry> {
+    if let NodeKind::Struct(_, fields) = &node.kind
+        && fields.len() == 1
+        && fields[0].0.as_str() == "set"
+    {
+        let fields = part_fields(cx, node)?;
+        return Some(PartEntry::Set(part_set(cx, &fields)));
+    }
+    part(cx, node).map(PartEntry::Part)
 }
 
 pub(super) fn param(cx: &mut Reader, node: &Node) -> Option<ParamSpec> {
@@ -207,12 +243,13 @@ pub(super) fn train_path(field: &str) -> &'static str {
 }
 
 fn group(cx: &mut Reader, node: &Node) -> Option<GroupSpec> {
-    let known = ["select", "freeze", "lr", "weight_decay"];
+    let known = ["select", "freeze", "frozen_statistics", "lr", "weight_decay"];
     let fields = cx.fields(node, "a group", &known, "(select: \"visual.*\", freeze: true)")?;
     let select = fields.required(cx, "select", "\"visual.*\"").and_then(|node| cx.string(node, "select"));
     Some(GroupSpec {
         span: fields.span,
         freeze: fields.get("freeze").and_then(|node| cx.truth(node, "freeze")),
+        frozen_statistics: fields.get("frozen_statistics").and_then(|node| cx.truth(node, "frozen_statistics")),
         lr: fields.get("lr").and_then(|node| cx.expr(node, "lr")),
         weight_decay: fields.get("weight_decay").and_then(|node| cx.expr(node, "weight_decay")),
         select: select?,

@@ -222,6 +222,6 @@ fn is_name_part(c: char) -> bool {
 }
 
 /// Can this be used as a name in expressions? A trailing `'` is not part of it.
-pub(super) fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     text.starts_with(is_name_start) && text.chars().all(is_name_part) && !super::parser::KEYWORDS.contains(&text)
 }

@@ -5,8 +5,8 @@
 //!   stands, a new one comes after the others. `"key": None` takes an entry away; `field: None` takes all of them away
 //!   before the variant's own are added.
 //! - A part that is replaced by another module keeps its `path`, so that parameters keep their names; to change the path,
-//!   write one.
-//! - `train` merges field by field; `groups` is one field. `schedule: None` takes a field away.
+//!   write one. `"visual": (set: { "layers": 3 })` keeps the module and changes arguments of it.
+//! - `train` merges field by field; `groups` is one field, so that a variant's groups replace those of its base. `schedule: None` takes a field away.
 //! - `body`: an equation replaces all that define one of its names, at the place of the first. A new one is put before
 //!   the first equation that reads one of its names, or at the end. Equations are not taken away: what nobody reads is
 //!   not computed.
@@ -38,6 +38,17 @@ pub fn merge(mut base: GraphSpec, variant: GraphSpec) -> Result<GraphSpec, Diagn
     overlay(&mut base.dims, dims);
     overlay(&mut base.inputs, inputs);
     overlay_parts(&mut base.parts, parts);
+    for (name, args) in variant.set {
+        let known: Vec<String> = base.parts.keys().map(|name| name.text.clone()).collect();
+        match base.parts.get_mut(&name) {
+            Some(part) => overlay(&mut part.set, args),
+            None => errors.push(
+                Diagnostic::error(format!("the base has no part `{name}` to change arguments of"))
+                    .label(name.span, "not in the base's `parts`")
+                    .suggest(&name, known.iter().map(String::as_str)),
+            ),
+        }
+    }
     overlay(&mut base.params, params);
     overlay(&mut base.state, state);
     overlay(&mut base.programs, variant.programs);

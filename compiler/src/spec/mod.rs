@@ -36,6 +36,13 @@ pub use merge::merge;
 pub use pipeline::{FieldKind, SOURCES, SourceField, SourceKind};
 pub use set::set;
 
+pub(crate) use lexer::is_name;
+
+/// A path as it is stored: `blocks.0.attn` for `blocks[0].attn`.
+pub fn plain_path(path: &str) -> String {
+    path.replace('[', ".").replace(']', "")
+}
+
 /// What a file can hold.
 const SPECS: [&str; 3] = ["Graph", "Module", "Pipeline"];
 

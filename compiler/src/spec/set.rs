@@ -1,8 +1,8 @@
 //! `--set KEY=VALUE`: changes one thing of a graph from the command line.
 //!
 //! Keys follow the spec: `dims.B`, `train.epochs`, `train.ema.decay`, `parts.lcg` (the whole module expression),
-//! `params.logit_scale.init`, `metrics.loss`, `data`. One step further into a module expression names an argument:
-//! `parts.lcg.gamma`, `train.optimizer.beta2`. Values are expressions, so strings have single quotes (but for `data`);
+//! `params.logit_scale.init`, `metrics.loss`, `data`. One step further names an argument: of a part, however it was
+//! given, or of every part of a list, `parts.lcg.gamma`; or of a module of `train`, `train.optimizer.beta2`. Values are expressions, so strings have single quotes (but for `data`);
 //! `none` takes an option of `train` away.
 
 use super::ast::{Dim, EmaSpec, GraphSpec, Map, Precision, TrainSpec};
@@ -41,7 +41,11 @@ fn apply(source: SourceId, graph: &mut GraphSpec, assignment: &str) -> Result<()
             .help("write `--set train.epochs=3`"));
     };
     let value = Value { text: value, span: at(source, assignment, value) };
-    let names: Vec<Name> = path.split('.').map(|name| Name::new(name.trim(), at(source, assignment, name))).collect();
+    let names: Vec<Name> = path
+        .split(['.', '['])
+        .map(|name| name.trim().trim_end_matches(']'))
+        .map(|name| Name::new(name, at(source, assignment, name)))
+        .collect();
     let whole = at(source, assignment, path);
     match names.as_slice() {
         [key] if **key == *"data" => {
@@ -59,7 +63,16 @@ fn apply(source: SourceId, graph: &mut GraphSpec, assignment: &str) -> Result<()
         }
         [key, name, rest @ ..] if **key == *"parts" => {
             let part = entry(&mut graph.parts, name, "parts")?;
-            set_module(&mut part.module, rest, &value)
+            match rest {
+                [argument] => {
+                    part.set.insert(argument.clone(), value.expr()?);
+                    Ok(())
+                }
+                _ => {
+                    part.set.clear();
+                    set_module(&mut part.module, rest, &value)
+                }
+            }
         }
         [key, name, field] if **key == *"params" && **field == *"init" => {
             entry(&mut graph.params, name, "params")?.init = value.expr()?;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use alip_compiler::compile_spec;
 use alip_compiler::diag::{Diagnostic, Diagnostics, SourceMap};
+use alip_compiler::spec::plain_path;
 use alip_plan::PROGRAM_TRAIN;
 
 use self::page::Page;
@@ -57,8 +58,9 @@ fn explain(args: &Args, sources: &mut SourceMap) -> Result<String, Diagnostics> 
     let compiled = compile_spec(sources, spec, &options)?;
     let names = || compiled.explained.keys().map(String::as_str);
     let program = compiled.explained.get(&args.program).ok_or_else(|| no_program(spec, &args.program, names()))?;
-    let page = Page::new(&compiled, sources, &args.program, program, args.node.as_deref());
-    if let (Some(node), true) = (&args.node, page.is_empty()) {
+    let node = args.node.as_deref().map(plain_path);
+    let page = Page::new(&compiled, sources, &args.program, program, node.as_deref());
+    if let (Some(node), true) = (&node, page.is_empty()) {
         let paths = program.graph.origins().iter().map(|origin| &*origin.path);
         let error = Diagnostic::error(format!("no kernel of `{}` computes anything of `{node}`", args.program));
         let error = error.suggest(node, paths.collect::<std::collections::BTreeSet<_>>());

@@ -1,0 +1,239 @@
+//! Groups: which parameters and states a selector names, and what the groups of a graph say of a path together.
+//!
+//! What selectors mean and which group wins is told at [`GroupSpec`]; this is the one place that reads them.
+
+use super::value::Value;
+use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
+use crate::spec::{Expr, GroupSpec, Spanned, TrainSpec, plain_path};
+
+/// A piece of a selector.
+#[derive(Clone, Debug, PartialEq)]
+enum Piece {
+    Text(String),
+    /// `*`
+    Any,
+    /// `{i}`: one or more characters of one step.
+    Capture(String),
+}
+
+/// A path with gaps.
+#[derive(Clone, Debug, PartialEq)]
+struct Selector(Vec<Piece>);
+
+/// What a selector's captures stand for.
+pub(crate) type Captures = Vec<(String, Value)>;
+
+impl Selector {
+    fn parse(written: &Spanned<String>) -> Result<Selector, Diagnostic> {
+        let wrong = |what: &str| {
+            Diagnostic::error(what).label(written.span, "").help("write `visual.*`, or `*.resblocks.{i}.*` to read `i`")
+        };
+        let (mut pieces, mut text) = (Vec::new(), String::new());
+        let path = plain_path(&written.node);
+        let mut rest = path.chars();
+        while let Some(c) = rest.next() {
+            let piece = match c {
+                '*' => Piece::Any,
+                '{' => {
+                    let name: String = rest.by_ref().take_while(|c| *c != '}').collect();
+                    if !crate::spec::is_name(&name) || !path.contains(&format!("{{{name}}}")) {
+                        return Err(wrong("`{` begins the name of a step of a path, `{i}`"));
+                    }
+                    if pieces.contains(&Piece::Capture(name.clone())) {
+                        return Err(wrong(&format!("`{{{name}}}` stands twice")));
+                    }
+                    Piece::Capture(name)
+                }
+                _ => {
+                    text.push(c);
+                    continue;
+                }
+            };
+            if !text.is_empty() {
+                pieces.push(Piece::Text(std::mem::take(&mut text)));
+            }
+            pieces.push(piece);
+        }
+        if !text.is_empty() {
+            pieces.push(Piece::Text(text));
+        }
+        Ok(Selector(pieces))
+    }
+
+    /// What the captures stand for, if the selector names this path. Gaps are as short as they can be.
+    fn captures(&self, path: &str) -> Option<Captures> {
+        fn find(pieces: &[Piece], path: &str, found: &mut Captures) -> bool {
+            match pieces {
+                [] => path.is_empty(),
+                [Piece::Text(text), rest @ ..] => {
+                    path.strip_prefix(text.as_str()).is_some_and(|path| find(rest, path, found))
+                }
+                [Piece::Any, rest @ ..] => {
+                    let mut ends = path.char_indices().map(|(at, _)| at).chain([path.len()]);
+                    ends.any(|at| find(rest, &path[at..], found))
+                }
+                [Piece::Capture(name), rest @ ..] => {
+                    let step = path.find('.').unwrap_or(path.len());
+                    let ends = path[..step].char_indices().map(|(at, c)| at + c.len_utf8());
+                    ends.into_iter().any(|at| {
+                        let known = found.len();
+                        found.push((name.clone(), captured(&path[..at])));
+                        let fits = find(rest, &path[at..], found);
+                        if !fits {
+                            found.truncate(known);
+                        }
+                        fits
+                    })
+                }
+            }
+        }
+        let mut found = Vec::new();
+        find(&self.0, path, &mut found).then_some(found)
+    }
+}
+
+fn captured(text: &str) -> Value {
+    text.parse().map_or_else(|_| Value::Str(text.into()), Value::Int)
+}
+
+/// An expression of a group, with what the captures of its selector stand for.
+pub(crate) type Given = (Expr, Captures);
+
+/// What the groups say of one path.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Group {
+    /// Not trained.
+    pub(crate) freeze: bool,
+    /// Whether states stay.
+    pub(crate) frozen_statistics: Option<bool>,
+    /// Learning rate.
+    pub(crate) lr: Option<Given>,
+    /// Weight decay.
+    pub(crate) weight_decay: Option<Given>,
+}
+
+/// The groups of a graph, in order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Groups(Vec<(Selector, GroupSpec)>);
+
+impl Groups {
+    /// Those of `train`.
+    pub(crate) fn new(train: Option<&TrainSpec>) -> Result<Groups, Diagnostics> {
+        let specs = train.and_then(|train| train.groups.as_deref()).unwrap_or(&[]);
+        let (mut groups, mut errors) = (Vec::new(), Vec::new());
+        for spec in specs {
+            match Selector::parse(&spec.select) {
+                Ok(selector) => groups.push((selector, spec.clone())),
+                Err(error) => errors.push(error),
+            }
+        }
+        Diagnostics::check(Groups(groups), errors)
+    }
+
+    /// What they say of a path, the last one of each field.
+    pub(crate) fn of(&self, path: &str) -> Group {
+        let mut group = Group::default();
+        for (selector, spec) in &self.0 {
+            let Some(captures) = selector.captures(path) else { continue };
+            let given = |expr: &Expr| (expr.clone(), captures.clone());
+            group.freeze = spec.freeze.map_or(group.freeze, |freeze| freeze.node);
+            group.frozen_statistics = spec.frozen_statistics.map(|frozen| frozen.node).or(group.frozen_statistics);
+            group.lr = spec.lr.as_ref().map(given).or(group.lr);
+            group.weight_decay = spec.weight_decay.as_ref().map(given).or(group.weight_decay);
+        }
+        group
+    }
+
+    /// What is wrong or odd with the selectors for a model of these parameters and states.
+    pub(crate) fn check(&self, params: &[String], states: &[String]) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
+        let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+        for (selector, spec) in &self.0 {
+            let named = |paths: &[String]| paths.iter().filter(|path| selector.captures(path).is_some()).count();
+            if named(params) == 0 && (spec.frozen_statistics.is_none() || named(states) == 0) {
+                errors.push(selects_nothing(spec, params));
+            }
+            let freezes = spec.freeze.is_some_and(|freeze| freeze.node);
+            let unsaid =
+                |path: &&String| selector.captures(path).is_some() && self.of(path).frozen_statistics.is_none();
+            let moving: Vec<&String> = states.iter().filter(unsaid).collect();
+            if let ([first, ..], true) = (moving.as_slice(), freezes) {
+                warnings.push(statistics_move(spec, first, moving.len()));
+            }
+        }
+        (errors, warnings)
+    }
+}
+
+fn statistics_move(spec: &GroupSpec, first: &str, count: usize) -> Diagnostic {
+    let states = if count == 1 { "1 state".to_owned() } else { format!("{count} states") };
+    Diagnostic::warning(format!("what is frozen has {states} that still move, such as `{first}`"))
+        .label(spec.select.span, "freezes parameters alone")
+        .help("`frozen_statistics: true` keeps them and uses them, as evaluation does; `false` says that this is meant")
+}
+
+fn selects_nothing(spec: &GroupSpec, paths: &[String]) -> Diagnostic {
+    let error = Diagnostic::error(format!("no parameter matches `{}`", spec.select.node))
+        .label(spec.select.span, "selects nothing");
+    // Paths, and what is below each of their steps.
+    let below = |path: &String| {
+        let dots = path.match_indices('.').map(|(at, _)| format!("{}.*", &path[..at])).collect::<Vec<_>>();
+        dots.into_iter().chain([path.clone()])
+    };
+    let near: Vec<String> = paths.iter().flat_map(below).collect();
+    let error = match did_you_mean(&plain_path(&spec.select.node), near.iter().map(String::as_str)) {
+        Some(near) => error.help(format!("did you mean `{near}`?")),
+        None => error,
+    };
+    let some = super::eval::listed(paths.iter().take(3));
+    error.help(format!("`*` stands for any characters; paths look like {some}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Selector;
+    use crate::diag::SourceMap;
+    use crate::spec::Spanned;
+
+    /// What the captures of a selector are for a path, `i=3, name='attn'`; none if it does not name it.
+    fn captures(selector: &str, path: &str) -> Option<String> {
+        let source = SourceMap::new().add("", selector);
+        let written = Spanned::new(selector.to_owned(), crate::diag::Span::new(source, 0, 0));
+        let found = Selector::parse(&written).expect("a selector").captures(path)?;
+        Some(found.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(", "))
+    }
+
+    #[test]
+    fn selectors_name_paths() {
+        let table = [
+            ("visual.*", "visual.proj", true),
+            ("visual.*", "text_projection", false),
+            ("*.bias", "visual.ln_pre.bias", true),
+            ("*.bias", "visual.bias.weight", false),
+            ("*ln_*.weight", "transformer.resblocks.0.ln_1.weight", true),
+            ("logit_scale", "logit_scale", true),
+            ("logit_scale", "logit_scale_2", false),
+            ("*", "anything", true),
+            ("a*a", "a", false),
+            ("*.resblocks[0].*", "visual.resblocks.0.ln_1.bias", true),
+            ("*.resblocks[0].*", "visual.resblocks.10.ln_1.bias", false),
+        ];
+        for (selector, path, expected) in table {
+            assert_eq!(captures(selector, path).is_some(), expected, "{selector} on {path}");
+        }
+    }
+
+    #[test]
+    fn captures_stand_for_steps() {
+        let table = [
+            ("*.resblocks.{i}.*", "visual.resblocks.11.ln_1.bias", Some("i=11")),
+            ("*.resblocks.{i}.{part}.*", "visual.resblocks.3.attn.out_proj.bias", Some("i=3, part='attn'")),
+            ("*.resblocks[{i}].*", "visual.resblocks.3.attn.bias", Some("i=3")),
+            ("*.layer{n}.{block}.*", "visual.layer2.0.conv1.weight", Some("n=2, block=0")),
+            ("*.{i}", "visual.proj", Some("i='proj'")),
+            ("{i}.bias", "a.b.bias", None),
+        ];
+        for (selector, path, expected) in table {
+            assert_eq!(captures(selector, path).as_deref(), expected, "{selector} on {path}");
+        }
+    }
+}
