@@ -110,5 +110,7 @@ fn finite(expr: &Expr, value: f64) -> Result<Value> {
         crate::spec::ExprKind::Binary(BinaryOp::Div, ..) => "is the divisor 0?".into(),
         _ => "constants are finite; is one of its operands 0, negative or very large?".into(),
     };
-    Err(Diagnostic::error(format!("`{expr}` is {value:?}")).label(expr.span, "not a number that can be used").help(help))
+    Err(Diagnostic::error(format!("`{expr}` is {value:?}"))
+        .label(expr.span, "not a number that can be used")
+        .help(help))
 }
