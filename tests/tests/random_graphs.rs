@@ -66,6 +66,8 @@ fn random_graphs_compute_what_the_interpreter_does() {
         let what = Campaign { seeds, steps, place: Place { device, target }, wild, enough: ENOUGH };
         let met = campaign(&what);
         println!("{device}: {} graphs in {:.1} s", met.cases, start.elapsed().as_secs_f64());
+        // Making them small takes longer than finding them.
+        met.failures.iter().for_each(|(seed, why)| println!("seed {seed}, {why}"));
         failed.extend(met.failures.iter().map(|(seed, why)| keep(*seed, steps, why, &what.place)));
         report.add(met);
     }

@@ -432,10 +432,13 @@ impl Rule<'_, '_> {
         }
     }
 
-    /// As many roundings of a magnitude beside what is carried.
+    /// As many roundings of a magnitude beside what is carried; an infinite value is not rounded.
     fn plus(&mut self, carried: Option<NodeId>, magnitude: NodeId, roundings: f64) -> Found {
         let roundings = self.b.scalar(roundings * self.u)?;
         let own = self.b.mul(magnitude, roundings)?;
+        let (infinity, zero) = (self.b.scalar(f64::INFINITY)?, self.b.scalar(0.0)?);
+        let infinite = self.b.eq(magnitude, infinity)?;
+        let own = self.b.select(infinite, zero, own)?;
         self.sum(carried, Some(own))
     }
 

@@ -17,7 +17,7 @@ use alip_compiler::ops::{Op, OpError, ReduceKind, ScalarOp};
 use alip_compiler::transform::narrow::{is_narrow, unrounded};
 use alip_compiler::trust::rounding::update_of;
 use alip_compiler::trust::{in_f32, judged};
-use alip_plan::bounds::F32;
+use alip_plan::bounds::{F32, F64};
 use alip_plan::philox::uniform;
 
 use super::draws::Draws;
@@ -99,7 +99,8 @@ fn said(case: &Case, result: impl Fn(&str) -> Option<Vec<f64>>) -> Result<bool, 
     let Some(frozen) = frozen(case).filter(|_| !directions.is_empty()) else { return Ok(true) };
     let at = |step: f64| along(&frozen, &directions, step);
     let (above, here, below) = (at(H)?, at(0.0)?, at(-H)?);
-    if above.decided != here.decided || below.decided != here.decided {
+    // Of a loss that is no number, or infinite, the slope says nothing.
+    if above.decided != here.decided || below.decided != here.decided || !here.loss.is_finite() {
         return Ok(false);
     }
     let difference = (above.loss - below.loss) / (2.0 * H);
@@ -109,6 +110,14 @@ fn said(case: &Case, result: impl Fn(&str) -> Option<Vec<f64>>) -> Result<bool, 
     }
     if (difference - slope).abs() <= BOUND * scale {
         return Ok(true);
+    }
+    // Nor is a gradient defined by the rules where an infinity is on its way: that of ln(exp(x)) is 0 / 0.
+    if slope.is_nan() && case.is_wild() {
+        return Ok(false);
+    }
+    // Nor is a gradient what the rules say where an infinity is on its way: that of ln(exp(x)) is 0 / 0.
+    if noise(&frozen)? / H > BOUND * (1.0 + here.loss.abs()) {
+        return Ok(false);
     }
     Err(format!("the gradients say that the loss rises by {slope:e} along a direction, but it rises by {difference:e}"))
 }
@@ -185,6 +194,13 @@ fn decisions(graph: &mut Graph) -> Result<Vec<NodeId>, OpError> {
         }
     }
     Ok(decided)
+}
+
+/// How far off the loss may be in f64: much, where large values cancel on its way, as those that hide scores do; infinitely
+/// where nothing is known of it.
+fn noise(case: &Case) -> Result<f64, String> {
+    let judged = judged(&case.graph, &case.inputs, &case.state, F64).map_err(|errors| errors.to_string())?;
+    Ok(judged.get(LOSS).map_or(f64::INFINITY, |loss| loss.bounds[0]))
 }
 
 /// What a loss is somewhere, and what was decided on the way.

@@ -26,11 +26,8 @@ pub(super) const MAX_INTEGER: f64 = 1e6;
 
 /// The graph of a seed, of up to so many steps of one to ten nodes each.
 pub fn random_case(seed: u64, steps: usize) -> Case {
-    let case = Case { graph: Graph::new("random"), inputs: Values::new(), state: Values::new() };
-    let mut draws = Draws::new(seed);
-    let steps = steps / 3 + draws.below(steps - steps / 3 + 1);
-    let wild = seed % 16 == 6;
-    let mut maker = Maker { case, draws, floats: Vec::new(), integers: Vec::new(), truths: Vec::new(), wild };
+    let mut maker = Maker::new(seed, seed % 16 == 6);
+    let steps = steps / 3 + maker.draws.below(steps - steps / 3 + 1);
     for _ in 0..3 {
         let shape = maker.shape();
         maker.fresh(&shape, false);
@@ -62,6 +59,12 @@ pub(super) struct Maker {
 }
 
 impl Maker {
+    fn new(seed: u64, wild: bool) -> Maker {
+        let case = Case { graph: Graph::new("random"), inputs: Values::new(), state: Values::new() };
+        let draws = Draws::new(seed);
+        Maker { case, draws, floats: Vec::new(), integers: Vec::new(), truths: Vec::new(), wild }
+    }
+
     pub(super) fn b(&mut self) -> Builder<'_> {
         Builder::new(&mut self.case.graph, OriginId(0))
     }
@@ -247,6 +250,9 @@ impl Maker {
                 self.case.graph.outputs.insert(format!("y{}", id.0), id);
             }
         }
+        if self.draws.one_in(4) {
+            self.read_inside();
+        }
         let states: Vec<(NodeId, String)> = (self.case.graph.ids())
             .filter_map(|id| match &self.case.graph.node(id).op {
                 Op::State { path, .. } => Some((id, path.to_string())),
@@ -272,6 +278,15 @@ impl Maker {
         self.case
     }
 
+    /// Makes outputs of values that lie inside of what a step has made, as a metric reads the weights of an attention: what is
+    /// read from outside must not be fused away, nor be computed in another sense.
+    fn read_inside(&mut self) {
+        for _ in 0..1 + self.draws.below(3) {
+            let id = NodeId(self.draws.below(self.case.graph.nodes().len()) as u32);
+            self.case.graph.outputs.insert(format!("y{}", id.0), id);
+        }
+    }
+
     /// A loss of the last values, and wishes for its gradients with respect to three states and an input.
     fn wish(&mut self, states: &[(NodeId, String)]) {
         let mut loss = self.scalar(0.0);
@@ -295,5 +310,16 @@ impl Maker {
             wishes.push((format!("{GRADIENT}{name}"), *id));
         }
         self.case.graph.values.extend(wishes);
+    }
+}
+
+#[cfg(test)]
+impl Maker {
+    /// A graph of one step alone.
+    pub(super) fn alone(seed: u64, step: fn(&mut Maker, Held)) -> Case {
+        let mut maker = Maker::new(seed, false);
+        let x = maker.fresh(&[2, 3], false);
+        step(&mut maker, x);
+        maker.finish(false)
     }
 }

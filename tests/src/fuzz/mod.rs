@@ -22,7 +22,8 @@ pub mod text;
 
 use alip_compiler::autodiff::gradients;
 use alip_compiler::diag::Diagnostics;
-use alip_compiler::ir::{Builder, DType, Graph, Origin, OriginId};
+use alip_compiler::ir::{Builder, DType, Graph, Node, Origin, OriginId};
+use alip_compiler::ops::Op;
 
 use crate::compiled::Values;
 pub use maker::random_case;
@@ -48,9 +49,11 @@ pub struct Case {
 }
 
 impl Case {
-    /// Whether an input holds NaN or an infinity, of which WGSL promises nothing.
+    /// Whether an input or a constant is NaN or an infinity, of which WGSL promises nothing.
     pub fn is_wild(&self) -> bool {
-        self.inputs.values().chain(self.state.values()).any(|value| value.data.iter().any(|x| !x.is_finite()))
+        let constant = |node: &Node| matches!(node.op, Op::Const { value, .. } if !value.0.is_finite());
+        let values = self.inputs.values().chain(self.state.values());
+        values.flat_map(|value| &value.data).any(|x| !x.is_finite()) || self.graph.nodes().iter().any(constant)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod attention;
 mod idiom;
+mod mask;
 mod narrow;
 mod pick;
 mod pointwise;
@@ -41,6 +42,7 @@ pub(super) const STEPS: &[Step] = &[
     step(2, false, row::lifted),
     step(1, false, row::activation),
     step(1, false, row::cross_entropy),
+    step(1, false, row::diagonal),
     step(4, false, product::dot),
     step(2, false, product::linear),
     step(2, false, product::convolve),
@@ -51,6 +53,7 @@ pub(super) const STEPS: &[Step] = &[
     step(2, true, pick::source),
     step(2, false, attention::attention),
     step(1, false, attention::by_hand),
+    step(2, false, mask::masked),
     step(1, false, towers::towers),
     step(2, true, idiom::number),
     step(2, false, idiom::algebra),

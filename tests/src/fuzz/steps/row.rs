@@ -52,18 +52,29 @@ fn shifted(maker: &mut Maker, x: Held, axes: &[usize], spelling: usize) -> NodeI
     if spelling == 0 && x.magnitude <= MAX_MAGNITUDE {
         return x.id;
     }
-    let most = maker.along(ReduceKind::Max, x.id, axes);
-    let most = maker.op(Op::StopGradient, &[most]);
+    let most = most(maker, x.id, axes);
     maker.point(Sub, &[x.id, most])
+}
+
+/// The largest along some axes, as a number that has no gradient.
+fn most(maker: &mut Maker, x: NodeId, axes: &[usize]) -> NodeId {
+    let most = maker.along(ReduceKind::Max, x, axes);
+    maker.op(Op::StopGradient, &[most])
 }
 
 pub(super) fn softmax(maker: &mut Maker, x: Held) {
     let Some(axes) = row(maker, x) else { return };
     let spelling = maker.draws.below(4);
-    let less = shifted(maker, x, &axes, spelling);
+    let id = softmax_along(maker, x, &axes, spelling);
+    maker.keep(id, false, 1.0);
+}
+
+/// The softmax of `x` along some axes in one of four spellings.
+pub(super) fn softmax_along(maker: &mut Maker, x: Held, axes: &[usize], spelling: usize) -> NodeId {
+    let less = shifted(maker, x, axes, spelling);
     let powers = maker.point(Exp, &[less]);
-    let sum = maker.along(ReduceKind::Sum, powers, &axes);
-    let id = match spelling {
+    let sum = maker.along(ReduceKind::Sum, powers, axes);
+    match spelling {
         // exp(x - logsumexp(x))
         1 => {
             let log = maker.point(Ln, &[sum]);
@@ -77,8 +88,17 @@ pub(super) fn softmax(maker: &mut Maker, x: Held) {
             maker.point(Mul, &[powers, reciprocal])
         }
         _ => maker.point(Div, &[powers, sum]),
-    };
-    maker.keep(id, false, 1.0);
+    }
+}
+
+/// The logsumexp of `x` along some axes, which stay as ones; with the largest taken away first, or as it is defined.
+pub(super) fn log_sum_exp(maker: &mut Maker, x: Held, axes: &[usize], shift: bool) -> NodeId {
+    let most = shift.then(|| most(maker, x.id, axes));
+    let less = most.map_or(x.id, |most| maker.point(Sub, &[x.id, most]));
+    let powers = maker.point(Exp, &[less]);
+    let sum = maker.along(ReduceKind::Sum, powers, axes);
+    let log = maker.point(Ln, &[sum]);
+    most.map_or(log, |most| maker.point(Add, &[log, most]))
 }
 
 /// The ops that lifting makes, as they stand.
@@ -208,4 +228,60 @@ pub(super) fn cross_entropy(maker: &mut Maker, x: Held) {
     }
     let id = maker.b().mean(loss, &[0], false).expect("axis 0");
     maker.keep(id, false, 2.0 * x.magnitude + (classes as f64).ln());
+}
+
+/// The mean of what each row's own column loses against all columns, in both directions, of a matrix that is a square or
+/// nearly one: what lifting may only call a contrastive loss where it is.
+pub(super) fn diagonal(maker: &mut Maker, _: Held) {
+    let rows = 1 + maker.draws.size(5);
+    let columns = maker.draws.pick(&[rows, rows, rows + 1, rows - 1, 2 * rows]).max(2);
+    let width = maker.draws.size(4);
+    let (a, b) = (maker.shaped(&[rows, width]), maker.shaped(&[columns, width]));
+    if a.magnitude * b.magnitude > MAX_MAGNITUDE {
+        return;
+    }
+    let scores = maker.b().einsum("i d, j d -> i j", &[a.id, b.id]).expect("of one width");
+    let spelling = maker.draws.below(4);
+    let weighted = maker.draws.flip();
+    let both = if maker.draws.flip() { 2 } else { 1 };
+    let magnitude = a.magnitude * b.magnitude * width as f64;
+    let parts: Vec<NodeId> = (0..both)
+        .map(|turn| {
+            let id = if turn == 1 { maker.b().transpose(scores, &[1, 0]).expect("two dimensions") } else { scores };
+            let logits = Held { id, exact: false, magnitude };
+            let likelihood = log_likelihood(maker, logits, spelling.min(1));
+            let own = own_column(maker, likelihood, spelling);
+            let count = maker.sizes(own);
+            let own = if weighted && count == [rows] {
+                let weight = maker.fresh(&count, true);
+                maker.point(Mul, &[own, weight.id])
+            } else {
+                own
+            };
+            let mean = maker.b().mean(own, &[0], false).expect("axis 0");
+            maker.point(Neg, &[mean])
+        })
+        .collect();
+    let id = if let [one, other] = parts[..] { maker.point(Add, &[one, other]) } else { parts[0] };
+    maker.keep(id, false, 4.0 * magnitude + 4.0 * (columns as f64).ln());
+}
+
+/// Of each row of a matrix the element in the column of the same number: by index, by comparison, by a matrix of ones and zeros.
+fn own_column(maker: &mut Maker, matrix: NodeId, spelling: usize) -> NodeId {
+    let [rows, columns] = maker.sizes(matrix)[..] else { return matrix };
+    if spelling < 2 {
+        let labels = maker.b().iota([rows].into(), 0).expect("a dimension");
+        return maker.op(Op::Gather { batch: 1 }, &[matrix, labels]);
+    }
+    let i = maker.b().iota([rows, 1].into(), 0).expect("a dimension");
+    let j = maker.b().iota([1, columns].into(), 1).expect("a dimension");
+    let hit = maker.point(Eq, &[i, j]);
+    let kept = if spelling == 2 {
+        let zero = maker.scalar(0.0);
+        maker.point(Select, &[hit, matrix, zero])
+    } else {
+        let unit = maker.cast(hit, DType::F32);
+        maker.point(Mul, &[matrix, unit])
+    };
+    maker.b().reduce(ReduceKind::Sum, kept, &[1], false).expect("axis 1")
 }
