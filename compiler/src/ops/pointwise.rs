@@ -413,12 +413,16 @@ static ROWS: &[Pointwise] = &[
         range: POSITIVE,
         eval: remainder,
         eval_i32: Some(remainder_i32),
-        vjp: Some(|b, x, _, g, input| {
+        vjp: Some(|b, x, y, g, input| {
             if input == 0 {
                 return Ok(g);
             }
-            let quotient = b.div(x[0], x[1])?;
-            let multiples = b.floor(quotient)?;
+            // What was taken away, which is exact, rather than the quotient, which may be rounded up to a whole number.
+            let taken = b.sub(x[0], y)?;
+            let quotient = b.div(taken, x[1])?;
+            let half = b.scalar(0.5)?;
+            let above = b.add(quotient, half)?;
+            let multiples = b.floor(above)?;
             let product = b.mul(g, multiples)?;
             b.neg(product)
         }),
@@ -629,6 +633,11 @@ pub(super) fn cases() -> Vec<Case> {
     let mut case = CaseBuilder::new("rem_signs");
     let a = case.input("a", TensorType::f32([6]), vec![5.5, -5.5, 5.5, -5.5, 7.25, 0.3]);
     let b = case.input("b", TensorType::f32([6]), vec![2.0, 2.0, -2.0, -2.0, 0.75, 1.1]);
+    cases.push(case.op(Op::Pointwise(ScalarOp::Rem), &[a, b]));
+    // Quotients that round to the whole number above.
+    let mut case = CaseBuilder::new("rem_below_whole");
+    let a = case.input("a", TensorType::f32([3]), vec![1.0, 3.0, 0.75]);
+    let b = case.input("b", TensorType::f32([3]), vec![f64::from(0.1f32), f64::from(0.3f32), f64::from(0.15f32)]);
     cases.push(case.op(Op::Pointwise(ScalarOp::Rem), &[a, b]));
     let mut case = CaseBuilder::new("rem_signs_i32");
     let int = |values: [i32; 6]| values.iter().map(|x| f64::from(*x)).collect();

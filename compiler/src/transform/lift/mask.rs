@@ -131,7 +131,7 @@ impl Reader<'_> {
 
     fn fills(&mut self, fill: f64) -> Found {
         self.fill = self.fill.max(fill);
-        if fill > EXCLUDES {
+        if fill.is_nan() || fill > EXCLUDES {
             return Err(format!("masked scores become {fill}, which is not far below every score"));
         }
         Ok(())
