@@ -299,7 +299,7 @@ fn targets_are_named() {
     assert!(err.contains("target: cpu\n"), "{err}");
     check(
         at,
-        &[&TRAIN[..], &["--target", "gpu"]].concat(),
+        &[&TRAIN[..], &["--target", "gpu", "--out", "runs/gpu"]].concat(),
         &["error: --target gpu: the targets of this device are native, cpu, cpu_mixed"],
     );
 }

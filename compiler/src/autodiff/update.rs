@@ -99,6 +99,8 @@ fn step(
     };
     let mut warnings = Vec::new();
     let params = trained(top.spec, &mut states, &mut warnings, &mut graph, train, loss)?;
+    // A selector as wide as `*` means the model's statistics, not the moments and the loss scale of the step.
+    states.groups = Default::default();
     let mut frame = top.frame();
     frame.values.extend(graph.values.iter().map(|(name, id)| (name.clone(), Value::Tensor(*id))));
     (frame.path, frame.module) = ("train".into(), "train".into());

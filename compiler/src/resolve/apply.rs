@@ -89,13 +89,14 @@ impl Evaluator<'_> {
         })
     }
 
-    /// Whether a group keeps the states of an instance, which is then computed as in evaluation.
+    /// Whether a group keeps the states of an instance, which is then computed as in evaluation: all of them where it names
+    /// one, since they belong together.
     fn is_frozen(&self, spec: &ModuleSpec, instance: &Instance) -> bool {
         let kept = |name: &Name| {
             let path = instance.place.path(name);
             path.is_some_and(|path| self.states.groups.of(&path).frozen_statistics == Some(true))
         };
-        !spec.state.is_empty() && spec.state.keys().all(kept)
+        spec.state.keys().any(kept)
     }
 
     fn output(&mut self, frame: &Frame, name: &Name) -> Result<Value> {

@@ -60,7 +60,8 @@ impl Selector {
         Ok(Selector(pieces))
     }
 
-    /// What the captures stand for, if the selector names this path. Gaps are as short as they can be.
+    /// What the captures stand for, if the selector names this path. Gaps are as short as they can be,
+    /// captures as long: `{i}*` is 11, not 1.
     fn captures(&self, path: &str) -> Option<Captures> {
         fn find(pieces: &[Piece], path: &str, found: &mut Captures) -> bool {
             match pieces {
@@ -75,7 +76,7 @@ impl Selector {
                 [Piece::Capture(name), rest @ ..] => {
                     let step = path.find('.').unwrap_or(path.len());
                     let ends = path[..step].char_indices().map(|(at, c)| at + c.len_utf8());
-                    ends.into_iter().any(|at| {
+                    ends.rev().any(|at| {
                         let known = found.len();
                         found.push((name.clone(), captured(&path[..at])));
                         let fits = find(rest, &path[at..], found);
@@ -230,6 +231,7 @@ mod tests {
             ("*.resblocks[{i}].*", "visual.resblocks.3.attn.bias", Some("i=3")),
             ("*.layer{n}.{block}.*", "visual.layer2.0.conv1.weight", Some("n=2, block=0")),
             ("*.{i}", "visual.proj", Some("i='proj'")),
+            ("*.resblocks.{i}*", "visual.resblocks.11.ln_1.bias", Some("i=11")),
             ("{i}.bias", "a.b.bias", None),
         ];
         for (selector, path, expected) in table {

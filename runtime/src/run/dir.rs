@@ -253,18 +253,28 @@ impl RunDir {
             match checkpoint::restore(&path, session) {
                 // Whoever trains has newer ones and took this one away.
                 Err(CheckpointError::File(FileError::Io { source, .. }))
-                    if source.kind() == std::io::ErrorKind::NotFound && !path.exists() => {}
-                restored => {
-                    let header = restored?;
-                    let (own, found) = ((&self.info.plan, self.info.seed), (&header.plan, header.seed));
-                    if own != found {
-                        let why = format!("of another run: plan and seed {found:?}, not {own:?}");
-                        return Err(CheckpointError::NoCheckpoint { path, why });
-                    }
-                    return Ok(Some(header));
-                }
+                    if source.kind() == std::io::ErrorKind::NotFound && path.symlink_metadata().is_err() => {}
+                restored => return self.own(path, restored?).map(Some),
             }
         }
+    }
+
+    /// Puts a checkpoint of the run into the session.
+    ///
+    /// # Errors
+    /// As [`RunDir::restore`]; it is of another run.
+    pub fn restore_from(&self, path: &Path, session: &mut Session) -> Result<Header, CheckpointError> {
+        let header = checkpoint::restore(path, session)?;
+        self.own(path.to_path_buf(), header)
+    }
+
+    fn own(&self, path: PathBuf, header: Header) -> Result<Header, CheckpointError> {
+        let (own, found) = ((&self.info.plan, self.info.seed), (&header.plan, header.seed));
+        if own == found {
+            return Ok(header);
+        }
+        let why = format!("of another run: plan and seed {found:?}, not {own:?}");
+        Err(CheckpointError::NoCheckpoint { path, why })
     }
 
     fn kept(&self, keep: usize) -> Checkpoints {
@@ -345,9 +355,11 @@ impl Writer {
         }
         // The last file: with it the directory holds a run.
         files.push((INFO, json(&info)));
+        let new: Vec<PathBuf> =
+            files.iter().map(|(name, _)| root.join(name)).filter(|path| path.symlink_metadata().is_err()).collect();
         let written = files.iter().try_for_each(|(name, bytes)| write_bytes(&root.join(name), bytes));
         if let Err(error) = written {
-            files.iter().for_each(|(name, _)| drop(fs::remove_file(root.join(name))));
+            new.iter().for_each(|path| drop(fs::remove_file(path)));
             lock.forget(root);
             return Err(error.into());
         }
@@ -400,7 +412,7 @@ impl Writer {
 
 /// The checkpoints of a plan fit on the disk: those kept and the one being written.
 fn has_room(root: &Path, plan: &Plan, keep: usize) -> Result<(), RunError> {
-    let (each, checkpoints) = (checkpoint::size(plan), keep as u64 + 1);
+    let (each, checkpoints) = (checkpoint::size(plan), (keep as u64).saturating_add(1));
     let there = std::path::absolute(root).unwrap_or_else(|_| root.to_path_buf());
     let there = there.ancestors().find(|folder| folder.is_dir()).unwrap_or(root);
     // A file system that cannot say how much is free is not refused.

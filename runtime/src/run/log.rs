@@ -79,7 +79,9 @@ impl MetricsLog {
     pub fn open(folder: &Path, step: u64) -> Result<MetricsLog, FileError> {
         let path = folder.join(FILE);
         if path.exists() {
-            let text = fs::read_to_string(&path).map_err(FileError::io(&path, "read"))?;
+            let bytes = fs::read(&path).map_err(FileError::io(&path, "read"))?;
+            // A damaged byte in the log is no reason to refuse the run.
+            let text = String::from_utf8_lossy(&bytes);
             let kept: String = text
                 .split_inclusive('\n')
                 .filter(|line| line_step(line) <= Some(step) && line.ends_with('\n'))

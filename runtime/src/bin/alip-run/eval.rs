@@ -7,7 +7,7 @@ use std::sync::Arc;
 use alip_plan::pipeline::Pipeline;
 use alip_runtime::data::Vocabularies;
 use alip_runtime::exec::Session;
-use alip_runtime::run::{RunDir, checkpoint};
+use alip_runtime::run::RunDir;
 use alip_runtime::train::measure::{MeasureError, Measuring, measure, use_average};
 use alip_runtime::train::report::{self, Measure, Unit};
 use alip_runtime::train::summary::{Measured, Shown, report, report_name};
@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
     let mut session = Session::new(Arc::new(plan), device)?;
     let header = match &args.checkpoint {
-        Some(path) => Some(checkpoint::restore(path, &mut session)?),
+        Some(path) => Some(run.restore_from(path, &mut session)?),
         None => run.restore(&mut session)?,
     };
     if args.average {
@@ -95,7 +95,7 @@ pub(crate) struct Measurement<'a> {
     pub(crate) json: bool,
 }
 
-/// Measures the model in a session. Results are shown before they are written: a disk that refuses them takes nothing away.
+/// Measures the model in a session. Results are shown also where a disk refuses them, and written also where a terminal does.
 pub(crate) fn measured(session: &mut Session, run: &RunDir, what: &Measurement<'_>, stop: &Stop) -> Outcome {
     let how = Measuring {
         pipeline: what.pipeline,
@@ -113,14 +113,16 @@ pub(crate) fn measured(session: &mut Session, run: &RunDir, what: &Measurement<'
         found => found?,
     };
     let measured = Measured::new(session.plan(), found, what.average);
+    let saved = std::fs::create_dir_all(what.out)
+        .map_err(|error| Failure::message(format!("{}: {error}", what.out.display())))
+        .and_then(|()| Ok(measured.save(what.out)?));
     if what.json {
         say!("{}", as_json(&measured));
     } else {
         say!("{} after {} steps, on {} held-out samples", measured.title(), what.step, measured.results.samples);
         say!("{}", table(&measured.measures(), None).trim_end());
     }
-    std::fs::create_dir_all(what.out).map_err(|error| Failure::message(format!("{}: {error}", what.out.display())))?;
-    measured.save(what.out)?;
+    saved?;
     let page = what.out.join(report_name(what.average));
     report::write(&report(&Shown { run, measured: &measured }, None)?, &page)?;
     if !what.json {

@@ -252,12 +252,21 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
     }
     let vocabularies = run.vocabularies()?;
     let mut session = Session::new(Arc::new(plan), device)?;
-    if info != *run.info() {
+    let before = run.info().clone();
+    if info != before {
         run.set_info(info)?;
     }
-    let position = resume(&mut session, &run)?;
+    let continued = (|| -> Outcome<_> {
+        let position = resume(&mut session, &run)?;
+        let loader = load(args, workers, (&pipeline, source, &vocabularies), run.info(), position)?;
+        Ok((position, loader))
+    })();
+    if continued.is_err() && *run.info() != before {
+        // What was accepted for a run that did not go on is not accepted for the next time.
+        run.set_info(before)?;
+    }
+    let (position, loader) = continued?;
     let info = run.info();
-    let loader = load(args, workers, (&pipeline, source, &vocabularies), info, position)?;
     note!("resuming {} at step {} of {}", info.spec, grouped(position.step), grouped(info.steps));
     if position.step == info.steps {
         note!("all its steps are taken; --steps N or --epochs N extends it");
