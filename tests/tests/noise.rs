@@ -20,9 +20,12 @@ const GRAPH: &str = r#"Graph(
     programs: { "look": (inputs: ["x"], outputs: ["u", "kept", "seen", "n"]) },
 )"#;
 
-/// What is added and compared is a multiple of 2^-24 below 4, so that it is exact.
+/// What is compared is exact; what is added is rounded.
 const LAYER: &str = r#"Module(name: "layer", inputs: { "x": "[..S]" },
     body: ["y = select(noise([..S]) < 0.3, 0.0, x + noise([..S]))"], outputs: ["y"])"#;
+
+/// Three sums below 4 in f32, each off by half of 2^-22.
+const SUMS: f64 = 3.0 / 8_388_608.0;
 
 fn model() -> Model {
     let mut sources = SourceMap::new();
@@ -46,8 +49,10 @@ fn every_device_draws_the_same_numbers() {
         for (device, target) in devices() {
             for fuse in [true, false] {
                 let (found, _) = run(device, plan(&model, target.clone(), fuse), "look", &inputs, &state);
-                for exact in ["u", "kept", "seen"] {
-                    assert_eq!(found[exact], expected[exact].data, "{exact} on {device}, fuse {fuse}");
+                assert_eq!(found["u"], expected["u"].data, "on {device}, fuse {fuse}");
+                for sum in ["kept", "seen"] {
+                    assert_within(&found[sum], &expected[sum].data, SUMS)
+                        .unwrap_or_else(|why| panic!("{sum} on {device}, fuse {fuse}: {why}"));
                 }
                 // A logarithm, a root and a cosine of what is the same everywhere.
                 let bound = 64.0 * f64::from(f32::EPSILON) * largest(&expected["n"].data);
