@@ -162,6 +162,11 @@ fn follow(known: &Known<'_>, end: NodeId, side: usize, steps: &[Step]) -> Result
     let cut = || "a reshape cuts an axis where it does not divide".to_owned();
     let mut atoms = Atoms::default();
     let Some((Step::Product(start), steps)) = steps.split_first() else { return Err(cut()) };
+    // The gradient of such a product rounds the slopes that it multiplies; that of attention rounds none.
+    let narrow = |product: NodeId| known.inputs(product).iter().any(|x| known.graph.ty(*x).dtype.is_narrow());
+    if narrow(*start) || narrow(end) {
+        return Err("a product of 16 bits as written rounds its gradients, which attention does not".into());
+    }
     let scores = atoms.dot(known.graph, *start, None).ok_or_else(cut)?;
     let mut layout = scores.out.clone();
     let (mut touches, mut over) = (Vec::new(), Vec::new());
