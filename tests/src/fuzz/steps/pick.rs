@@ -58,7 +58,7 @@ pub(super) fn source(maker: &mut Maker, _: Held) {
             };
             // Streams of parameters are one word, those of noise two.
             let which = maker.draws.below(6) as u64;
-            let stream = which % 3 | (which / 3) << 62;
+            let stream = (which % 3) | ((which / 3) << 62);
             let lane = maker.draws.below(4) as u8;
             let id = maker.op(Op::Random { shape, stream, lane }, &key);
             maker.keep(id, true, 1.0);
