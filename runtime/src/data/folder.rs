@@ -1,14 +1,19 @@
 //! The source `Folder`: a folder of images and a `captions.jsonl`.
 
+mod list;
+
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use alip_plan::philox::{counter, philox4x32, stream_key, uniform};
 use alip_plan::pipeline::{Mode, Source};
+use rayon::prelude::*;
 use serde::Deserialize;
 
-use super::lines::read_text;
+use self::list::List;
 use super::order::{Stream, below};
 use super::text::{clean, split_words};
 use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource};
@@ -16,8 +21,17 @@ use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource};
 /// Name of the file that lists images and captions.
 const LIST: &str = "captions.jsonl";
 
+/// A line of it.
+const FORM: &str = r#"{"image": "images/a.jpg", "captions": ["first", "second"], "split": "train"}"#;
+const ADVICE: &str =
+    r#"write one line per image: {"image": "images/a.jpg", "captions": ["first", "second"], "split": "train"}"#;
+
 /// Largest image file that is read; the largest photographs in use are a third of it.
 const MAX_FILE: u64 = 64 << 20;
+
+/// Images that are looked for when a folder is opened, evenly over the list. What else is missing is met when it is read, and
+/// is a bad sample.
+const LOOKED_FOR: usize = 4096;
 
 /// Images and captions in a folder; see [`Source::Folder`].
 ///
@@ -25,33 +39,50 @@ const MAX_FILE: u64 = 64 << 20;
 /// remembers it.
 pub struct FolderSource {
     root: PathBuf,
-    entries: Vec<Entry>,
+    list: List,
+    /// Lines of this split are trained on.
+    split: String,
     raw: usize,
     caption: usize,
     swap_raw: f64,
     swap_key: [u32; 2],
-    /// Words of the training captions, most frequent first.
-    words: Vec<String>,
 }
 
+/// A line of the list.
 #[derive(Deserialize)]
-struct Line {
-    image: String,
-    captions: Vec<String>,
-    #[serde(default)]
-    split: String,
+struct Line<'a> {
+    #[serde(borrow)]
+    image: Cow<'a, str>,
+    #[serde(borrow)]
+    captions: Vec<Caption<'a>>,
+    #[serde(borrow, default)]
+    split: Cow<'a, str>,
 }
 
-struct Entry {
-    image: String,
-    captions: Vec<String>,
+/// A caption, not copied unless it has escapes.
+#[derive(Deserialize)]
+struct Caption<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Line<'_> {
+    fn parse(text: &str) -> Result<Line<'_>, String> {
+        serde_json::from_str(text).map_err(|error| format!("not a line of the form {FORM}: {}", column_only(&error)))
+    }
+
+    fn belongs(&self, split: &str) -> bool {
+        split.is_empty() || self.split == split
+    }
+
+    /// Caption `which`; every line has captions up to the larger index in use, checked when the list was opened.
+    fn text(&self, which: usize) -> Field {
+        Field::Text(self.captions.get(which).map(|caption| caption.0.to_string()).unwrap_or_default())
+    }
 }
 
 impl FolderSource {
     /// Opens a `Source::Folder`: the lines of its training or evaluation split.
     ///
     /// # Errors
-    /// The folder or its list cannot be read, a line is not as it should be, an image is missing, the split is empty.
+    /// The folder or its list cannot be read, a line is not as it should be, images are missing, the split is empty.
     pub fn open(source: &Source, mode: Mode) -> Result<FolderSource, DataError> {
         let Source::Folder { path, split, eval_split, raw, caption, swap_raw, swap_seed } = source else {
             return Err(DataError::Unsupported {
@@ -60,47 +91,42 @@ impl FolderSource {
             });
         };
         let root = PathBuf::from(expand(path)?);
-        let list = root.join(LIST);
-        let lines = read_list(&root, &list, (*raw).max(*caption) as usize)?;
-        let chosen = match mode {
-            Mode::Train => split,
-            Mode::Eval => eval_split,
+        let (chosen, option) = match mode {
+            Mode::Train => (split, "split"),
+            Mode::Eval => (eval_split, "eval_split"),
         };
-        let belongs = |line: &Line, split: &str| split.is_empty() || line.split == split;
-        let words = count_words(lines.iter().filter(|line| belongs(line, split)).flat_map(|line| &line.captions));
-        let splits: BTreeSet<String> = lines.iter().map(|line| line.split.clone()).collect();
-        let entries: Vec<Entry> = lines
-            .into_iter()
-            .filter(|line| belongs(line, chosen))
-            .map(|line| Entry { image: line.image, captions: line.captions })
-            .collect();
-        if entries.is_empty() {
-            let option = if mode == Mode::Train { "split" } else { "eval_split" };
-            return Err(no_split(&list, chosen, option, splits));
-        }
+        let list = open_list(&root, chosen, option, (*raw).max(*caption) as usize)?;
         let source = FolderSource {
             root,
-            entries,
+            list,
+            split: split.clone(),
             raw: *raw as usize,
             caption: *caption as usize,
             swap_raw: *swap_raw,
             swap_key: stream_key(*swap_seed, 0, Stream::Swap as u32),
-            words,
         };
         source.check_images()?;
         Ok(source)
     }
 
     fn check_images(&self) -> Result<(), DataError> {
-        let missing: Vec<&Entry> =
-            self.entries.iter().filter(|entry| !self.root.join(&entry.image).is_file()).collect();
-        let Some(first) = missing.first() else { return Ok(()) };
-        let reason = match missing.len() {
-            1 => format!("this image of {LIST} is missing"),
-            n => format!("this image of {LIST} is missing, and {} more", n - 1),
+        let missing = |index: usize| {
+            let line = self.list.line(index).ok()?;
+            let image = self.root.join(Line::parse(&line).ok()?.image.as_ref());
+            (!image.is_file()).then_some(image)
+        };
+        let step = self.list.len().div_ceil(LOOKED_FOR);
+        if !(0..self.list.len()).step_by(step).any(|index| missing(index).is_some()) {
+            return Ok(());
+        }
+        let mut all = (0..self.list.len()).filter_map(missing);
+        let Some(first) = all.next() else { return Ok(()) };
+        let reason = match all.count() {
+            0 => format!("this image of {LIST} is missing"),
+            n => format!("this image of {LIST} is missing, and {n} more"),
         };
         let advice = format!("put it there, or remove its line; paths are relative to {}", self.root.display());
-        Err(DataError::file(&self.root.join(&first.image), reason, advice))
+        Err(DataError::file(&first, reason, advice))
     }
 
     /// The sample whose raw text stands in sample `index`: its own, or another's.
@@ -113,51 +139,78 @@ impl FolderSource {
         (index + 1 + below(others, [bits[1], bits[2], 0, 0])) % self.len()
     }
 
-    fn entry(&self, index: u64) -> Result<&Entry, SampleError> {
-        self.entries.get(index as usize).ok_or_else(|| SampleError(format!("there is no sample {index}")))
+    /// What `take` makes of line `index`.
+    fn with_line<T>(&self, index: u64, take: impl FnOnce(Line<'_>) -> T) -> Result<T, SampleError> {
+        let line = self.list.line(usize::try_from(index).unwrap_or(usize::MAX))?;
+        Line::parse(&line).map(take).map_err(SampleError)
+    }
+
+    /// An error of a line that could be read when the list was opened.
+    fn lost(&self, error: SampleError) -> DataError {
+        DataError::file(&self.root.join(LIST), error, "leave it as it is until the run has ended")
     }
 }
 
 impl SampleSource for FolderSource {
     fn len(&self) -> u64 {
-        self.entries.len() as u64
+        self.list.len() as u64
     }
 
     fn read(&self, index: u64) -> Result<RawSample, SampleError> {
-        let (entry, owner) = (self.entry(index)?, self.entry(self.raw_owner(index))?);
-        let bytes = read_image(&self.root.join(&entry.image))?;
-        // Every line has captions up to the larger index, checked when the list was read.
-        let text = |entry: &Entry, which: usize| Field::Text(entry.captions.get(which).cloned().unwrap_or_default());
+        let (image, caption) = self.with_line(index, |line| (line.image.to_string(), line.text(self.caption)))?;
+        let raw = self.with_line(self.raw_owner(index), |line| line.text(self.raw))?;
         let fields =
-            [("jpeg", Field::Encoded(bytes)), ("raw", text(owner, self.raw)), ("caption", text(entry, self.caption))];
+            [("jpeg", Field::Encoded(read_image(&self.root.join(image))?)), ("raw", raw), ("caption", caption)];
         let fields = fields.map(|(name, field)| (name.to_string(), field)).into();
         Ok(RawSample { fields, labels: self.labels(index) })
     }
 
     fn name(&self, index: u64) -> String {
-        self.entry(index).map_or_else(|error| error.to_string(), |entry| entry.image.clone())
+        self.with_line(index, |line| line.image.to_string()).unwrap_or_else(|error| error.to_string())
     }
 
     fn labels(&self, index: u64) -> BTreeMap<String, i64> {
         BTreeMap::from([("raw_wrong".to_string(), i64::from(self.raw_owner(index) != index))])
     }
 
-    fn captions(&self, index: u64) -> Vec<String> {
-        self.entry(index).map(|entry| entry.captions.clone()).unwrap_or_default()
+    fn captions(&self, index: u64) -> Result<Vec<String>, DataError> {
+        let texts = |line: Line<'_>| line.captions.into_iter().map(|caption| caption.0.into_owned()).collect();
+        self.with_line(index, texts).map_err(|error| self.lost(error))
     }
 
     /// Of the lines of the list: images by name, and their texts.
-    fn list_hash(&self) -> String {
+    fn list_hash(&self) -> Result<String, DataError> {
         let mut hash = ListHash::default();
-        for entry in &self.entries {
-            hash.add(entry.image.as_bytes());
-            entry.captions.iter().for_each(|caption| hash.add(caption.as_bytes()));
+        for index in 0..self.len() {
+            let add = |line: Line<'_>| {
+                hash.add(line.image.as_bytes());
+                line.captions.iter().for_each(|caption| hash.add(caption.0.as_bytes()));
+            };
+            self.with_line(index, add).map_err(|error| self.lost(error))?;
         }
-        hash.to_string()
+        Ok(hash.to_string())
     }
 
-    fn words(&self, limit: usize) -> Vec<String> {
-        self.words.iter().take(limit).cloned().collect()
+    /// Words by falling frequency, equally frequent ones in alphabetical order.
+    fn words(&self, limit: usize) -> Result<Vec<String>, DataError> {
+        let list = List::open(&self.root.join(LIST), ADVICE, |line| Ok(Line::parse(line)?.belongs(&self.split)))?;
+        let count = |mut counts: HashMap<String, u64>, index| {
+            let line = list.line(index)?;
+            for caption in Line::parse(&line).map_err(SampleError)?.captions {
+                for word in split_words(&clean(&caption.0)) {
+                    *counts.entry(word).or_default() += 1;
+                }
+            }
+            Ok(counts)
+        };
+        let add = |mut all: HashMap<String, u64>, part: HashMap<String, u64>| {
+            part.into_iter().for_each(|(word, count)| *all.entry(word).or_default() += count);
+            Ok(all)
+        };
+        let counts = (0..list.len()).into_par_iter().try_fold(HashMap::new, count).try_reduce(HashMap::new, add);
+        let mut words: Vec<(String, u64)> = counts.map_err(|error| self.lost(error))?.into_iter().collect();
+        words.sort_by(|(a, m), (b, n)| n.cmp(m).then_with(|| a.cmp(b)));
+        Ok(words.into_iter().map(|(word, _)| word).take(limit).collect())
     }
 }
 
@@ -170,33 +223,44 @@ fn read_image(path: &Path) -> Result<Vec<u8>, SampleError> {
     fs::read(path).map_err(fail)
 }
 
-/// Reads the list; every line has captions up to index `needed`.
-fn read_list(root: &Path, list: &Path, needed: usize) -> Result<Vec<Line>, DataError> {
-    const FORM: &str = r#"{"image": "images/a.jpg", "captions": ["first", "second"], "split": "train"}"#;
+/// Opens the list of a folder: the lines of the `chosen` split, which is the source's `option`, or of all. Every line has
+/// captions up to index `needed`.
+fn open_list(root: &Path, chosen: &str, option: &str, needed: usize) -> Result<List, DataError> {
     if !root.is_dir() {
         let reason = if root.exists() { "not a folder" } else { "no such folder" };
         return Err(DataError::file(root, reason, "give a folder of images with its captions, e.g. `--data FOLDER`"));
     }
-    let text = read_text(list, &format!("write one line per image: {FORM}"))?;
-    let mut lines = Vec::new();
-    for (number, text) in text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
-        let fail = |reason| DataError::Line { path: list.to_path_buf(), line: number + 1, reason };
-        let line: Line = serde_json::from_str(text)
-            .map_err(|error| fail(format!("not a line of the form {FORM}: {}", column_only(&error))))?;
-        if line.captions.len() <= needed {
-            let (has, wants) = (line.captions.len(), needed + 1);
-            return Err(fail(format!(
+    let path = root.join(LIST);
+    let list = List::open(&path, ADVICE, |text| {
+        let line = Line::parse(text)?;
+        let (has, wants) = (line.captions.len(), needed + 1);
+        if has < wants {
+            return Err(format!(
                 "`{}` has {has} captions, but {wants} are needed: give it more, or set `raw` and `caption` of the source to \
                  ones that it has",
                 line.image
-            )));
+            ));
         }
-        lines.push(line);
+        Ok(line.belongs(chosen))
+    })?;
+    if list.is_blank() {
+        return Err(DataError::file(&path, "no lines in it", ADVICE));
     }
-    if lines.is_empty() {
-        return Err(DataError::file(list, "no lines in it", format!("write one line per image: {FORM}")));
+    if list.len() == 0 {
+        return Err(no_split(&path, chosen, option, splits(&path)?));
     }
-    Ok(lines)
+    Ok(list)
+}
+
+/// The splits that the lines of a list name.
+fn splits(path: &Path) -> Result<BTreeSet<String>, DataError> {
+    let found = Mutex::new(BTreeSet::new());
+    List::open(path, ADVICE, |text| {
+        let split = Line::parse(text)?.split.into_owned();
+        found.lock().unwrap_or_else(PoisonError::into_inner).insert(split);
+        Ok(false)
+    })?;
+    Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// No line belongs to the `chosen` split, which is the source's `option`; `found` are those that lines name.
@@ -236,15 +300,4 @@ fn expand(path: &str) -> Result<String, DataError> {
     }
     out.push_str(rest);
     Ok(out)
-}
-
-/// Words by falling frequency, equally frequent ones in alphabetical order.
-fn count_words<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<String> {
-    let mut counts: HashMap<String, u64> = HashMap::new();
-    for word in texts.flat_map(|text| split_words(&clean(text))) {
-        *counts.entry(word).or_default() += 1;
-    }
-    let mut words: Vec<(String, u64)> = counts.into_iter().collect();
-    words.sort_by(|(a, m), (b, n)| n.cmp(m).then_with(|| a.cmp(b)));
-    words.into_iter().map(|(word, _)| word).collect()
 }

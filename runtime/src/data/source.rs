@@ -99,18 +99,27 @@ pub trait SampleSource: Send + Sync {
     fn labels(&self, index: u64) -> BTreeMap<String, i64>;
 
     /// Every caption that describes sample `index` truly, for retrieval: any of them counts.
-    fn captions(&self, index: u64) -> Vec<String>;
+    ///
+    /// # Errors
+    /// They cannot be read any more.
+    fn captions(&self, index: u64) -> Result<Vec<String>, DataError>;
 
     /// Hash of what samples there are, in their order: two sources with one hash give the same run.
-    fn list_hash(&self) -> String {
+    ///
+    /// # Errors
+    /// The list cannot be read any more.
+    fn list_hash(&self) -> Result<String, DataError> {
         let mut hash = ListHash::default();
         (0..self.len()).for_each(|index| hash.add(self.name(index).as_bytes()));
-        hash.to_string()
+        Ok(hash.to_string())
     }
 
     /// Words for a vocabulary of whole words, most important first and without repetition, at most `limit`; always taken
-    /// from the training split, whatever is open.
-    fn words(&self, limit: usize) -> Vec<String>;
+    /// from the training split, whatever is open. Where they are counted this takes a while.
+    ///
+    /// # Errors
+    /// The texts cannot be read.
+    fn words(&self, limit: usize) -> Result<Vec<String>, DataError>;
 }
 
 /// Opens the samples of a pipeline's source: its training split, or its evaluation split.

@@ -236,12 +236,12 @@ impl SampleSource for Hostile {
         BTreeMap::new()
     }
 
-    fn captions(&self, _: u64) -> Vec<String> {
-        Vec::new()
+    fn captions(&self, _: u64) -> Result<Vec<String>, DataError> {
+        Ok(Vec::new())
     }
 
-    fn words(&self, _: usize) -> Vec<String> {
-        Vec::new()
+    fn words(&self, _: usize) -> Result<Vec<String>, DataError> {
+        Ok(Vec::new())
     }
 }
 
@@ -313,7 +313,7 @@ fn encodings_of_lists() {
         open_source(&folder.source(0.0), Mode::Train)
     };
     let marked = open(&[b"\xef\xbb\xbf", GOOD.as_bytes()].concat()).expect("opens");
-    assert_eq!((marked.len(), marked.captions(0)), (1, vec!["a".to_string(), "b".to_string()]));
+    assert_eq!((marked.len(), marked.captions(0).unwrap()), (1, vec!["a".to_string(), "b".to_string()]));
     let mut latin = GOOD.replace(r#""a""#, r#""caf#""#).into_bytes();
     latin.iter_mut().filter(|byte| **byte == b'#').for_each(|byte| *byte = 0xe9);
     let error = open(&[GOOD.as_bytes(), b"\n", &latin].concat()).err().expect("an error");
@@ -325,6 +325,50 @@ fn encodings_of_lists() {
     let wide: Vec<u8> = "\u{feff}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
     let error = open(&wide).err().expect("an error");
     assert_eq!(folder.message(&error), "DIR/captions.jsonl: UTF-16 text; save it as UTF-8");
+}
+
+/// A list with blank lines, both kinds of newline and none at the end, longer than is looked at in one go.
+#[test]
+fn long_lists() {
+    let folder = Folder::with_images("long", 1, &[]);
+    let line = |index: usize| {
+        let caption = format!("{index} {}", "word ".repeat(index % 50));
+        let split = if index % 3 == 0 { "test" } else { "train" };
+        format!(r#"{{"image": "images/0.png", "captions": ["{caption}", "b"], "split": "{split}"}}"#)
+    };
+    let ends = ["\n", "\r\n", "\n\n", "\n \r\n"];
+    let text: String = (0..50_000).map(|index| line(index) + ends[index % 4]).collect();
+    assert!(text.len() > 9 << 20, "{}", text.len());
+    folder.list(text.trim_end());
+    let source = open_source(&folder.source(0.0), Mode::Train).expect("opens");
+    let trained: Vec<usize> = (0..50_000).filter(|index| index % 3 != 0).collect();
+    assert_eq!(source.len(), trained.len() as u64);
+    for (at, index) in trained.into_iter().enumerate() {
+        let caption = format!("{index} {}", "word ".repeat(index % 50));
+        assert_eq!(source.captions(at as u64).unwrap(), [caption, "b".to_string()]);
+    }
+    folder.list(&format!("{}{{", text));
+    let error = open_source(&folder.source(0.0), Mode::Train).err().expect("an error");
+    // Two of four lines are followed by a blank one.
+    assert!(folder.message(&error).starts_with("DIR/captions.jsonl:75001: not a line of the form "), "{error}");
+}
+
+/// What was read when a list was opened is read again, or it is an error of the sample.
+#[test]
+fn a_list_that_changes_while_it_is_in_use() {
+    let folder = Folder::with_images("changes", 3, &[]);
+    let path = folder.0.join("captions.jsonl");
+    let source = open_source(&folder.source(0.0), Mode::Train).unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("raw 1", "row 1")).unwrap();
+    assert_eq!(source.read(0).unwrap().fields["raw"], Field::Text("raw 0".into()));
+    let error = source.read(1).unwrap_err().to_string();
+    assert_eq!(error, "captions.jsonl was changed after it was opened");
+    let error = source.list_hash().unwrap_err();
+    assert_eq!(
+        folder.message(&error),
+        "DIR/captions.jsonl: captions.jsonl was changed after it was opened; leave it as it is until the run has ended"
+    );
 }
 
 #[test]
@@ -413,7 +457,7 @@ fn errors_of_pipelines() {
         .err()
         .expect("an error")
         .to_string();
-    let (words, needed) = (samples.words(usize::MAX).len(), samples.words(usize::MAX).len() + 4);
+    let (words, needed) = (samples.words(usize::MAX).unwrap().len(), samples.words(usize::MAX).unwrap().len() + 4);
     assert_eq!(
         error,
         format!(

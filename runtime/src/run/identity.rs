@@ -7,7 +7,7 @@ use alip_plan::Plan;
 use alip_plan::pipeline::{Pipeline, Source};
 use serde::{Deserialize, Serialize};
 
-use crate::data::SampleSource;
+use crate::data::{DataError, SampleSource};
 use crate::device::Device;
 
 /// Version of `run.json`; a reader accepts exactly its own.
@@ -96,7 +96,10 @@ pub struct DataIdentity {
 
 impl DataIdentity {
     /// The training samples of a pipeline, opened as `source`, for a run in `root`.
-    pub fn new(mut pipeline: Pipeline, source: &dyn SampleSource, root: &Path) -> DataIdentity {
+    ///
+    /// # Errors
+    /// The list of the samples cannot be read any more.
+    pub fn new(mut pipeline: Pipeline, source: &dyn SampleSource, root: &Path) -> Result<DataIdentity, DataError> {
         let mut beside = None;
         if let Source::Folder { path, .. } = &mut pipeline.source
             && Path::new(path.as_str()).is_relative()
@@ -106,7 +109,7 @@ impl DataIdentity {
             beside = Some(seen_from(&root, &folder));
             *path = folder.to_string_lossy().into_owned();
         }
-        DataIdentity { pipeline, beside, samples: source.len(), list: source.list_hash() }
+        Ok(DataIdentity { pipeline, beside, samples: source.len(), list: source.list_hash()? })
     }
 
     /// The pipeline, its folder being where the run in `root` finds it now.

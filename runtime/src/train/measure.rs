@@ -151,7 +151,7 @@ pub fn measure(session: &mut Session, how: &Measuring<'_>) -> Result<(Results, V
     let mut model = Model { session, programs, how };
     let embedded = model.samples(Arc::clone(&source))?;
     let tokenizer = embedded.tokenizer.clone().ok_or_else(|| model.fail(NO_TEXTS))?;
-    let (captions, owner) = captions(source.as_ref(), &embedded.rows);
+    let (captions, owner) = captions(source.as_ref(), &embedded.rows)?;
     let texts = model.texts(&tokenizer, &captions)?;
     let dim = model.programs.dim;
     let images = Rows::new("image embeddings", &embedded.images, dim)?;
@@ -192,9 +192,13 @@ pub fn use_average(session: &mut Session) -> Result<(), MeasureError> {
 }
 
 /// Every true caption of the samples, and the row each belongs to.
-fn captions(source: &dyn SampleSource, rows: &[u64]) -> (Vec<String>, Vec<usize>) {
-    let of_row = |(row, index): (usize, &u64)| source.captions(*index).into_iter().map(move |text| (text, row));
-    rows.iter().enumerate().flat_map(of_row).unzip()
+fn captions(source: &dyn SampleSource, rows: &[u64]) -> Result<(Vec<String>, Vec<usize>), DataError> {
+    let (mut texts, mut owner) = (Vec::new(), Vec::new());
+    for (row, &index) in rows.iter().enumerate() {
+        texts.extend(source.captions(index)?);
+        owner.resize(texts.len(), row);
+    }
+    Ok((texts, owner))
 }
 
 /// Held-out samples after the towers.

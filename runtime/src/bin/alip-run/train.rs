@@ -175,7 +175,7 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
         note!("warning: {warning}");
     }
     let steps = wanted_steps(args, &plan, source.len())?;
-    let data = DataIdentity::new(pipeline.clone(), source.as_ref(), &root);
+    let data = DataIdentity::new(pipeline.clone(), source.as_ref(), &root)?;
     let info = RunInfo::new(&plan, DeviceIdentity::of(device.as_ref()), args.seed, steps, Some(data));
     note!(
         "{}: {} parameters, {} samples, {} steps of batch {}",
@@ -238,7 +238,7 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
         pipeline = moved(pipeline, folder).map_err(Failure::message)?;
     }
     let source = open_source(&pipeline.source, Mode::Train)?;
-    let data = DataIdentity::new(pipeline.clone(), source.as_ref(), root);
+    let data = DataIdentity::new(pipeline.clone(), source.as_ref(), root)?;
     if let Some(difference) = info.data.as_ref().and_then(|then| then.difference(&data)) {
         accept(&run, difference, (args.data_changed, "--data-changed"))?;
     }

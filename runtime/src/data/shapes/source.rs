@@ -1,7 +1,7 @@
 //! The data set as a source of the data pipeline.
 
 use super::{Scenes, vocabulary};
-use crate::data::{Field, RawSample, SampleError, SampleSource};
+use crate::data::{DataError, Field, RawSample, SampleError, SampleSource};
 use std::collections::BTreeMap;
 
 /// Scenes rendered at one size. Fields: `image`, `raw`, `caption`. Labels: `raw_wrong` (0 or 1), `raw_about` (the index of
@@ -62,11 +62,11 @@ impl SampleSource for ShapesSource {
         labels.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
     }
 
-    fn captions(&self, index: u64) -> Vec<String> {
-        vec![self.scenes.caption(index)]
+    fn captions(&self, index: u64) -> Result<Vec<String>, DataError> {
+        Ok(vec![self.scenes.caption(index)])
     }
 
-    fn words(&self, limit: usize) -> Vec<String> {
-        vocabulary().into_iter().take(limit).collect()
+    fn words(&self, limit: usize) -> Result<Vec<String>, DataError> {
+        Ok(vocabulary().into_iter().take(limit).collect())
     }
 }

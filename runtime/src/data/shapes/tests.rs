@@ -162,9 +162,9 @@ fn the_source_gives_what_the_pipeline_promises() {
     let sample = source.read(17).unwrap();
     assert_eq!(sample.fields.keys().collect::<Vec<_>>(), promised.fields().keys().collect::<Vec<_>>());
     assert_eq!(sample.labels, source.labels(17));
-    assert_eq!(source.captions(17), [source.scenes().caption(17)]);
+    assert_eq!(source.captions(17).unwrap(), [source.scenes().caption(17)]);
     assert!(matches!(&sample.fields["image"], Field::Rgb(image) if image.width == 48));
-    assert_eq!(source.words(1000), vocabulary());
+    assert_eq!(source.words(1000).unwrap(), vocabulary());
     let reads_past_the_end = source.read(600).unwrap_err();
     assert_eq!(reads_past_the_end.to_string(), "there is no scene 600, only 600 of them, counted from 0");
 }

@@ -58,7 +58,7 @@ impl Tokenizer {
                 Ok(Tokenizer::words(WordVocabulary::read(Path::new(file), *size)?))
             }
             Vocab::Words { size, file: None } => {
-                let words = source.words(WordVocabulary::room(*size));
+                let words = source.words(WordVocabulary::room(*size))?;
                 Ok(Tokenizer::words(WordVocabulary::new(words, *size)))
             }
         }

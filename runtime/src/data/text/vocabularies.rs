@@ -36,8 +36,7 @@ impl Vocabularies {
         vocab: &Vocab,
         source: &dyn SampleSource,
     ) -> Result<Tokenizer, DataError> {
-        let fail = |reason| DataError::Pipeline { pipeline: pipeline.name.clone(), reason };
-        check_room(pipeline, vocab, source).map_err(fail)?;
+        check_room(pipeline, vocab, source)?;
         Tokenizer::open(vocab, source)
     }
 
@@ -55,13 +54,15 @@ impl Vocabularies {
 
 /// The closed word list of a source that makes its own texts fits in the vocabulary. (The words of other sources are counted,
 /// and those that do not fit are the rarest.)
-fn check_room(pipeline: &Pipeline, vocab: &Vocab, source: &dyn SampleSource) -> Result<(), String> {
+fn check_room(pipeline: &Pipeline, vocab: &Vocab, source: &dyn SampleSource) -> Result<(), DataError> {
     let (Source::Shapes { .. }, Vocab::Words { size, file: None }) = (&pipeline.source, vocab) else { return Ok(()) };
-    let words = source.words(usize::MAX).len();
+    let words = source.words(usize::MAX)?.len();
     let missing = words.saturating_sub(WordVocabulary::room(*size));
     if missing == 0 {
         return Ok(());
     }
     let needed = *size as usize + missing;
-    Err(format!("its source has {words} words, more than 'words:{size}' has room for; write 'words:{needed}' or more"))
+    let reason =
+        format!("its source has {words} words, more than 'words:{size}' has room for; write 'words:{needed}' or more");
+    Err(DataError::Pipeline { pipeline: pipeline.name.clone(), reason })
 }

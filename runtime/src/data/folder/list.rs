@@ -1,0 +1,144 @@
+//! A text file with a sample per line, of which only the places of the lines are kept in memory.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use crate::data::lines::{after_mark, line_text};
+use crate::data::{DataError, SampleError};
+
+/// Bytes of a file that are looked at in one go.
+const BLOCK: u64 = 8 << 20;
+
+/// Lines that are worth a task.
+const TASK: usize = 256;
+
+/// The lines of a file that belong to a data set, in the file's order.
+///
+/// Sixteen bytes a line are kept; a line is read again when it is asked for, and has to be what it was when the list was opened.
+pub(super) struct List {
+    /// For messages.
+    name: String,
+    file: File,
+    rows: Vec<Row>,
+    /// Lines that are not blank, whether or not they belong.
+    lines: usize,
+}
+
+/// Where a line stands.
+struct Row {
+    offset: u64,
+    length: u32,
+    checksum: u32,
+}
+
+impl List {
+    /// Reads the file once. `belongs` says of each line, on any thread, whether it belongs, or what is wrong with it.
+    ///
+    /// # Errors
+    /// The file cannot be read or is no text; the first line that is wrong.
+    pub(super) fn open(
+        path: &Path,
+        advice: &str,
+        belongs: impl Fn(&str) -> Result<bool, String> + Sync,
+    ) -> Result<List, DataError> {
+        let fail = |error| DataError::file(path, error, advice);
+        let mut file = File::open(path).map_err(fail)?;
+        let (mut rows, mut lines) = (Vec::new(), 0);
+        let (mut block, mut offset, mut number) = (Vec::new(), 0, 0);
+        loop {
+            let read = (&mut file).take(BLOCK).read_to_end(&mut block).map_err(fail)?;
+            // At the end of the file what is left is a line, with or without a newline.
+            let newline = block.iter().rposition(|&byte| byte == b'\n');
+            let end = if read == 0 { block.len() } else { newline.map_or(0, |newline| newline + 1) };
+            let mut whole = &block[..end];
+            if offset == 0 && end > 0 {
+                whole = after_mark(path, whole)?;
+                offset = (end - whole.len()) as u64;
+            }
+            let found: Vec<_> = whole.split_inclusive(|&byte| byte == b'\n').collect();
+            let look = |line: &&[u8]| examine(line, &belongs);
+            let judged: Vec<_> = found.par_iter().with_min_len(TASK).map(look).collect();
+            for (line, judged) in found.into_iter().zip(judged) {
+                number += 1;
+                let fail = |reason| DataError::Line { path: path.to_path_buf(), line: number, reason };
+                let Verdict { blank, row } = judged.map_err(fail)?;
+                lines += usize::from(!blank);
+                rows.extend(row.map(|(length, checksum)| Row { offset, length, checksum }));
+                offset += line.len() as u64;
+            }
+            if read == 0 {
+                break;
+            }
+            block.drain(..end);
+        }
+        rows.shrink_to_fit();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(List { name, file, rows, lines })
+    }
+
+    /// Number of lines that belong.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether the file has nothing but blank lines.
+    pub(super) fn is_blank(&self) -> bool {
+        self.lines == 0
+    }
+
+    /// Line `index` of those that belong.
+    ///
+    /// # Errors
+    /// There is no such line, it cannot be read, or the file is not what it was when it was opened.
+    pub(super) fn line(&self, index: usize) -> Result<String, SampleError> {
+        let row = self.rows.get(index).ok_or_else(|| SampleError(format!("there is no sample {index}")))?;
+        let mut bytes = vec![0; row.length as usize];
+        let changed = || SampleError(format!("{} was changed after it was opened", self.name));
+        read_at(&self.file, &mut bytes, row.offset).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => changed(),
+            _ => SampleError(format!("{} cannot be read: {error}", self.name)),
+        })?;
+        if crc32c::crc32c(&bytes) != row.checksum {
+            return Err(changed());
+        }
+        String::from_utf8(bytes).map_err(|_| changed())
+    }
+}
+
+/// What a line is: blank, or in the list with its length and checksum, or in another split.
+struct Verdict {
+    blank: bool,
+    row: Option<(u32, u32)>,
+}
+
+fn examine(line: &[u8], belongs: impl Fn(&str) -> Result<bool, String>) -> Result<Verdict, String> {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    let text = line_text(line.strip_suffix(b"\r").unwrap_or(line))?;
+    if text.trim().is_empty() {
+        return Ok(Verdict { blank: true, row: None });
+    }
+    let length = u32::try_from(text.len()).map_err(|_| "a line of more than 4 GiB".to_string())?;
+    let row = belongs(text)?.then(|| (length, crc32c::crc32c(text.as_bytes())));
+    Ok(Verdict { blank: false, row })
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        let read = std::os::windows::fs::FileExt::seek_read(file, bytes, offset)?;
+        if read == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        bytes = &mut bytes[read..];
+        offset += read as u64;
+    }
+    Ok(())
+}
