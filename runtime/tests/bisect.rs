@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use alip_plan::fault::PLANTABLE;
+
 fn bisect(fault: &str, more: &[&str]) -> (Option<i32>, String) {
     let batch: &[&str] = if more.contains(&"--batch") { &[] } else { &["--batch", "4"] };
     let args = [&["bisect", "alip_tiny", "--device", "cpu"], batch].concat();
@@ -13,6 +15,10 @@ fn bisect(fault: &str, more: &[&str]) -> (Option<i32>, String) {
 
 /// A fault is found at a stage and laid to what is responsible.
 fn check(fault: &str, more: &[&str], said: &[&str]) {
+    if !PLANTABLE {
+        println!("skipped: a release build has no faults to plant");
+        return;
+    }
     let (status, text) = bisect(fault, more);
     assert_eq!(status, Some(1), "{text}");
     for said in said {

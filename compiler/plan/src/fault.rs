@@ -1,7 +1,13 @@
 //! Faults that tests plant on purpose, to see whether they are found.
 //!
-//! The places that can be made wrong ask [`planted`], which is a constant `false` unless this crate is built with the feature
-//! `planted-faults`. No default build has it; `tests/tests/planted_faults.rs` does, and plants one after the other.
+//! The places that can be made wrong ask [`planted`], which is a constant `false` in release builds. Builds for tests (those
+//! with debug assertions) carry the faults, so that they need no build of their own; none shows until it is planted:
+//! `tests/tests/planted_faults.rs` plants one after the other.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// Whether this build can be made wrong.
+pub const PLANTABLE: bool = cfg!(debug_assertions);
 
 /// A mistake of a kind that people make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,34 +95,17 @@ impl Fault {
     ];
 }
 
+const NONE: u8 = u8::MAX;
+
+static ACTIVE: AtomicU8 = AtomicU8::new(NONE);
+
 /// Whether a fault is to show.
-#[cfg(not(feature = "planted-faults"))]
 #[inline(always)]
-pub const fn planted(_: Fault) -> bool {
-    false
+pub fn planted(fault: Fault) -> bool {
+    PLANTABLE && ACTIVE.load(Ordering::Relaxed) == fault as u8
 }
 
-#[cfg(feature = "planted-faults")]
-mod active {
-    use std::sync::atomic::{AtomicU8, Ordering};
-
-    use super::Fault;
-
-    const NONE: u8 = u8::MAX;
-
-    static ACTIVE: AtomicU8 = AtomicU8::new(NONE);
-
-    /// Whether a fault is to show.
-    #[inline(always)]
-    pub fn planted(fault: Fault) -> bool {
-        ACTIVE.load(Ordering::Relaxed) == fault as u8
-    }
-
-    /// Makes one fault show, in the whole process, or none.
-    pub fn plant(fault: Option<Fault>) {
-        ACTIVE.store(fault.map_or(NONE, |fault| fault as u8), Ordering::Relaxed);
-    }
+/// Makes one fault show, in the whole process, or none. Nothing shows unless [`PLANTABLE`].
+pub fn plant(fault: Option<Fault>) {
+    ACTIVE.store(fault.map_or(NONE, |fault| fault as u8), Ordering::Relaxed);
 }
-
-#[cfg(feature = "planted-faults")]
-pub use active::{plant, planted};

@@ -30,6 +30,7 @@ mod train;
 use std::io::Write;
 use std::process::ExitCode;
 
+use alip_plan::fault;
 use clap::{Parser, Subcommand};
 
 /// Trains, evaluates and measures language-image models.
@@ -55,8 +56,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    #[cfg(feature = "planted-faults")]
-    plant();
+    if fault::PLANTABLE {
+        plant();
+    }
     hush_drivers();
     let done = match Cli::parse().command {
         Command::Train(args) => train::run(&args),
@@ -89,9 +91,7 @@ fn hush_drivers() {
 }
 
 /// Plants the fault that the environment names, for a test of `bisect`.
-#[cfg(feature = "planted-faults")]
 fn plant() {
-    use alip_plan::fault;
     let name = std::env::var("ALIP_FAULT").unwrap_or_default();
     fault::plant(fault::Fault::ALL.into_iter().find(|fault| format!("{fault:?}") == name));
 }
