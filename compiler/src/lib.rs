@@ -9,6 +9,7 @@ pub mod codegen;
 mod compile;
 pub mod diag;
 pub mod diff;
+pub mod graph;
 pub mod ir;
 pub mod ops;
 pub mod optimize;
