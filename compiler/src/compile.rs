@@ -8,14 +8,15 @@ use alip_plan::packing::{Bucket, Lengths, PROGRAM_LENGTHS, Packed};
 use alip_plan::{Buffer, Plan, Program, StateTensor, Target, TrainInfo};
 
 use crate::PASSES;
-use crate::codegen::{self, Assembly, Launch, Part, lower};
+use crate::codegen::{self, Assembly, Part, lower};
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
 use crate::ir::{Graph, Model, PackedGraphs, name_with_rows};
-use crate::optimize::{self, Chosen, Cost, Kept, Machine, OptimizeOptions, Optimized, Optimizer, RegionReport, Report};
+use crate::launch::trace::Trace;
+use crate::launch::{Launch, Machine, Neighbours, predict};
+use crate::optimize::{self, Chosen, Cost, Kept, OptimizeOptions, Optimized, Optimizer, RegionReport, Report};
 use crate::parallel;
-use crate::schedule::{self, Explanation, Neighbours, ScheduleOptions, memory};
+use crate::schedule::{self, Explanation, ScheduleOptions, memory};
 use crate::transform;
-use crate::trust::trace::Trace;
 
 /// How to compile.
 #[derive(Clone, Debug)]
@@ -237,7 +238,7 @@ fn predicted(
     let order = codegen::order(model, neighbours, &[(graph, launches.as_slice())]);
     let assembly = Assembly::new(model, &order, neighbours, target)?;
     let launches = codegen::join(model, graph, launches, assembly.state(), target);
-    Ok(codegen::predict(&launches, &Machine::of(target)))
+    Ok(predict(&launches, &Machine::of(target)))
 }
 
 /// What a plan says of a program that there are several of.

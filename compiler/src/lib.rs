@@ -5,12 +5,14 @@
 //! on a driver, a clock (timings are only reported) or the machine, so that equal inputs give equal bytes.
 
 pub mod autodiff;
+mod check;
 pub mod codegen;
 mod compile;
 pub mod diag;
 pub mod diff;
 pub mod graph;
 pub mod ir;
+pub mod launch;
 pub mod ops;
 pub mod optimize;
 mod parallel;
@@ -18,6 +20,7 @@ pub mod picture;
 pub mod resolve;
 pub mod schedule;
 pub mod spec;
+pub mod training;
 pub mod transform;
 pub mod trust;
 
@@ -26,9 +29,10 @@ use std::time::{Duration, Instant};
 
 use alip_plan::{DType, Plan};
 
-use crate::autodiff::update::{Keep, add_update};
 use crate::diag::{Diagnostic, Diagnostics, SourceMap};
 use crate::resolve::{Resolved, resolve};
+use crate::training::{Keep, add_update};
+pub use check::*;
 pub use compile::*;
 
 /// All passes, in order: names for `--dump after:NAME` and `--stop-after NAME`.
@@ -68,7 +72,7 @@ pub struct CompiledSpec {
     /// The kernels of each program, if asked for.
     pub explained: BTreeMap<String, schedule::Explanation>,
     /// What the steps of each program read and write, if asked for.
-    pub traces: BTreeMap<String, trust::trace::Trace>,
+    pub traces: BTreeMap<String, launch::trace::Trace>,
     /// What the e-graph did.
     pub optimized: OptimizeReport,
 }

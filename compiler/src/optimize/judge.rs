@@ -5,8 +5,9 @@
 
 use alip_plan::Target;
 
-use crate::codegen::{Cost, Machine, lower, predict};
+use crate::codegen::lower;
 use crate::ir::Graph;
+use crate::launch::{Cost, Machine, predict};
 use crate::schedule::{Neighbours, ScheduleOptions, normal_form, schedule};
 
 /// What the kernels of a program cost; `None` if it cannot be scheduled, which only a defect can cause.
