@@ -2,11 +2,12 @@
 
 mod assemble;
 mod attention;
+mod backend;
 mod domain;
 pub mod emit;
 mod join;
 mod lower;
 
 pub(crate) use self::assemble::{Assembly, Part, report_buckets};
+pub(crate) use self::backend::{BackEnd, Lowered, Stage, Unwatched, Watch};
 pub(crate) use self::join::{join, order};
-pub(crate) use self::lower::lower;
