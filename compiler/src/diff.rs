@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use crate::CompiledSpec;
+use crate::compile::CompiledSpec;
 use crate::ir::{Graph, Model, describe};
 
 /// What differs; empty parts are equal in both.

@@ -28,14 +28,15 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::{Diagnostics, SourceId, SourceMap};
 use alip_compiler::ir;
 use alip_compiler::optimize::{self, OptimizeOptions, Optimized, rule_names};
-use alip_compiler::resolve::{self, Checked, Options};
+use alip_compiler::resolve::{self, Options};
 use alip_compiler::schedule::{self, Neighbours, ScheduleOptions};
 use alip_compiler::spec::{self, GraphSpec, ModuleSpec, SpecFile};
+use alip_compiler::training::{Keep, add_update};
 use alip_compiler::transform::{self, Applied, Disabled, Results};
+use alip_compiler::{Checked, check_source};
 use alip_plan::Target;
 
 /// A test file, taken apart.
@@ -83,7 +84,7 @@ fn check(case: &Case) -> String {
     let source = sources.add(name.as_str(), text.as_str());
     let set = case.args.split_whitespace().map(str::to_owned).collect();
     let options = Options { files: case.files[1..].iter().cloned().collect(), set, ..Options::default() };
-    let checked = resolve::check_source(&mut sources, source, &options).map(|checked| match checked {
+    let checked = check_source(&mut sources, source, &options).map(|checked| match checked {
         Checked::Graph(resolved) => {
             let mut out: String = resolved.warnings.iter().map(|warning| warning.render(&sources, false)).collect();
             resolved

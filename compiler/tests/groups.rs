@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{Model, Value, interpret};
 use alip_compiler::resolve::{Options, resolve_source};
+use alip_compiler::training::{Keep, add_update};
 
 fn build(spec: &str) -> Model {
     let mut sources = SourceMap::new();

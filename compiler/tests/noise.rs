@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{DType, Graph, Value, interpret};
 use alip_compiler::ops::Op;
 use alip_compiler::resolve::{Options, Resolved, resolve_source};
+use alip_compiler::training::{Keep, add_update};
 
 /// Each application draws a uniform and a normal mask.
 const NOISY: &str = r#"Module(name: "noisy", inputs: { "x": "[N, D]" }, body: [

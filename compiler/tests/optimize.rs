@@ -4,10 +4,10 @@ mod steps;
 
 use std::collections::BTreeMap;
 
-use alip_compiler::autodiff::update::Keep;
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{interpret, print, verify};
 use alip_compiler::optimize::{Kept, OptimizeOptions, Optimizer, optimize, rule_names};
+use alip_compiler::training::Keep;
 use alip_plan::Target;
 use steps::{Within, assert_close, first_state, seed, some_inputs, trained};
 

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use alip_compiler::autodiff::gradients;
-use alip_compiler::autodiff::update::Keep;
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{
     Builder, Graph, NodeId, OriginId, Simplified, StopGradients, TensorType, interpret, parse, print, simplify, verify,
@@ -14,6 +13,7 @@ use alip_compiler::ir::{
 };
 use alip_compiler::ops::{Op, ScalarOp};
 use alip_compiler::schedule::{Neighbours, ScheduleOptions, join_sums, normal_form, recompute, schedule};
+use alip_compiler::training::Keep;
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
 use alip_plan::Target;
 use steps::{Within, assert_close, first_state, seed, some_inputs, trained};

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{DType, Graph, Model, NodeId, Value, interpret, verify};
 use alip_compiler::ops::{Op, ScalarOp};
 use alip_compiler::resolve::{Options, resolve};
+use alip_compiler::training::{Keep, add_update};
 use alip_compiler::transform::narrow::unrounded;
 use alip_compiler::transform::precision::lower;
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};

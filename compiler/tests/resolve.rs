@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::{Diagnostics, SourceMap};
 use alip_compiler::ir::{DType, Value, interpret};
 use alip_compiler::resolve::{Options, Resolved, graph_names, resolve};
+use alip_compiler::training::{Keep, add_update};
 use alip_plan::StateKind;
 
 fn build(graph: &str, options: &Options) -> Resolved {

@@ -26,10 +26,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use alip_compiler::autodiff::update::Keep;
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{DType, Model, TensorType, Value};
 use alip_compiler::resolve::Options;
+use alip_compiler::training::Keep;
 use alip_compiler::{CompileOptions, CompiledSpec, SWITCHES, SpecOptions, Switch, compile_spec};
 use alip_plan::bounds::{F32, Roundings, assert_within_each, bound};
 use alip_plan::{PROGRAM_INIT, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS};

@@ -4,10 +4,10 @@
 //! of the one that is lifted, rewritten, packed for the batch, fused and laid out. What devices compute of it is judged kernel
 //! by kernel, within derived bounds, in `runtime/tests/every_graph.rs`.
 
-use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{Model, interpret, name_with_rows};
 use alip_compiler::resolve::{Options, graph_names, resolve};
+use alip_compiler::training::{Keep, add_update};
 use alip_compiler::trust::rows::chosen;
 use alip_compiler::{CompileOptions, CompiledSpec, SpecOptions, compile_spec};
 use alip_plan::PROGRAM_TRAIN;

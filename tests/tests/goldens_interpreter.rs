@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 
 use alip_compiler::autodiff::gradients;
-use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{DType, Model, TensorType, Value, interpret};
 use alip_compiler::resolve::{LOSS, Options, Resolved, resolve, resolve_source};
+use alip_compiler::training::{Keep, add_update};
 use alip_compiler::transform;
 use alip_plan::StateKind;
 use alip_plan::bounds::{assert_within, golden};

@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{Model, interpret};
 use alip_compiler::resolve::{Options, resolve};
+use alip_compiler::training::{Keep, add_update};
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec, transform};
 use alip_plan::bounds::golden::{GRADIENT, STEP_ONE};
 use alip_plan::bounds::{assert_within, largest};

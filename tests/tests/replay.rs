@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use alip_compiler::autodiff::update::Keep;
 use alip_compiler::diag::SourceMap;
+use alip_compiler::training::Keep;
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
 use alip_plan::bounds::golden::{GRADIENT, GRADIENT_RESNET, STEP_ONE};
 use alip_plan::bounds::{assert_within, golden::of_largest};

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{DType, TensorType, Value};
 use alip_compiler::resolve::{Options, resolve};
+use alip_compiler::training::{Keep, add_update};
 use alip_compiler::{CompileOptions, compile_model, transform};
 use alip_plan::PROGRAM_TRAIN;
 use alip_tests::compiled::Values;

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{Builder, DType, Graph, Model, OriginId, TensorType, Value, interpret};
 use alip_compiler::ops::{ReduceKind, cases};
 use alip_compiler::resolve::{Options, resolve};
+use alip_compiler::training::{Keep, add_update};
 use alip_compiler::transform;
 use alip_plan::Target;
 use alip_plan::bounds::{F32, Roundings, assert_within, bound, largest};

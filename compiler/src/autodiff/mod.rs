@@ -9,9 +9,6 @@
 //! is rounded. So the gradient of a weight of 16 bits, or of one that products read in 16 bits, is a sum in f32.
 //! What each op's gradient is stands with the op (`ops/`).
 
-mod loss_scale;
-pub mod update;
-
 use crate::diag::Diagnostics;
 use crate::ir::{Builder, DType, Graph, NodeId};
 use crate::ops::{Call, Op, OpError};

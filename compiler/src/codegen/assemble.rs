@@ -13,16 +13,13 @@ use alip_plan::{
 };
 use indexmap::{IndexMap, IndexSet};
 
-use super::lower::Launch;
-use super::predict::{Machine, predict};
-use super::traffic::bytes_moved;
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Graph, Model, NodeId, StateDecl};
+use crate::launch::trace::Traced;
+use crate::launch::{Launch, Machine, Neighbours, bytes_moved, predict};
 use crate::ops::Op;
-use crate::schedule::Neighbours;
 use crate::schedule::check::{Intent, Intents, Value};
 use crate::schedule::memory::{Home, Peak, Placement, fits};
-use crate::trust::trace::Traced;
 
 /// A program ready for assembly.
 pub(crate) struct Part {

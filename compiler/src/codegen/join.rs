@@ -14,10 +14,9 @@ use alip_plan::kernel::{Code, Loop, Map, ScalarOp};
 use alip_plan::{DType, StateTensor, Target};
 use indexmap::{IndexMap, IndexSet};
 
-use super::lower::Launch;
 use crate::ir::{Graph, Model, NodeId};
+use crate::launch::{Launch, Neighbours};
 use crate::ops::Op;
-use crate::schedule::Neighbours;
 use crate::schedule::memory::Accesses;
 
 /// What a view of a kernel goes over.

@@ -16,26 +16,9 @@ use indexmap::IndexSet;
 use super::attention::attention;
 use super::domain::{Access, Block, Domain, Form, Picked, PreOp};
 use crate::ir::{Graph, NodeId};
+use crate::launch::Launch;
 use crate::ops::{Op, rounds_to};
 use crate::schedule::{Group, GroupId, Groups, Input, Kind, Layout, MemberId, Schedule, ViewOp, What, gather, product};
-
-/// A kernel with the values it is applied to.
-#[derive(Clone, Debug)]
-pub(crate) struct Launch {
-    pub(crate) kernel: Loop,
-    /// By position; stored values and inputs and state of the program.
-    pub(crate) operands: Vec<NodeId>,
-    /// Operands that are several values, which lie one after another: by the operand, all of them.
-    pub(crate) spans: BTreeMap<NodeId, Vec<NodeId>>,
-    pub(crate) reads: Vec<NodeId>,
-    pub(crate) writes: Vec<NodeId>,
-    /// Pairs of a written and a read value which may share memory: the kernel reads an element only where and before it
-    /// writes it.
-    pub(crate) in_place: Vec<(NodeId, NodeId)>,
-    /// Where the last value it stores is made ([`place_of`]).
-    pub(crate) origin: String,
-    pub(crate) flops: u64,
-}
 
 /// Lowers all groups in order.
 pub(crate) fn lower(schedule: &Schedule<'_>) -> Vec<Launch> {

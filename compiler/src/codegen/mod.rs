@@ -2,16 +2,12 @@
 
 mod assemble;
 mod attention;
+mod backend;
 mod domain;
 pub mod emit;
 mod join;
 mod lower;
-mod predict;
-mod traffic;
 
 pub(crate) use self::assemble::{Assembly, Part, report_buckets};
+pub(crate) use self::backend::{BackEnd, Lowered, Stage, Unwatched, Watch};
 pub(crate) use self::join::{join, order};
-pub(crate) use self::lower::{Launch, lower};
-pub(crate) use self::predict::{COSTLY, predict, weight};
-pub use self::predict::{Cost, Machine};
-pub(crate) use self::traffic::bytes_moved;

@@ -122,7 +122,7 @@ impl SourceMap {
     }
 
     /// Name and text of every source that was read from a file: what to compile the same again from, given as
-    /// [`Options::files`](crate::resolve::Options::files).
+    /// the `files` of the options.
     pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
         let files = self.sources.iter().filter(|source| !source.name.starts_with("--"));
         files.map(|source| (source.name.as_str(), source.text.as_str()))

@@ -1,32 +1,18 @@
-//! The graph that every compiler pass reads and returns.
-//!
-//! Contract of a [`Graph`]:
-//! - Nodes are in topological order: a node's inputs have smaller ids. Operand order lives in the node.
-//! - Every node has a type that equals what its op infers from its inputs' types; `verify` tests it after each pass.
-//! - Shapes are explicit: pointwise ops take equal shapes, broadcasting is an op of its own.
-//! - Every node has an origin: the application of a module (a node path) and the place in a spec it came from. Passes
-//!   hand origins on; autodiff gives a gradient the origin of what it differentiates.
-//! - Nothing in a graph is mutable: state is read by [`crate::ops::Op::State`] and replaced by an entry of
-//!   [`Graph::updates`].
-//!
-//! A [`Model`] is the set of programs of one spec over one state. There are no devices, kernels or byte sizes here.
+//! What every pass works with: graphs ([`crate::graph`]), the builder that adds to them ([`crate::ops`]), and what can be done
+//! with any graph: running it in f64 ([`interpret`]), its text form ([`print`](fn@print), [`parse`](fn@parse)), its contract
+//! ([`verify`](fn@verify)), and tidying it ([`simplify`](fn@simplify)).
 
-mod builder;
-mod einsum;
-mod graph;
 mod interpret;
 mod parse;
 mod print;
 mod simplify;
-mod types;
 mod verify;
 
-pub use builder::{Builder, Subscript};
-pub use graph::*;
+pub use crate::graph::*;
+pub use crate::ops::{Builder, Subscript};
 pub use interpret::*;
 pub use parse::{ParseError, parse};
 pub use print::{describe, print};
 pub(crate) use simplify::commutes;
 pub use simplify::{Simplified, StopGradients, eliminate_dead, simplify};
-pub use types::*;
 pub use verify::{verify, verify_model};

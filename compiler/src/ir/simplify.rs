@@ -9,10 +9,9 @@ use std::collections::HashMap;
 use alip_plan::fault::{Fault, planted};
 use smallvec::SmallVec;
 
-use super::builder::widened_from;
 use super::{DType, Graph, NodeId, OriginId, Shape, TensorType};
 use crate::diag::Diagnostics;
-use crate::ops::{Op, OpError, ReduceKind, ScalarOp, constant, fold};
+use crate::ops::{Op, OpError, ReduceKind, ScalarOp, constant, fold, widened_from};
 
 /// A new graph, and where the nodes of the old one went; `None` for those that are gone.
 #[derive(Clone, Debug, PartialEq)]

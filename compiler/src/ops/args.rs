@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use super::Builder;
 use super::OpError;
 use super::functions::Function;
 use crate::diag::did_you_mean;
-use crate::ir::{Builder, DType, NodeId, Shape};
+use crate::graph::{DType, NodeId, Shape};
 
 /// What a parameter takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

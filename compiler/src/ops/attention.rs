@@ -23,27 +23,12 @@
 //! a machine multiplies 16 bits alone (tensor cores), a kernel takes each weight as the sum of two numbers of 16 bits.
 
 use alip_plan::fault::{Fault, planted};
-use serde::{Deserialize, Serialize};
 
 use super::cases::{Case, CaseBuilder};
-use super::{Call, Op, OpError, Primitive, ReduceKind, Tensor, same_shape};
-use crate::ir::{Builder, DType, NodeId, Shape, TensorType};
-use alip_plan::Real;
+use super::{Builder, Call, Op, OpError, Primitive, Real, ReduceKind, Tensor, same_shape};
+use crate::graph::{DType, NodeId, Shape, TensorType};
 
-pub use alip_plan::kernel::{AttentionResult, Rows};
-
-/// A member of the family.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Attention {
-    /// What is computed.
-    pub result: AttentionResult,
-    /// Which rows belong together.
-    pub rows: Rows,
-    /// Query `i` of `Lq` sees key `j` of `Lk` only if `j <= i + Lk - Lq`: the last query sees all.
-    pub causal: bool,
-    /// Factor of the scores.
-    pub scale: Real,
-}
+pub use crate::graph::{Attention, AttentionResult, Rows};
 
 /// Number of tensors before the one that [`Rows`] asks for: q, k, and v where it matters.
 fn operands(result: AttentionResult) -> usize {

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use alip_plan::philox;
 
-use super::{Op, attention, conv, dot, gather, norm, pointwise, reduce, source, views};
-use crate::ir::{Builder, DType, Graph, NodeId, OriginId, Shape, TensorType, Value};
+use super::{Builder, Op, attention, conv, dot, gather, norm, pointwise, reduce, source, views};
+use crate::graph::{DType, Graph, NodeId, OriginId, Shape, TensorType, Value};
 
 /// A graph with one op between its inputs and its output `y`.
 #[derive(Clone, Debug)]

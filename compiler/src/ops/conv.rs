@@ -2,8 +2,8 @@
 
 use super::cases::{Case, CaseBuilder};
 use super::dot::{Matrix, product};
-use super::{Call, Conv, ConvKind, Op, OpError, Primitive, Tensor};
-use crate::ir::{Builder, DType, Dim, NodeId, Shape, TensorType};
+use super::{Builder, Call, Conv, ConvKind, Op, OpError, Primitive, Tensor};
+use crate::graph::{DType, Dim, NodeId, Shape, TensorType};
 
 /// Sizes of a convolution, whichever of its three tensors is the result.
 struct Sizes {

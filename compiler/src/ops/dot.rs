@@ -1,8 +1,8 @@
 //! Sums of products over paired dimensions.
 
 use super::cases::{Case, CaseBuilder};
-use super::{Call, Dot, Op, OpError, Primitive, Tensor, disagree, strided};
-use crate::ir::{Builder, DType, NodeId, Shape, TensorType};
+use super::{Builder, Call, Dot, Op, OpError, Primitive, Tensor, disagree, strided};
+use crate::graph::{DType, NodeId, Shape, TensorType};
 
 /// Dimensions that are in none of the lists.
 fn free(rank: usize, batch: &[usize], contract: &[usize]) -> Vec<usize> {

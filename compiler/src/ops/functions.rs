@@ -4,8 +4,8 @@
 //! tensors. Everything composite (softmax, logsumexp, layer_norm, ...) is a module of `stdlib/`.
 
 pub use super::args::{ArgValue, Args, Kind, Param};
-use super::{OpError, ReduceKind};
-use crate::ir::{Builder, DType, NodeId, TensorType};
+use super::{Builder, OpError, ReduceKind};
+use crate::graph::{DType, NodeId, TensorType};
 
 type Build = fn(&mut Builder<'_>, &Args) -> Result<NodeId, OpError>;
 
@@ -389,7 +389,7 @@ static FUNCTIONS: &[Function] = &[
         doc: "1 on the diagonal of an n x n matrix, 0 elsewhere.",
         example: "eye(B)",
         build: |b, a| {
-            let shape = crate::ir::Shape::from([a.count(0)?, a.count(0)?]);
+            let shape = crate::graph::Shape::from([a.count(0)?, a.count(0)?]);
             let (row, column) = (b.iota(shape.clone(), 0)?, b.iota(shape, 1)?);
             let equal = b.eq(row, column)?;
             b.cast(equal, DType::F32)

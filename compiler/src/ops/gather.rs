@@ -1,8 +1,8 @@
 //! Rows picked by index, and rows added by index: each the gradient of the other.
 
 use super::cases::{Case, CaseBuilder};
-use super::{Call, Op, OpError, Primitive, Tensor, disagree, strided};
-use crate::ir::{Builder, DType, NodeId, Shape, TensorType};
+use super::{Builder, Call, Op, OpError, Primitive, Tensor, disagree, strided};
+use crate::graph::{DType, NodeId, Shape, TensorType};
 
 pub(super) struct Gather {
     pub(super) batch: usize,

@@ -12,8 +12,8 @@
 //! same way for both, so that it is computed once.
 
 use super::cases::{Case, CaseBuilder};
-use super::{Call, Op, OpError, Primitive, Real, ReduceKind, Tensor, disagree, strided};
-use crate::ir::{Builder, DType, NodeId, Shape, TensorType};
+use super::{Builder, Call, Op, OpError, Primitive, Real, ReduceKind, Tensor, disagree, strided};
+use crate::graph::{DType, NodeId, Shape, TensorType};
 
 pub(super) struct Softmax<'a> {
     pub(super) axes: &'a [usize],

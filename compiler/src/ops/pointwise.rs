@@ -3,8 +3,8 @@
 use alip_plan::fault::{Fault, planted};
 
 use super::cases::{Case, CaseBuilder};
-use super::{Call, Op, OpError, Primitive, Real, ScalarOp, Tensor, same_shape};
-use crate::ir::{Builder, DType, NodeId, TensorType};
+use super::{Builder, Call, Op, OpError, Primitive, Real, ScalarOp, Tensor, same_shape};
+use crate::graph::{DType, NodeId, TensorType};
 
 /// Which dtypes a scalar operation takes and gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 use alip_plan::fault::{Fault, planted};
 
 use super::cases::{Case, CaseBuilder};
-use super::{Call, Op, OpError, Primitive, ReduceKind, Tensor, strided};
-use crate::ir::{Builder, DType, NodeId, Shape, TensorType};
+use super::{Builder, Call, Op, OpError, Primitive, ReduceKind, Tensor, strided};
+use crate::graph::{DType, NodeId, Shape, TensorType};
 
 pub(super) struct Reduce<'a> {
     pub(super) kind: ReduceKind,

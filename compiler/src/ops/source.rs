@@ -4,7 +4,7 @@ use alip_plan::philox;
 
 use super::cases::{Case, CaseBuilder};
 use super::{Op, OpError, Primitive, Real, Tensor, strided};
-use crate::ir::{DType, Shape, TensorType};
+use crate::graph::{DType, Shape, TensorType};
 
 pub(super) struct Input<'a> {
     pub(super) ty: &'a TensorType,

@@ -1,6 +1,6 @@
 //! Walks over strided tensors, shared by the reference meanings.
 
-use crate::ir::Shape;
+use crate::graph::Shape;
 
 /// Strides, in elements, of a dense row-major tensor.
 pub(super) fn strides(shape: &Shape) -> Vec<usize> {

@@ -3,8 +3,8 @@
 use alip_plan::fault::{Fault, planted};
 
 use super::cases::{Case, CaseBuilder};
-use super::{Call, Op, OpError, Primitive, ReduceKind, Tensor, disagree, strided};
-use crate::ir::{Builder, Dim, NodeId, Shape, TensorType};
+use super::{Builder, Call, Op, OpError, Primitive, ReduceKind, Tensor, disagree, strided};
+use crate::graph::{Dim, NodeId, Shape, TensorType};
 
 pub(super) struct Reshape<'a> {
     pub(super) shape: &'a Shape,

@@ -12,8 +12,8 @@
 use smallvec::SmallVec;
 
 use super::language::Kind;
-use crate::codegen::{COSTLY, Cost, Machine, weight};
 use crate::ir::TensorType;
+use crate::launch::{COSTLY, Cost, Machine, weight};
 use crate::ops::Op;
 
 /// Most operations of a value that is computed again rather than stored: those of the schedule.

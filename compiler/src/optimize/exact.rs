@@ -9,7 +9,7 @@ use super::extract::{Choice, Extraction};
 use super::laws;
 use super::rules;
 use super::saturate::RuleIndex;
-use crate::codegen::Machine;
+use crate::launch::Machine;
 
 /// Choices after which an e-graph counts as too large to try them all.
 const MOST_CHOICES: u32 = 20_000;

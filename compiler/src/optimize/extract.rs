@@ -17,8 +17,8 @@ use smallvec::SmallVec;
 use super::cost::{Evaluator, Role, Step};
 use super::language::{EGraph, OpId, Term};
 use super::site::sides;
-use crate::codegen::{Cost, Machine};
 use crate::ir::TensorType;
+use crate::launch::{Cost, Machine};
 use crate::ops::{Dot, Op};
 use crate::schedule::{Layout, ViewOp, product};
 

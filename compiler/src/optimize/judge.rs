@@ -5,13 +5,16 @@
 
 use alip_plan::Target;
 
-use crate::codegen::{Cost, Machine, lower, predict};
+use crate::codegen::{BackEnd, Unwatched};
 use crate::ir::Graph;
-use crate::schedule::{Neighbours, ScheduleOptions, normal_form, schedule};
+use crate::launch::{Cost, Machine, Neighbours, predict};
+use crate::schedule::ScheduleOptions;
 
-/// What the kernels of a program cost; `None` if it cannot be scheduled, which only a defect can cause.
+/// What the kernels of a region cost; `None` if it cannot be scheduled, which only a defect can cause. What is computed again
+/// is a matter of whole programs, and of their state which tensors lie together.
 pub(crate) fn judge(graph: &Graph, target: &Target, machine: &Machine) -> Option<Cost> {
-    let options = ScheduleOptions::default();
-    let graph = normal_form(graph, target, options).ok()?;
-    Some(predict(&lower(&schedule(&graph, &Neighbours::default(), target, options)), machine))
+    let options = ScheduleOptions { fuse: true, recompute: false };
+    let back_end = BackEnd { target, options, neighbours: &Neighbours::default() };
+    let lowered = back_end.lower(graph, &mut Unwatched).ok()??;
+    Some(predict(&lowered.launches, machine))
 }

@@ -50,10 +50,10 @@ use self::saturate::RuleIndex;
 pub use self::saturate::Stop;
 use self::solution::{Cuts, Forms, Rebuild, Solution, Solved, Written};
 use self::tidy::tidy;
-pub use crate::codegen::{Cost, Machine};
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
 use crate::ir::Graph;
-use crate::schedule::Neighbours;
+use crate::launch::Neighbours;
+pub use crate::launch::{Cost, Machine};
 use alip_plan::Target;
 
 /// What the optimiser may do.

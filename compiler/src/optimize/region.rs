@@ -18,8 +18,8 @@ use smallvec::SmallVec;
 
 use super::language::{Interner, Kind, OpId};
 use crate::ir::{Graph, NodeId, TensorType};
+use crate::launch::Neighbours;
 use crate::ops::{Op, ScalarOp};
-use crate::schedule::Neighbours;
 
 /// Length of a run. Shorter ones hold too little for rules that need several products, longer ones cost more than their
 /// share to saturate and repeat less often.

@@ -17,8 +17,8 @@ use super::rules::RuleId;
 use super::saturate::{Saturated, canonical, empty};
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Graph, NodeId, OriginId};
+use crate::launch::Neighbours;
 use crate::ops::{Op, OpError};
-use crate::schedule::Neighbours;
 
 /// A node of a solution.
 pub(crate) struct Planned {

@@ -1,7 +1,7 @@
 //! From a spec to graphs: files are found, variants laid over their bases, modules instantiated and applied.
 //!
 //! - The result is a [`Resolved`]: the programs of one model over one state. Its `train` program is only the forward part
-//!   with the loss among its [`Graph::values`](crate::ir::Graph::values); [`crate::autodiff::update`] makes it a training step.
+//!   with the loss among its [`Graph::values`](crate::ir::Graph::values); `crate::training` makes it a training step.
 //! - Every node has the origin of the expression it stands for; nothing composite is left.
 //! - Parameters are named by the parts they belong to, as in PyTorch's state dicts. The same part applied twice shares them.
 //! - Evaluation ends: there are no loops but `[part; n]`, and no recursion.
@@ -119,10 +119,10 @@ pub fn resolve_source(sources: &mut SourceMap, source: SourceId, options: &Optio
     }
 }
 
-/// A spec that was found to be right.
+/// What a spec file holds, with every name resolved.
 #[derive(Debug)]
 pub enum Checked {
-    /// A graph, with its training step.
+    /// A graph.
     Graph(Box<Resolved>),
     /// Modules: imports, names, states and recursion are right. Shapes show when they are applied.
     Modules(Vec<ModuleSpec>),
@@ -130,37 +130,37 @@ pub enum Checked {
     Pipeline(Pipeline),
 }
 
-/// Checks a spec given by path or name.
+/// Resolves whatever a file given by path or name holds.
 ///
 /// # Errors
 /// Everything that is wrong with it, each with its place.
-pub fn check(sources: &mut SourceMap, spec: &str, options: &Options) -> Result<Checked, Diagnostics> {
+pub fn resolve_any(sources: &mut SourceMap, spec: &str, options: &Options) -> Result<Checked, Diagnostics> {
     let mut library = Library::new(options.files.clone());
     let file = library.open(sources, spec)?;
-    check_file(sources, library, file, options)
+    any_file(sources, library, file, options)
 }
 
-/// Checks the spec in a source.
+/// Resolves whatever a source holds.
 ///
 /// # Errors
-/// As [`check`].
-pub fn check_source(sources: &mut SourceMap, source: SourceId, options: &Options) -> Result<Checked, Diagnostics> {
+/// As [`resolve_any`].
+pub fn resolve_any_source(
+    sources: &mut SourceMap,
+    source: SourceId,
+    options: &Options,
+) -> Result<Checked, Diagnostics> {
     let file = parse_file(sources, source)?;
-    check_file(sources, Library::new(options.files.clone()), file, options)
+    any_file(sources, Library::new(options.files.clone()), file, options)
 }
 
-fn check_file(
+fn any_file(
     sources: &mut SourceMap,
     mut library: Library,
     file: SpecFile,
     options: &Options,
 ) -> Result<Checked, Diagnostics> {
     match file {
-        SpecFile::Graph(spec) => {
-            let mut resolved = resolve_graph(sources, library, spec, options)?;
-            crate::autodiff::update::add_update(&mut resolved, Default::default())?;
-            Ok(Checked::Graph(Box::new(resolved)))
-        }
+        SpecFile::Graph(spec) => Ok(Checked::Graph(Box::new(resolve_graph(sources, library, spec, options)?))),
         SpecFile::Modules(specs) => {
             library.add(sources, specs.clone())?;
             Ok(Checked::Modules(specs))
@@ -254,7 +254,7 @@ fn resolve_graph(
 
 impl Resolved {
     /// What the training loop must know, for the plan; none for a graph that does not train, or before
-    /// [`add_update`](crate::autodiff::update::add_update).
+    /// `training::add_update`.
     pub fn train_info(&self) -> Option<TrainInfo> {
         self.info.clone().map(|info| TrainInfo { data: self.pipeline.clone(), ..info })
     }
@@ -269,7 +269,7 @@ impl Resolved {
         self.load_pipeline(sources, &name)
     }
 
-    /// Names of the values of the body that [`add_update`](crate::autodiff::update::add_update) reads: the loss, and what
+    /// Names of the values of the body that `training::add_update` reads: the loss, and what
     /// metrics of the update are computed from.
     pub(crate) fn values_read_later(&self) -> BTreeSet<String> {
         let top = Top { spec: &self.spec, module: &self.module, instance: &self.instance };

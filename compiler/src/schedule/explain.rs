@@ -3,8 +3,8 @@
 //! The reasons are found again from the finished schedule by the same facts that grouping asks, in the order in which it
 //! asks them; grouping itself keeps no record.
 
-use crate::codegen::{Launch, bytes_moved};
 use crate::ir::{Graph, NodeId};
+use crate::launch::{Launch, bytes_moved};
 use crate::ops::Op;
 
 use super::{GroupId, Kind, Schedule, What};

@@ -20,10 +20,10 @@ use smallvec::{SmallVec, smallvec};
 use super::attention::CallKey;
 use super::facts::{Facts, base, facts};
 use super::layout::{Chain, Cuts, Layout, ViewOp};
-use super::neighbours::Neighbours;
 use super::place::MOST_MEMBERS;
 use super::reads::{Found, Inputs};
 use crate::ir::{Graph, NodeId};
+use crate::launch::Neighbours;
 use crate::ops::Op;
 
 /// Index of a group.

@@ -13,9 +13,9 @@ use std::collections::HashMap;
 use alip_plan::Target;
 use alip_plan::fault::{Fault, planted};
 
-use crate::codegen::Launch;
 use crate::diag::Diagnostic;
 use crate::ir::{Graph, NodeId};
+use crate::launch::Launch;
 use crate::ops::Op;
 
 /// Where a value lies.

@@ -4,8 +4,7 @@
 //!   `commute`).
 //! - `facts` gathers what is known of each node, `place` (with `attention`) decides where nodes are computed, `siblings` what
 //!   is near enough to be one kernel, `order` what runs when, `recompute` what is computed again rather than kept, `group`
-//!   holds the decisions, `reads` finds what a group reads, `layout` and `operands` know which views are affine,
-//!   `neighbours` which state tensors lie one after another.
+//!   holds the decisions, `reads` finds what a group reads, `layout` and `operands` know which views are affine.
 //! - [`memory`] gives every stored value its place; [`check`] replays a program and proves that nothing live is overwritten.
 //!
 //! Invariants: deterministic (no clocks, no iteration over hash maps), time nearly linear in the number of nodes, and what
@@ -19,7 +18,6 @@ mod facts;
 mod group;
 mod layout;
 pub mod memory;
-pub(crate) mod neighbours;
 mod operands;
 mod order;
 mod pads;
@@ -37,7 +35,6 @@ pub(crate) use self::explain::explain;
 pub use self::explain::{Explained, Explanation, computes};
 pub(crate) use self::group::{Group, GroupId, Groups, Input, Kind, MemberId, What};
 pub(crate) use self::layout::{Layout, ViewOp};
-pub use self::neighbours::Neighbours;
 pub(crate) use self::operands::{gather, product};
 pub use self::pads::join_pads;
 pub use self::prepare::prepare;
@@ -45,6 +42,7 @@ pub use self::recompute::{Recomputed, recompute};
 pub use self::sums::join_sums;
 use crate::diag::Diagnostics;
 use crate::ir::{Graph, NodeId};
+pub use crate::launch::Neighbours;
 
 /// What the schedule may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

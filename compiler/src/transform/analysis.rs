@@ -10,9 +10,9 @@ use smallvec::SmallVec;
 use super::Cost;
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Builder, DType, Dim, Graph, NodeId, Shape};
+use crate::launch::joined;
 use crate::ops::attention::Rows;
 use crate::ops::{ConvKind, Op, OpError, ReduceKind};
-use crate::schedule::neighbours;
 
 /// For each operand: the dimension that runs along with the result's, or none when it is read whole.
 pub(super) type Along = SmallVec<[Option<usize>; 3]>;
@@ -130,7 +130,7 @@ fn is_free(graph: &Graph, id: NodeId) -> bool {
     let op = &graph.node(id).op;
     is_shared(op)
         || matches!(op, Op::Input { .. } | Op::State { .. } | Op::Const { .. } | Op::Slice { .. })
-        || neighbours::joined(graph, id).is_some()
+        || joined(graph, id).is_some()
 }
 
 /// What the results of a program need: operations and bytes, each op reading its operands and writing its result.

@@ -125,7 +125,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// Rewrites the forward programs of a model, in place: between [`resolve`](crate::resolve::resolve) and
-/// [`add_update`](crate::autodiff::update::add_update).
+/// `training::add_update`.
 ///
 /// # Errors
 /// A rewrite built a node that its op refuses: a fault of the compiler.

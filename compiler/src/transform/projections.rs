@@ -23,8 +23,8 @@ use super::Rewritten;
 use super::analysis::{fault, places};
 use crate::diag::Diagnostics;
 use crate::ir::{Builder, DType, Graph, NodeId};
+use crate::launch::{adjoin, path};
 use crate::ops::{Dot, Op, OpError, ScalarOp};
-use crate::schedule::neighbours::{adjoin, path};
 
 const NAME: &str = "projections";
 

@@ -14,7 +14,7 @@ pub mod rewritten;
 pub mod rounding;
 pub mod rows;
 pub mod sensitivity;
-pub mod trace;
+pub use crate::launch::trace;
 
 use std::collections::BTreeMap;
 

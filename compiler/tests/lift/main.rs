@@ -8,11 +8,11 @@ mod steps;
 use std::collections::BTreeMap;
 
 use alip_compiler::autodiff::gradients;
-use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{Builder, DType, Graph, NodeId, Value, interpret, verify, verify_model};
 use alip_compiler::ops::{Op, ReduceKind};
 use alip_compiler::resolve::{Options, resolve, resolve_source};
+use alip_compiler::training::{Keep, add_update};
 use alip_compiler::transform::{self, Disabled, Report};
 use steps::{Within, assert_close, first_state};
 

@@ -9,13 +9,13 @@ mod streaming;
 use std::collections::BTreeMap;
 
 use alip_compiler::autodiff::gradients;
-use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{
     Builder, DType, Graph, Model, NodeId, OriginId, TensorType, Value, interpret, verify, verify_model,
 };
 use alip_compiler::ops::{Op, ReduceKind};
 use alip_compiler::resolve::{Options, resolve_source};
+use alip_compiler::training::{Keep, add_update};
 use alip_compiler::transform::{self, Applied, Disabled, Results};
 use alip_plan::StateKind;
 use alip_plan::philox::philox4x32;

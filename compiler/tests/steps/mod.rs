@@ -4,10 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use alip_compiler::autodiff::update::{Keep, add_update};
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{DType, Graph, Model, TensorType, Value, interpret};
 use alip_compiler::resolve::{Options, resolve};
+use alip_compiler::training::{Keep, add_update};
 
 /// The model of a shipped graph with its training step.
 pub(crate) fn trained(name: &str, keep: Keep) -> Model {

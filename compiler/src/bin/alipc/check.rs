@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use alip_compiler::diag::{Diagnostics, SourceMap};
-use alip_compiler::resolve::{Checked, Options, Resolved, check};
+use alip_compiler::resolve::{Options, Resolved};
+use alip_compiler::{Checked, check};
 use alip_plan::StateKind;
 
 /// Check specs: names, shapes, types, gradients

@@ -187,8 +187,8 @@ pub(crate) fn compiled_again(name: &str, sources: Option<SpecSources>, device: &
 /// from; those that are there already are taken as they are.
 #[cfg(feature = "compile")]
 fn compile(from: SpecSources, target_name: Option<&str>, native: &Target, keep: Keep) -> Outcome<(Plan, SpecSources)> {
-    use alip_compiler::autodiff::update;
     use alip_compiler::diag::{Diagnostics, SourceMap};
+    use alip_compiler::training;
     use alip_compiler::{CompileOptions, SpecOptions, compile_spec, resolve};
 
     let mut compile = CompileOptions { target: target(target_name, native)?, ..Default::default() };
@@ -197,7 +197,7 @@ fn compile(from: SpecSources, target_name: Option<&str>, native: &Target, keep: 
     let options = SpecOptions {
         spec: resolve::Options { batch: from.batch, set: from.set.clone(), files: from.files.clone() },
         data: from.data.clone(),
-        keep: update::Keep { grads: keep.grads, values: keep.outputs },
+        keep: training::Keep { grads: keep.grads, values: keep.outputs },
         compile,
     };
     let mut sources = SourceMap::new();
@@ -265,7 +265,7 @@ pub(crate) fn moved(mut pipeline: Pipeline, folder: &str) -> Result<Pipeline, St
 #[cfg(feature = "compile")]
 pub(crate) fn named(name: &str) -> Outcome<Pipeline> {
     use alip_compiler::diag::SourceMap;
-    use alip_compiler::resolve::{Checked, check};
+    use alip_compiler::{Checked, check};
     let mut sources = SourceMap::new();
     match check(&mut sources, name, &Default::default()) {
         Ok(Checked::Pipeline(pipeline)) => Ok(pipeline),

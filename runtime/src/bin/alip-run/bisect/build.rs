@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use alip_compiler::autodiff::update::Keep;
 use alip_compiler::diag::{Diagnostics, SourceMap};
 use alip_compiler::ir::{Graph, NodeId, Shape, TensorType, Value, describe};
 use alip_compiler::resolve::Resolved;
+use alip_compiler::training::Keep;
 use alip_compiler::transform::{self, Disabled};
 use alip_compiler::trust::forward::Written;
 use alip_compiler::trust::rewritten::{changed, rewritten};

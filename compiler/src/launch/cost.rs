@@ -6,8 +6,7 @@
 use alip_plan::kernel::{Code, Loop, ScalarOp, Stage};
 use alip_plan::{Target, TargetKind};
 
-use super::lower::Launch;
-use super::traffic::bytes_moved;
+use super::{Launch, bytes_moved};
 
 /// Rates of a target.
 #[derive(Clone, Copy, Debug, PartialEq)]

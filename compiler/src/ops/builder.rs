@@ -4,8 +4,10 @@
 use smallvec::SmallVec;
 
 use super::einsum;
-use super::{DType, Dim, Graph, NodeId, OriginId, Shape, TensorType};
-use crate::ops::{Conv, ConvKind, Dot, Op, OpError, ReduceKind, ScalarOp, broadcast_shapes, constant};
+use super::{OpError, broadcast_shapes, constant};
+use crate::graph::{
+    Conv, ConvKind, DType, Dim, Dot, Graph, NodeId, Op, OriginId, ReduceKind, ScalarOp, Shape, TensorType,
+};
 
 /// Adds nodes to a graph, all with one origin.
 pub struct Builder<'g> {
@@ -571,7 +573,7 @@ fn subscript_range(shape: &Shape, axis: usize, item: Subscript) -> Result<((u64,
 }
 
 /// The value of 16 bits that a cast has made f32 of.
-pub(super) fn widened_from(graph: &Graph, x: NodeId) -> Option<NodeId> {
+pub(crate) fn widened_from(graph: &Graph, x: NodeId) -> Option<NodeId> {
     let node = graph.node(x);
     let narrow = |id: &NodeId| graph.ty(*id).dtype.is_float() && graph.ty(*id).dtype.bytes() == 2;
     match node.op {

@@ -1,83 +1,22 @@
 //! From a model to a plan: one list of named passes.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use alip_plan::packing::{Bucket, Lengths, PROGRAM_LENGTHS, Packed};
-use alip_plan::{Buffer, Plan, Program, StateTensor, Target, TrainInfo};
+use alip_plan::{Plan, StateTensor, TrainInfo};
 
-use crate::PASSES;
-use crate::codegen::{self, Assembly, Launch, Part, lower};
-use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
+use super::options::{CompileOptions, known_passes};
+use super::report::{OptimizeReport, steps, table};
+use crate::codegen::{self, Assembly, BackEnd, Lowered, Part, Stage, Unwatched, Watch};
+use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Graph, Model, PackedGraphs, name_with_rows};
-use crate::optimize::{self, Chosen, Cost, Kept, Machine, OptimizeOptions, Optimized, Optimizer, RegionReport, Report};
+use crate::launch::trace::Trace;
+use crate::launch::{Cost, Machine, Neighbours, predict};
+use crate::optimize::{self, Chosen, Kept, Optimized, Optimizer};
 use crate::parallel;
-use crate::schedule::{self, Explanation, Neighbours, ScheduleOptions, memory};
+use crate::schedule::{self, Explanation, memory};
 use crate::transform;
-use crate::trust::trace::Trace;
-
-/// How to compile.
-#[derive(Clone, Debug)]
-pub struct CompileOptions {
-    /// What to compile for.
-    pub target: Target,
-    /// What the e-graph may do.
-    pub optimize: OptimizeOptions,
-    /// What the schedule may do.
-    pub schedule: ScheduleOptions,
-    /// Which rewrites of whole programs to use.
-    pub transform: transform::Options,
-    /// Passes after which to show the program (`--dump after:NAME`).
-    pub dump: Vec<String>,
-    /// The last pass to run (`--stop-after NAME`).
-    pub stop_after: Option<String>,
-    /// Keep what became of each node ([`Compiled::explained`], [`Compiled::traces`]).
-    pub explain: bool,
-}
-
-/// Something that can be turned off.
-pub struct Switch {
-    /// The option that does so, without its dashes: `no-fuse`.
-    pub name: &'static str,
-    /// Turns it off.
-    pub off: fn(&mut CompileOptions),
-}
-
-/// Everything that can be turned off, in the order of the passes: what `alip-run bisect` compares with, and random graphs run
-/// without. A pass that can be turned off has a line here.
-pub const SWITCHES: &[Switch] = &[
-    Switch { name: "no-lift", off: |options| options.transform.lift = false },
-    Switch { name: "no-rewrites", off: |options| options.transform.disabled = transform::Disabled::all() },
-    Switch { name: "no-egraph", off: |options| options.optimize.enabled = false },
-    Switch { name: "no-recompute", off: |options| options.schedule.recompute = false },
-    Switch { name: "no-fuse", off: |options| options.schedule.fuse = false },
-];
-
-impl Default for CompileOptions {
-    fn default() -> Self {
-        CompileOptions {
-            target: Target::cpu(),
-            optimize: OptimizeOptions::default(),
-            schedule: ScheduleOptions::default(),
-            transform: transform::Options::default(),
-            dump: Vec::new(),
-            stop_after: None,
-            explain: false,
-        }
-    }
-}
-
-impl CompileOptions {
-    /// Does without these rewrites of whole programs, rules of the e-graph or themes of rules; compilation refuses a name
-    /// that is none of them.
-    pub fn leave_out(&mut self, names: &[String]) {
-        let is_rewrite = |name: &String| transform::names().any(|rewrite| rewrite == name);
-        let (rewrites, rules): (Vec<String>, Vec<String>) = names.iter().cloned().partition(is_rewrite);
-        self.transform.disabled.0.extend(rewrites);
-        self.optimize.without.extend(rules);
-    }
-}
 
 /// A compiled model and what was asked for on the way.
 #[derive(Clone, Debug, Default)]
@@ -96,50 +35,6 @@ pub struct Compiled {
     pub optimized: OptimizeReport,
     /// Faults that were worked around.
     pub warnings: Vec<Diagnostic>,
-}
-
-/// What the e-graph did to all programs.
-#[derive(Clone, Debug, Default)]
-pub struct OptimizeReport {
-    /// By program.
-    pub programs: Vec<(String, Report)>,
-    /// Every distinct region.
-    pub regions: Vec<RegionReport>,
-}
-
-/// Distinct regions that are shown: a large model has hundreds, and those beyond these cost little.
-const SHOWN_REGIONS: usize = 10;
-
-/// One line per program with what the model of costs predicts, then one for each of the dearest distinct regions.
-impl std::fmt::Display for OptimizeReport {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (program, report) in self.programs.iter().filter(|(_, report)| report.regions > 0) {
-            let Report { nodes, regions, distinct, cost: (before, after), fired, .. } = report;
-            let milliseconds = |seconds: f64| format!("{:.2} ms", seconds * 1e3);
-            writeln!(
-                f,
-                "{program}: {} nodes to {}, {regions} regions, {distinct} new; predicted {} to {}, {} launches to {}; {} rules",
-                nodes.0,
-                nodes.1,
-                milliseconds(before.seconds),
-                milliseconds(after.seconds),
-                before.launches,
-                after.launches,
-                fired.len(),
-            )?;
-        }
-        let mut regions: Vec<&RegionReport> = self.regions.iter().collect();
-        let weight = |region: &RegionReport| region.cost.0.seconds * f64::from(region.occurrences);
-        regions.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
-        for region in regions.iter().take(SHOWN_REGIONS) {
-            writeln!(f, "{region}")?;
-        }
-        match regions.len().saturating_sub(SHOWN_REGIONS) {
-            0 => Ok(()),
-            more => writeln!(f, "and {more} cheaper regions"),
-        }?;
-        Ok(())
-    }
 }
 
 /// Compiles all programs of a model.
@@ -175,13 +70,17 @@ pub fn compile_model(
         return Ok(run.compiled);
     }
     let count = optimized.len();
-    let lowered = run.each(optimized, |run, (name, graph)| run.lower(name, graph, &neighbours))?;
+    let back_end = BackEnd { target, options: options.schedule, neighbours: &neighbours };
+    let lowered = run.each(optimized, |run, (name, graph)| {
+        let lowered = back_end.lower(&graph, &mut Watching { run, name: &name })?;
+        Ok(lowered.map(|lowered| (name, lowered)))
+    })?;
     if lowered.len() < count {
         return Ok(run.compiled);
     }
     let order = run.timed("join", || match options.schedule.fuse {
         true => {
-            let launches: Vec<_> = lowered.iter().map(|(_, graph, all)| (graph, all.as_slice())).collect();
+            let launches: Vec<_> = lowered.iter().map(|(_, all)| (&all.graph, all.launches.as_slice())).collect();
             codegen::order(model, &neighbours, &launches)
         }
         false => (0..model.state.len()).collect(),
@@ -221,23 +120,13 @@ pub fn compile_model(
 }
 
 /// What a program will cost, down to its launches.
-fn predicted(
-    model: &Model,
-    graph: &Graph,
-    neighbours: &Neighbours,
-    options: &CompileOptions,
-) -> Result<Cost, Diagnostics> {
-    let CompileOptions { target, schedule: how, .. } = options;
-    let graph = schedule::normal_form(graph, target, *how)?;
-    let first = schedule::schedule(&graph, neighbours, target, *how);
-    let again = schedule::recompute(&first, *how)?;
-    let second = again.as_ref().map(|again| schedule::schedule_again(again, neighbours, target, *how));
-    let launches = lower(second.as_ref().unwrap_or(&first));
-    let graph = again.as_ref().map_or(&graph, |again| &again.graph);
-    let order = codegen::order(model, neighbours, &[(graph, launches.as_slice())]);
+fn predicted(model: &Model, graph: &Graph, back_end: BackEnd<'_>) -> Result<Cost, Diagnostics> {
+    let BackEnd { target, neighbours, .. } = back_end;
+    let Some(Lowered { graph, launches }) = back_end.lower(graph, &mut Unwatched)? else { return Ok(Cost::default()) };
+    let order = codegen::order(model, neighbours, &[(&graph, launches.as_slice())]);
     let assembly = Assembly::new(model, &order, neighbours, target)?;
-    let launches = codegen::join(model, graph, launches, assembly.state(), target);
-    Ok(codegen::predict(&launches, &Machine::of(target)))
+    let launches = codegen::join(model, &graph, launches, assembly.state(), target);
+    Ok(predict(&launches, &Machine::of(target)))
 }
 
 /// What a plan says of a program that there are several of.
@@ -262,8 +151,42 @@ struct Run<'a> {
     compiled: Compiled,
 }
 
-/// A program as launches.
-type Lowered = (String, Graph, Vec<Launch>);
+/// Keeps what is asked for of a program on its way to launches.
+struct Watching<'r, 'a> {
+    run: &'r mut Run<'a>,
+    name: &'r str,
+}
+
+impl Watch for Watching<'_, '_> {
+    fn timed<T>(&mut self, pass: &'static str, work: impl FnOnce() -> T) -> T {
+        self.run.timed(pass, work)
+    }
+
+    fn goes_on(&mut self, stage: Stage<'_, '_>) -> Result<bool, Diagnostics> {
+        let Watching { run, name } = self;
+        let pass = match stage {
+            Stage::Prepared(graph) => {
+                if cfg!(debug_assertions) {
+                    crate::ir::verify(graph)?;
+                }
+                run.dump("prepare", name, || crate::ir::print(graph));
+                "prepare"
+            }
+            Stage::Scheduled(schedule) => {
+                run.dump("schedule", name, || schedule.table());
+                "schedule"
+            }
+            Stage::Lowered(schedule, launches) => {
+                if run.options.explain && run.model.programs.contains_key(*name) {
+                    run.compiled.explained.insert(name.to_string(), schedule::explain(schedule, launches));
+                }
+                run.dump("lower", name, || table(launches));
+                "lower"
+            }
+        };
+        Ok(!run.stops(pass))
+    }
+}
 
 impl<'a> Run<'a> {
     /// Programs are compiled independently of each other, on all cores. What was found on the way is kept in their order.
@@ -296,6 +219,7 @@ impl<'a> Run<'a> {
     fn optimize(&mut self, neighbours: &Neighbours) -> Result<Vec<(String, Graph)>, Diagnostics> {
         let Run { options, model, .. } = *self;
         let (target, fuse) = (&options.target, options.schedule.fuse);
+        let back_end = BackEnd { target, options: options.schedule, neighbours };
         let mut optimizer = Optimizer::new(target, &options.optimize)?.with(neighbours.clone());
         let expanded = self.each(model.all_programs().collect(), |run, (name, graph)| {
             let primitive = |id| !schedule::has_kernel(graph, id, target);
@@ -310,9 +234,9 @@ impl<'a> Run<'a> {
                 Some(kept) => kept,
                 // Without fusion there are no kernels that a change could keep from being joined.
                 None if !fuse && optimizer.is_on() => Kept::All,
-                None => self.timed("optimize", || {
-                    optimizer.decide(&graph, |graph| predicted(model, graph, neighbours, options))
-                })?,
+                None => {
+                    self.timed("optimize", || optimizer.decide(&graph, |graph| predicted(model, graph, back_end)))?
+                }
             };
             decided.insert(name.clone(), kept.clone());
             programs.push((name, graph, kept));
@@ -343,47 +267,14 @@ impl<'a> Run<'a> {
         Ok(graphs)
     }
 
-    fn lower(&mut self, name: String, graph: Graph, neighbours: &Neighbours) -> Result<Option<Lowered>, Diagnostics> {
-        let Run { options, model, .. } = *self;
-        let target = &options.target;
-        let graph = self.timed("prepare", || schedule::normal_form(&graph, target, options.schedule))?;
-        if cfg!(debug_assertions) {
-            crate::ir::verify(&graph)?;
-        }
-        self.dump("prepare", &name, || crate::ir::print(&graph));
-        if self.stops("prepare") {
-            return Ok(None);
-        }
-        let first = self.timed("schedule", || schedule::schedule(&graph, neighbours, target, options.schedule));
-        let again = self.timed("schedule", || schedule::recompute(&first, options.schedule))?;
-        let scheduled = match &again {
-            Some(again) => {
-                self.timed("schedule", || schedule::schedule_again(again, neighbours, target, options.schedule))
-            }
-            None => first,
-        };
-        self.dump("schedule", &name, || scheduled.table());
-        if self.stops("schedule") {
-            return Ok(None);
-        }
-        let launches = self.timed("lower", || lower(&scheduled));
-        if options.explain && model.programs.contains_key(&name) {
-            self.compiled.explained.insert(name.clone(), schedule::explain(&scheduled, &launches));
-        }
-        drop(scheduled);
-        self.dump("lower", &name, || table(&launches));
-        let graph = again.map_or(graph, |again| again.graph);
-        Ok((!self.stops("lower")).then_some((name, graph, launches)))
-    }
-
     fn place(
         &mut self,
-        lowered: Lowered,
+        (name, lowered): (String, Lowered),
         state: &[StateTensor],
         loss: Option<&str>,
     ) -> Result<Option<(String, Part)>, Diagnostics> {
         let Run { options, model, .. } = *self;
-        let ((name, graph, mut launches), target) = (lowered, &options.target);
+        let (Lowered { graph, mut launches }, target) = (lowered, &options.target);
         if options.schedule.fuse {
             launches = self.timed("join", || codegen::join(model, &graph, launches, state, target));
         }
@@ -422,40 +313,4 @@ impl<'a> Run<'a> {
     fn stops(&self, pass: &str) -> bool {
         self.options.stop_after.as_deref() == Some(pass)
     }
-}
-
-/// One line per launch: its operands and its kernel.
-fn table(launches: &[Launch]) -> String {
-    launches.iter().fold(String::new(), |mut text, launch| {
-        let _ = writeln!(text, "{:?} {:?}", launch.operands, launch.kernel);
-        text
-    })
-}
-
-/// One line per launch of a program: the bytes it reads and writes, what it costs, where it comes from.
-fn steps(program: &Program) -> String {
-    let mut text = String::new();
-    for step in &program.steps {
-        for operand in &step.operands {
-            let Buffer { segment, offset, dtype, shape } = &program.buffers[*operand as usize];
-            let _ = write!(text, "{dtype}{shape:?} at {segment}+{offset}, ");
-        }
-        let _ = writeln!(text, "{} flops: {}", step.flops, step.origin);
-    }
-    text
-}
-
-/// Refuses names in the options that are no passes.
-pub(crate) fn known_passes(options: &CompileOptions) -> Result<(), Diagnostics> {
-    for name in options.dump.iter().chain(&options.stop_after) {
-        if !PASSES.contains(&name.as_str()) {
-            let error = Diagnostic::error(format!("unknown pass `{name}`"));
-            let error = match did_you_mean(name, PASSES) {
-                Some(near) => error.help(format!("did you mean `{near}`?")),
-                None => error.help(format!("passes are {}", PASSES.join(", "))),
-            };
-            return Err(error.into());
-        }
-    }
-    Ok(())
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use alip_plan::{STATE_LOSS_SCALE, StateKind};
 
-use super::update::{Param, Update};
+use super::{Param, Update};
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Builder, DType, Graph, NodeId, TensorType};
 use crate::ops::OpError;

@@ -6,8 +6,10 @@
 //!   gradient `g`, and yields the new parameter; its state `m` for the parameter `PATH` is `optimizer.m.PATH`.
 //! - Then come the parameter's clamp and its average, `average.PATH`.
 //! - A step whose loss or gradient norm is not finite leaves all state as it was, the step counter too, so that it can be
-//!   run again to look for the cause; but for the loss scale, where there is one ([`super::loss_scale`]).
+//!   run again to look for the cause; but for the loss scale, where there is one ([`loss_scale`]).
 //! - Frozen parameters, and those without a path to the loss, are not touched.
+
+mod loss_scale;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,8 +17,8 @@ use std::sync::Arc;
 use alip_plan::{PROGRAM_TRAIN, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS, StateKind, TrainInfo};
 use indexmap::IndexMap;
 
-use super::gradients;
-use super::loss_scale::objective;
+use self::loss_scale::objective;
+use crate::autodiff::gradients;
 use crate::diag::{Diagnostic, Diagnostics, Span};
 use crate::ir::{DType, Graph, NodeId, TensorType};
 use crate::ops::ReduceKind;

@@ -7,9 +7,8 @@ use alip_plan::packing::Group;
 use indexmap::IndexMap;
 use smallvec::SmallVec;
 
-use super::{Shape, TensorType};
+use super::{Op, Shape, TensorType};
 use crate::diag::Span;
-use crate::ops::{Op, OpError};
 
 /// Index of a node in its graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -139,7 +138,7 @@ impl Graph {
     }
 
     /// Replaces all origins; for reading a graph from text, before its nodes.
-    pub(super) fn set_origins(&mut self, origins: Vec<Origin>) {
+    pub(crate) fn set_origins(&mut self, origins: Vec<Origin>) {
         self.origins = origins;
     }
 
@@ -160,20 +159,13 @@ impl Graph {
         id
     }
 
-    /// Adds a node; its type is what the op infers.
-    ///
-    /// # Errors
-    /// The op does not accept inputs of these types.
-    pub fn add(&mut self, op: Op, inputs: &[NodeId], origin: OriginId) -> Result<NodeId, OpError> {
-        let ty = {
-            let types: SmallVec<[&TensorType; 3]> = inputs.iter().map(|id| self.ty(*id)).collect();
-            op.infer(&types)?
-        };
+    /// Adds a node of a type that its op gives for these inputs (`Graph::add`, in [`crate::ops`], finds it).
+    pub(crate) fn append(&mut self, node: Node) -> NodeId {
         if self.origins.is_empty() {
             self.origins.push(Origin::default());
         }
-        self.nodes.push(Node { op, inputs: inputs.into(), ty, origin });
-        Ok(NodeId(self.nodes.len() as u32 - 1))
+        self.nodes.push(node);
+        NodeId(self.nodes.len() as u32 - 1)
     }
 }
 

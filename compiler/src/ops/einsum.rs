@@ -1,7 +1,7 @@
 //! The two pattern languages, einsum and rearrange: patterns to dots, reductions and views.
 
-use super::{Builder, Dim, NodeId, Shape};
-use crate::ops::{Dot, OpError, ReduceKind};
+use super::{Builder, OpError};
+use crate::graph::{Dim, Dot, NodeId, Op, ReduceKind, Shape};
 
 type Result<T = NodeId> = std::result::Result<T, OpError>;
 
@@ -214,7 +214,7 @@ fn spread(b: &mut Builder<'_>, operand: &Operand, other: &Operand, axes: &[Axis]
     if dims.len() == axes.len() {
         return Ok(node);
     }
-    b.op(crate::ops::Op::Broadcast { shape, dims }, &[node])
+    b.op(Op::Broadcast { shape, dims }, &[node])
 }
 
 pub(super) fn rearrange(b: &mut Builder<'_>, x: NodeId, pattern: &str, sizes: &[(&str, u64)]) -> Result {
