@@ -96,7 +96,7 @@ fn timings_fit_a_screen() {
     let shown = String::from_utf8(output.stderr).expect("text");
     let lines: Vec<&str> = shown.lines().collect();
     assert!(lines.iter().any(|line| line.starts_with("resolve ") && line.ends_with(" ms")), "{shown}");
-    assert!(lines.iter().any(|line| line.starts_with("train: ") && line.contains(" launches to ")), "{shown}");
+    assert!(lines.iter().any(|line| line.starts_with("encode_image: ") && line.contains(" launches to ")), "{shown}");
     let is_region = |line: &&&str| line.contains(" terms in ") && line.contains(" classes after ");
     let regions: Vec<&&str> = lines.iter().filter(is_region).collect();
     assert_eq!(regions.len(), 10, "{shown}");
