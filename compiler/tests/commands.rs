@@ -89,6 +89,26 @@ fn json_holds_the_same_and_dumps() {
     assert!(value["seconds"]["resolve"].as_f64().is_some_and(|seconds| seconds > 0.0));
 }
 
+/// Programs, and of the regions the ten dearest, the dearest first.
+#[test]
+fn timings_fit_a_screen() {
+    let output = alipc(&["compile", "alip_tiny", "--timings"], folder().path());
+    let shown = String::from_utf8(output.stderr).expect("text");
+    let lines: Vec<&str> = shown.lines().collect();
+    assert!(lines.iter().any(|line| line.starts_with("resolve ") && line.ends_with(" ms")), "{shown}");
+    assert!(lines.iter().any(|line| line.starts_with("encode_image: ") && line.contains(" launches to ")), "{shown}");
+    let is_region = |line: &&&str| line.contains(" terms in ") && line.contains(" classes after ");
+    let regions: Vec<&&str> = lines.iter().filter(is_region).collect();
+    assert_eq!(regions.len(), 10, "{shown}");
+    let cost = |line: &str| {
+        let (times, before) = (line.split(" x ").next()?.parse::<f64>().ok()?, line.rsplit_once("; ")?.1);
+        Some(times * before.split(" ms ").next()?.parse::<f64>().ok()?)
+    };
+    let costs: Vec<f64> = regions.iter().map(|line| cost(line).expect("a cost")).collect();
+    assert!(costs.windows(2).all(|pair| pair[0] >= pair[1]), "{costs:?}");
+    assert!(lines.last().is_some_and(|line| line.starts_with("and ") && line.ends_with(" cheaper regions")), "{shown}");
+}
+
 #[test]
 fn every_kind_of_file_is_written_and_old_shaders_go() {
     let folder = folder();

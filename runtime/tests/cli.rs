@@ -356,4 +356,43 @@ fn skips_are_told_by_reason() {
     let (status, out, err) = run(at, &[&TRAIN[..], &["--no-eval"]].concat());
     assert_eq!(status, Some(0), "{out}{err}");
     assert!(err.contains(told), "{err}");
+    let (status, out, err) = run(at, &["eval", "runs/small", "--device", "cpu"]);
+    assert_eq!(status, Some(0), "{out}{err}");
+    for (index, name) in [(0, "images/0.png"), (1, "images/1.png")] {
+        let told = format!("left out sample {index} (index {index}, {name}): not a JPEG, PNG or WebP file\n");
+        assert!(err.contains(&told), "{err}");
+    }
+}
+
+/// Held-out samples are judged as those of training are.
+#[test]
+fn too_many_bad_samples_end_a_measurement() {
+    let folder = folder();
+    let at = folder.path();
+    let image = image::RgbImage::from_pixel(32, 32, image::Rgb([9, 99, 199]));
+    image.save(at.join("good.png")).unwrap();
+    fs::write(at.join("bad.png"), "nothing").unwrap();
+    let line = |image: &str, split: &str| {
+        format!(r#"{{"image": "{image}.png", "captions": ["a dog", "a cat"], "split": "{split}"}}"#) + "\n"
+    };
+    let lines = [
+        line("good", "train").repeat(8),
+        line("bad", "test").repeat(19),
+        line("good", "test").repeat(981),
+        line("bad", "test"),
+    ];
+    fs::write(at.join("captions.jsonl"), lines.concat()).unwrap();
+    let pipeline = SMALL_DATA.replace("Shapes(size: 32, scenes: 16, held_out: 8)", r#"Folder(path: ".")"#);
+    let pipeline = pipeline.replace("normalize_rgb(image", "normalize_rgb(resize(decode_rgb(jpeg), 32, 32)");
+    fs::write(at.join("small_data.ron"), pipeline).unwrap();
+    let why = "error: 20 of the 1001 samples read so far could not be used, more than the allowed share of 0.01 (judged from \
+               sample 1000 on); the last one: sample 1000 (index 1000, bad.png): not a JPEG, PNG or WebP file. Repair or \
+               remove the files named in the log, or raise the share with --max-bad\n";
+    check(at, &TRAIN, &["checkpoint: runs/small/checkpoints/step-00000003.safetensors\n", why]);
+    check(at, &["eval", "runs/small", "--device", "cpu"], &[why]);
+    let (status, out, err) = run(at, &["eval", "runs/small", "--device", "cpu", "--max-bad", "0.02"]);
+    assert_eq!(status, Some(0), "{out}{err}");
+    assert!(out.contains("small after 3 steps, on 981 held-out samples"), "{out}");
+    let (status, _, err) = run(at, &["eval", "runs/small", "--max-bad", "2"]);
+    assert!(status == Some(2) && err.contains("a share of samples between 0 and 1"), "{err}");
 }

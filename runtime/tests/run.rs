@@ -6,6 +6,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use common::{fine, photos, program, refused, run, said, signal, specs, wait_for};
@@ -117,18 +118,121 @@ fn a_run_is_resumed_by_its_directory_and_with_what_it_was_started_with() {
         );
     }
     refused(at, &["train", "--resume", "fl"], "error: runs/fl holds no run (there is no run.json)");
-    refused(
-        at,
-        &["train", "steady", "--resume", "--out", "runs/small"],
-        "runs/small is a run of `small.ron`, not of `steady.ron`",
-    );
     refused(at, &["train", "--resume", "runs/small", "--device", "reference"], "device: cpu (");
     let said =
         fine(at, &["train", "--resume", "runs/small", "--device", "reference", "--device-changed", "--no-eval"]).1;
     assert!(said.contains("accepted: device: cpu (") && said.contains("reference (f64) now"), "{said}");
-    let spec = at.join("small_data.ron");
-    fs::write(&spec, fs::read_to_string(&spec).unwrap() + "// changed\n").unwrap();
-    refused(at, &["train", "small", "--resume"], "small_data.ron was changed since the run in runs/small was started");
+}
+
+/// What a spec says counts, not what it is called and where it lies.
+#[test]
+fn a_run_is_resumed_with_its_own_spec_only() {
+    let folder = specs();
+    let at = folder.path();
+    let text = |name: &str| fs::read_to_string(at.join(format!("{name}.ron"))).unwrap();
+    for (place, spec) in [("a", "steady"), ("b", "small"), ("copy", "steady")] {
+        fs::create_dir(at.join(place)).unwrap();
+        fs::write(at.join(place).join("my.ron"), text(spec)).unwrap();
+        for used in ["small", "small_data"] {
+            fs::write(at.join(place).join(format!("{used}.ron")), text(used)).unwrap();
+        }
+    }
+    fine(at, &["train", "a/my.ron", "--steps", "3", "--no-eval"]);
+    let advice = "; `alip-run train --resume runs/my` continues it as it was started; begin another with --out";
+    for other in ["b/my.ron", "a/small.ron", "alip_shapes"] {
+        let name = if other.ends_with(".ron") { other } else { "graphs/alip_shapes.ron" };
+        let why = format!("/a/my.ron, not {name}{advice}");
+        let (status, _, err) = run(at, &["train", other, "--resume", "--out", "runs/my"]);
+        assert!(status == Some(1) && err.contains("error: the run in runs/my was made from another spec: "), "{err}");
+        assert!(err.contains(&why), "no {why:?} in {err}");
+    }
+    refused(
+        at,
+        &["train", "none.ron", "--resume", "--out", "runs/my"],
+        "error: none.ron cannot be read, so nobody knows",
+    );
+    let said = fine(at, &["train", "copy/my.ron", "--resume", "--no-eval"]).1;
+    assert!(said.contains("resuming steady at step 3 of 3") && !said.contains("changed"), "{said}");
+    fine(&at.join("a"), &["train", "my.ron", "--resume", "--out", "../runs/my", "--no-eval"]);
+    // Of a plan there is no spec.
+    fine(at, &train("runs/my", "planned", "3"));
+    fine(at, &["train", "runs/my", "--resume", "--out", "planned", "--no-eval"]);
+    refused(
+        at,
+        &["train", "a/my.ron", "--resume", "--out", "planned"],
+        "error: the run in planned was started from a compiled plan, not from a/my.ron; `alip-run train --resume planned`",
+    );
+    fine(at, &train("small", "other", "3"));
+    refused(
+        at,
+        &["train", "other", "--resume", "--out", "planned"],
+        "error: the run in planned was started from another plan than that in other; `alip-run train --resume planned`",
+    );
+    // What is changed where it lies is told, from wherever the run is continued.
+    for changed in ["a/small_data.ron", "a/my.ron"] {
+        let path = at.join(changed);
+        let before = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("{before}// changed\n")).unwrap();
+        let why = format!("error: {changed} was changed since the run in runs/my was started{advice}");
+        refused(at, &["train", "a/my.ron", "--resume"], &why);
+        let said = fine(&at.join("b"), &["train", "--resume", "../runs/my", "--no-eval"]).1;
+        let goes_on = format!("{changed} was changed since this run was started; it goes on as it was started\n");
+        assert!(said.contains(&goes_on), "{said}");
+        fs::write(&path, before).unwrap();
+    }
+}
+
+/// On any device the plan is compiled for, from what it was compiled from.
+#[test]
+fn a_run_is_measured_on_another_device() {
+    let folder = specs();
+    let at = folder.path();
+    fine(at, &train("small", "a", "5"));
+    let weights = |device: &str| -> Vec<f64> {
+        let said = fine(at, &["eval", "a", "--device", device, "--out", device]).1;
+        let again = format!("compiling `small` for {device}, since the run was started on another kind of device");
+        assert_eq!(said.contains(&again), device == "wgpu", "{said}");
+        let results = fs::read(at.join(device).join("results.json")).unwrap();
+        let results: serde_json::Value = serde_json::from_slice(&results).unwrap();
+        assert_eq!((&results["results"]["samples"], &results["results"]["step"]), (&8.into(), &5.into()));
+        let weights = &results["results"]["weights"]["weights"];
+        let all = ["right", "wrong"].into_iter().flat_map(|kind| weights[kind].as_array().unwrap());
+        all.map(|weight| weight.as_f64().unwrap()).collect()
+    };
+    let own = weights("cpu");
+    assert_eq!(own.len(), 8);
+    let wgpu = fine(at, &["devices"]).0.contains("target wgpu:");
+    for device in ["reference", "wgpu"].into_iter().take(if wgpu { 2 } else { 1 }) {
+        let found = weights(device);
+        assert!(own.iter().zip(&found).all(|(own, found)| (own - found).abs() < 1e-4), "{device}: {own:?}, {found:?}");
+    }
+}
+
+#[test]
+fn a_measurement_is_stopped() {
+    let folder = specs();
+    let at = folder.path();
+    photos(&at.join("photos"), |n| format!("shape {n}"));
+    // So many that nobody measures them all before the signal comes.
+    let list = at.join("photos/captions.jsonl");
+    let lines = fs::read_to_string(&list).unwrap();
+    let held_out = lines.lines().last().unwrap();
+    fs::write(&list, format!("{lines}{}", format!("{held_out}\n").repeat(20_000))).unwrap();
+    fine(at, &train("on_photos", "a", "2"));
+    for (name, status) in [("TERM", 143), ("INT", 130)] {
+        let mut child = program(at, &["eval", "a"]).spawn().unwrap();
+        let mut err = BufReader::new(child.stderr.take().unwrap());
+        let mut first = String::new();
+        err.read_line(&mut first).unwrap();
+        assert!(first.starts_with("device: cpu, "), "{first}");
+        signal(&child, name);
+        let mut rest = String::new();
+        err.read_to_string(&mut rest).unwrap();
+        let (found, out, _) = said(child.wait_with_output().unwrap());
+        assert_eq!((found, out.as_str()), (Some(status), ""), "{rest}");
+        assert!(rest.ends_with("not measured; `alip-run eval a` does it\n"), "{rest}");
+    }
+    assert!(!at.join("a/results.json").exists());
 }
 
 #[test]
@@ -166,8 +270,12 @@ fn the_words_of_a_run_are_its_own() {
     // A run without its words counts others, and reads something else.
     let info = at.join("a/run.json");
     let text = fs::read_to_string(&info).unwrap();
-    let words = text.lines().find(|line| line.contains("\"vocabulary\"")).unwrap();
-    fs::write(&info, text.replace(words, "  \"vocabulary\": null,")).unwrap();
+    let mut without: serde_json::Value = serde_json::from_str(&text).unwrap();
+    without["vocabulary"] = serde_json::Value::Null;
+    fs::write(&info, without.to_string()).unwrap();
+    refused(at, &["eval", "a"], "run.json: not what was written (checksum); put the file back");
+    without.as_object_mut().unwrap().remove("checksum");
+    fs::write(&info, without.to_string()).unwrap();
     fine(at, &["eval", "a", "--out", "counted", "--data", "wordy"]);
     assert!(file("own") != file("counted"), "the test notices nothing");
     fs::write(&info, &text).unwrap();

@@ -45,8 +45,8 @@ pub enum DataError {
     },
     /// More samples than allowed could not be read.
     #[error(
-        "{bad} of the {seen} samples read so far could not be used, more than the allowed share of {allowed}; the last one: \
-         {last}. Repair or remove the files named in the log, or raise the share with `max_bad`"
+        "{bad} of the {seen} samples read so far could not be used, more than the allowed share of {allowed} (judged from \
+         sample {from} on); the last one: {last}. Repair or remove the files named in the log, or raise the share with --max-bad"
     )]
     TooManyBad {
         /// Samples that were replaced.
@@ -55,6 +55,8 @@ pub enum DataError {
         seen: u64,
         /// Allowed share.
         allowed: f64,
+        /// Samples that are read before the share is judged.
+        from: u64,
         /// The last bad one and why.
         last: String,
     },

@@ -6,8 +6,7 @@
 //!
 //! Dropping the loader stops the thread within one sample's work and joins it.
 
-use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -17,12 +16,13 @@ use std::time::{Duration, Instant};
 use alip_plan::pipeline::{Mode, Pipeline, Source};
 use rayon::prelude::*;
 
+use super::panics::caught;
 use super::transform::{Row, check_fields};
 use super::{DataError, Order, SampleError, SampleSource, Skipped, Skips, Transform, Vocabularies};
 use crate::tensor::{Data, HostTensor};
 
 /// Stand-ins tried for one sample before the data set is called unreadable.
-const MAX_ATTEMPTS: u32 = 32;
+const MAX_ATTEMPTS: usize = 31;
 
 /// A global batch.
 #[derive(Clone, Debug, PartialEq)]
@@ -202,6 +202,7 @@ impl Loader {
                 bad: self.skips.count(),
                 seen: self.delivered,
                 allowed: self.max_bad,
+                from: self.judge_after,
                 last: last.to_string(),
             };
             return Err(self.close_with(error));
@@ -262,10 +263,13 @@ struct Maker {
     batch: usize,
 }
 
+/// What is known about a sample, by name.
+type Labels = BTreeMap<String, i64>;
+
 /// What became of one row.
 struct Made {
     index: u64,
-    labels: BTreeMap<String, i64>,
+    labels: Labels,
     skipped: Option<Skipped>,
 }
 
@@ -296,14 +300,21 @@ impl Maker {
             Err(error) => return Some(Err(error.into())),
         };
         let samples = self.order.samples(first, self.batch as u64);
-        let made: Vec<Option<Result<Made, DataError>>> = rows_of(&mut tensors, self.batch)
-            .into_par_iter()
-            .enumerate()
-            .map(|(row, mut slots)| {
+        let mut rows = rows_of(&mut tensors, self.batch);
+        let read: Option<Vec<Result<Labels, SampleError>>> = rows
+            .par_iter_mut()
+            .zip(&samples)
+            .map(|(slots, &(epoch, index))| {
                 let stopped = self.stop.load(Ordering::Relaxed);
-                if stopped { None } else { Some(self.fill((first, row), &samples, &mut slots)) }
+                if stopped { None } else { Some(self.read(epoch, index, slots)) }
             })
             .collect();
+        let replaced = self.replace((first, &samples), read?, &mut rows);
+        drop(rows);
+        let made = match replaced {
+            Ok(made) => made,
+            Err(error) => return Some(Err(error)),
+        };
         let mut batch = Batch {
             tensors: BTreeMap::new(),
             first_sample: first,
@@ -314,15 +325,10 @@ impl Maker {
             waited: Duration::ZERO,
         };
         for made in made {
-            match made? {
-                Err(error) => return Some(Err(error)),
-                Ok(made) => {
-                    batch.rows.push(made.index);
-                    batch.skipped.extend(made.skipped);
-                    for (name, label) in made.labels {
-                        batch.labels.entry(name).or_default().push(label);
-                    }
-                }
+            batch.rows.push(made.index);
+            batch.skipped.extend(made.skipped);
+            for (name, label) in made.labels {
+                batch.labels.entry(name).or_default().push(label);
             }
         }
         // Rows beyond the end of a pass were counted in their own place.
@@ -332,37 +338,77 @@ impl Maker {
         Some(Ok(batch))
     }
 
-    /// Fills one row with its sample, or with the first usable stand-in: rather one that is not in the batch.
-    fn fill(&self, (first, row): (u64, usize), batch: &[(u64, u64)], slots: &mut [Row<'_>]) -> Result<Made, DataError> {
-        let sample = first + row as u64;
-        let (epoch, own) = batch[row];
-        let reason = match self.read(epoch, own, slots) {
-            Ok(labels) => return Ok(Made { index: own, labels, skipped: None }),
-            Err(reason) => reason.to_string(),
-        };
-        let skipped = Skipped { sample, row, index: own, name: self.source.name(own), reason };
-        let stand_ins = (1..MAX_ATTEMPTS).map(|attempt| self.order.reserve(sample, attempt));
-        let (here, elsewhere): (Vec<u64>, Vec<u64>) =
-            stand_ins.partition(|stand_in| batch.iter().any(|(_, index)| index == stand_in));
-        // A stand-in that is bad too is not counted: it will be in its own place.
-        let usable =
-            elsewhere.into_iter().chain(here).find_map(|index| Some((index, self.read(epoch, index, slots).ok()?)));
-        match usable {
-            Some((index, labels)) => Ok(Made { index, labels, skipped: Some(skipped) }),
-            None => Err(DataError::NoReplacement { first: skipped.to_string(), attempts: MAX_ATTEMPTS - 1 }),
+    /// Rows with what was read into them, or with a stand-in for what could not be. One row after the other, so that the same
+    /// samples stand in whatever was read first, and no sample stands in twice.
+    fn replace(
+        &self,
+        (first, samples): (u64, &[(u64, u64)]),
+        read: Vec<Result<Labels, SampleError>>,
+        rows: &mut [Vec<Row<'_>>],
+    ) -> Result<Vec<Made>, DataError> {
+        let mut present: HashSet<u64> = samples.iter().map(|&(_, index)| index).collect();
+        let mut all = Vec::with_capacity(read.len());
+        for (row, (read, slots)) in read.into_iter().zip(rows).enumerate() {
+            let (sample, (epoch, index)) = (first + row as u64, samples[row]);
+            let made = match read {
+                Ok(labels) => Made { index, labels, skipped: None },
+                Err(reason) => {
+                    let (name, reason) = (self.source.name(index), reason.to_string());
+                    self.stand_in(Skipped { sample, row, index, name, reason }, epoch, &present, slots)?
+                }
+            };
+            present.insert(made.index);
+            all.push(made);
         }
+        Ok(all)
     }
 
-    fn read(&self, epoch: u64, index: u64, slots: &mut [Row<'_>]) -> Result<BTreeMap<String, i64>, SampleError> {
+    /// Fills a row with the first usable stand-in: a sample that is in the batch already only if there is no other.
+    fn stand_in(
+        &self,
+        skipped: Skipped,
+        epoch: u64,
+        present: &HashSet<u64>,
+        slots: &mut [Row<'_>],
+    ) -> Result<Made, DataError> {
+        let mut tried = HashSet::from([skipped.index]);
+        let candidates = self.candidates(skipped.sample, present).filter(|&index| tried.insert(index));
+        let mut attempts = 0;
+        for index in candidates.take(MAX_ATTEMPTS) {
+            if self.stop.load(Ordering::Relaxed) {
+                // Nobody is there to be told.
+                return Err(DataError::Stopped);
+            }
+            attempts += 1;
+            // A stand-in that is bad too is not counted: it will be in its own place.
+            if let Ok(labels) = self.read(epoch, index, slots) {
+                return Ok(Made { index, labels, skipped: Some(skipped) });
+            }
+        }
+        Err(DataError::NoReplacement { first: skipped.to_string(), attempts })
+    }
+
+    /// Stand-ins for a sample, the best first: drawn ones that are not in the batch, whatever else is not, and drawn ones
+    /// that are.
+    fn candidates(&self, sample: u64, present: &HashSet<u64>) -> impl Iterator<Item = u64> {
+        let drawn: Vec<u64> = (1..=MAX_ATTEMPTS as u32).map(|attempt| self.order.reserve(sample, attempt)).collect();
+        let (len, begin) = (self.order.epoch_len(), drawn[0]);
+        let is_free = |index: &u64| !present.contains(index);
+        let (free, taken): (Vec<u64>, Vec<u64>) = drawn.into_iter().partition(is_free);
+        let others = (1..len).map(move |step| (begin + step) % len).filter(is_free);
+        free.into_iter().chain(others).chain(taken)
+    }
+
+    fn read(&self, epoch: u64, index: u64, slots: &mut [Row<'_>]) -> Result<Labels, SampleError> {
         // A decoder that panics on a hostile file loses that sample and nothing else; rows are overwritten by the next try.
-        catch_unwind(AssertUnwindSafe(|| {
+        let read = caught(|| {
             let sample = self.source.read(index)?;
             check_fields(&self.declared, &sample)?;
             let labels = sample.labels.clone();
             self.transform.run(sample, (&self.order, epoch, index), slots)?;
             Ok(labels)
-        }))
-        .unwrap_or_else(|_| Err(SampleError("the decoder panicked on it".into())))
+        });
+        read.unwrap_or_else(|words| Err(SampleError(format!("the decoder panicked: {words}"))))
     }
 }
 

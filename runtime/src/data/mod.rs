@@ -17,6 +17,7 @@ mod folder;
 mod lines;
 mod loader;
 mod order;
+mod panics;
 mod resize;
 pub mod shapes;
 mod skips;

@@ -93,6 +93,9 @@ pub enum Moment {
     After,
 }
 
+/// Bytes of an arena that are cleared with one upload.
+const CLEARED_AT_ONCE: usize = 4 << 20;
+
 /// A plan on a device, with tensors by name.
 pub struct Session {
     plan: Arc<Plan>,
@@ -107,6 +110,14 @@ impl Session {
     /// # Errors
     /// The device refuses the plan: wrong target, invalid, too little memory.
     pub fn new(plan: Arc<Plan>, device: Box<dyn Device>) -> Result<Session, ExecError> {
+        Session::on(device.as_ref(), plan)
+    }
+
+    /// The same on a device that is needed again if it refuses.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn on(device: &dyn Device, plan: Arc<Plan>) -> Result<Session, ExecError> {
         let loaded = device.load(Arc::clone(&plan))?;
         let counters = rows::counters(&plan)?;
         Ok(Session { plan, loaded, counters })
@@ -262,11 +273,14 @@ impl Session {
         buffers.iter().map(|(_, buffer)| Ok(self.pending(buffer)?.wait()?.to_f32().into_owned())).collect()
     }
 
-    /// Zeros where nothing survives a program.
+    /// Zeros where nothing survives a program, a piece at a time: the host may not have the memory that the device has.
     fn clear_arenas(&mut self, plan: &Plan) -> Result<(), ExecError> {
+        let zeros = vec![0; CLEARED_AT_ONCE];
         for (segment, of) in plan.segments.iter().enumerate().filter(|(_, of)| of.kind == SegmentKind::Arena) {
-            let whole = Slice { segment: segment as u32, offset: 0, bytes: of.bytes };
-            self.loaded.write(whole, &vec![0; of.bytes as usize])?;
+            for offset in (0..of.bytes).step_by(CLEARED_AT_ONCE) {
+                let bytes = (of.bytes - offset).min(CLEARED_AT_ONCE as u64);
+                self.loaded.write(Slice { segment: segment as u32, offset, bytes }, &zeros[..bytes as usize])?;
+            }
         }
         Ok(())
     }

@@ -140,6 +140,15 @@ pub fn size(plan: &Plan) -> u64 {
     plan.state.iter().map(|state| state.buffer.bytes()).sum()
 }
 
+/// What was saved.
+#[derive(Debug)]
+pub struct Saved {
+    /// The checkpoint.
+    pub path: PathBuf,
+    /// Why an older one, beyond the number kept, is still there.
+    pub left: Option<FileError>,
+}
+
 /// The checkpoints of a run: a folder, and how many of them are kept.
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
@@ -167,7 +176,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// The device fails or the file cannot be written; older checkpoints are untouched then.
-    pub(super) fn save(&self, session: &mut Session, header: &Header) -> Result<PathBuf, CheckpointError> {
+    pub(super) fn save(&self, session: &mut Session, header: &Header) -> Result<Saved, CheckpointError> {
         fs::create_dir_all(&self.folder).map_err(FileError::io(&self.folder, "create the folder"))?;
         sync_folder(self.folder.parent());
         let path = self.folder.join(format!("step-{:08}.safetensors", header.step));
@@ -186,10 +195,11 @@ impl Checkpoints {
             Ok(session.read_state(&entry.name)?.bytes().to_vec())
         })?;
         let mut all = self.list();
-        for (_, old) in all.drain(..all.len().saturating_sub(self.keep)) {
-            fs::remove_file(&old).map_err(FileError::io(&old, "remove the old checkpoint"))?;
-        }
-        Ok(path)
+        let old = all.drain(..all.len().saturating_sub(self.keep));
+        let removed =
+            old.map(|(_, old)| fs::remove_file(&old).map_err(FileError::io(&old, "remove the old checkpoint")));
+        let left = removed.fold(None, |left, removed| left.or(removed.err()));
+        Ok(Saved { path, left })
     }
 }
 
@@ -292,8 +302,9 @@ mod tests {
             plan: fingerprint(&session.plan().to_bytes()),
         };
         let checkpoints = Checkpoints::new(folder(name), 2);
-        let path = checkpoints.save(&mut session, &header).unwrap();
-        (path, session, header)
+        let saved = checkpoints.save(&mut session, &header).unwrap();
+        assert!(saved.left.is_none());
+        (saved.path, session, header)
     }
 
     #[test]
@@ -317,6 +328,19 @@ mod tests {
             checkpoints.save(&mut session, &header).unwrap();
         }
         assert_eq!(checkpoints.list().into_iter().map(|(step, _)| step).collect::<Vec<_>>(), [2, 3]);
+    }
+
+    #[test]
+    fn an_old_one_that_cannot_be_removed_spoils_no_new_one() {
+        let (path, mut session, mut header) = saved("checkpoint_stuck");
+        // What is no file is removed by nobody.
+        let stuck = path.with_file_name("step-00000001.safetensors");
+        fs::create_dir(&stuck).unwrap();
+        header.step = 5;
+        let saved = Checkpoints::new(path.parent().unwrap().into(), 1).save(&mut session, &header).unwrap();
+        assert_eq!((&saved.path, restore(&saved.path, &mut session).unwrap()), (&path, header));
+        let left = saved.left.unwrap().to_string();
+        assert!(left.starts_with(&format!("{}: cannot remove the old checkpoint: ", stuck.display())), "{left}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use alip_plan::pipeline::Pipeline;
 use alip_plan::{Plan, PlanError};
 use serde::de::DeserializeOwned;
 
-use super::checkpoint::{self, CheckpointError, Checkpoints, Header};
+use super::checkpoint::{self, CheckpointError, Checkpoints, Header, Saved};
 use super::file::{FileError, remove_unfinished, sync_folder, write_bytes};
 use super::identity::{Difference, FORMAT, RunInfo, fingerprint};
 use super::lock::Lock;
@@ -91,7 +91,7 @@ pub enum RunError {
     },
     /// Too little room.
     #[error(
-        "{} has {} free, but {checkpoints} checkpoints of {} each will be kept there at a time; free some space, choose \
+        "{} has {} free, but {checkpoints} more checkpoints of {} each will be there at a time; free some space, choose \
          another directory with --out, or keep fewer with --keep",
         path.display(), bytes(*free), bytes(*each)
     )]
@@ -102,8 +102,14 @@ pub enum RunError {
         free: u64,
         /// Bytes of a checkpoint.
         each: u64,
-        /// Checkpoints that exist at a time, the one being written included.
+        /// Checkpoints to come that exist at a time with those that are there, the one being written included.
         checkpoints: u64,
+    },
+    /// A place that is made of no storage, such as `/proc`.
+    #[error("nothing can be written in {}, which is on no disk; choose another directory with --out", path.display())]
+    NoDisk {
+        /// The directory.
+        path: PathBuf,
     },
     /// The run is to be continued with something else than it was started with.
     #[error(
@@ -160,12 +166,21 @@ impl RunDir {
         }
         let path = root.join(INFO);
         let text = fs::read(&path).map_err(FileError::io(&path, "read"))?;
+        let spoilt = |why: String| {
+            let why = format!("{why}; put the file back from a copy of the run, or begin another run with --out");
+            FileError::Damaged { path: path.clone(), why }
+        };
+        let damaged = |error: serde_json::Error| spoilt(format!("damaged: {error}"));
         // The version first: another format may have other fields.
-        let value: serde_json::Value = parsed(&path, &text)?;
+        let value: serde_json::Value = serde_json::from_slice(&text).map_err(damaged)?;
         match value.get("format").and_then(serde_json::Value::as_u64) {
-            Some(found) if found != u64::from(FORMAT) => Err(RunError::Version { path, found }),
-            _ => Ok(RunDir { root: root.to_path_buf(), info: parsed(&path, &text)? }),
+            Some(found) if found != u64::from(FORMAT) => return Err(RunError::Version { path, found }),
+            _ if value.get(SEAL).is_some() && !is_sealed(&text) => {
+                return Err(spoilt(format!("not what was written ({SEAL})")).into());
+            }
+            _ => {}
         }
+        Ok(RunDir { root: root.to_path_buf(), info: serde_json::from_value(value).map_err(damaged)? })
     }
 
     /// Whether a run can begin in `root`.
@@ -203,8 +218,8 @@ impl RunDir {
     /// # Errors
     /// It cannot be read or is damaged.
     pub fn plan(&self) -> Result<Plan, RunError> {
-        let plan = read_plan(&self.root)?;
-        self.is_as_written(PLAN, &plan.to_bytes(), &self.info.plan)?;
+        let (bytes, plan) = read_plan(&self.root)?;
+        self.is_as_written(PLAN, &bytes, &self.info.plan)?;
         Ok(plan)
     }
 
@@ -309,7 +324,7 @@ pub struct NewRun<'a> {
 pub struct Writer {
     run: RunDir,
     keep: usize,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Deref for Writer {
@@ -327,7 +342,7 @@ impl Writer {
     /// A run is there already, the directory cannot be written, or there is too little room.
     pub fn create(root: &Path, new: &NewRun<'_>, keep: usize) -> Result<Writer, RunError> {
         RunDir::vacant(root)?;
-        has_room(root, new.plan, keep)?;
+        has_room(root, new.plan, keep, 0)?;
         let made = make_folders(root)?;
         let created = Writer::fill(root, new, keep);
         if created.is_err() {
@@ -354,7 +369,7 @@ impl Writer {
             files.push((SOURCES, sources));
         }
         // The last file: with it the directory holds a run.
-        files.push((INFO, json(&info)));
+        files.push((INFO, sealed(&info)));
         let new: Vec<PathBuf> =
             files.iter().map(|(name, _)| root.join(name)).filter(|path| path.symlink_metadata().is_err()).collect();
         let written = files.iter().try_for_each(|(name, bytes)| write_bytes(&root.join(name), bytes));
@@ -363,7 +378,7 @@ impl Writer {
             lock.forget(root);
             return Err(error.into());
         }
-        Ok(Writer { run: RunDir { root: root.to_path_buf(), info }, keep, _lock: lock })
+        Ok(Writer { run: RunDir { root: root.to_path_buf(), info }, keep, lock })
     }
 
     /// The run in `root`, to be continued; what killed writers left half written is removed.
@@ -374,20 +389,30 @@ impl Writer {
         if !RunDir::holds_run(root) {
             return Err(RunError::NoRun { path: root.to_path_buf() });
         }
-        let lock = Lock::take(root)?;
+        Writer::open_with(root, keep, Lock::take(root)?)
+    }
+
+    fn open_with(root: &Path, keep: usize, lock: Lock) -> Result<Writer, RunError> {
         let run = RunDir::open(root)?;
-        has_room(root, &run.plan()?, keep)?;
+        has_room(root, &run.plan()?, keep, run.checkpoints().len())?;
         // Nobody but the holder of the lock writes checkpoints. Results have other writers.
-        remove_unfinished(&root.join(CHECKPOINTS), Duration::ZERO);
+        remove_unfinished(&root.join(CHECKPOINTS), if lock.is_kept() { Duration::ZERO } else { ABANDONED });
         remove_unfinished(root, ABANDONED);
-        Ok(Writer { run, keep, _lock: lock })
+        Ok(Writer { run, keep, lock })
+    }
+
+    /// What to tell people about the directory.
+    pub fn warning(&self) -> Option<String> {
+        let path = self.root.display();
+        let why = "is on a file system without locks: nobody notices if a second process trains there";
+        (!self.lock.is_kept()).then(|| format!("{path} {why}"))
     }
 
     /// Saves the state of a session, then removes checkpoints beyond the number kept.
     ///
     /// # Errors
     /// The device fails or the file cannot be written; older checkpoints are untouched then.
-    pub fn save(&self, session: &mut Session, header: &Header) -> Result<PathBuf, CheckpointError> {
+    pub fn save(&self, session: &mut Session, header: &Header) -> Result<Saved, CheckpointError> {
         self.kept(self.keep).save(session, header)
     }
 
@@ -404,30 +429,44 @@ impl Writer {
     /// # Errors
     /// The file cannot be written; nothing has changed then.
     pub fn set_info(&mut self, info: RunInfo) -> Result<(), FileError> {
-        write_bytes(&self.root.join(INFO), &json(&info))?;
+        write_bytes(&self.root.join(INFO), &sealed(&info))?;
         self.run.info = info;
         Ok(())
     }
 }
 
-/// The checkpoints of a plan fit on the disk: those kept and the one being written.
-fn has_room(root: &Path, plan: &Plan, keep: usize) -> Result<(), RunError> {
-    let (each, checkpoints) = (checkpoint::size(plan), (keep as u64).saturating_add(1));
-    let there = std::path::absolute(root).unwrap_or_else(|_| root.to_path_buf());
-    let there = there.ancestors().find(|folder| folder.is_dir()).unwrap_or(root);
+/// The checkpoints of a plan fit on the disk: those kept and the one being written, of which some are there already.
+fn has_room(root: &Path, plan: &Plan, keep: usize, present: usize) -> Result<(), RunError> {
+    let (keep, present) = (keep as u64, present as u64);
+    let (each, checkpoints) = (checkpoint::size(plan), keep.saturating_sub(present).saturating_add(1));
     // A file system that cannot say how much is free is not refused.
-    let free = fs4::available_space(there).unwrap_or(u64::MAX);
+    let free = if is_on_disk(root) { fs4::available_space(above(root)).unwrap_or(u64::MAX) } else { u64::MAX };
     if each.saturating_mul(checkpoints) > free {
         return Err(RunError::NoRoom { path: root.to_path_buf(), free, each, checkpoints });
     }
     Ok(())
 }
 
+/// The folder itself, or the nearest above it that exists.
+fn above(root: &Path) -> PathBuf {
+    let there = std::path::absolute(root).unwrap_or_else(|_| root.to_path_buf());
+    there.ancestors().find(|folder| folder.is_dir()).unwrap_or(root).to_path_buf()
+}
+
+/// Whether a place has any storage, used or not.
+fn is_on_disk(root: &Path) -> bool {
+    fs4::total_space(above(root)).map_or(true, |total| total > 0)
+}
+
 /// Makes a folder and those above it; gives those that were made, innermost first.
-fn make_folders(root: &Path) -> Result<Vec<PathBuf>, FileError> {
+fn make_folders(root: &Path) -> Result<Vec<PathBuf>, RunError> {
     let missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
     let made: Vec<PathBuf> = root.ancestors().take_while(missing).map(Path::to_path_buf).collect();
-    fs::create_dir_all(root).map_err(FileError::io(root, "create the folder"))?;
+    fs::create_dir_all(root).map_err(|error| match is_on_disk(root) {
+        true => FileError::io(root, "create the folder")(error).into(),
+        // What the system says of it, such as that there is no such folder, leads astray.
+        false => RunError::NoDisk { path: root.to_path_buf() },
+    })?;
     made.iter().for_each(|folder| sync_folder(folder.parent()));
     Ok(made)
 }
@@ -437,122 +476,42 @@ fn json(value: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec_pretty(value).unwrap_or_default()
 }
 
+/// Key of the checksum in [`INFO`], which stands last.
+const SEAL: &str = "checksum";
+
+/// The text of [`INFO`]: the other files are held against what it says, and it against its last line.
+fn sealed(info: &RunInfo) -> Vec<u8> {
+    let text = json(info);
+    let checksum = fingerprint(&text);
+    let open = text.strip_suffix(b"\n}").unwrap_or_default();
+    [open, format!(",\n  \"{SEAL}\": \"{checksum}\"\n}}").as_bytes()].concat()
+}
+
+/// Whether a text is as [`sealed`] made it.
+fn is_sealed(text: &[u8]) -> bool {
+    let sealed = || {
+        let (open, checksum) =
+            std::str::from_utf8(text).ok()?.trim_end().rsplit_once(&format!(",\n  \"{SEAL}\": \""))?;
+        Some(fingerprint(format!("{open}\n}}").as_bytes()) == checksum.strip_suffix("\"\n}")?)
+    };
+    sealed().unwrap_or(false)
+}
+
 fn parsed<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, FileError> {
     serde_json::from_slice(text)
         .map_err(|error| FileError::Damaged { path: path.to_path_buf(), why: error.to_string() })
 }
 
-/// Reads `plan.alip` of a directory that `alipc compile` or a run wrote.
+/// Reads `plan.alip` of a directory that `alipc compile` or a run wrote: its bytes, and what they say.
 ///
 /// # Errors
 /// There is none, or it is damaged.
-pub fn read_plan(folder: &Path) -> Result<Plan, RunError> {
+pub fn read_plan(folder: &Path) -> Result<(Vec<u8>, Plan), RunError> {
     let path = folder.join(PLAN);
     let bytes = fs::read(&path).map_err(FileError::io(&path, "read"))?;
-    Plan::from_bytes(&bytes).map_err(|source| RunError::Plan { path, source })
+    let plan = Plan::from_bytes(&bytes).map_err(|source| RunError::Plan { path, source })?;
+    Ok((bytes, plan))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::train::testing::{folder, info, linear};
-
-    fn create(root: &Path, keep: usize) -> Result<Writer, RunError> {
-        let (plan, vocabularies) = (linear(), Vocabularies::default());
-        let new = NewRun { info: &info(&plan), plan: &plan, sources: None, vocabularies: &vocabularies };
-        Writer::create(root, &new, keep)
-    }
-
-    fn refused<T: std::fmt::Debug>(found: Result<T, RunError>, said: &str) {
-        let error = found.unwrap_err().to_string();
-        assert!(error.contains(said), "{error}");
-    }
-
-    #[test]
-    fn a_run_is_found_again_and_not_overwritten() {
-        let root = folder("run_dir").join("a/b");
-        drop(create(&root, 3).unwrap());
-        let run = RunDir::open(&root).unwrap();
-        assert_eq!(run.info(), &info(&linear()));
-        assert_eq!(run.plan().unwrap(), linear());
-        refused(create(&root, 3), "already holds a run of `linear`; continue it with --resume");
-        refused(RunDir::open(&folder("run_dir_none")), "holds no run (there is no run.json)");
-    }
-
-    #[test]
-    fn one_process_writes_and_any_number_reads() {
-        let root = folder("run_dir_lock");
-        let writer = create(&root, 3).unwrap();
-        let holder = format!("is being trained by process {}", std::process::id());
-        refused(Writer::open(&root, 3), &holder);
-        let before = listing(&root);
-        let run = RunDir::open(&root).unwrap();
-        assert!(run.checkpoints().is_empty() && run.plan().is_ok());
-        assert_eq!(listing(&root), before);
-        drop(writer);
-        assert!(Writer::open(&root, 3).is_ok());
-    }
-
-    /// Every file with its size and time.
-    fn listing(root: &Path) -> Vec<String> {
-        let entries = fs::read_dir(root).unwrap().flatten();
-        let shown = |entry: fs::DirEntry| {
-            let facts = entry.metadata().unwrap();
-            format!("{:?} {} {:?}", entry.path(), facts.len(), facts.modified())
-        };
-        let mut all: Vec<String> = entries.map(shown).collect();
-        all.sort();
-        all
-    }
-
-    /// A reader leaves the file that a trainer is writing; the next trainer removes what a killed one left.
-    #[test]
-    fn readers_leave_unfinished_checkpoints_alone() {
-        let root = folder("run_dir_unfinished");
-        drop(create(&root, 3).unwrap());
-        let half = root.join("checkpoints/.step-00000007.safetensors.1-1.unfinished");
-        fs::create_dir_all(half.parent().unwrap()).unwrap();
-        fs::write(&half, "half").unwrap();
-        let run = RunDir::open(&root).unwrap();
-        assert!(run.checkpoints().is_empty() && half.exists());
-        drop(Writer::open(&root, 3).unwrap());
-        assert!(!half.exists());
-    }
-
-    #[test]
-    fn what_fails_leaves_no_trace() {
-        let root = folder("run_dir_full").join("a/b");
-        refused(create(&root, usize::MAX / 2), " free, but ");
-        assert!(!root.parent().unwrap().exists());
-        let occupied = folder("run_dir_file").join("file");
-        fs::write(&occupied, "").unwrap();
-        refused(create(&occupied.join("run"), 1), "cannot create the folder");
-        // Root may write anywhere, so a folder without permission proves nothing there; /proc refuses everybody.
-        #[cfg(target_os = "linux")]
-        refused(create(Path::new("/proc/alip"), 1), "/proc/alip");
-    }
-
-    #[test]
-    fn what_is_not_of_this_run_is_told() {
-        let root = folder("run_dir_foreign");
-        fs::write(root.join(PLAN), "no plan").unwrap();
-        refused(read_plan(&root), "plan.alip: not a plan file; `alipc compile SPEC -o DIR` writes one");
-        drop(create(&root, 3).unwrap());
-        let mut other = linear();
-        other.name = "other".into();
-        fs::write(root.join(PLAN), other.to_bytes()).unwrap();
-        refused(RunDir::open(&root).unwrap().plan(), "plan.alip: not the file that the run was started with (hash ");
-        fs::write(root.join(INFO), r#"{"format": 1}"#).unwrap();
-        refused(RunDir::open(&root), "run.json: a run of format 1, but this program reads format 2");
-        fs::remove_file(root.join(INFO)).unwrap();
-        fs::create_dir_all(root.join(CHECKPOINTS)).unwrap();
-        fs::write(root.join(CHECKPOINTS).join("step-00000007.safetensors"), "").unwrap();
-        refused(create(&root, 3), "holds checkpoints but no run.json");
-    }
-
-    #[test]
-    fn bytes_are_readable() {
-        let shown: Vec<String> = [0, 1023, 1024, 5 << 30, 150 << 20].map(bytes).into();
-        assert_eq!(shown, ["0 B", "1023 B", "1.0 KiB", "5.0 GiB", "150 MiB"]);
-    }
-}
+mod tests;

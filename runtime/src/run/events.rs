@@ -45,8 +45,8 @@ pub(super) struct EventFile {
 }
 
 impl EventFile {
-    /// Creates a new event file in `folder`. With `first_step` above 0, TensorBoard forgets what other files of the folder
-    /// say about that step and later ones.
+    /// Creates a new event file in `folder`. TensorBoard forgets what other files of the folder say about `first_step` and
+    /// later ones.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -65,10 +65,7 @@ impl EventFile {
         };
         let mut events = EventFile { file, path, whole: 0 };
         events.put(&[double(field::WALL_TIME, now), bytes(field::FILE_VERSION, b"brain.Event:2")].concat())?;
-        if first_step > 0 {
-            let log = bytes(field::SESSION_LOG, &varint(field::STATUS, field::START));
-            events.put(&[double(field::WALL_TIME, now), varint(field::STEP, first_step), log].concat())?;
-        }
+        events.put(&start(now, first_step))?;
         Ok(events)
     }
 
@@ -98,6 +95,11 @@ impl EventFile {
 
 fn wall_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+fn start(wall_time: f64, step: u64) -> Vec<u8> {
+    let log = bytes(field::SESSION_LOG, &varint(field::STATUS, field::START));
+    [double(field::WALL_TIME, wall_time), varint(field::STEP, step), log].concat()
 }
 
 fn event<'a>(wall_time: f64, step: u64, values: impl IntoIterator<Item = (&'a str, f64)>) -> Vec<u8> {
@@ -155,6 +157,18 @@ fn bytes(field: u64, data: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Also one that was killed before its first checkpoint and begins anew.
+    #[test]
+    fn whatever_step_a_run_goes_on_from_what_came_after_does_not_count() {
+        let folder = crate::train::testing::folder("events_start");
+        for first in [1, 8] {
+            let path = EventFile::create(&folder, first).unwrap().path;
+            let written = std::fs::read(path).unwrap();
+            let start = start(f64::from_le_bytes(*written[13..].first_chunk().unwrap()), first);
+            assert!(written.ends_with(&record(&start)), "{first}");
+        }
+    }
 
     /// The bytes that TensorBoard's own writer (PyPI tensorboard) gives for the same event.
     #[test]

@@ -83,9 +83,10 @@ impl fmt::Display for DeviceIdentity {
 /// What a run is trained on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DataIdentity {
-    /// Where batches come from; a folder is named by its absolute path.
+    /// Where batches come from; a folder is named by its absolute path, without links if it was given relative to somewhere.
     pub pipeline: Pipeline,
-    /// The folder as seen from the run's directory, if it was given relative to somewhere: both can move together.
+    /// The folder as seen from the run's directory, if it was given relative to somewhere: both can move together. A link to
+    /// the data is kept, so that it moves too.
     #[serde(default)]
     pub beside: Option<PathBuf>,
     /// Number of training samples.
@@ -104,10 +105,10 @@ impl DataIdentity {
         if let Source::Folder { path, .. } = &mut pipeline.source
             && Path::new(path.as_str()).is_relative()
             && !path.contains("${")
-            && let (Ok(folder), Ok(root)) = (std::path::absolute(&path), std::path::absolute(root))
+            && let (Ok(folder), Ok(root)) = (plain(Path::new(path.as_str())), plain(root))
         {
-            beside = Some(seen_from(&root, &folder));
-            *path = folder.to_string_lossy().into_owned();
+            beside = Some(seen_from(&without_links(&root), &folder));
+            *path = without_links(&folder).to_string_lossy().into_owned();
         }
         Ok(DataIdentity { pipeline, beside, samples: source.len(), list: source.list_hash()? })
     }
@@ -140,7 +141,30 @@ impl DataIdentity {
     }
 }
 
-/// `path` as seen from the folder `from`; both absolute.
+/// An absolute path without `..`, which stands for what is above a link's target and not for what the link lies in.
+fn plain(path: &Path) -> std::io::Result<PathBuf> {
+    let mut plain = if path.is_absolute() { PathBuf::new() } else { std::env::current_dir()?.canonicalize()? };
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                plain = without_links(&plain);
+                plain.pop();
+            }
+            _ => plain.push(component),
+        }
+    }
+    Ok(plain)
+}
+
+/// A plain path with the links resolved in what exists of it.
+fn without_links(path: &Path) -> PathBuf {
+    let found = path.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
+    let Some((above, real)) = found else { return path.to_path_buf() };
+    path.strip_prefix(above).map_or_else(|_| path.to_path_buf(), |rest| real.join(rest))
+}
+
+/// `path` as seen from the folder `from`; both plain, and `from` without links, since `..` leads above their targets.
 fn seen_from(from: &Path, path: &Path) -> PathBuf {
     let (from, path): (Vec<Component<'_>>, Vec<Component<'_>>) =
         (from.components().collect(), path.components().collect());
@@ -177,6 +201,7 @@ pub fn fingerprint(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::testing::folder;
 
     #[test]
     fn a_folder_is_seen_from_the_run() {
@@ -186,5 +211,33 @@ mod tests {
         check("/a/runs/x", "/a/data/flickr", "../../data/flickr");
         check("/a", "/a/data", "data");
         check("/a/b", "/c", "../../c");
+    }
+
+    /// However run and data are spelled, the run finds its data from where it is.
+    #[test]
+    #[cfg(unix)]
+    fn spellings_do_not_matter() {
+        let at = folder("identity_spellings").canonicalize().unwrap();
+        for made in ["project/photos", "project/sub", "elsewhere/runs", "disk/images"] {
+            std::fs::create_dir_all(at.join(made)).unwrap();
+        }
+        let link = |to: &str, from: &str| std::os::unix::fs::symlink(at.join(to), at.join(from)).unwrap();
+        link("elsewhere/runs", "project/runs");
+        link("disk/images", "project/linked");
+        link("project/sub", "elsewhere/inside");
+        let check = |root: &str, data: &str, seen: &str, real: &str| {
+            let (root, data) = (plain(&at.join(root)).unwrap(), plain(&at.join(data)).unwrap());
+            let root = without_links(&root);
+            assert_eq!(seen_from(&root, &data), Path::new(seen), "{root:?}, {data:?}");
+            assert_eq!(without_links(&data), at.join(real));
+            std::fs::create_dir_all(&root).unwrap();
+            assert_eq!(root.join(seen).canonicalize().unwrap(), at.join(real));
+        };
+        check("project/out", "project/photos", "../photos", "project/photos");
+        check("project/sub/../out", "project/./sub/../photos", "../photos", "project/photos");
+        check("project/new/er/../out", "project/photos", "../../photos", "project/photos");
+        check("project/runs/a", "project/photos", "../../../project/photos", "project/photos");
+        check("project/out", "elsewhere/inside/../photos", "../photos", "project/photos");
+        check("project/out", "project/linked", "../linked", "disk/images");
     }
 }

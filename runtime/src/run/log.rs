@@ -91,9 +91,8 @@ impl MetricsLog {
             }
         }
         let lines = OpenOptions::new().create(true).append(true).open(&path).map_err(FileError::io(&path, "write"))?;
-        let first = if step == 0 { 0 } else { step + 1 };
         let whole = lines.metadata().map_err(FileError::io(&path, "read"))?.len();
-        Ok(MetricsLog { path, lines, whole, events: EventFile::create(folder, first)?, lost: 0 })
+        Ok(MetricsLog { path, lines, whole, events: EventFile::create(folder, step + 1)?, lost: 0 })
     }
 
     /// Appends a step; gives what to tell people when the disk begins to refuse, and when it takes again.

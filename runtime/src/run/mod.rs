@@ -24,4 +24,4 @@ pub mod tensors;
 pub use dir::{NewRun, PLAN, RunDir, RunError, Writer, bytes, read_plan};
 pub use identity::{DataIdentity, DeviceIdentity, Difference, RunInfo, fingerprint};
 pub use log::StepRecord;
-pub use sources::SpecSources;
+pub use sources::{SpecFile, SpecSources};

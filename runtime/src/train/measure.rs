@@ -80,6 +80,8 @@ pub struct Measuring<'a> {
     pub vocabularies: &'a Vocabularies,
     /// Threads that prepare samples.
     pub workers: usize,
+    /// Largest share of samples that may be unusable, as [`LoaderOptions::max_bad`].
+    pub max_bad: f64,
     /// Steps the model was trained.
     pub step: u64,
     /// Set from outside to stop after the batch.
@@ -310,9 +312,9 @@ impl Model<'_> {
 
     /// Embeds every sample of a source; samples that cannot be read are left out.
     fn samples(&mut self, source: Arc<dyn SampleSource>) -> Result<Embedded, MeasureError> {
-        let Measuring { pipeline, vocabularies, workers, note, .. } = *self.how;
-        let options =
-            LoaderOptions { workers, vocabularies: vocabularies.clone(), ..LoaderOptions::eval(self.programs.batch) };
+        let Measuring { pipeline, vocabularies, workers, max_bad, note, .. } = *self.how;
+        let vocabularies = vocabularies.clone();
+        let options = LoaderOptions { workers, max_bad, vocabularies, ..LoaderOptions::eval(self.programs.batch) };
         let mut loader = Loader::new(pipeline, source, &options)?;
         let tokenizer = loader.transform().tokenizer().cloned();
         let mut all = Embedded {

@@ -91,8 +91,20 @@ pub enum TrainError {
         /// The checkpoint.
         path: PathBuf,
     },
+    /// Training cannot go on, and its state cannot be saved.
+    #[error("{why}. The state after step {step} could not be saved: {unsaved}. {}", newest(*step, saved.as_ref()))]
+    Unsaved {
+        /// What ended the run.
+        why: Box<TrainError>,
+        /// Steps taken.
+        step: u64,
+        /// Why the state is not on disk.
+        unsaved: Box<TrainError>,
+        /// Step and file of the newest checkpoint.
+        saved: Option<(u64, PathBuf)>,
+    },
     /// A step failed half way: what the device holds is the state of no step.
-    #[error("step {step}: {why}. {}", newest(*step, saved.as_ref()))]
+    #[error("step {step}: {why}. {}", newest(step.saturating_sub(1), saved.as_ref()))]
     Lost {
         /// What the device said.
         why: Box<ExecError>,
@@ -103,10 +115,11 @@ pub enum TrainError {
     },
 }
 
+/// Where a run that has taken `step` steps can go on from.
 fn newest(step: u64, saved: Option<&(u64, PathBuf)>) -> String {
     match saved {
         Some((at, path)) => {
-            let lost = step.saturating_sub(at + 1);
+            let lost = step.saturating_sub(*at);
             let lost = if lost == 0 { String::new() } else { format!(", {lost} steps before") };
             format!("The newest checkpoint is {}{lost}; --resume continues from there", path.display())
         }
@@ -124,8 +137,8 @@ pub struct Divergence {
     pub step: u64,
     /// The metric that showed it; `None` when only the state did not move.
     pub metric: Option<(String, f64)>,
-    /// The first value of the step that is not finite, and the number of launches of the program.
-    pub first: Option<(NonFinite, usize)>,
+    /// The first value of the step that is not finite, and the number of launches of the program; or why there was no search.
+    pub first: Result<Option<(NonFinite, usize)>, ExecError>,
     /// Global indices of the first sample of the batch and of the one after the last.
     pub samples: (u64, u64),
     /// Where the state before the step is.
@@ -140,13 +153,14 @@ impl std::fmt::Display for Divergence {
             None => write!(f, "the gradient is not finite, so the step was not taken.")?,
         }
         match &self.first {
-            Some((first, launches)) => {
+            Ok(Some((first, launches))) => {
                 let place = if first.origin.is_empty() { "the top of the graph" } else { &first.origin };
                 let (step, element, value) = (first.step + 1, first.element, first.value);
                 write!(f, " The first value that is not finite was made by `{place}`")?;
                 write!(f, " ({value} at element {element}, launch {step} of {launches}).")?;
             }
-            None => write!(f, " No single operation of the step gave NaN or infinity when it was run again.")?,
+            Ok(None) => write!(f, " No single operation of the step gave NaN or infinity when it was run again.")?,
+            Err(error) => write!(f, " The step could not be run again to find out where that came from ({error}).")?,
         }
         write!(f, " The batch was samples {} to {}.", self.samples.0, self.samples.1.saturating_sub(1))?;
         match &self.saved {
@@ -293,10 +307,16 @@ impl Trainer<'_> {
                 let saved = self.run.checkpoints().pop();
                 Err(TrainError::Lost { why: Box::new(why), step: at.step + 1, saved })
             }
-            Err(why @ TrainError::Data(_)) => Err(match self.save(at) {
-                Ok(path) => TrainError::Saved { why: Box::new(why), step: at.step, path },
-                Err(_) => why,
-            }),
+            Err(why @ TrainError::Data(_)) => {
+                let (why, step) = (Box::new(why), at.step);
+                Err(match self.save(at) {
+                    Ok(path) => TrainError::Saved { why, step, path },
+                    Err(unsaved) => {
+                        let (unsaved, saved) = (Box::new(unsaved), self.run.checkpoints().pop());
+                        TrainError::Unsaved { why, step, unsaved, saved }
+                    }
+                })
+            }
             Err(error) => Err(error),
         }
     }
@@ -371,7 +391,11 @@ impl Trainer<'_> {
             seed: info.seed,
             plan: info.plan.clone(),
         };
-        Ok(self.run.save(self.session, &header)?)
+        let saved = self.run.save(self.session, &header)?;
+        if let Some(left) = saved.left {
+            self.watch.note(&format!("warning: {left}; the new one is good"));
+        }
+        Ok(saved.path)
     }
 
     /// Whether the step was taken: one whose gradients overflowed under a loss scale was not. Stops any other run whose loss or
@@ -398,11 +422,16 @@ impl Trainer<'_> {
         }
         // The update is guarded: a step that is not finite leaves the state as it was. Only then is it worth saving.
         let saved = if taken == Some(at.step) { self.save(at).ok() } else { None };
-        let first = self.session.first_nonfinite(PROGRAM_TRAIN, &batch.tensors)?;
-        let launches = self.session.ran(PROGRAM_TRAIN)?.steps.len();
-        let first = first.map(|first| (first, launches));
+        let first = self.first_nonfinite(batch);
         let samples = (at.cursor, at.cursor + batch.rows.len() as u64);
         Err(TrainError::Diverged(Box::new(Divergence { step: record.step, metric, first, samples, saved })))
+    }
+
+    /// The first value of a step that is not finite, and the number of its launches.
+    fn first_nonfinite(&mut self, batch: &Batch) -> Result<Option<(NonFinite, usize)>, ExecError> {
+        let first = self.session.first_nonfinite(PROGRAM_TRAIN, &batch.tensors)?;
+        let launches = self.session.ran(PROGRAM_TRAIN)?.steps.len();
+        Ok(first.map(|first| (first, launches)))
     }
 
     fn loss_scale(&mut self) -> Result<Option<f64>, TrainError> {
@@ -430,3 +459,6 @@ fn metrics(plan: &Plan, loss: &str, metrics: &[String]) -> Vec<String> {
     names.retain(exists);
     names
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use alip_plan::pipeline::Mode;
 use alip_runtime::data::{LoaderOptions, Skips, measure, open_source, too_few};
 
-use crate::model::{moved, named};
+use crate::model::{BadArgs, moved, named};
 use crate::{Failure, Outcome};
 
 /// Skipped samples that are named one by one.
@@ -37,6 +37,8 @@ pub(crate) struct Args {
     /// Seed of order and augmentation
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    bad: BadArgs,
     /// One JSON object instead of lines
     #[arg(long)]
     json: bool,
@@ -51,8 +53,11 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let outputs = pipeline.check().map_err(Failure::message)?;
     let source = open_source(&pipeline.source, Mode::Train)?;
     let samples = source.len();
-    let options =
-        LoaderOptions { workers: args.workers as usize, ..LoaderOptions::train(args.seed, args.batch as usize) };
+    let options = LoaderOptions {
+        workers: args.workers as usize,
+        max_bad: args.bad.max_bad,
+        ..LoaderOptions::train(args.seed, args.batch as usize)
+    };
     if let Some(warning) = too_few(samples, args.batch) {
         note!("warning: {warning}");
     }

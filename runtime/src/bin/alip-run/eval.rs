@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use alip_plan::pipeline::Pipeline;
 use alip_runtime::data::Vocabularies;
@@ -12,7 +11,7 @@ use alip_runtime::train::measure::{MeasureError, Measuring, measure, use_average
 use alip_runtime::train::report::{self, Measure, Unit};
 use alip_runtime::train::summary::{Measured, Shown, report, report_name};
 
-use crate::model::{DeviceArgs, compiled_again, moved};
+use crate::model::{BadArgs, DeviceArgs, moved, session_on};
 use crate::stop::Stop;
 use crate::{Failure, Outcome};
 
@@ -37,6 +36,8 @@ pub(crate) struct Args {
     /// Measure the average of the weights that the run keeps (`ema`)
     #[arg(long)]
     average: bool,
+    #[command(flatten)]
+    bad: BadArgs,
     /// Where results and report go; the run's directory unless given
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -49,24 +50,22 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let stop = Stop::listen("stopping")?;
     let run = RunDir::open(&args.run)?;
     let info = run.info();
-    let mut plan = run.plan()?;
     let pipeline = run.pipeline();
     let mut pipeline = pipeline
         .ok_or_else(|| Failure::message(format!("the run of `{}` names no data to measure it on", info.spec)))?;
     if let Some(folder) = &args.data {
-        pipeline = moved(pipeline, folder).map_err(|why| Failure::message(format!("graph `{}`: {why}", plan.name)))?;
+        pipeline = moved(pipeline, folder).map_err(|why| Failure::message(format!("graph `{}`: {why}", info.spec)))?;
     }
+    let none = || Failure::message(format!("{} holds no checkpoint yet; train it first", args.run.display()));
     if run.checkpoints().is_empty() && args.checkpoint.is_none() {
-        return Err(Failure::message(format!("{} holds no checkpoint yet; train it first", args.run.display())));
+        return Err(none());
     }
     let device = args.device.open_as(Some(&info.device.name))?;
-    if plan.target.kind != device.kind() {
-        plan = compiled_again(&info.spec, run.sources()?, device.as_ref())?;
-    }
-    let mut session = Session::new(Arc::new(plan), device)?;
+    let mut session = session_on(&run, device.as_ref())?;
     let header = match &args.checkpoint {
-        Some(path) => Some(run.restore_from(path, &mut session)?),
-        None => run.restore(&mut session)?,
+        Some(path) => run.restore_from(path, &mut session)?,
+        // Somebody may have taken the last one away meanwhile, and weights that nobody trained are nothing to measure.
+        None => run.restore(&mut session)?.ok_or_else(none)?,
     };
     if args.average {
         use_average(&mut session)?;
@@ -76,7 +75,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
         pipeline: &pipeline,
         vocabularies: &vocabularies,
         workers: std::thread::available_parallelism().map_or(1, usize::from),
-        step: header.map_or(0, |header| header.step),
+        max_bad: args.bad.max_bad,
+        step: header.step,
         average: args.average,
         out: args.out.as_deref().unwrap_or(run.root()),
         json: args.json,
@@ -89,6 +89,7 @@ pub(crate) struct Measurement<'a> {
     pub(crate) pipeline: &'a Pipeline,
     pub(crate) vocabularies: &'a Vocabularies,
     pub(crate) workers: usize,
+    pub(crate) max_bad: f64,
     pub(crate) step: u64,
     pub(crate) average: bool,
     pub(crate) out: &'a Path,
@@ -101,6 +102,7 @@ pub(crate) fn measured(session: &mut Session, run: &RunDir, what: &Measurement<'
         pipeline: what.pipeline,
         vocabularies: what.vocabularies,
         workers: what.workers,
+        max_bad: what.max_bad,
         step: what.step,
         stop: stop.flag(),
         note: &|text| note!("{text}"),

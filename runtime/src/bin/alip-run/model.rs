@@ -1,11 +1,13 @@
 //! What commands have in common: where plan, data and device come from.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use alip_plan::pipeline::{Pipeline, Source};
 use alip_plan::{PROGRAM_TRAIN, Plan, Target};
-use alip_runtime::device::{self, Device, DeviceOptions};
-use alip_runtime::run::{SpecSources, read_plan};
+use alip_runtime::device::{self, Device, DeviceError, DeviceOptions};
+use alip_runtime::exec::{ExecError, Session};
+use alip_runtime::run::{RunDir, SpecFile, SpecSources, read_plan};
 
 use crate::{Failure, Outcome};
 
@@ -38,6 +40,20 @@ pub(crate) struct CompileArgs {
     /// Do without the e-graph
     #[arg(long)]
     no_egraph: bool,
+}
+
+/// Which samples may be bad.
+#[derive(clap::Args)]
+pub(crate) struct BadArgs {
+    /// Largest share of samples that may be unreadable. Judged whenever one is, over all that this process has read of these data,
+    /// from the 1,000th sample on; training saves before it stops. What is skipped is named
+    #[arg(long, default_value_t = 0.01, value_name = "SHARE", value_parser = share)]
+    pub(crate) max_bad: f64,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a share of samples between 0 and 1".into())
 }
 
 /// Which device.
@@ -151,6 +167,7 @@ impl CompileArgs {
         if !path.is_dir() {
             let sources = SpecSources {
                 spec: spec.to_string(),
+                folder: std::env::current_dir().unwrap_or_default(),
                 data: data.map(str::to_string),
                 batch: self.batch,
                 set: self.set.clone(),
@@ -169,18 +186,47 @@ impl CompileArgs {
             let why = "a compiled plan keeps neither gradients nor outputs; give the spec, or --dump params,metrics";
             return Err(Failure::message(format!("{}: {why}", path.display())));
         }
-        Ok((read_plan(path)?, None))
+        Ok((read_plan(path)?.1, None))
     }
 }
 
-/// The plan of a run for a device of another kind than it was started on, from the very files it was compiled from then.
-pub(crate) fn compiled_again(name: &str, sources: Option<SpecSources>, device: &dyn Device) -> Outcome<Plan> {
-    let sources = sources.ok_or_else(|| {
+/// A run's plan on a device. Where it is of another kind of device, or of an adapter that allows more, the very files it was
+/// compiled from are compiled for the one at hand.
+pub(crate) fn session_on(run: &RunDir, device: &dyn Device) -> Outcome<Session> {
+    let (name, plan) = (&run.info().spec, Arc::new(run.plan()?));
+    let (why, target) = match Session::on(device, Arc::clone(&plan)) {
+        _ if plan.target.kind != device.kind() => ("another kind of device".into(), None),
+        Err(ExecError::Device(DeviceError::Limit { what, needed, allowed, .. })) => {
+            (format!("another adapter ({what}: {needed}, and this one allows {allowed})"), Some("native"))
+        }
+        loaded => return Ok(loaded?),
+    };
+    let sources = run.sources()?.ok_or_else(|| {
         let why = "was started from a compiled plan, so there is no spec to compile for another device";
         Failure::message(format!("the run of `{name}` {why}; give the --device it was started on"))
     })?;
-    note!("compiling `{name}` for {}, since the run was started on another kind of device", device.name());
-    Ok(compile(sources, None, &device.target(), Keep::default())?.0)
+    note!("compiling `{name}` for {}, since the run was started on {why}", device.name());
+    let (plan, _) = compile(sources, target, &device.target(), Keep::default())?;
+    Ok(Session::on(device, Arc::new(plan))?)
+}
+
+/// The files that a graph would be compiled from now, itself first; what is wrong with them does not matter here.
+#[cfg(feature = "compile")]
+pub(crate) fn files_now(graph: &str, then: &SpecSources) -> Vec<SpecFile> {
+    use alip_compiler::diag::SourceMap;
+    use alip_compiler::resolve::{Options, check};
+    let mut sources = SourceMap::new();
+    let options = Options { batch: then.batch, set: then.set.clone(), ..Options::default() };
+    for spec in [Some(graph), then.data.as_deref()].into_iter().flatten() {
+        let _ = check(&mut sources, spec, &options);
+    }
+    sources.files().map(|(name, text)| SpecFile { name: name.into(), text: text.into() }).collect()
+}
+
+#[cfg(not(feature = "compile"))]
+pub(crate) fn files_now(graph: &str, _: &SpecSources) -> Vec<SpecFile> {
+    let text = std::fs::read_to_string(graph).ok();
+    text.map(|text| SpecFile { name: graph.into(), text }).into_iter().collect()
 }
 
 /// Compiles a spec for a target by name, or that of the kind of device at hand. The files it was read from are added to what it came
@@ -294,4 +340,61 @@ fn fits(plan: &Plan, pipeline: &Pipeline) -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(all(test, feature = "compile"))]
+mod tests {
+    use alip_runtime::data::Vocabularies;
+    use alip_runtime::device::LoadedPlan;
+    use alip_runtime::device::reference::Reference;
+    use alip_runtime::run::{DeviceIdentity, NewRun, RunInfo, Writer};
+
+    use super::*;
+
+    /// An adapter that allows less than what plans for others ask for.
+    struct Narrow;
+
+    impl Device for Narrow {
+        fn name(&self) -> &'static str {
+            "narrow"
+        }
+        fn description(&self) -> String {
+            "an adapter".into()
+        }
+        fn target(&self) -> Target {
+            Target { name: "narrow".into(), ..Target::cpu() }
+        }
+        fn summary(&self) -> String {
+            self.description()
+        }
+        fn arithmetic(&self) -> String {
+            self.description()
+        }
+        fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {
+            if plan.target.name == self.target().name {
+                return Reference.load(plan);
+            }
+            let (what, device) = ("a memory segment in bytes".into(), self.name().into());
+            Err(DeviceError::Limit { what, needed: 20, device, allowed: 10, limit: "max_buffer_size" })
+        }
+    }
+
+    #[test]
+    fn a_plan_of_another_adapter_is_compiled_again() {
+        let spec = SpecSources { spec: "alip_tiny".into(), ..SpecSources::default() };
+        let (plan, sources) = compile(spec, None, &Target::cpu(), Keep::default()).unwrap();
+        let info = RunInfo::new(&plan, DeviceIdentity::of(&Reference), 1, 10, None);
+        let folder = tempfile::tempdir().unwrap();
+        let begin = |name: &str, sources: Option<&SpecSources>| {
+            let new = NewRun { info: &info, plan: &plan, sources, vocabularies: &Vocabularies::default() };
+            Writer::create(&folder.path().join(name), &new, 1).unwrap()
+        };
+        let of_spec = begin("of_spec", Some(&sources));
+        assert_eq!(session_on(&of_spec, &Narrow).unwrap().plan().target.name, "narrow");
+        assert_eq!(session_on(&of_spec, &Reference).unwrap().plan().target.name, "cpu");
+        let of_plan = session_on(&begin("of_plan", None), &Narrow).err().unwrap().to_string();
+        let why = "error: the run of `alip_tiny` was started from a compiled plan, so there is no spec to compile for another \
+                   device; give the --device it was started on";
+        assert_eq!(of_plan, why);
+    }
 }

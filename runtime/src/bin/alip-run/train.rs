@@ -9,10 +9,13 @@ use alip_plan::Plan;
 use alip_plan::pipeline::{Mode, Pipeline};
 use alip_runtime::data::{Loader, LoaderOptions, SampleSource, Vocabularies, open_source, too_few};
 use alip_runtime::exec::Session;
-use alip_runtime::run::{DataIdentity, DeviceIdentity, Difference, NewRun, RunDir, RunError, RunInfo, Writer, bytes};
+use alip_runtime::run::{
+    DataIdentity, DeviceIdentity, Difference, NewRun, RunDir, RunError, RunInfo, SpecSources, Writer, bytes,
+    fingerprint, read_plan,
+};
 use alip_runtime::train::{Cadence, Position, Summary, Trainer, begin, measure, needs_total_steps, resume};
 
-use crate::model::{CompileArgs, DeviceArgs, Prepared, bounded, compiled_again, moved};
+use crate::model::{BadArgs, CompileArgs, DeviceArgs, Prepared, bounded, files_now, moved, session_on};
 use crate::progress::{Progress, duration};
 use crate::stop::Stop;
 use crate::{Failure, Outcome, eval};
@@ -75,10 +78,8 @@ pub(crate) struct Args {
     /// Batches prepared ahead
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=1024))]
     prefetch: u64,
-    /// Largest share of samples that may be unreadable before the run stops (after saving). Judged whenever one is, over all that
-    /// this process has read, from the 1,000th sample on; skipped samples are replaced and named
-    #[arg(long, default_value_t = 0.01, value_name = "SHARE", value_parser = share)]
-    max_bad: f64,
+    #[command(flatten)]
+    bad: BadArgs,
     /// Do not measure the model at the end
     #[arg(long)]
     no_eval: bool,
@@ -96,11 +97,6 @@ fn minutes(text: &str) -> Result<f64, String> {
     minutes.ok_or_else(|| "a number of minutes above 0".into())
 }
 
-fn share(text: &str) -> Result<f64, String> {
-    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
-    share.ok_or_else(|| "a share of samples between 0 and 1".into())
-}
-
 pub(crate) fn run(args: &Args) -> Outcome {
     let workers = bounded("--workers", args.workers)?;
     let stop = Stop::listen("stopping after this step")?;
@@ -110,6 +106,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     };
     let measurable = !args.no_eval && is_measurable(&ready);
     let Ready { session, run, loader, position, .. } = &mut ready;
+    if let Some(warning) = run.warning() {
+        note!("warning: {warning}");
+    }
     let (info, first) = (run.info().clone(), position.step);
     let loss = session.plan().train.as_ref().map(|train| train.loss.clone()).unwrap_or_default();
     let mut progress = Progress::new(first, info.steps, &loss);
@@ -136,6 +135,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
             pipeline: &pipeline,
             vocabularies: &vocabularies,
             workers,
+            max_bad: args.bad.max_bad,
             step: info.steps,
             average: false,
             out: run.root(),
@@ -245,13 +245,9 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
     if args.data.is_some() || args.data_changed {
         info.data = Some(data);
     }
-    let mut plan = run.plan()?;
-    info.steps = extended(args, &run, &plan, source.len())?;
-    if plan.target.kind != device.kind() {
-        plan = compiled_again(&info.spec, run.sources()?, device.as_ref())?;
-    }
+    info.steps = extended(args, &run, &run.plan()?, source.len())?;
     let vocabularies = run.vocabularies()?;
-    let mut session = Session::new(Arc::new(plan), device)?;
+    let mut session = session_on(&run, device.as_ref())?;
     let before = run.info().clone();
     if info != before {
         run.set_info(info)?;
@@ -276,22 +272,46 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
 
 /// A spec that is given with --resume is the one that the run was started with: what was changed in it since would not count.
 fn same_spec(args: &Args, run: &RunDir) -> Outcome<()> {
-    let (Some(given), Some(sources)) = (&args.spec, run.sources()?) else { return Ok(()) };
-    let path = run.root().display();
-    let advice = format!("`alip-run train --resume {path}` continues it as it was started; begin another with --out");
-    if Path::new(given).is_dir() {
-        return Ok(());
-    }
-    if stem(given) != stem(&sources.spec) {
-        let why = format!("{path} is a run of `{}`, not of `{given}`", sources.spec);
-        return Err(Failure::message(format!("{why}; {advice}")));
-    }
-    match sources.changed() {
-        Some(file) => {
-            Err(Failure::message(format!("{file} was changed since the run in {path} was started; {advice}")))
+    let (path, sources) = (run.root().display(), run.sources()?);
+    let Some(given) = &args.spec else {
+        if let Some(file) = sources.as_ref().and_then(SpecSources::changed) {
+            note!("{file} was changed since this run was started; it goes on as it was started");
         }
-        None => Ok(()),
+        return Ok(());
+    };
+    let why = match &sources {
+        _ if Path::new(given).is_dir() => other_plan(given, run)?,
+        Some(sources) => other_spec(given, run, sources),
+        None => Some(format!("the run in {path} was started from a compiled plan, not from {given}")),
+    };
+    let advice = format!("`alip-run train --resume {path}` continues it as it was started; begin another with --out");
+    why.map_or(Ok(()), |why| Err(Failure::message(format!("{why}; {advice}"))))
+}
+
+/// Why the plan in a directory is not that of the run.
+fn other_plan(given: &str, run: &RunDir) -> Outcome<Option<String>> {
+    let is_own = fingerprint(&read_plan(Path::new(given))?.0) == run.info().plan;
+    Ok((!is_own)
+        .then(|| format!("the run in {} was started from another plan than that in {given}", run.root().display())))
+}
+
+/// Why a spec is not that of the run; what it says counts, not where it lies.
+fn other_spec(given: &str, run: &RunDir, sources: &SpecSources) -> Option<String> {
+    let (path, files) = (run.root().display(), files_now(given, sources));
+    let changed = |file: &str| format!("{file} was changed since the run in {path} was started");
+    let Some(own) = files.first() else {
+        return Some(format!("{given} cannot be read, so nobody knows whether the run in {path} is one of it"));
+    };
+    if sources.is_graph(own) {
+        return sources.unknown(&files).map(changed);
     }
+    let place = sources.place();
+    let is_same_file =
+        place.canonicalize().is_ok_and(|then| Path::new(&own.name).canonicalize().is_ok_and(|now| now == then));
+    Some(match is_same_file {
+        true => changed(&own.name),
+        false => format!("the run in {path} was made from another spec: {}, not {}", place.display(), own.name),
+    })
 }
 
 fn accept(run: &RunDir, difference: Difference, (accepted, option): (bool, &'static str)) -> Outcome<()> {
@@ -358,7 +378,7 @@ fn load(
         start_sample: position.cursor,
         workers,
         prefetch: args.prefetch as usize,
-        max_bad: args.max_bad,
+        max_bad: args.bad.max_bad,
         vocabularies: vocabularies.clone(),
         ..LoaderOptions::train(info.seed, info.batch as usize)
     };

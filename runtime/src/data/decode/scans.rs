@@ -10,11 +10,13 @@
 //!
 //! Restart markers confine damage: what is wrong between two of them costs the blocks up to the next, and decoders that go on
 //! there (libjpeg, not zune-jpeg) show the rest. A little of it is repaired here: the lost blocks repeat the last good one.
+//!
+//! A sequential file without its codes has the standard ones, as for libjpeg-turbo: they are put into it.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::huffman::{Bits, Class, Code, Writer};
+use super::huffman::{Bits, Class, Code, STANDARD, Writer};
 
 /// Scans of one file; as many as the decoder reads.
 const MAX_SCANS: u32 = 100;
@@ -47,6 +49,8 @@ pub(super) fn check(bytes: &[u8], size: (u32, u32)) -> Result<Cow<'_, [u8]>, Dam
                 if scans > MAX_SCANS {
                     return Err(TOO_MANY);
                 }
+                // Its marker, its length and its body lie behind.
+                file.standard_codes(body, segments.at - body.len() - 4)?;
                 segments.at = file.scan(body, bytes, segments.at)?;
             }
             _ => {}
@@ -201,6 +205,32 @@ impl File {
             let (code, rest) = Code::read(rest, [Class::Dc, Class::Ac][class.min(1)]).ok_or(BAD_HEADER)?;
             *self.codes.get_mut(class).and_then(|codes| codes.get_mut(number)).ok_or(BAD_HEADER)? = Some(code);
             body = rest;
+        }
+        Ok(())
+    }
+
+    /// The codes that the scan of this header at `place` asks for and nothing brought.
+    fn standard_codes(&mut self, header: &[u8], place: usize) -> Result<(), Damage> {
+        if self.progressive {
+            return Ok(());
+        }
+        let chosen =
+            header.get(1..).unwrap_or_default().chunks_exact(2).take(header.first().map_or(0, |&count| count.into()));
+        let mut brought = Vec::new();
+        for choice in chosen {
+            for (class, number) in [choice[1] >> 4, choice[1] & 15].into_iter().enumerate() {
+                let Some(standard) = STANDARD[class].get(usize::from(number)) else { continue };
+                if self.codes[class][usize::from(number)].is_none() {
+                    let body = [&[(class as u8) << 4 | number], *standard].concat();
+                    self.codes(&body)?;
+                    brought.extend(body);
+                }
+            }
+        }
+        if !brought.is_empty() {
+            let length = (brought.len() as u16 + 2).to_be_bytes();
+            let bytes = [&[0xff, 0xc4], &length[..], &brought].concat();
+            self.repairs.push(Repair { place: place..place, bytes });
         }
         Ok(())
     }

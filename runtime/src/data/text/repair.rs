@@ -12,11 +12,12 @@
 //! `bench/peers/captions.py` compares with ftfy; what is left is told there.
 
 use std::borrow::Cow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
 
 use plsfix::TextFixerConfig;
 use regex::{Captures, Regex};
+
+use crate::data::panics::caught;
 
 /// Times a line is repaired again; ftfy goes on until nothing changes, which takes three or four for what was broken twice.
 const ROUNDS: usize = 8;
@@ -95,7 +96,7 @@ fn repair_encoding(text: &str) -> String {
 
 /// Its expressions may give up on strange input by panicking; such a text is used as it is.
 fn fix_text(text: &str, config: &TextFixerConfig) -> String {
-    catch_unwind(AssertUnwindSafe(|| plsfix::fix_text(text, Some(config)))).unwrap_or_else(|_| text.to_string())
+    caught(|| plsfix::fix_text(text, Some(config))).unwrap_or_else(|_| text.to_string())
 }
 
 /// `html.unescape`.

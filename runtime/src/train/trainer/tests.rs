@@ -1,0 +1,237 @@
+//! What becomes of the state when something ends a run.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::*;
+use crate::data::Vocabularies;
+use crate::device::reference::Reference;
+use crate::device::{Device, DeviceError, Download, LoadedPlan, MemoryFacts, Slice};
+use crate::run::NewRun;
+use crate::train::testing::{BATCH, CONTEXT, SIDE, folder, info, linear};
+
+/// Whether a device is lost when it is to run these steps of a program.
+type Fails = Arc<dyn Fn(&str, &Range<usize>) -> bool + Send + Sync>;
+
+/// The reference until it is lost.
+struct Faulty(Fails);
+
+impl Device for Faulty {
+    fn name(&self) -> &'static str {
+        "faulty"
+    }
+    fn description(&self) -> String {
+        Reference.description()
+    }
+    fn target(&self) -> alip_plan::Target {
+        Reference.target()
+    }
+    fn summary(&self) -> String {
+        Reference.summary()
+    }
+    fn arithmetic(&self) -> String {
+        Reference.arithmetic()
+    }
+    fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {
+        Ok(Box::new(LoadedFaulty { inner: Reference.load(plan)?, fails: self.0.clone(), lost: false }))
+    }
+}
+
+struct LoadedFaulty {
+    inner: Box<dyn LoadedPlan>,
+    fails: Fails,
+    lost: bool,
+}
+
+impl LoadedFaulty {
+    fn here(&mut self) -> Result<&mut dyn LoadedPlan, DeviceError> {
+        let lost = || DeviceError::Driver { device: "faulty".into(), why: "the adapter was lost".into() };
+        if self.lost { Err(lost()) } else { Ok(self.inner.as_mut()) }
+    }
+}
+
+impl LoadedPlan for LoadedFaulty {
+    fn write(&mut self, slice: Slice, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.here()?.write(slice, bytes)
+    }
+    fn read(&mut self, slice: Slice) -> Result<Box<dyn Download>, DeviceError> {
+        self.here()?.read(slice)
+    }
+    fn run_steps(&mut self, program: &str, steps: Range<usize>) -> Result<(), DeviceError> {
+        self.lost |= (self.fails)(program, &steps);
+        self.here()?.run_steps(program, steps)
+    }
+    fn synchronize(&mut self) -> Result<(), DeviceError> {
+        self.here()?.synchronize()
+    }
+    fn memory(&self) -> MemoryFacts {
+        self.inner.memory()
+    }
+}
+
+/// Gives batches, of pixels `pixel(step)`, until the data are too bad.
+struct Batches {
+    given: u64,
+    until: u64,
+    pixel: fn(u64) -> f32,
+}
+
+impl Feed for Batches {
+    fn next(&mut self) -> Result<Batch, DataError> {
+        if self.given == self.until {
+            let last = "sample 12 (index 2, b.jpg): an empty file".into();
+            return Err(DataError::TooManyBad { bad: 3, seen: 12, allowed: 0.1, from: 10, last });
+        }
+        self.given += 1;
+        let image = HostTensor::f32(
+            &[BATCH, 3, SIDE, SIDE],
+            vec![(self.pixel)(self.given); (BATCH * 3 * SIDE * SIDE) as usize],
+        );
+        let raw = HostTensor::i32(&[BATCH, CONTEXT], vec![7; (BATCH * CONTEXT) as usize]);
+        Ok(Batch {
+            tensors: BTreeMap::from([("image".to_string(), image?), ("raw".to_string(), raw?)]),
+            first_sample: (self.given - 1) * BATCH,
+            valid: BATCH as usize,
+            rows: (0..BATCH).collect(),
+            labels: BTreeMap::new(),
+            skipped: Vec::new(),
+            waited: Duration::ZERO,
+        })
+    }
+
+    fn epoch_len(&self) -> Option<u64> {
+        None
+    }
+}
+
+#[derive(Default)]
+struct Notes(Vec<String>);
+
+impl Watch for Notes {
+    fn step(&mut self, _: &StepRecord, _: u64) {}
+    fn note(&mut self, text: &str) {
+        self.0.push(text.to_string());
+    }
+}
+
+/// Trains with a checkpoint every two steps; what came of it, and what people were told.
+fn train(root: &Path, mut batches: Batches, fails: Fails) -> (Result<Summary, TrainError>, Vec<String>) {
+    let (plan, vocabularies) = (linear(), Vocabularies::default());
+    let new = NewRun { info: &info(&plan), plan: &plan, sources: None, vocabularies: &vocabularies };
+    let run = Writer::create(root, &new, 3).unwrap();
+    let mut session = Session::new(Arc::new(plan), Box::new(Faulty(fails))).unwrap();
+    let position = begin(&mut session, run.info().seed, run.info().steps).unwrap();
+    let (stop, mut notes) = (AtomicBool::new(false), Notes::default());
+    let mut trainer = Trainer {
+        session: &mut session,
+        feed: &mut batches,
+        run: &run,
+        cadence: Cadence { steps: 2, time: Duration::MAX / 4 },
+        stop: &stop,
+        watch: &mut notes,
+    };
+    (trainer.train(position), notes.0)
+}
+
+fn never() -> Fails {
+    Arc::new(|_, _| false)
+}
+
+/// Trains in vain: says this, with `ROOT` for the directory, and has these checkpoints.
+fn check(root: &Path, batches: Batches, fails: Fails, said: &str, checkpoints: &[u64]) {
+    let error = train(root, batches, fails).0.unwrap_err().to_string().replace(&root.display().to_string(), "ROOT");
+    assert_eq!(error, said);
+    let found: Vec<u64> = RunDir::open(root).unwrap().checkpoints().into_iter().map(|(step, _)| step).collect();
+    assert_eq!(found, checkpoints);
+}
+
+const GOOD: fn(u64) -> f32 = |step| step as f32 / 10.0;
+
+#[test]
+fn too_many_bad_samples_end_a_run_after_its_state_is_saved() {
+    check(
+        &folder("trainer_bad"),
+        Batches { given: 0, until: 3, pixel: GOOD },
+        never(),
+        "3 of the 12 samples read so far could not be used, more than the allowed share of 0.1 (judged from sample 10 on); the \
+         last one: sample 12 (index 2, b.jpg): an empty file. Repair or remove the files named in the log, or raise the share \
+         with --max-bad. The state after step 3 is saved in ROOT/checkpoints/step-00000003.safetensors; --resume continues \
+         from there",
+        &[2, 3],
+    );
+}
+
+#[test]
+fn a_state_that_cannot_be_saved_hides_nothing() {
+    let root = folder("trainer_bad_unsaved");
+    fs::write(root.join("checkpoints"), "").unwrap();
+    let (trained, notes) = train(&root, Batches { given: 0, until: 3, pixel: GOOD }, never());
+    let said = trained.unwrap_err().to_string();
+    assert!(said.contains("raise the share with --max-bad. The state after step 3 could not be saved: "), "{said}");
+    assert!(said.contains("checkpoints: cannot create the folder: "), "{said}");
+    assert!(said.ends_with("There is no checkpoint yet; --resume begins anew"), "{said}");
+    assert!(notes[0].starts_with("warning: no checkpoint of step 2: "), "{notes:?}");
+}
+
+/// Half a step is the state of no step, and a lost device gives nothing back.
+#[test]
+fn a_lost_device_leaves_the_newest_checkpoint() {
+    let steps = std::sync::atomic::AtomicU64::new(0);
+    let fails: Fails =
+        Arc::new(move |program, _| program == PROGRAM_TRAIN && steps.fetch_add(1, Ordering::Relaxed) == 5);
+    check(
+        &folder("trainer_lost"),
+        Batches { given: 0, until: 9, pixel: GOOD },
+        fails,
+        "step 6: device `faulty` failed: the adapter was lost. The newest checkpoint is \
+         ROOT/checkpoints/step-00000004.safetensors, 1 steps before; --resume continues from there",
+        &[2, 4],
+    );
+}
+
+#[test]
+fn a_divergence_is_told_whether_or_not_its_origin_is_found() {
+    let diverges = || Batches { given: 0, until: 9, pixel: |step| if step == 4 { f32::NAN } else { 0.1 } };
+    let said = |origin: &str| {
+        format!(
+            "step 4: metric `loss` is NaN. {origin} The batch was samples 12 to 15. The state before the step is saved in \
+             ROOT/checkpoints/step-00000003.safetensors. A lower learning rate or a longer warm-up is the usual cure"
+        )
+    };
+    let found = "The first value that is not finite was made by `tower` (NaN at element 0, launch 1 of 6).";
+    check(&folder("trainer_nan"), diverges(), never(), &said(found), &[2, 3]);
+    let alone: Fails = Arc::new(|_, steps| steps.len() == 1);
+    let not_found = "The step could not be run again to find out where that came from (device `faulty` failed: the adapter was \
+                     lost).";
+    check(&folder("trainer_nan_lost"), diverges(), alone, &said(not_found), &[2, 3]);
+}
+
+#[test]
+fn an_old_checkpoint_that_stays_is_a_warning() {
+    let root = folder("trainer_stuck");
+    let stuck = root.join("checkpoints/step-00000001.safetensors");
+    let (plan, vocabularies) = (linear(), Vocabularies::default());
+    let new = NewRun { info: &info(&plan), plan: &plan, sources: None, vocabularies: &vocabularies };
+    let run = Writer::create(&root, &new, 1).unwrap();
+    // What is no file is removed by nobody.
+    fs::create_dir_all(&stuck).unwrap();
+    let mut session = crate::train::session(&plan);
+    let position = begin(&mut session, 1, 10).unwrap();
+    let (stop, mut notes) = (AtomicBool::new(false), Notes::default());
+    let mut trainer = Trainer {
+        session: &mut session,
+        feed: &mut Batches { given: 0, until: 99, pixel: GOOD },
+        run: &run,
+        cadence: Cadence { steps: 99, time: Duration::MAX / 4 },
+        stop: &stop,
+        watch: &mut notes,
+    };
+    let summary = trainer.train(position).unwrap();
+    assert_eq!(summary.checkpoint, Some(root.join("checkpoints/step-00000010.safetensors")));
+    let [told] = &notes.0[..] else { panic!("{:?}", notes.0) };
+    let begin = format!("warning: {}: cannot remove the old checkpoint: ", stuck.display());
+    assert!(told.starts_with(&begin) && told.ends_with("; the new one is good"), "{told}");
+}
