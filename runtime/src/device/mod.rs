@@ -98,7 +98,7 @@ pub enum DeviceError {
         bytes: u64,
     },
     /// More than the machine has, whatever else it does.
-    #[error("the plan needs {} of memory, and this machine has {}; use a smaller --batch", crate::run::bytes(*needed), crate::run::bytes(*there))]
+    #[error("the plan needs {} of memory, and this machine has {}; use a smaller --batch", crate::human::bytes(*needed), crate::human::bytes(*there))]
     TooLarge {
         /// Bytes of all segments.
         needed: u64,

@@ -28,6 +28,7 @@ use super::log::MetricsLog;
 use super::sources::SpecSources;
 use crate::data::Vocabularies;
 use crate::exec::Session;
+use crate::human::bytes;
 
 /// Name of the plan in a directory, here and in what `alipc compile -o DIR` writes.
 pub const PLAN: &str = "plan.alip";
@@ -133,19 +134,6 @@ pub enum RunError {
         /// Why.
         source: PlanError,
     },
-}
-
-/// Shows a number of bytes in the largest unit that leaves digits before the point.
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = count as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    let digits = if unit == 0 || value >= 100.0 { 0 } else { 1 };
-    format!("{value:.digits$} {}", UNITS[unit])
 }
 
 /// A run, for reading: nothing here changes a file.

@@ -21,7 +21,7 @@ pub mod log;
 mod sources;
 pub mod tensors;
 
-pub use dir::{NewRun, PLAN, RunDir, RunError, Writer, bytes, read_plan};
+pub use dir::{NewRun, PLAN, RunDir, RunError, Writer, read_plan};
 pub use identity::{DataIdentity, DeviceIdentity, Difference, RunInfo, fingerprint};
 pub use log::StepRecord;
 pub use sources::{SpecFile, SpecSources};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use alip_plan::{DType, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, philox};
 use alip_runtime::exec::{RowTotals, Session, Tensors};
-use alip_runtime::run::bytes;
+use alip_runtime::human::bytes;
 use alip_runtime::tensor::HostTensor;
 
 use crate::model::{DeviceArgs, Keep, ModelArgs};

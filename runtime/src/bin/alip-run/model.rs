@@ -213,8 +213,9 @@ pub(crate) fn session_on(run: &RunDir, device: &dyn Device) -> Outcome<Session> 
 /// The files that a graph would be compiled from now, itself first; what is wrong with them does not matter here.
 #[cfg(feature = "compile")]
 pub(crate) fn files_now(graph: &str, then: &SpecSources) -> Vec<SpecFile> {
+    use alip_compiler::check;
     use alip_compiler::diag::SourceMap;
-    use alip_compiler::resolve::{Options, check};
+    use alip_compiler::resolve::Options;
     let mut sources = SourceMap::new();
     let options = Options { batch: then.batch, set: then.set.clone(), ..Options::default() };
     for spec in [Some(graph), then.data.as_deref()].into_iter().flatten() {

@@ -9,9 +9,10 @@ use alip_plan::Plan;
 use alip_plan::pipeline::{Mode, Pipeline};
 use alip_runtime::data::{Loader, LoaderOptions, SampleSource, Vocabularies, open_source, too_few};
 use alip_runtime::exec::Session;
+use alip_runtime::human::bytes;
 use alip_runtime::run::{
-    DataIdentity, DeviceIdentity, Difference, NewRun, RunDir, RunError, RunInfo, SpecSources, Writer, bytes,
-    fingerprint, read_plan,
+    DataIdentity, DeviceIdentity, Difference, NewRun, RunDir, RunError, RunInfo, SpecSources, Writer, fingerprint,
+    read_plan,
 };
 use alip_runtime::train::{Cadence, Position, Summary, Trainer, begin, measure, needs_total_steps, resume};
 

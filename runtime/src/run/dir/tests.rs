@@ -156,9 +156,3 @@ fn what_is_not_of_this_run_is_told() {
     fs::write(root.join(CHECKPOINTS).join("step-00000007.safetensors"), "").unwrap();
     refused(create(&root, 3), "holds checkpoints but no run.json");
 }
-
-#[test]
-fn bytes_are_readable() {
-    let shown: Vec<String> = [0, 1023, 1024, 5 << 30, 150 << 20].map(bytes).into();
-    assert_eq!(shown, ["0 B", "1023 B", "1.0 KiB", "5.0 GiB", "150 MiB"]);
-}
