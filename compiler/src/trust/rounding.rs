@@ -334,21 +334,26 @@ impl Rule<'_, '_> {
         match &node.op {
             Op::Pointwise(ScalarOp::Lt | ScalarOp::Le | ScalarOp::Eq) if float => {
                 let Some(reach) = self.sum(self.e[0], self.e[1])? else { return Ok(None) };
+                let (reach, lost) = self.reach(reach)?;
                 let apart = self.b.sub(self.x[0], self.x[1])?;
                 let apart = self.b.abs(apart)?;
                 let (close, zero) = (self.b.le(apart, reach)?, self.b.scalar(0.0)?);
                 let unsure = self.b.gt(reach, zero)?;
-                self.b.and(close, unsure).map(Some)
+                let close = self.b.and(close, unsure)?;
+                self.b.or(close, lost).map(Some)
             }
             Op::Pointwise(ScalarOp::Cast(to)) if float => {
                 let Some(e) = self.e[0] else { return Ok(None) };
-                if *to == DType::Bool {
+                let (e, lost) = self.reach(e)?;
+                let other = if *to == DType::Bool {
                     let magnitude = self.b.abs(self.x[0])?;
-                    return self.b.le(magnitude, e).map(Some);
-                }
-                let (low, high) = (self.b.sub(self.x[0], e)?, self.b.add(self.x[0], e)?);
-                let (low, high) = (self.b.cast(low, *to)?, self.b.cast(high, *to)?);
-                self.b.ne(low, high).map(Some)
+                    self.b.le(magnitude, e)?
+                } else {
+                    let (low, high) = (self.b.sub(self.x[0], e)?, self.b.add(self.x[0], e)?);
+                    let (low, high) = (self.b.cast(low, *to)?, self.b.cast(high, *to)?);
+                    self.b.ne(low, high)?
+                };
+                self.b.or(other, lost).map(Some)
             }
             Op::Pointwise(_) => {
                 let mut any: Option<NodeId> = None;
@@ -375,10 +380,21 @@ impl Rule<'_, '_> {
         }
     }
 
+    /// An error with infinity where it is not a number, and where it is infinite: there the value may be any, and whatever is
+    /// compared with it may come out either way.
+    fn reach(&mut self, e: NodeId) -> Found<(NodeId, NodeId)> {
+        let (unknown, infinity) = (self.b.ne(e, e)?, self.b.scalar(f64::INFINITY)?);
+        let reach = self.b.select(unknown, infinity, e)?;
+        Ok((reach, self.b.eq(reach, infinity)?))
+    }
+
     /// Whether another element than the largest one may be the largest.
     fn rivals(&mut self, axes: &[usize]) -> Found {
         let Some(e) = self.e[0] else { return Ok(None) };
+        let (e, lost) = self.reach(e)?;
         let (low, high) = (self.b.sub(self.x[0], e)?, self.b.add(self.x[0], e)?);
+        let (least, most) = (self.b.scalar(f64::NEG_INFINITY)?, self.b.scalar(f64::INFINITY)?);
+        let (low, high) = (self.b.select(lost, least, low)?, self.b.select(lost, most, high)?);
         let best = self.b.reduce(ReduceKind::Max, low, axes, true)?;
         let rival = self.b.le(best, high)?;
         self.any(rival, axes, 1.0)
