@@ -95,8 +95,10 @@ pub fn fold(op: ScalarOp, dtype: DType, args: &[f64]) -> Option<f64> {
 }
 
 /// Conversion of a value to what its dtype holds.
-fn convert(x: f64, to: DType) -> f64 {
+fn convert(x: f64, from: DType, to: DType) -> f64 {
     match to {
+        // Integers become f32 first, as in registers.
+        to if to.is_narrow() && from == DType::I32 => to.rounded(f64::from(x as f32)),
         // `as` truncates and saturates; NaN gives 0.
         DType::I32 => f64::from(x as i32),
         DType::Bool => truth(x != 0.0),
@@ -109,7 +111,7 @@ impl Pointwise {
     #[inline]
     fn apply(&self, op: ScalarOp, dtype: DType, a: f64, b: f64, c: f64) -> f64 {
         match (op, self.eval_i32) {
-            (ScalarOp::Cast(to), _) => convert(a, to),
+            (ScalarOp::Cast(to), _) => convert(a, dtype, to),
             (_, Some(eval)) if dtype == DType::I32 => f64::from(eval(a as i32, b as i32)),
             _ => (self.eval)(a, b, c),
         }
