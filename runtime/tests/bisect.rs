@@ -5,8 +5,12 @@ use std::process::Command;
 use alip_plan::fault::PLANTABLE;
 
 fn bisect(fault: &str, more: &[&str]) -> (Option<i32>, String) {
+    bisect_of("alip_tiny", fault, more)
+}
+
+fn bisect_of(spec: &str, fault: &str, more: &[&str]) -> (Option<i32>, String) {
     let batch: &[&str] = if more.contains(&"--batch") { &[] } else { &["--batch", "4"] };
-    let args = [&["bisect", "alip_tiny", "--device", "cpu"], batch].concat();
+    let args = [&["bisect", spec, "--device", "cpu"], batch].concat();
     let mut command = Command::new(env!("CARGO_BIN_EXE_alip-run"));
     let output = command.args(args).args(more).env("ALIP_FAULT", fault).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
@@ -77,6 +81,41 @@ fn a_kernel_that_is_always_wrong_is_laid_to_the_kernel() {
 fn a_wrong_kernel_of_attention_is_not_looked_for_in_the_graph() {
     let said = ["a kernel leaves its bound", "attention", "responsible: what no-lift turns off"];
     check("CausalOffByOne", &["--against", "no-lift"], &said);
+}
+
+/// Parameters, activations and a mean of 16 bits, each rounded where it is made.
+const SIXTEEN: &str = r#"Graph(
+    name: "sixteen",
+    use: ["optim/sgd", "schedule/constant"],
+    dims: { "B": Batch(4) },
+    inputs: { "x": (dtype: Bf16, shape: "[B, 16]") },
+    params: {
+        "first": (shape: "[16, 32]", init: "normal(0.3)", dtype: Bf16),
+        "bias": (shape: "[32]", init: "normal(0.3)", dtype: Bf16),
+        "second": (shape: "[32, 8]", init: "normal(0.3)", dtype: F16),
+    },
+    body: [
+        "h = tanh(cast(x @ first, 'bf16') + bias)",
+        "y = cast(h, 'f16') @ second",
+        "loss = mean(y * y) + cast(mean(h * h), 'f32')",
+    ],
+    train: (loss: "loss", optimizer: "sgd(momentum: 0.9)", schedule: "constant(max_lr: 0.1)"),
+)"#;
+
+#[test]
+fn a_model_of_sixteen_bits_is_judged_by_its_own_roundings() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sixteen.ron");
+    std::fs::write(&path, SIXTEEN).unwrap();
+    let spec = path.to_str().unwrap();
+    let (status, text) = bisect_of(spec, "", &[]);
+    assert_eq!(status, Some(0), "{text}");
+    assert!(text.contains("every result is within its bound, and every kernel on its own"), "{text}");
+    for (fault, place) in [("RoundingSkipped", "a kernel leaves its bound"), ("LastRowMissing", "dot")] {
+        let (status, text) = bisect_of(spec, fault, &[]);
+        assert_eq!(status, Some(1), "{fault}: {text}");
+        assert!(text.contains(place) && text.contains("responsible: the kernel itself"), "{fault}: {text}");
+    }
 }
 
 #[test]

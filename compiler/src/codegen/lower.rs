@@ -177,9 +177,13 @@ impl<'a> Lowering<'a> {
             (_, Op::Random { stream, lane, .. }) => {
                 let seed = self.input(block, place, id, 0);
                 let step = self.input(block, place, id, 1);
-                let layout = self.layout(member.node, &member.chain);
-                let form = self.domain.form(self.form(&layout));
-                let index = block.push(form, DType::I32, &[]);
+                let index = if node.inputs.len() > 2 {
+                    self.input(block, place, id, 2)
+                } else {
+                    let layout = self.layout(member.node, &member.chain);
+                    let form = self.domain.form(self.form(&layout));
+                    block.push(form, DType::I32, &[])
+                };
                 let uniform = ScalarOp::Uniform { stream: *stream, lane: *lane };
                 block.push(PreOp::Op(uniform), DType::F32, &[seed, step, index])
             }

@@ -108,7 +108,8 @@ pub enum Op {
         axis: usize,
     },
     /// Uniform F32 in [0, 1) from Philox4x32-10; inputs seed and step (I32 []); element `i` (row-major) is output word
-    /// `lane` at key (seed, step), counter (i, low half of stream, high half, 0).
+    /// `lane` at key (seed, step), counter (i, low half of stream, high half, 0); or of the counter that a third input has
+    /// for it (I32 of the result's shape), where elements of a larger draw are picked.
     Random {
         /// Shape of the result.
         shape: Shape,

@@ -410,10 +410,13 @@ impl<'g> Builder<'g> {
             return Err(OpError::new(format!("`mean` takes floats, not {}", self.graph.ty(x)))
                 .help("cast it first: `cast(x, 'f32')`"));
         }
-        let sum = self.reduce(ReduceKind::Sum, x, axes, keep)?;
+        // Of 16 bits the sum may be too large where the mean is not: in f32, and rounded once.
+        let (dtype, wide) = (self.graph.ty(x).dtype, self.cast(x, DType::F32)?);
+        let sum = self.reduce(ReduceKind::Sum, wide, axes, keep)?;
         let count: u64 = axes.iter().map(|axis| self.shape(x).size(*axis)).product();
         let count = self.scalar(count as f64)?;
-        self.div(sum, count)
+        let mean = self.div(sum, count)?;
+        self.cast(mean, dtype)
     }
 
     /// Index of the first largest element along an axis.

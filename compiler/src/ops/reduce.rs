@@ -77,8 +77,14 @@ impl Primitive for Reduce<'_> {
                 row.iter().enumerate().fold(first, |best, (i, x)| if *x > best.1 { (i, *x) } else { best }).0 as f64
             }
         };
-        let wrap = |x: f64| if out.dtype == DType::I32 { (x as i64) as i32 as f64 } else { x };
-        data.chunks(row.max(1)).map(|row| wrap(reduce(row))).collect()
+        // Sums and products of integers wrap around.
+        let reduce_i32 = |row: &[f64]| match self.kind {
+            ReduceKind::Sum => f64::from(row.iter().fold(0_i32, |sum, x| sum.wrapping_add(*x as i32))),
+            ReduceKind::Prod => f64::from(row.iter().fold(1_i32, |product, x| product.wrapping_mul(*x as i32))),
+            _ => reduce(row),
+        };
+        let integers = inputs[0].ty.dtype == DType::I32;
+        data.chunks(row.max(1)).map(|row| if integers { reduce_i32(row) } else { reduce(row) }).collect()
     }
 
     fn vjp(&self, b: &mut Builder<'_>, call: Call<'_>, g: NodeId, _: usize) -> Result<Option<NodeId>, OpError> {
@@ -157,5 +163,13 @@ pub(super) fn cases() -> Vec<Case> {
     let mut case = CaseBuilder::new("reduce_sum_i32");
     let x = case.integers("x", [4, 7], -9, 9);
     cases.push(case.op(Op::Reduce { kind: Sum, axes: vec![1] }, &[x]));
+    // Beyond what f64 counts, and beyond I32 on the way.
+    for kind in [Sum, Prod] {
+        let mut case = CaseBuilder::new(&format!("reduce_{kind:?}_wraps").to_lowercase());
+        let row = |first: f64, rest: f64| [vec![first], vec![rest; 39]].concat();
+        let values = [row(7.0, 3.0), row(-1.0, f64::from(i32::MAX)), row(5.0, -46_341.0)].concat();
+        let x = case.input("x", TensorType::new(DType::I32, [3, 40]), values);
+        cases.push(case.op(Op::Reduce { kind, axes: vec![1] }, &[x]));
+    }
     cases
 }

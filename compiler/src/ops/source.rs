@@ -127,12 +127,21 @@ impl Primitive for Random<'_> {
     }
 
     fn arity(&self) -> Option<usize> {
-        Some(2)
+        None
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType, OpError> {
-        if let Some(ty) = inputs.iter().find(|ty| ty.dtype != DType::I32 || ty.shape.rank() != 0) {
-            return Err(OpError::new(format!("`random_uniform` takes seed and step as i32[], not {ty}")));
+        let (key, counters) = inputs.split_at(inputs.len().min(2));
+        let is_key = |ty: &&TensorType| ty.dtype == DType::I32 && ty.shape.rank() == 0;
+        if key.len() < 2 || !key.iter().all(is_key) || counters.len() > 1 {
+            let list = inputs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+            return Err(OpError::new(format!("`random_uniform` takes seed and step as i32[], not {list}")));
+        }
+        if let Some(ty) = counters.iter().find(|ty| ty.dtype != DType::I32 || ty.shape != *self.shape) {
+            return Err(OpError::new(format!(
+                "`random_uniform` of {} takes its counters as i32, not {ty}",
+                self.shape
+            )));
         }
         if self.lane > 3 {
             return Err(OpError::new(format!("`random_uniform` has lanes 0 to 3, not {}", self.lane)));
@@ -146,8 +155,9 @@ impl Primitive for Random<'_> {
 
     fn eval(&self, inputs: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
         let key = [inputs[0].data[0] as i32 as u32, inputs[1].data[0] as i32 as u32];
-        let draw = |i: u64| philox::philox4x32(philox::drawn(i as u32, self.stream), key)[usize::from(self.lane)];
-        (0..out.shape.elements()).map(|i| f64::from(philox::uniform(draw(i)))).collect()
+        let draw = |i: u32| philox::philox4x32(philox::drawn(i, self.stream), key)[usize::from(self.lane)];
+        let counter = |i: u64| inputs.get(2).map_or(i as u32, |counters| counters.data[i as usize] as i32 as u32);
+        (0..out.shape.elements()).map(|i| f64::from(philox::uniform(draw(counter(i))))).collect()
     }
 }
 
@@ -183,6 +193,10 @@ pub(super) fn cases() -> Vec<Case> {
         let step = case.scalar("step", DType::I32, 5.0);
         cases.push(case.op(Op::Random { shape: shape(), stream: 9, lane }, &[seed, step]));
     }
+    let mut case = CaseBuilder::new("random_of_counters");
+    let (seed, step) = (case.scalar("seed", DType::I32, 3.0), case.scalar("step", DType::I32, 1.0));
+    let counters = case.integers("counters", [3, 4, 5], 0, 1000);
+    cases.push(case.op(Op::Random { shape: shape(), stream: 9, lane: 1 }, &[seed, step, counters]));
     for (dtype, value) in [(DType::F32, 0.1), (DType::I32, -3.0), (DType::Bool, 1.0)] {
         let case = CaseBuilder::new(&format!("const_{dtype}"));
         cases.push(case.op(Op::Const { value: Real(value), dtype }, &[]));

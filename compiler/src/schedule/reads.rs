@@ -55,7 +55,8 @@ impl Groups<'_> {
             (_, Op::Dot(_) | Op::Conv2d(_) | Op::ScatterAdd { .. } | Op::Gather { .. } | Op::Attention(_)) => {
                 (from.inputs[operand], Chain::new())
             }
-            (_, Op::Random { .. }) => {
+            // Seed and step; counters are read where they are drawn for.
+            (_, Op::Random { .. }) if operand < 2 => {
                 let scalar = ViewOp::Broadcast(self.sizes(node), vec![]);
                 (from.inputs[operand], std::iter::once(scalar).chain(chain.iter().cloned()).collect())
             }

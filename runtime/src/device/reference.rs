@@ -340,6 +340,8 @@ fn scalar(instr: &Instr, [a, b, c]: [f64; 3]) -> f64 {
         Cast(DType::I32) => f64::from(a as i32),
         Cast(to @ (DType::Bf16 | DType::F16)) => to.rounded(a),
         RoundBf16 | RoundF16 => f64::NAN, // in no kernel that was checked
+        // As in registers, also on the way to fewer bits.
+        Cast(DType::F32) if instr.dtype == DType::I32 => f64::from(a as f32),
         Cast(DType::F32) | Load(_) | Store(_) | Index(_) | Slot(_) | Product => a,
         Neg => -a,
         Abs => a.abs(),

@@ -6,7 +6,8 @@ use alip_plan::fault::{Fault, planted};
 
 use super::Rule;
 use super::Tag::{Exact, FiniteOnly, Reassociates};
-use crate::ops::{Op, ScalarOp};
+use crate::ops::{Op, ScalarOp, fold};
+use crate::optimize::language::Splat;
 use crate::optimize::pattern::*;
 use crate::optimize::site::Site;
 
@@ -71,26 +72,34 @@ fn moderate_divisors(s: &Site<'_>) -> bool {
 
 /// `x c d` is `x (c d)`.
 fn product_of_constants(s: &mut Site<'_>) -> Option<egg::Id> {
-    let (x, c) = constants_folded(s, |c, d| c * d)?;
+    let (x, c) = constants_folded(s, ScalarOp::Mul)?;
     s.mul(x, c)
 }
 
 /// `x + c + d` is `x + (c + d)`.
 fn sum_of_constants(s: &mut Site<'_>) -> Option<egg::Id> {
-    let (x, c) = constants_folded(s, |c, d| c + d)?;
+    let (x, c) = constants_folded(s, ScalarOp::Add)?;
     s.point(ScalarOp::Add, &[x, c])
 }
 
-fn constants_folded(s: &mut Site<'_>, fold: fn(f64, f64) -> f64) -> Option<(egg::Id, egg::Id)> {
+/// Integers wrap around, as they would have done one after the other.
+fn constants_folded(s: &mut Site<'_>, op: ScalarOp) -> Option<(egg::Id, egg::Id)> {
     let (x, c, d) = (s.var(&X)?, s.var(&C)?, s.var(&D)?);
-    let folded = s.fact(c).splat?.with(s.fact(d).splat?, fold)?;
+    let dtype = s.fact(c).ty.dtype;
+    let folded = s.fact(c).splat?.with(s.fact(d).splat?, |c, d| fold(op, dtype, &[c, d]).unwrap_or(f64::NAN))?;
     Some((x, s.number(folded, c)?))
+}
+
+/// The constant with the other sign.
+fn negative(s: &Site<'_>, c: egg::Id) -> Option<Splat> {
+    let dtype = s.fact(c).ty.dtype;
+    s.fact(c).splat?.map(|value| fold(ScalarOp::Neg, dtype, &[value]).unwrap_or(f64::NAN))
 }
 
 /// `-(x c)` is `x (-c)`.
 fn negated_constant(s: &mut Site<'_>) -> Option<egg::Id> {
     let (x, c) = (s.var(&X)?, s.var(&C)?);
-    let negated = s.fact(c).splat?.map(|value| -value)?;
+    let negated = negative(s, c)?;
     let c = s.number(negated, c)?;
     s.mul(x, c)
 }
@@ -98,7 +107,7 @@ fn negated_constant(s: &mut Site<'_>) -> Option<egg::Id> {
 /// `x - c` is `x + (-c)`, so that constants meet in sums.
 fn plus_negative(s: &mut Site<'_>) -> Option<egg::Id> {
     let (x, c) = (s.var(&X)?, s.var(&C)?);
-    let negated = s.fact(c).splat?.map(|value| -value).filter(|negated| negated.value != 0.0)?;
+    let negated = negative(s, c).filter(|negated| negated.value != 0.0)?;
     let c = s.number(negated, c)?;
     s.point(ScalarOp::Add, &[x, c])
 }

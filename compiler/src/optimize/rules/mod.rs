@@ -6,9 +6,16 @@
 //! asks for a filetest in which it fires, `tests/worth.rs` for a graph that ships and is another without the theme.
 //!
 //! Rules hold for real numbers; in floats an operation in another order may under- or overflow where the original does not.
-//! Constants are folded only to numbers that the type holds to full precision ([`Site::number_of`]), and change places with
-//! other operands only if they are moderate ([`Site::is_moderate`]): what is written as `x * 1e-30 * y` is so written because
-//! `x * y` would be too large. A factor that is the same along what is summed leaves the sum whatever its size.
+//! What a rule may lose of the range of a type, at either end of it, is little, and `laws` tries every one on numbers of any
+//! size:
+//! - Constants are folded only to numbers that the type holds to full precision ([`Site::number_of`]). They change places with
+//!   other operands only if they are moderate, within 2^24 of 1 ([`Site::is_moderate`]): what is written as `x * 1e-30 * y` is
+//!   so written because `x * y` would be too large. Tensors do so only where facts bound them like that: nothing is known of
+//!   the size of others, so `x * y * z` never becomes `x * z * y`.
+//! - A sum may be taken before its terms are multiplied or divided by what they have in common, as `a * (b + c)`,
+//!   `(a + b) / c` or the sum of a row over its length: it overflows where a term is closer to the largest number than there
+//!   are terms.
+//! - An inverse that rows share is no normal number where the divisor is none, or is within a factor of 4 of the largest.
 //!
 //! Products that share an operand are no rule's: that they become one is decided before gradients are added
 //! (`transform::projections`), where the backward pass inherits it, and where it is free.

@@ -33,7 +33,8 @@ pub(super) fn rules() -> Vec<Rule> {
     ]
 }
 
-/// A factor or divisor of one operand that does not vary along what is contracted is one of the result.
+/// A factor or divisor of one operand that does not vary along what is contracted is one of the result: a moderate one, since
+/// what it is to keep from over- or underflowing is multiplied without it.
 fn dot_of_scaled<const SIDE: usize>(s: &mut Site<'_>) -> Option<Id> {
     let (Op::Dot(dot), Op::Pointwise(how)) = (s.op(0), s.op(1)) else { return None };
     let mut operands = s.operands(0);
@@ -41,7 +42,7 @@ fn dot_of_scaled<const SIDE: usize>(s: &mut Site<'_>) -> Option<Id> {
     let both = sides(&dot, ranks);
     let side = &both[SIDE];
     let (x, y) = (s.var(&X)?, s.var(&Y)?);
-    if s.fact(y).splat.is_some() && !s.is_moderate(y) {
+    if !s.is_moderate(y) {
         return None;
     }
     let factor = s.constant_along(y, &side.contract)?;

@@ -6,6 +6,8 @@
 //! that of the row's own number, as contrastive losses do, and the logits are a product, only a sum of products per row is
 //! needed of it: then the product itself has no reader left but its logsumexp.
 
+use std::collections::HashMap;
+
 use super::known::Known;
 use super::softmax::Along;
 use crate::ir::{Builder, DType, NodeId};
@@ -373,51 +375,97 @@ impl Meaning {
                 let loss = b.op(Op::CrossEntropy, &[at(logits), at(target)])?;
                 if *negative { b.neg(loss) } else { Ok(loss) }
             }
-            Meaning::OwnLogProbability(along) => own_log_probability(known, b, map, along),
+            Meaning::OwnLogProbability(along) => Diagonals::new(known, map).own_log_probability(b, along),
             Meaning::Diagonal { of, sum } => {
-                let diagonal = diagonal(known, b, map, *of)?;
+                let diagonal = Diagonals::new(known, map).of(b, *of)?;
                 if *sum { b.reduce(ReduceKind::Sum, diagonal, &[0], false) } else { Ok(diagonal) }
             }
         }
     }
 }
 
-/// The diagonal of `x - logsumexp(x)`; a row or a column of sums has the same diagonal.
-fn own_log_probability(known: &Known<'_>, b: &mut Builder<'_>, map: &[NodeId], of: &Along) -> Result<NodeId, OpError> {
-    let own = diagonal(known, b, map, of.x)?;
-    let lse = Meaning::LogSumExp(of.clone()).write(known, b, map)?;
-    b.sub(own, lse)
+/// Writes diagonals of matrices for which [`Known::reaches_product`] holds. What is read twice on the way is written once.
+struct Diagonals<'a> {
+    known: &'a Known<'a>,
+    /// The nodes that stand for the old ones.
+    map: &'a [NodeId],
+    written: HashMap<NodeId, NodeId>,
 }
 
-/// The diagonal of a matrix for which [`Known::reaches_product`] holds.
-fn diagonal(known: &Known<'_>, b: &mut Builder<'_>, map: &[NodeId], id: NodeId) -> Result<NodeId, OpError> {
-    let inputs = known.inputs(id);
-    if let Some(along) = known.log_softmax(id) {
-        return own_log_probability(known, b, map, &along);
+impl<'a> Diagonals<'a> {
+    fn new(known: &'a Known<'a>, map: &'a [NodeId]) -> Diagonals<'a> {
+        Diagonals { known, map, written: HashMap::new() }
     }
-    match known.op(id) {
-        Op::Dot(dot) => {
-            let rows = |b: &mut Builder<'_>, side: usize| {
-                let contracted = |pair: &(usize, usize)| if side == 0 { pair.0 } else { pair.1 };
-                let axes: Vec<usize> = dot.contract.iter().map(contracted).collect();
-                let free = (0..=axes.len()).find(|axis| !axes.contains(axis)).unwrap_or_default();
-                b.transpose(map[inputs[side].index()], &[vec![free], axes].concat())
-            };
-            let (left, right) = (rows(b, 0)?, rows(b, 1)?);
-            let product = b.mul(left, right)?;
-            let axes: Vec<usize> = (1..=dot.contract.len()).collect();
-            b.reduce(ReduceKind::Sum, product, &axes, false)
+
+    fn of(&mut self, b: &mut Builder<'_>, id: NodeId) -> Result<NodeId, OpError> {
+        if let Some(written) = self.written.get(&id) {
+            return Ok(*written);
         }
-        Op::Transpose { .. } => diagonal(known, b, map, inputs[0]),
-        Op::Pointwise(op) if known.splat(id).is_none() => {
-            let operands = inputs.iter().map(|x| diagonal(known, b, map, *x)).collect::<Result<Vec<_>, _>>()?;
-            b.pointwise(*op, &operands)
+        let diagonal = match self.known.log_softmax(id) {
+            Some(along) => self.own_log_probability(b, &along)?,
+            None => self.of_op(b, id)?,
+        };
+        self.written.insert(id, diagonal);
+        Ok(diagonal)
+    }
+
+    /// The diagonal of `x - logsumexp(x)`; a row or a column of sums has the same diagonal.
+    fn own_log_probability(&mut self, b: &mut Builder<'_>, of: &Along) -> Result<NodeId, OpError> {
+        let own = self.of(b, of.x)?;
+        let lse = Meaning::LogSumExp(of.clone()).write(self.known, b, self.map)?;
+        b.sub(own, lse)
+    }
+
+    fn of_op(&mut self, b: &mut Builder<'_>, id: NodeId) -> Result<NodeId, OpError> {
+        let (known, map) = (self.known, self.map);
+        let inputs = known.inputs(id);
+        match known.op(id) {
+            Op::Dot(dot) => {
+                let rows = |b: &mut Builder<'_>, side: usize| {
+                    let contracted = |pair: &(usize, usize)| if side == 0 { pair.0 } else { pair.1 };
+                    let axes: Vec<usize> = dot.contract.iter().map(contracted).collect();
+                    let free = (0..=axes.len()).find(|axis| !axes.contains(axis)).unwrap_or_default();
+                    b.transpose(map[inputs[side].index()], &[vec![free], axes].concat())
+                };
+                let (left, right) = (rows(b, 0)?, rows(b, 1)?);
+                let product = b.mul(left, right)?;
+                let axes: Vec<usize> = (1..=dot.contract.len()).collect();
+                b.reduce(ReduceKind::Sum, product, &axes, false)
+            }
+            Op::Transpose { .. } => self.of(b, inputs[0]),
+            Op::Pointwise(op) if known.splat(id).is_none() => {
+                let operands = inputs.iter().map(|x| self.of(b, *x)).collect::<Result<Vec<_>, _>>()?;
+                b.pointwise(*op, &operands)
+            }
+            // A row, a column, or one number, which every operation repeats.
+            Op::Broadcast { dims, .. } if dims.len() == 1 => Ok(map[inputs[0].index()]),
+            _ => match known.splat(id) {
+                Some(value) => b.constant(value, known.graph.ty(id).dtype),
+                None => Ok(map[inputs[0].index()]),
+            },
         }
-        // A row, a column, or one number, which every operation repeats.
-        Op::Broadcast { dims, .. } if dims.len() == 1 => Ok(map[inputs[0].index()]),
-        _ => match known.splat(id) {
-            Some(value) => b.constant(value, known.graph.ty(id).dtype),
-            None => Ok(map[inputs[0].index()]),
-        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Graph, OriginId, TensorType};
+
+    /// Twelve squares of squares: as many on the diagonal, not 2^12.
+    #[test]
+    fn what_a_diagonal_reads_twice_is_written_once() {
+        let mut graph = Graph::new("squares");
+        let mut b = Builder::new(&mut graph, OriginId(0));
+        let [x, t] = ["x", "t"].map(|name| b.input(name, TensorType::f32([2, 3])).unwrap());
+        let mut of = b.einsum("i d, j d -> i j", &[x, t]).unwrap();
+        for _ in 0..12 {
+            of = b.mul(of, of).unwrap();
+        }
+        let known = Known::new(&graph, &[of]);
+        let (mut new, map) = (graph.clone(), graph.ids().collect::<Vec<_>>());
+        let diagonal = Meaning::Diagonal { of, sum: false };
+        diagonal.write(&known, &mut Builder::new(&mut new, OriginId(0)), &map).unwrap();
+        assert_eq!(new.nodes().len() - graph.nodes().len(), 2 + 12, "a product, its sum, and the squares");
     }
 }

@@ -11,6 +11,7 @@
 //! | causal self-attention | attention within segments of rows |
 //! | attention with one query per sample over `e + 1` keys | segments with one query |
 //! | an input, embedding ids `[N, T]` | its rows, picked by index among `N * T` |
+//! | noise `[N, T, ..]` | drawn for its rows, each element by the counter that it has among all |
 //! | `[T, ..]` repeated over samples (position embeddings) | picked by position |
 //! | `[N, ..]` repeated over positions | picked by sample |
 //! | `gather(h, e)` | the last row of each segment |

@@ -74,6 +74,12 @@ impl Rewrite<'_> {
             let Some((layout, packing)) = self.regions[number].region.values.get(&id) else { continue };
             let value = match packing {
                 Packing::Op(operands) => self.packed(number, id, *layout, operands)?,
+                // With counters of its own it is picked like anything else.
+                Packing::Pick
+                    if matches!(node.op, Op::Random { .. }) && node.inputs.len() == 2 && *layout == Layout::FIRST =>
+                {
+                    self.drawn(number, id)?
+                }
                 Packing::Pick => {
                     let whole = self.whole(id)?;
                     self.pick(number, whole, *layout, node.origin)?
@@ -144,6 +150,24 @@ impl Rewrite<'_> {
         let mut perm: Vec<usize> = (1..rank).collect();
         perm.insert(layout.rows(), 0);
         b.transpose(picked, &perm)
+    }
+
+    /// The rows of a draw: by the counters that they have in the whole, so that it need not be drawn.
+    fn drawn(&mut self, number: usize, id: NodeId) -> Result {
+        let node = self.graph.node(id);
+        let shape = self.shape(number, &node.ty.shape, Layout::FIRST);
+        let Op::Random { stream, lane, .. } = node.op else { return self.whole(id) };
+        let (seed, step) = (self.whole(node.inputs[0])?, self.whole(node.inputs[1])?);
+        let row = self.input(number, Role::Source)?;
+        let mut b = Builder::new(&mut self.new, node.origin);
+        let rows = shape.size(0);
+        let inner = shape.elements() / rows;
+        let (row, width) = (b.reshape(row, [rows, 1].into())?, b.constant(inner as f64, DType::I32)?);
+        let first = b.mul(row, width)?;
+        let within = b.iota([1, inner].into(), 1)?;
+        let counters = b.add(first, within)?;
+        let counters = b.reshape(counters, shape.clone())?;
+        b.op(Op::Random { shape, stream, lane }, &[seed, step, counters])
     }
 
     /// The shape with rows in place of samples and positions.

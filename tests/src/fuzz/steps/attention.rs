@@ -2,9 +2,10 @@
 
 use alip_compiler::ir::{DType, NodeId};
 use alip_compiler::ops::attention::{Attention, AttentionResult, Rows};
-use alip_compiler::ops::{Op, Real, ReduceKind, ScalarOp};
+use alip_compiler::ops::{Op, Real, ScalarOp};
 
 use super::super::maker::{Held, MAX_MAGNITUDE, Maker};
+use super::row::softmax_along;
 
 /// Sizes of an attention: samples, queries, keys, heads, widths of keys and values.
 struct Sizes {
@@ -127,12 +128,9 @@ pub(super) fn written_out(maker: &mut Maker, x: NodeId, weights: [NodeId; 3], he
             maker.point(ScalarOp::Add, &[scores, mask])
         };
     }
-    let most = maker.along(ReduceKind::Max, scores, &[3]);
-    let most = maker.op(Op::StopGradient, &[most]);
-    let less = maker.point(ScalarOp::Sub, &[scores, most]);
-    let powers = maker.point(ScalarOp::Exp, &[less]);
-    let sum = maker.along(ReduceKind::Sum, powers, &[3]);
-    let weights = maker.point(ScalarOp::Div, &[powers, sum]);
+    let spelling = maker.draws.below(4);
+    // Masked scores reach far: the largest is always taken away.
+    let weights = softmax_along(maker, Held { id: scores, exact: false, magnitude: f64::INFINITY }, &[3], spelling);
     let id = maker.b().einsum("n h q k, n h k e -> n h q e", &[weights, parts[2]]).expect("heads agree");
     debug_assert_eq!(maker.graph().ty(id).dtype, DType::F32);
     maker.b().rearrange(id, "n h l d -> n l (h d)", &[]).expect("four dimensions")

@@ -5,7 +5,7 @@ use alip_compiler::ir::{DType, NodeId};
 use alip_compiler::ops::{Conv, ConvKind, Op, ReduceKind, ScalarOp};
 
 use super::super::maker::{Held, MAX_ELEMENTS, MAX_MAGNITUDE, MAX_RANK, Maker};
-use ScalarOp::{Abs, Add, And, Div, Max, Min, Mul, Neg, Not, Or, Select, Sub, Tanh};
+use ScalarOp::{Abs, Add, And, Div, Lt, Max, Min, Mul, Neg, Not, Or, Select, Sub, Tanh};
 
 /// Numbers that change nothing, and signs: the value itself, but for its sign. Exact, also of NaN.
 pub(super) fn number(maker: &mut Maker, x: Held) {
@@ -248,8 +248,14 @@ pub(super) fn products(maker: &mut Maker, x: Held) {
             let weight = if maker.draws.flip() {
                 let weight = maker.fresh(&[width, out], true);
                 let scale = maker.fresh(&[], true);
-                let above = maker.point(Abs, &[scale.id]);
-                let above = maker.point(Add, &[above, half]);
+                // Of any size as far as the graph says, or between two numbers.
+                let above = if maker.draws.flip() {
+                    let above = maker.point(Abs, &[scale.id]);
+                    maker.point(Add, &[above, half])
+                } else {
+                    let (less, two) = (maker.point(Lt, &[scale.id, half]), maker.scalar(2.0));
+                    maker.point(Select, &[less, half, two])
+                };
                 maker.point(Div, &[weight.id, above])
             } else {
                 maker.b().broadcast_to(half, &[width, out].into()).expect("a scalar")

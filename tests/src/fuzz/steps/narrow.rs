@@ -5,6 +5,7 @@ use alip_compiler::ops::attention::{Attention, AttentionResult, Rows};
 use alip_compiler::ops::{Op, Real, ReduceKind, ScalarOp};
 
 use super::super::maker::{Held, MAX_ELEMENTS, MAX_MAGNITUDE, Maker};
+use super::row::softmax_along;
 
 /// Numbers above this are left to types that hold them.
 const MOST: f64 = 1e4;
@@ -128,12 +129,8 @@ pub(super) fn attention(maker: &mut Maker, _: Held) {
             let narrow = maker.cast(scores, dtype);
             scores = maker.cast(narrow, DType::F32);
         }
-        let most = maker.along(ReduceKind::Max, scores, &[3]);
-        let most = maker.op(Op::StopGradient, &[most]);
-        let less = maker.point(ScalarOp::Sub, &[scores, most]);
-        let powers = maker.point(ScalarOp::Exp, &[less]);
-        let sum = maker.along(ReduceKind::Sum, powers, &[3]);
-        let weights = maker.point(ScalarOp::Div, &[powers, sum]);
+        let spelling = maker.draws.below(4);
+        let weights = softmax_along(maker, Held { id: scores, exact: false, magnitude: MOST }, &[3], spelling);
         let (weights, v) = match maker.draws.flip() {
             true => (maker.cast(weights, dtype), v),
             false => (weights, maker.cast(v, DType::F32)),

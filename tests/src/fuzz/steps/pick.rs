@@ -60,7 +60,11 @@ pub(super) fn source(maker: &mut Maker, _: Held) {
             let which = maker.draws.below(6) as u64;
             let stream = (which % 3) | ((which / 3) << 62);
             let lane = maker.draws.below(4) as u8;
-            let id = maker.op(Op::Random { shape, stream, lane }, &key);
+            let mut inputs = key.to_vec();
+            if maker.draws.one_in(3) {
+                inputs.push(maker.numbers(&sizes, |_, word| f64::from(word as i32)));
+            }
+            let id = maker.op(Op::Random { shape, stream, lane }, &inputs);
             maker.keep(id, true, 1.0);
         }
         1 if !sizes.is_empty() => {

@@ -146,7 +146,7 @@ pub(super) fn integer(maker: &mut Maker, x: Held) {
     let shape = maker.graph().shape(a.id).clone();
     let same: Vec<Held> = held.into_iter().filter(|b| *maker.graph().shape(b.id) == shape).collect();
     let b = maker.draws.pick(&same);
-    let (op, magnitude) = match maker.draws.below(7) {
+    let (op, magnitude) = match maker.draws.below(8) {
         0 => (Mul, a.magnitude * b.magnitude),
         1 => (Max, a.magnitude.max(b.magnitude)),
         2 => (Sub, a.magnitude + b.magnitude),
@@ -155,6 +155,14 @@ pub(super) fn integer(maker: &mut Maker, x: Held) {
         5 => {
             let id = maker.cast(a.id, DType::F32);
             return maker.keep(id, true, a.magnitude);
+        }
+        // Twice by the largest: a sum that wraps around to two less, a product that does so to a itself.
+        6 => {
+            let op = maker.draws.pick(&[Add, Mul]);
+            let most = maker.b().constant(f64::from(i32::MAX), DType::I32).expect("a constant");
+            let once = maker.point(op, &[a.id, most]);
+            let id = maker.point(op, &[once, most]);
+            return maker.integers.push(Held { id, exact: true, magnitude: a.magnitude + 2.0 });
         }
         _ => (Add, a.magnitude + b.magnitude),
     };

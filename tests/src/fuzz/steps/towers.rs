@@ -78,7 +78,10 @@ impl Tower {
             let mixed = written_out(maker, rows, *weights, self.heads, self.causal);
             rows = maker.point(ScalarOp::Add, &[rows, mixed]);
             let product = maker.b().matmul(rows, *perceptron).expect("the widths agree");
-            let bent = maker.point(ScalarOp::Tanh, &[product]);
+            let mut bent = maker.point(ScalarOp::Tanh, &[product]);
+            if maker.draws.one_in(4) {
+                bent = left_out(maker, bent);
+            }
             rows = maker.point(ScalarOp::Add, &[rows, bent]);
         }
         let read = if self.last {
@@ -92,4 +95,14 @@ impl Tower {
         let id = maker.point(ScalarOp::Tanh, &[read]);
         Held { id, exact: false, magnitude: 1.0 }
     }
+}
+
+/// Dropout: rows that are packed take the numbers that were drawn for them.
+fn left_out(maker: &mut Maker, x: NodeId) -> NodeId {
+    let key = [(); 2].map(|()| maker.numbers(&[], |_, word| f64::from(word as i32)));
+    let (shape, lane) = (maker.graph().shape(x).clone(), maker.draws.below(4) as u8);
+    let noise = maker.op(Op::Random { shape, stream: 1 << 62, lane }, &key);
+    let (share, zero) = (maker.scalar(0.3), maker.scalar(0.0));
+    let goes = maker.point(ScalarOp::Lt, &[noise, share]);
+    maker.point(ScalarOp::Select, &[goes, zero, x])
 }
