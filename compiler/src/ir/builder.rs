@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 
 use super::einsum;
 use super::{DType, Dim, Graph, NodeId, OriginId, Shape, TensorType};
-use crate::ops::{Conv, ConvKind, Dot, Op, OpError, ReduceKind, ScalarOp, broadcast_shapes, constant};
+use crate::ops::{Conv, ConvKind, Dot, Op, OpError, ReduceKind, ScalarOp, broadcast_shapes, constant, fits};
 
 /// Adds nodes to a graph, all with one origin.
 pub struct Builder<'g> {
@@ -13,6 +13,8 @@ pub struct Builder<'g> {
     pub graph: &'g mut Graph,
     /// Origin of the nodes that are added.
     pub origin: OriginId,
+    /// Whether constants are as a spec writes them: then one that its type of 16 bits does not hold is refused.
+    strict: bool,
 }
 
 /// One item of `x[...]`.
@@ -58,7 +60,12 @@ macro_rules! binary {
 impl<'g> Builder<'g> {
     /// A builder whose nodes have this origin.
     pub fn new(graph: &'g mut Graph, origin: OriginId) -> Builder<'g> {
-        Builder { graph, origin }
+        Builder { graph, origin, strict: false }
+    }
+
+    /// A builder for what a spec writes, whose numbers must mean what they say.
+    pub fn strict(graph: &'g mut Graph, origin: OriginId) -> Builder<'g> {
+        Builder { graph, origin, strict: true }
     }
 
     /// Adds an op as it stands.
@@ -131,6 +138,9 @@ impl<'g> Builder<'g> {
                 && dtype != DType::Bool
                 && from != DType::Bool
             {
+                if self.strict {
+                    fits(value, dtype)?;
+                }
                 *operand = self
                     .constant(value, dtype)
                     .map_err(|error| error.help("the other operand holds integers: cast it first, `cast(x, 'f32')`"))?;
@@ -408,9 +418,16 @@ impl<'g> Builder<'g> {
             return Err(OpError::new(format!("`mean` takes floats, not {}", self.graph.ty(x)))
                 .help("cast it first: `cast(x, 'f32')`"));
         }
+        let count = axes.iter().map(|axis| self.shape(x).size(*axis)).product::<u64>() as f64;
+        let dtype = self.graph.ty(x).dtype;
+        if dtype.is_narrow() && dtype.rounded(count) != count {
+            // There is no such number of elements in 16 bits: 70,000 is infinite in f16, 301 is 302 in bf16.
+            let wide = self.cast(x, DType::F32)?;
+            let mean = self.mean(wide, axes, keep)?;
+            return self.cast(mean, dtype);
+        }
         let sum = self.reduce(ReduceKind::Sum, x, axes, keep)?;
-        let count: u64 = axes.iter().map(|axis| self.shape(x).size(*axis)).product();
-        let count = self.scalar(count as f64)?;
+        let count = self.scalar(count)?;
         self.div(sum, count)
     }
 

@@ -37,6 +37,7 @@ pub use alip_plan::kernel::{ConvKind, ReduceKind, ScalarOp};
 pub use self::cases::{Case, cases};
 pub use self::pointwise::{Pointwise, fold, pointwise, pointwise_rows};
 pub(crate) use self::pointwise::{constant, rounding, rounds_to};
+pub(crate) use self::source::fits;
 pub(crate) use self::views::broadcast_shapes;
 use crate::diag::Diagnostic;
 use crate::ir::{Builder, DType, NodeId, Origin, Shape, TensorType};
@@ -199,18 +200,20 @@ pub struct Conv {
 }
 
 /// Why an op does not accept its inputs. The caller adds place and instance path.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct OpError {
     /// What is wrong, with both shapes where shapes disagree.
     pub message: String,
     /// A way out.
     pub help: Option<String>,
+    /// The number that is at fault, where it is one of the operands.
+    pub number: Option<f64>,
 }
 
 impl OpError {
     /// An error without advice.
     pub fn new(message: impl Into<String>) -> OpError {
-        OpError { message: message.into(), help: None }
+        OpError { message: message.into(), help: None, number: None }
     }
 
     /// Adds advice.
