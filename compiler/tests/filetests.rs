@@ -353,6 +353,7 @@ fn dump_module(out: &mut String, module: &ModuleSpec) {
     module.parts.iter().for_each(|(name, part)| line(out, "part", &format!("{name} = {}", part.module)));
     module.state.iter().for_each(|(name, s)| line(out, "state", &format!("{name}{} = {}", s.shape, s.init)));
     module.body.iter().for_each(|equation| line(out, "equation", equation));
+    module.require.iter().for_each(|condition| line(out, "require", &condition.to_string()));
     module.outputs.iter().for_each(|name| line(out, "output", name));
 }
 

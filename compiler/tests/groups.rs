@@ -8,9 +8,15 @@ use alip_compiler::resolve::{Options, resolve_source};
 use alip_compiler::training::{Keep, add_update};
 
 fn build(spec: &str) -> Model {
+    build_with(spec, &[])
+}
+
+fn build_with(spec: &str, files: &[(&str, &str)]) -> Model {
     let mut sources = SourceMap::new();
     let source = sources.add("spec.ron", spec);
-    let built = resolve_source(&mut sources, source, &Options::default()).and_then(|mut resolved| {
+    let files = files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+    let options = Options { files, ..Options::default() };
+    let built = resolve_source(&mut sources, source, &options).and_then(|mut resolved| {
         add_update(&mut resolved, Keep::default())?;
         Ok(resolved.model)
     });
@@ -81,4 +87,56 @@ fn frozen_statistics_stay_and_are_used() {
     };
     assert!(batch_means(&moving) > 0);
     assert_eq!(batch_means(&frozen), 0);
+}
+
+/// Selectors name state by path: of a part, of one inside of it, of the graph; nothing stops that is not named, and what is
+/// named is computed as in evaluation, with what in it has no state.
+#[test]
+fn frozen_statistics_stop_what_is_named() {
+    let mine = r#"[
+        Module(name: "outer", inputs: { "x": "[N]" }, parts: { "inner": "counted()", "plain": "plain()" },
+            state: { "n": (shape: "[]", init: "0") },
+            body: ["n' = n + 1 if mode == 'train' else n", "y = inner(x) + plain(x) + n'"], outputs: ["y"]),
+        Module(name: "counted", inputs: { "x": "[N]" }, state: { "n": (shape: "[]", init: "0") },
+            body: ["n' = n + 1 if mode == 'train' else n", "y = 0 * x"], outputs: ["y"]),
+        Module(name: "plain", inputs: { "x": "[N]" }, body: ["y = (2 if mode == 'train' else 1) * x"], outputs: ["y"]),
+    ]"#;
+    let graph = |selected: &[&str]| {
+        let group = |select: &&str| format!(r#"(select: "{select}", frozen_statistics: true)"#);
+        let groups: Vec<String> = selected.iter().map(group).collect();
+        let spec = format!(
+            r#"Graph(name: "g", use: ["mine", "optim/sgd", "schedule/constant"],
+            inputs: {{ "x": (dtype: F32, shape: "[3]") }}, params: {{ "w": (shape: "[3]", init: "0") }},
+            parts: {{ "outer": "outer()", "apart": "plain()" }}, state: {{ "n": (shape: "[]", init: "0") }},
+            body: ["n' = n + 1 if mode == 'train' else n", "a = outer(x)", "b = apart(x)", "c = plain(x)",
+                "loss = sum(a * w)"],
+            metrics: {{ "inside": "sum(outer.plain.y)", "apart": "sum(b)", "by_name": "sum(c)", "n": "n'" }},
+            train: (loss: "loss", optimizer: "sgd()", schedule: "constant(max_lr: 1)", groups: [{}]))"#,
+            groups.join(", ")
+        );
+        build_with(&spec, &[("mine.ron", mine)])
+    };
+    // The next value of each state, and three times what modules without state see as the mode: 2 in training.
+    let after = |selected: &[&str]| {
+        let model = graph(selected);
+        let graph = &model.programs["train"];
+        let value = |id, x: f64| {
+            let ty: alip_compiler::ir::TensorType = graph.ty(id).clone();
+            Value::new(ty.clone(), vec![x; ty.shape.elements() as usize])
+        };
+        let inputs: BTreeMap<_, _> = graph.inputs.iter().map(|(name, id)| (name.clone(), value(*id, 1.0))).collect();
+        let zero = |ty: &alip_compiler::ir::TensorType| Value::new(ty.clone(), vec![0.0; ty.shape.elements() as usize]);
+        let state: BTreeMap<_, _> = model.state.iter().map(|(path, decl)| (path.clone(), zero(&decl.ty))).collect();
+        let run = interpret(graph, &inputs, &state).expect("it runs");
+        let next = ["n", "outer.n", "outer.inner.n"].map(|path| run.updates.get(path).map_or(0.0, |n| n.data[0]));
+        let seen = ["inside", "apart", "by_name"].map(|metric| run.outputs[metric].data[0] / 3.0);
+        assert_eq!(run.outputs["n"].data[0], next[0], "what is read is what is kept");
+        (next, seen)
+    };
+    assert_eq!(after(&[]), ([1.0, 1.0, 1.0], [2.0, 2.0, 2.0]));
+    assert_eq!(after(&["outer.n"]), ([1.0, 0.0, 1.0], [1.0, 2.0, 2.0]));
+    assert_eq!(after(&["outer.inner.*"]), ([1.0, 1.0, 0.0], [2.0, 2.0, 2.0]));
+    assert_eq!(after(&["outer.*"]), ([1.0, 0.0, 0.0], [1.0, 2.0, 2.0]));
+    assert_eq!(after(&["n"]), ([0.0, 1.0, 1.0], [2.0, 2.0, 1.0]));
+    assert_eq!(after(&["*"]), ([0.0, 0.0, 0.0], [1.0, 2.0, 1.0]));
 }

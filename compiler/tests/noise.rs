@@ -113,6 +113,33 @@ fn draws_follow_seed_and_step_in_all_programs() {
     assert!(init.contains_key("train.seed") && !init.contains_key("train.total_steps"));
 }
 
+/// A place is its equation and the application in that, not how many others a program has: what a program for evaluation
+/// applies draws what it draws in training, though training applies the part once more before.
+#[test]
+fn programs_draw_alike_in_the_same_place() {
+    let parts = r#"parts: { "twice": "noisy()" },"#;
+    let body = r#""a = twice(x)", "b = sum(twice(x) - 2 * twice(x))", "loss = mean(a * w) + b""#;
+    let entries = r#"programs: { "look": (inputs: ["x"], outputs: ["b"]) }, metrics: { "b": "b" },"#;
+    let resolved = graph(body, &format!("{parts} {entries} {TRAIN}"));
+    let (look, train) = (run(&resolved, "look", 3, 5), run(&resolved, "train", 3, 5));
+    assert!((look["b"][0] - train["b"][0]).abs() < 1e-12, "{} and {}", look["b"][0], train["b"][0]);
+}
+
+/// Loss and metrics draw for themselves, whatever the last equation is.
+#[test]
+fn loss_and_metrics_are_places() {
+    let of = |last: &str| {
+        let train = r#"train: (loss: "mean(x * w) + noise([])", optimizer: "sgd()", schedule: "constant(max_lr: 1)")"#;
+        let metrics = r#"metrics: { "m": "noise([])", "n": "noise([])", "rate": "noise([]) * train.lr" },"#;
+        let resolved = graph(&format!(r#""{last} = mean(w)", "_{last} = {last}""#), &format!("{metrics} {train}"));
+        run(&resolved, "train", 1, 1)
+    };
+    let (one, other) = (of("a"), of("b"));
+    assert_eq!(one, other);
+    let drawn: Vec<f64> = ["m", "n", "rate", "loss"].iter().map(|name| one[*name][0].fract()).collect();
+    assert!((0..4).all(|i| (0..i).all(|j| drawn[i] != drawn[j])), "{drawn:?}");
+}
+
 #[test]
 fn uniform_and_normal_are_what_they_are_called() {
     let metrics = r#"metrics: { "least": "reduce_min(u)", "most": "reduce_max(u)", "mean": "mean(u)", "square": "mean(u * u)",

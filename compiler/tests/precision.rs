@@ -109,6 +109,18 @@ fn types_stand_where_they_belong() {
     }
 }
 
+/// Noise follows from the seed and the step, but it is no weight: what it is multiplied with stays as it is computed.
+#[test]
+fn noise_is_no_weight() {
+    let spec = r#"Graph(name: "g", use: ["nn"], inputs: { "x": (dtype: F32, shape: "[4, 8]") },
+        parts: { "f": "linear(8, 8)" }, body: ["h = f(x)", "y = h @ noise([8, 8])"],
+        programs: { "look": (inputs: ["x"], outputs: ["y"]) })"#;
+    let options = Options { files: [("g.ron".to_owned(), spec.to_owned())].into(), ..Options::default() };
+    let resolved = resolve(&mut SourceMap::new(), "g", &options).unwrap_or_else(|errors| panic!("{errors}"));
+    let graph = lower(&resolved.model.programs["look"], DType::Bf16).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(products(&graph), (1, vec!["g".to_owned()]));
+}
+
 fn compiled(target: Target, precision: &str) -> (String, alip_plan::Plan) {
     let mut sources = SourceMap::new();
     let spec = Options { set: vec![format!("train.precision={precision}")], ..Options::default() };

@@ -227,7 +227,7 @@ fn types_of_parameters_and_states_are_checked() {
     let table = [
         ("params", "init: \"0\", dtype: Bool", "a parameter cannot be Bool", "parameters are F32, Bf16, F16 or I32"),
         ("state", "init: \"0\", dtype: U8", "a state cannot be U8", "states are F32, Bf16, F16, I32 or Bool"),
-        ("params", "init: \"1e6\", dtype: F16", "1000000 is infinite in f16", "the first value"),
+        ("params", "init: \"1e6\", dtype: F16", "1e6 is infinite in f16", "write 65504"),
         ("state", "init: \"normal(1)\", dtype: I32", "random numbers are floats, not i32", "the first value"),
     ];
     for (section, with, message, help) in table {

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use alip_compiler::autodiff::update::Keep;
 use alip_compiler::diag::SourceMap;
 use alip_compiler::resolve::Options;
+use alip_compiler::training::Keep;
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
 use alip_plan::{DType, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, Target};
 use alip_runtime::data::Vocabularies;

@@ -4,7 +4,7 @@
 use smallvec::SmallVec;
 
 use super::einsum;
-use super::{OpError, broadcast_shapes, constant};
+use super::{OpError, broadcast_shapes, constant, fits};
 use crate::graph::{
     Conv, ConvKind, DType, Dim, Dot, Graph, NodeId, Op, OriginId, ReduceKind, ScalarOp, Shape, TensorType,
 };
@@ -15,6 +15,8 @@ pub struct Builder<'g> {
     pub graph: &'g mut Graph,
     /// Origin of the nodes that are added.
     pub origin: OriginId,
+    /// Whether constants are as a spec writes them: then one that its type of 16 bits does not hold is refused.
+    strict: bool,
 }
 
 /// One item of `x[...]`.
@@ -60,7 +62,12 @@ macro_rules! binary {
 impl<'g> Builder<'g> {
     /// A builder whose nodes have this origin.
     pub fn new(graph: &'g mut Graph, origin: OriginId) -> Builder<'g> {
-        Builder { graph, origin }
+        Builder { graph, origin, strict: false }
+    }
+
+    /// A builder for what a spec writes, whose numbers must mean what they say.
+    pub fn strict(graph: &'g mut Graph, origin: OriginId) -> Builder<'g> {
+        Builder { graph, origin, strict: true }
     }
 
     /// Adds an op as it stands.
@@ -133,6 +140,9 @@ impl<'g> Builder<'g> {
                 && dtype != DType::Bool
                 && from != DType::Bool
             {
+                if self.strict {
+                    fits(value, dtype)?;
+                }
                 *operand = self
                     .constant(value, dtype)
                     .map_err(|error| error.help("the other operand holds integers: cast it first, `cast(x, 'f32')`"))?;

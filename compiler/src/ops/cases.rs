@@ -51,7 +51,7 @@ impl CaseBuilder {
     }
 
     fn builder(&mut self) -> Builder<'_> {
-        Builder { graph: &mut self.case.graph, origin: OriginId::default() }
+        Builder::new(&mut self.case.graph, OriginId::default())
     }
 
     /// Deterministic numbers in [0, 1), different for each input of each case.

@@ -38,23 +38,26 @@ pub use self::builder::{Builder, Subscript};
 pub use self::cases::{Case, cases};
 pub use self::pointwise::{Pointwise, fold, pointwise, pointwise_rows};
 pub(crate) use self::pointwise::{constant, rounding, rounds_to};
+pub(crate) use self::source::fits;
 pub(crate) use self::views::broadcast_shapes;
 use crate::diag::Diagnostic;
 use crate::graph::{Graph, Node, NodeId, Origin, OriginId, Shape, TensorType};
 
 /// Why an op does not accept its inputs. The caller adds place and instance path.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct OpError {
     /// What is wrong, with both shapes where shapes disagree.
     pub message: String,
     /// A way out.
     pub help: Option<String>,
+    /// The number that is at fault, where it is one of the operands.
+    pub number: Option<f64>,
 }
 
 impl OpError {
     /// An error without advice.
     pub fn new(message: impl Into<String>) -> OpError {
-        OpError { message: message.into(), help: None }
+        OpError { message: message.into(), help: None, number: None }
     }
 
     /// Adds advice.

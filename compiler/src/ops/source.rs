@@ -84,6 +84,27 @@ impl Primitive for Const {
     }
 }
 
+/// Refuses a number that a float type of 16 bits does not hold, not even nearly: where it would be infinite, or nothing.
+///
+/// # Errors
+/// Says what to write.
+pub(crate) fn fits(value: f64, dtype: DType) -> Result<(), OpError> {
+    let rounded = dtype.rounded(value);
+    let (bound, limit, is) = match dtype {
+        DType::F16 if rounded.is_infinite() => ("largest", "65504", "infinite"),
+        DType::F16 => ("least", "6e-8", "0"),
+        _ if rounded.is_infinite() => ("largest", "3.38e38", "infinite"),
+        _ => ("least", "1e-40", "0"),
+    };
+    if !value.is_finite() || value == 0.0 || rounded.is_finite() && rounded != 0.0 {
+        return Ok(());
+    }
+    let sign = if value < 0.0 { "-" } else { "" };
+    let help =
+        format!("the {bound} number of {dtype} is {limit}: write {sign}{limit}, or compute in f32: `cast(x, 'f32')`");
+    Err(OpError { number: Some(value), ..OpError::new(format!("{value:e} is {is} in {dtype}")).help(help) })
+}
+
 pub(super) struct Iota<'a> {
     pub(super) shape: &'a Shape,
     pub(super) axis: usize,

@@ -1,17 +1,18 @@
 //! Applies modules: inputs are bound to patterns, parameters and states come into being, the body is evaluated.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use alip_plan::StateKind;
 
-use super::call::Given;
-use super::eval::{Applied, Evaluator, Frame, Mode, Result, listed};
+use super::call::{Given, given_twice};
+use super::eval::{Applied, Evaluator, Frame, Mode, Result, listed, op_error};
 use super::instance::{Instance, Place, join, unknown_arg};
 use super::state::{Init, decl};
 use super::value::{Template, Value, wrong_kind};
 use crate::diag::{Diagnostic, Span};
 use crate::ir::{DType, Dim, NodeId, Origin, Shape, TensorType};
-use crate::ops::MAX_ELEMENTS;
+use crate::ops::{MAX_ELEMENTS, fits};
 use crate::spec::{self, Equation, Expr, ExprKind, InputSpec, ModuleSpec, Name};
 
 impl Evaluator<'_> {
@@ -27,6 +28,7 @@ impl Evaluator<'_> {
         let spec = self.library.module(template.module).spec.clone();
         let mut template = template.clone();
         let mut inputs = Vec::new();
+        let mut taken: BTreeMap<String, Span> = BTreeMap::new();
         for (position, given) in given.into_iter().enumerate() {
             let argument = match given.name {
                 Some(name) => (!spec.inputs.contains_key(name.as_str())).then_some(name),
@@ -38,7 +40,10 @@ impl Evaluator<'_> {
                 continue;
             };
             self.check_arg(&spec, name, &given.value, given.expr.span)?;
-            template.args.insert(name.text.clone(), given.value);
+            if let Some(first) = taken.insert(name.text.clone(), given.expr.span) {
+                return Err(given_twice(name, given.expr.span, first));
+            }
+            template.give(name, given.value, given.expr.span);
         }
         let instance = self.instantiate(&template, spec.name.as_str().into(), Place::Unnamed, span)?;
         self.apply(parent, &instance, inputs, span)
@@ -59,9 +64,12 @@ impl Evaluator<'_> {
         let mut frame = Frame {
             scope: module.scope.clone(),
             values: instance.args.clone().into_iter().collect(),
-            path: self.node_path(&parent.path, &instance.name),
+            path: self.numbered(join(&parent.path, &instance.name)),
+            // By the equation, not by a count of the program's applications: programs have some equations in common.
+            stream: self.numbered(format!("{}:{}", join(&parent.stream, &parent.equation), instance.name)),
             module: spec.name.as_str().into(),
             equation: "".into(),
+            mode: self.mode_of(parent, spec, instance),
             compile_time: false,
         };
         for ((name, input), (value, at)) in spec.inputs.iter().zip(&tensors) {
@@ -72,13 +80,8 @@ impl Evaluator<'_> {
         frame.values.extend(instance.parts.clone());
         self.declare(&mut frame, spec, instance)?;
         self.applied_before(instance, spec, span)?;
-        let mode = self.mode;
-        if self.is_frozen(spec, instance) {
-            self.mode = Mode::Eval;
-        }
         self.body(&mut frame, &spec.body)?;
         self.next_states(&frame, spec, instance)?;
-        self.mode = mode;
         let outputs = spec.outputs.iter().map(|name| self.output(&frame, name)).collect::<Result<Vec<_>>>()?;
         let count = self.applied.get(&instance.id).map_or(0, |applied| applied.count) + 1;
         self.applied.insert(instance.id, Applied { count, span, values: Arc::new(frame.values) });
@@ -89,9 +92,20 @@ impl Evaluator<'_> {
         })
     }
 
+    /// What `mode` is in an application. State decides, which groups name by its path: a part with state of its own is
+    /// computed as they say of that, what has none as the part around it. Parts of the graph have nothing around them.
+    fn mode_of(&self, parent: &Frame, spec: &ModuleSpec, instance: &Instance) -> Option<Mode> {
+        let of_graph = parent.path.is_empty() && instance.place != Place::Unnamed;
+        match () {
+            () if self.is_frozen(spec, instance) => Some(Mode::Eval),
+            () if of_graph || !spec.state.is_empty() => Some(self.mode),
+            () => parent.mode,
+        }
+    }
+
     /// Whether a group keeps the states of an instance, which is then computed as in evaluation: all of them where it names
     /// one, since they belong together.
-    fn is_frozen(&self, spec: &ModuleSpec, instance: &Instance) -> bool {
+    pub(super) fn is_frozen(&self, spec: &ModuleSpec, instance: &Instance) -> bool {
         let kept = |name: &Name| {
             let path = instance.place.path(name);
             path.is_some_and(|path| self.states.groups.of(&path).frozen_statistics == Some(true))
@@ -120,9 +134,8 @@ impl Evaluator<'_> {
         }
     }
 
-    /// `text#2.transformer`: the path of an application, numbered from the second of the same name on.
-    fn node_path(&mut self, parent: &str, name: &str) -> Arc<str> {
-        let path = join(parent, name);
+    /// `text#2`: the path of an application, numbered from the second of the same name on.
+    fn numbered(&mut self, path: String) -> Arc<str> {
         let count = self.paths.entry(path.clone()).or_default();
         *count += 1;
         if *count == 1 { path.into() } else { format!("{path}#{count}").into() }
@@ -139,7 +152,7 @@ impl Evaluator<'_> {
         let mut found: Vec<Option<(NodeId, Span)>> = vec![None; spec.inputs.len()];
         for (position, given) in given.into_iter().enumerate() {
             let index = match given.name {
-                Some(name) => spec.inputs.get_index_of(name.as_str()).ok_or_else(|| unknown_arg(spec, name))?,
+                Some(name) => spec.inputs.get_index_of(name.as_str()).ok_or_else(|| not_an_input(spec, name))?,
                 None => position,
             };
             let Some(slot) = found.get_mut(index) else {
@@ -153,9 +166,8 @@ impl Evaluator<'_> {
                         .help(format!("it takes {takes}; arguments are given by name, or where the part is declared")),
                 });
             };
-            if slot.is_some() {
-                return Err(Diagnostic::error(format!("`{}` is given twice", spec.inputs.keys()[index]))
-                    .label(given.expr.span, "again here"));
+            if let Some((_, first)) = slot {
+                return Err(given_twice(&spec.inputs.keys()[index], given.expr.span, *first));
             }
             *slot = Some((self.tensor(parent, &given.value, given.expr)?, given.expr.span));
         }
@@ -295,7 +307,7 @@ impl Evaluator<'_> {
             };
             let ty = TensorType::new(dtype, self.shape(frame, &param.shape)?);
             let clamp = match &param.clamp {
-                Some((low, high)) => Some((self.number(frame, low)?, self.number(frame, high)?)),
+                Some(bounds) => Some(self.clamp(frame, bounds)?),
                 None => None,
             };
             let init = self.init_of(frame, &param.init, dtype)?;
@@ -316,6 +328,17 @@ impl Evaluator<'_> {
             self.declare_one(frame, spec, instance, name, (kind, ty, None), init)?;
         }
         Ok(())
+    }
+
+    /// The bounds of a parameter.
+    fn clamp(&mut self, frame: &Frame, (low, high): &(Expr, Expr)) -> Result<(f64, f64)> {
+        let bounds = (self.number(frame, low)?, self.number(frame, high)?);
+        if bounds.0 > bounds.1 {
+            return Err(Diagnostic::error(format!("no number is at least {} and at most {}", bounds.0, bounds.1))
+                .label(low.span, "the lower bound comes first")
+                .context(high.span, "then the upper one"));
+        }
+        Ok(bounds)
     }
 
     fn declare_one(
@@ -356,8 +379,8 @@ impl Evaluator<'_> {
     fn init_of(&mut self, frame: &Frame, expr: &Expr, dtype: DType) -> Result<Init> {
         let init = self.init(frame, expr)?;
         let why = match init {
-            Init::Constant(value) if value.is_finite() && !dtype.rounded(value).is_finite() => {
-                format!("{value} is infinite in {dtype}")
+            Init::Constant(value) => {
+                return fits(value, dtype).map(|()| init).map_err(|error| op_error(error, expr.span));
             }
             Init::Normal(_) | Init::Uniform(_) if !dtype.is_float() => {
                 format!("random numbers are floats, not {dtype}")
@@ -368,7 +391,7 @@ impl Evaluator<'_> {
     }
 
     fn init(&mut self, frame: &Frame, expr: &Expr) -> Result<Init> {
-        let frame = &Frame { compile_time: true, ..frame.clone() };
+        let frame = &Frame { compile_time: true, mode: None, ..frame.clone() };
         match &expr.kind {
             ExprKind::If { then, condition, otherwise } => match self.eval(frame, condition)? {
                 Value::Bool(true) => self.init(frame, then),
@@ -432,7 +455,7 @@ impl Evaluator<'_> {
             let mut node = self.tensor(frame, value, &as_expr)?;
             if self.graph.shape(node).rank() == 0 {
                 node = self.emit(frame, target.span, |builder| match builder.constant_value(node) {
-                    Some((value, _)) => builder.full(value, &declared),
+                    Some((value, _)) => fits(value, declared.dtype).and_then(|()| builder.full(value, &declared)),
                     None => builder.broadcast_to(node, &declared.shape),
                 })?;
             }
@@ -444,11 +467,22 @@ impl Evaluator<'_> {
                 .label(target.span, "")
                 .context(name.span, "declared here"));
             }
-            if self.mode == Mode::Train {
+            if frame.mode == Some(Mode::Train) {
                 self.graph.updates.insert(path, node);
             }
         }
         Ok(())
+    }
+}
+
+/// A name under which a module takes no input when it is applied.
+fn not_an_input(spec: &ModuleSpec, name: &Name) -> Diagnostic {
+    match spec.args.get_key_value(name.as_str()) {
+        Some((declared, _)) => Diagnostic::error(format!("`{name}` of `{}` is no input", spec.name))
+            .label(name.span, "an argument, which the part has already")
+            .context(declared.span, "declared here")
+            .help(format!("write it where the part is declared: `{}({name}: ...)`", spec.name)),
+        None => unknown_arg(spec, name),
     }
 }
 

@@ -16,6 +16,14 @@ pub(crate) struct Given<'e> {
     pub(crate) expr: &'e Expr,
 }
 
+/// An argument or input that a call gives two values.
+pub(super) fn given_twice(name: &Name, again: Span, first: Span) -> Diagnostic {
+    Diagnostic::error(format!("argument `{name}` is given twice"))
+        .label(again, "again here")
+        .context(first, "first here")
+        .help("what is written by position has the order of the declaration; leave one of the two out")
+}
+
 fn hands_on_several(count: usize, parts: &Expr, span: Span) -> Diagnostic {
     Diagnostic::error(format!("{count} values, where `chain` hands on one"))
         .label(span, format!("each part is applied to the one value that the part before it yields, not to {count}"))
@@ -45,16 +53,17 @@ impl Evaluator<'_> {
         self.invoke(frame, &target, given, expr, callee.span)
     }
 
-    /// What is called. A name that is both a value and something to call means the latter here: `mean = mean(x)`.
+    /// What is called. A name that is both a value and something to call means the latter here: `mean = mean(x)`. A part
+    /// that is `none` is no other part or module of its name.
     fn callee(&mut self, frame: &Frame, callee: &Expr) -> Result<Value> {
         if let ExprKind::Name(name) = &callee.kind
             && !matches!(
                 frame.values.get(name),
-                Some(Value::Instance(_) | Value::Template(_) | Value::Function(_) | Value::List(_))
+                Some(Value::Instance(_) | Value::Template(_) | Value::Function(_) | Value::List(_) | Value::None)
             )
         {
             if let Some(module) = frame.scope.get(name) {
-                return Ok(Value::Template(Arc::new(Template { module: *module, args: BTreeMap::new() })));
+                return Ok(Value::Template(Arc::new(Template::new(*module))));
             }
             if let Some(function) = crate::ops::functions::function(name) {
                 return Ok(Value::Function(FunctionRef(function)));
@@ -73,13 +82,19 @@ impl Evaluator<'_> {
         callee: Span,
     ) -> Result<Value> {
         match target {
-            Value::Instance(instance) => self.apply(frame, instance, given, expr.span),
+            Value::Instance(instance) => {
+                frame.admits_tensors(expr.span)?;
+                self.apply(frame, instance, given, expr.span)
+            }
             Value::Template(template) if frame.compile_time => self.with_args(template, given),
             Value::Template(template) => self.apply_template(frame, template, given, expr.span),
             Value::Function(function) => self.function(frame, function.0, given, expr),
             Value::List(_) => Err(Diagnostic::error("a list of parts cannot be called")
                 .label(callee, "a list")
                 .help("apply its parts one after the other with `chain(parts, x)`, or one of them with `parts[0](x)`")),
+            Value::None => Err(Diagnostic::error("`none` cannot be called")
+                .label(callee, "is `none` here")
+                .help("say what is meant without it: `part(x) if part != none else x`")),
             other => Err(Diagnostic::error(format!("{} cannot be called", other.describe())).label(callee, "")),
         }
     }
@@ -91,6 +106,11 @@ impl Evaluator<'_> {
                 .label(expr.span, "")
                 .help("write `chain(blocks, x)`"));
         };
+        if let Some(name) = parts.name.as_ref().or(first.name.as_ref()) {
+            return Err(Diagnostic::error(format!("`chain` takes `{name}` by position"))
+                .label(name.span, "named")
+                .help("write `chain(blocks, x)`; only what comes after is given by name, to each part"));
+        }
         let list = match self.eval(frame, &parts.value)? {
             Value::List(list) => list,
             Value::None => Vec::new(),
@@ -144,11 +164,9 @@ impl Evaluator<'_> {
             };
             self.check_arg(&spec, &name, &given.value, given.expr.span)?;
             if let Some(first) = taken.insert(name.text.clone(), given.expr.span) {
-                return Err(Diagnostic::error(format!("argument `{name}` is given twice"))
-                    .label(given.expr.span, "again here")
-                    .context(first, "first here"));
+                return Err(given_twice(&name, given.expr.span, first));
             }
-            template.args.insert(name.text, given.value);
+            template.give(&name, given.value, given.expr.span);
         }
         Ok(Value::Template(Arc::new(template)))
     }

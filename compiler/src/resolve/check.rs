@@ -94,6 +94,7 @@ impl Check<'_> {
                 self.expr(expr);
             }
         }
+        spec.require.iter().for_each(|condition| self.requirement(condition));
         for dim in spec.inputs.values().flat_map(|input| &input.shape.dims) {
             if let ExprKind::Rest(Some(name)) = &dim.kind {
                 patterns.push(name);
@@ -121,6 +122,20 @@ impl Check<'_> {
             state.shape.dims.iter().for_each(|dim| self.expr(dim));
             self.initialiser(&state.init);
         }
+    }
+
+    /// A condition on arguments, which are all that is known when it is looked at.
+    fn requirement(&mut self, condition: &Expr) {
+        self.expr(condition);
+        each_name(condition, &mut |name, span| {
+            if self.known.contains_key(name) && !self.spec.args.contains_key(name) {
+                self.errors.push(
+                    Diagnostic::error(format!("`{name}` is no argument"))
+                        .label(span, "`require` is about arguments")
+                        .context(self.known[name], "declared here"),
+                );
+            }
+        });
     }
 
     fn declare(&mut self, name: &Name) {

@@ -9,7 +9,7 @@ use super::check::{CONSTANTS, each_name};
 use super::instance::Instance;
 use super::library::{Library, Scope};
 use super::state::States;
-use super::value::{FunctionRef, Value, literal, wrong_kind};
+use super::value::{FunctionRef, Template, Value, literal, wrong_kind};
 use crate::diag::{Diagnostic, Span};
 use crate::ir::{Builder, Graph, NodeId, Origin, OriginId, Subscript};
 use crate::ops::OpError;
@@ -42,10 +42,14 @@ pub(crate) struct Frame {
     pub(crate) values: HashMap<String, Value>,
     /// Node path of the application.
     pub(crate) path: Arc<str>,
+    /// What draws of random numbers here are named by: the equations and parts on the way, which are those of every program.
+    pub(crate) stream: Arc<str>,
     /// The module applied.
     pub(crate) module: Arc<str>,
     /// The first name of the equation at hand.
     pub(crate) equation: Arc<str>,
+    /// What `mode` is; none where parts are declared, which are the same in all programs.
+    pub(crate) mode: Option<Mode>,
     /// In `parts` and `args`: a module called here becomes a part instead of being applied, and there are no tensors.
     pub(crate) compile_time: bool,
 }
@@ -96,7 +100,7 @@ pub(crate) struct Evaluator<'a> {
     pub(crate) states: &'a mut States,
     /// The program.
     pub(crate) graph: Graph,
-    /// Train or eval.
+    /// Of the program.
     pub(crate) mode: Mode,
     /// Nodes that read state tensors, by path.
     pub(crate) reads: HashMap<String, NodeId>,
@@ -152,9 +156,24 @@ impl<'a> Evaluator<'a> {
         span: Span,
         build: impl FnOnce(&mut Builder<'_>) -> Result<T, OpError>,
     ) -> Result<T> {
+        self.emit_of(frame, span, &[], build)
+    }
+
+    /// Adds nodes for an expression of these operands; an error about one of them has its place.
+    pub(super) fn emit_of<T>(
+        &mut self,
+        frame: &Frame,
+        span: Span,
+        operands: &[(&Value, Span)],
+        build: impl FnOnce(&mut Builder<'_>) -> Result<T, OpError>,
+    ) -> Result<T> {
         frame.admits_tensors(span)?;
         let origin = self.origin(frame, span);
-        build(&mut Builder::new(&mut self.graph, origin)).map_err(|error| op_error(error, span))
+        build(&mut Builder::strict(&mut self.graph, origin)).map_err(|error| {
+            let number = error.number;
+            let at = operands.iter().find(|(value, _)| number.is_some() && value.number() == number);
+            op_error(error, at.map_or(span, |(_, at)| *at))
+        })
     }
 
     fn origin(&mut self, frame: &Frame, span: Span) -> OriginId {
@@ -210,14 +229,13 @@ impl<'a> Evaluator<'a> {
             return Ok(value.clone());
         }
         if name == "mode" {
-            return Ok(Value::Str(if self.mode == Mode::Train { "train" } else { "eval" }.into()));
+            return mode(frame, span);
         }
         if let Some((_, value)) = CONSTANTS.iter().find(|(constant, _)| *constant == name) {
             return Ok(Value::Float(*value));
         }
         if let Some(module) = frame.scope.get(name) {
-            let template = super::value::Template { module: *module, args: Default::default() };
-            return Ok(Value::Template(Arc::new(template)));
+            return Ok(Value::Template(Arc::new(Template::new(*module))));
         }
         match function(name) {
             Some(function) => Ok(Value::Function(FunctionRef(function))),
@@ -231,7 +249,7 @@ impl<'a> Evaluator<'a> {
     /// `part.name`, what the part's application called by that name.
     fn member(&mut self, frame: &Frame, expr: &Expr, inner: &Expr, name: &Name) -> Result<Value> {
         // Values of the forward program stand under their dotted name when the update is built on it.
-        if let Some(value) = dotted(expr).and_then(|name| frame.values.get(&name)) {
+        if let Some(value) = frame.values.get(&expr.to_string()) {
             return Ok(value.clone());
         }
         if matches!(&inner.kind, ExprKind::Name(name) if name == "train") && !frame.values.contains_key("train") {
@@ -254,6 +272,7 @@ impl<'a> Evaluator<'a> {
                 }
                 _ if instance.parts.contains_key(name.as_str()) => Ok(instance.parts[name.as_str()].clone()),
                 _ if self.has_state(instance, name) => self.state_of(frame, instance, name),
+                _ if instance.args.contains_key(name.as_str()) => Ok(instance.args[name.as_str()].clone()),
                 Some(applied) if applied.count == 1 => {
                     let mut names: Vec<&String> = applied.values.keys().collect();
                     names.sort();
@@ -372,7 +391,7 @@ impl<'a> Evaluator<'a> {
             return value.map_err(|error| frame.values_in(expr, error));
         }
         let (x, y) = (self.tensor(frame, &left, a)?, self.tensor(frame, &right, b)?);
-        self.emit(frame, expr.span, |builder| match op {
+        self.emit_of(frame, expr.span, &[(&left, a.span), (&right, b.span)], |builder| match op {
             BinaryOp::Add => builder.add(x, y),
             BinaryOp::Sub => builder.sub(x, y),
             BinaryOp::Mul => builder.mul(x, y),
@@ -417,6 +436,17 @@ impl<'a> Evaluator<'a> {
             });
         }
         self.emit(frame, expr.span, |builder| builder.subscript(x, &subscripts)).map(Value::Tensor)
+    }
+}
+
+/// The value of `mode`.
+fn mode(frame: &Frame, span: Span) -> Result<Value> {
+    match frame.mode {
+        Some(Mode::Train) => Ok(Value::Str("train".into())),
+        Some(Mode::Eval) => Ok(Value::Str("eval".into())),
+        None => Err(Diagnostic::error("`mode` is not known here")
+            .label(span, "parts, their arguments and parameters are the same in all programs")
+            .help("choose in the body, where `mode` is 'train' or 'eval'")),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::call::Given;
 use super::eval::{Evaluator, Frame, Result, op_error};
 use super::value::Value;
-use crate::diag::Diagnostic;
+use crate::diag::{Diagnostic, Span};
 use crate::ops::functions::{ArgValue, Function};
 use crate::spec::Expr;
 
@@ -23,8 +23,9 @@ impl Evaluator<'_> {
             }
         }
         let (mut positional, mut named) = (Vec::new(), Vec::new());
-        for given in given {
-            let value = argument(function, &given)?;
+        let operands: Vec<(&Value, Span)> = given.iter().map(|given| (&given.value, given.expr.span)).collect();
+        for given in &given {
+            let value = argument(function, given)?;
             match given.name {
                 Some(name) => named.push((name.text.clone(), value)),
                 None => positional.push(value),
@@ -35,7 +36,7 @@ impl Evaluator<'_> {
                 .label(expr.span, "")
                 .help("arguments, shapes and conditions are made of numbers, strings and names of arguments"));
         }
-        let called = self.emit(frame, expr.span, |builder| function.call(builder, positional, named));
+        let called = self.emit_of(frame, expr.span, &operands, |builder| function.call(builder, positional, named));
         called.map(Value::Tensor).map_err(|error| frame.values_in(expr, error))
     }
 }

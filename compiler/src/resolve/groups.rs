@@ -2,8 +2,10 @@
 //!
 //! What selectors mean and which group wins is told at [`GroupSpec`]; this is the one place that reads them.
 
+use std::collections::HashSet;
+
 use super::value::Value;
-use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
+use crate::diag::{Diagnostic, Diagnostics, Span, did_you_mean};
 use crate::spec::{Expr, GroupSpec, Spanned, TrainSpec, plain_path};
 
 /// A piece of a selector.
@@ -63,33 +65,52 @@ impl Selector {
     /// What the captures stand for, if the selector names this path. Gaps are as short as they can be,
     /// captures as long: `{i}*` is 11, not 1.
     fn captures(&self, path: &str) -> Option<Captures> {
-        fn find(pieces: &[Piece], path: &str, found: &mut Captures) -> bool {
-            match pieces {
-                [] => path.is_empty(),
-                [Piece::Text(text), rest @ ..] => {
-                    path.strip_prefix(text.as_str()).is_some_and(|path| find(rest, path, found))
-                }
-                [Piece::Any, rest @ ..] => {
-                    let mut ends = path.char_indices().map(|(at, _)| at).chain([path.len()]);
-                    ends.any(|at| find(rest, &path[at..], found))
-                }
-                [Piece::Capture(name), rest @ ..] => {
-                    let step = path.find('.').unwrap_or(path.len());
-                    let ends = path[..step].char_indices().map(|(at, c)| at + c.len_utf8());
-                    ends.rev().any(|at| {
-                        let known = found.len();
-                        found.push((name.clone(), captured(&path[..at])));
-                        let fits = find(rest, &path[at..], found);
-                        if !fits {
-                            found.truncate(known);
-                        }
-                        fits
-                    })
-                }
-            }
+        let mut search = Search { path, found: Vec::new(), failed: HashSet::new() };
+        search.fits(&self.0, 0).then_some(search.found)
+    }
+}
+
+/// A search for what the gaps of a selector stand for.
+struct Search<'p> {
+    path: &'p str,
+    found: Captures,
+    /// Pieces left and the place in the path from which they do not fit: looked at once, however many ways lead there.
+    failed: HashSet<(usize, usize)>,
+}
+
+impl Search<'_> {
+    /// Whether the pieces are all of the path from `at` on.
+    fn fits(&mut self, pieces: &[Piece], at: usize) -> bool {
+        if self.failed.contains(&(pieces.len(), at)) {
+            return false;
         }
-        let mut found = Vec::new();
-        find(&self.0, path, &mut found).then_some(found)
+        let rest = &self.path[at..];
+        let fits = match pieces {
+            [] => rest.is_empty(),
+            [Piece::Text(text), more @ ..] => rest.starts_with(text.as_str()) && self.fits(more, at + text.len()),
+            [Piece::Any] => true,
+            [Piece::Any, more @ ..] => {
+                let mut ends = rest.char_indices().map(|(end, _)| end).chain([rest.len()]);
+                ends.any(|end| self.fits(more, at + end))
+            }
+            [Piece::Capture(name), more @ ..] => {
+                let step = rest.find('.').unwrap_or(rest.len());
+                let ends = rest[..step].char_indices().map(|(end, c)| end + c.len_utf8());
+                ends.rev().any(|end| {
+                    let known = self.found.len();
+                    self.found.push((name.clone(), captured(&rest[..end])));
+                    let fits = self.fits(more, at + end);
+                    if !fits {
+                        self.found.truncate(known);
+                    }
+                    fits
+                })
+            }
+        };
+        if !fits {
+            self.failed.insert((pieces.len(), at));
+        }
+        fits
     }
 }
 
@@ -146,13 +167,21 @@ impl Groups {
     }
 
     /// What is wrong or odd with the selectors for a model of these parameters and states.
-    pub(crate) fn check(&self, params: &[String], states: &[String]) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
+    /// `of_part` has the parameters of a part of the graph.
+    pub(crate) fn check(
+        &self,
+        params: &[String],
+        states: &[String],
+        of_part: impl Fn(&str) -> Vec<String>,
+    ) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
         let (mut errors, mut warnings) = (Vec::new(), Vec::new());
-        for (selector, spec) in &self.0 {
+        for (index, (selector, spec)) in self.0.iter().enumerate() {
             let named = |paths: &[String]| paths.iter().filter(|path| selector.captures(path).is_some()).count();
             if named(params) == 0 && (spec.frozen_statistics.is_none() || named(states) == 0) {
-                errors.push(selects_nothing(spec, params));
+                errors.push(selects_nothing(spec, params, &of_part));
+                continue;
             }
+            warnings.extend(self.in_vain(index, params));
             let freezes = spec.freeze.is_some_and(|freeze| freeze.node);
             let unsaid =
                 |path: &&String| selector.captures(path).is_some() && self.of(path).frozen_statistics.is_none();
@@ -165,6 +194,38 @@ impl Groups {
     }
 }
 
+/// Fields that are different for some parameters, each with its name.
+const FIELDS: [(&str, fn(&GroupSpec) -> Option<Span>); 3] = [
+    ("freeze", |group| group.freeze.as_ref().map(|freeze| freeze.span)),
+    ("lr", |group| group.lr.as_ref().map(|lr| lr.span)),
+    ("weight_decay", |group| group.weight_decay.as_ref().map(|decay| decay.span)),
+];
+
+impl Groups {
+    /// Warns of fields of a group that are those of no parameter in the end.
+    fn in_vain(&self, index: usize, params: &[String]) -> Vec<Diagnostic> {
+        let (selector, spec) = &self.0[index];
+        let named: Vec<&String> = params.iter().filter(|path| selector.captures(path).is_some()).collect();
+        let warn = |(name, field): (&str, fn(&GroupSpec) -> Option<Span>)| {
+            let span = field(spec).filter(|_| !named.is_empty())?;
+            let later = |path: &str| {
+                self.0[index + 1..]
+                    .iter()
+                    .any(|(other, group)| field(group).is_some() && other.captures(path).is_some())
+            };
+            let left: Vec<&&String> = named.iter().filter(|path| !later(path)).collect();
+            let why = match left.as_slice() {
+                [] => "later groups say otherwise for all that it names",
+                left if name != "freeze" && left.iter().all(|path| self.of(path).freeze) => "what it names is frozen",
+                _ => return None,
+            };
+            let warning = Diagnostic::warning(format!("`{name}` of this group changes nothing")).label(span, why);
+            Some(warning.help("where several groups name a parameter, each field is that of the last one that has it"))
+        };
+        FIELDS.into_iter().filter_map(warn).collect()
+    }
+}
+
 fn statistics_move(spec: &GroupSpec, first: &str, count: usize) -> Diagnostic {
     let states = if count == 1 { "1 state".to_owned() } else { format!("{count} states") };
     Diagnostic::warning(format!("what is frozen has {states} that still move, such as `{first}`"))
@@ -172,9 +233,16 @@ fn statistics_move(spec: &GroupSpec, first: &str, count: usize) -> Diagnostic {
         .help("`frozen_statistics: true` keeps them and uses them, as evaluation does; `false` says that this is meant")
 }
 
-fn selects_nothing(spec: &GroupSpec, paths: &[String]) -> Diagnostic {
+fn selects_nothing(spec: &GroupSpec, paths: &[String], of_part: impl Fn(&str) -> Vec<String>) -> Diagnostic {
     let error = Diagnostic::error(format!("no parameter matches `{}`", spec.select.node))
         .label(spec.select.span, "selects nothing");
+    let part = spec.select.node.split(['.', '[']).next().unwrap_or_default();
+    let mut steps: Vec<String> = of_part(part).iter().map(|path| below_first(path)).collect();
+    steps.dedup();
+    if !steps.is_empty() && !steps.contains(&format!("{part}.*")) {
+        let steps = super::eval::listed(steps);
+        return error.help(format!("paths of the part `{part}` do not begin with its name; they are {steps}"));
+    }
     // Paths, and what is below each of their steps.
     let below = |path: &String| {
         let dots = path.match_indices('.').map(|(at, _)| format!("{}.*", &path[..at])).collect::<Vec<_>>();
@@ -187,6 +255,11 @@ fn selects_nothing(spec: &GroupSpec, paths: &[String]) -> Diagnostic {
     };
     let some = super::eval::listed(paths.iter().take(3));
     error.help(format!("`*` stands for any characters; paths look like {some}"))
+}
+
+/// `transformer.*` for what lies below `transformer`.
+fn below_first(path: &str) -> String {
+    path.split_once('.').map_or(path.to_owned(), |(first, _)| format!("{first}.*"))
 }
 
 #[cfg(test)]
@@ -217,6 +290,9 @@ mod tests {
             ("a*a", "a", false),
             ("*.resblocks[0].*", "visual.resblocks.0.ln_1.bias", true),
             ("*.resblocks[0].*", "visual.resblocks.10.ln_1.bias", false),
+            ("***", "anything", true),
+            // Tried way by way, this would take hours.
+            ("*e*e*e*e*e*e*e*e*e*e*e*e*e*e*e*e*e*e*e*e*x", &"e".repeat(200), false),
         ];
         for (selector, path, expected) in table {
             assert_eq!(captures(selector, path).is_some(), expected, "{selector} on {path}");

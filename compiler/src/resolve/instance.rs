@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
+use super::check::each_name;
 use super::eval::{Evaluator, Frame};
 use super::library::ModuleId;
-use super::value::{Template, Value, kind_name};
+use super::value::{Template, Value, kind_name, wrong_kind};
 use crate::diag::{Diagnostic, Span};
-use crate::spec::{ArgSpec, Expr, ModuleSpec, Name, PartSpec};
+use crate::spec::{ArgSpec, Expr, ExprKind, Index, ModuleSpec, Name, PartSpec, UnaryOp};
 
 type Result<T, E = Diagnostic> = std::result::Result<T, E>;
 
@@ -78,6 +79,42 @@ impl Place {
     }
 }
 
+impl Instance {
+    /// What an expression such as `text.transformer.resblocks[-1]` names among its parts: a part, a list of them, a
+    /// function or `none`.
+    pub(super) fn named(&self, expr: &Expr) -> Option<Value> {
+        let part_of = |value: Value, name: &str| match value {
+            Value::Instance(part) => part.parts.get(name).cloned(),
+            _ => None,
+        };
+        match &expr.kind {
+            ExprKind::Name(name) => self.parts.get(name).cloned(),
+            ExprKind::Member(of, name) => part_of(self.named(of)?, name),
+            ExprKind::Index(of, at) => {
+                let Value::List(parts) = self.named(of)? else { return None };
+                let [Index::At(at)] = at.as_slice() else { return None };
+                match position(at) {
+                    Some(n) => {
+                        parts.get(usize::try_from(if n < 0 { n + parts.len() as i64 } else { n }).ok()?).cloned()
+                    }
+                    // A computed position: parts of one list are alike.
+                    None => parts.first().cloned(),
+                }
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A position that is written as a number.
+fn position(at: &Expr) -> Option<i64> {
+    match &at.kind {
+        ExprKind::Int(n) => Some(*n),
+        ExprKind::Unary(UnaryOp::Neg, inner) => position(inner)?.checked_neg(),
+        _ => None,
+    }
+}
+
 impl Evaluator<'_> {
     /// Makes an instance with all its parts.
     pub(crate) fn instantiate(
@@ -93,11 +130,14 @@ impl Evaluator<'_> {
             scope: module.scope.clone(),
             values: HashMap::new(),
             path: name.clone(),
+            stream: "".into(),
             module: module.spec.name.as_str().into(),
             equation: "".into(),
+            mode: None,
             compile_time: true,
         };
         let args = self.all_args(&module.spec, template, &mut frame, span)?;
+        self.requirements(&module.spec, template, &frame, span)?;
         let parts = self.parts(&module.spec.parts, &frame, &place)?;
         let id = self.states.new_id();
         if id > MAX_INSTANCES {
@@ -143,7 +183,7 @@ impl Evaluator<'_> {
                 let spec = self.library.module(template.module).spec.clone();
                 self.check_arg(&spec, argument, given, expr.span)?;
                 let mut template = (**template).clone();
-                template.args.insert(argument.text.clone(), given.clone());
+                template.give(argument, given.clone(), expr.span);
                 Ok(Value::Template(Arc::new(template)))
             }
             Value::List(items) => {
@@ -196,6 +236,32 @@ impl Evaluator<'_> {
             frame.values.insert(name.text.clone(), value);
         }
         Ok(frame.values.clone().into_iter().collect())
+    }
+
+    /// Checks what a module requires of its arguments. Where a tensor takes the place of an argument, as a schedule's
+    /// `beta1` does, nothing can be said of it.
+    fn requirements(&mut self, spec: &ModuleSpec, template: &Template, frame: &Frame, span: Span) -> Result<()> {
+        for required in &spec.require {
+            let (mut computed, mut place) = (false, None);
+            each_name(required, &mut |name, _| {
+                computed |= frame.values.get(name).is_some_and(Value::has_tensor);
+                place = place.or(template.places.get(name).copied());
+            });
+            if computed {
+                continue;
+            }
+            match self.eval(frame, required)? {
+                Value::Bool(true) => {}
+                Value::Bool(false) => {
+                    let error = Diagnostic::error(format!("`{}` requires `{required}`", spec.name))
+                        .label(place.unwrap_or(span), "not so here")
+                        .context(required.span, "required here");
+                    return Err(frame.values_in(required, error));
+                }
+                other => return Err(wrong_kind(required, &other, "a truth value")),
+            }
+        }
+        Ok(())
     }
 
     /// Checks the kind of a given argument.

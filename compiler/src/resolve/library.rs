@@ -97,6 +97,11 @@ impl Library {
         &self.modules[id.0]
     }
 
+    /// All modules, in the order in which they were read.
+    pub(super) fn modules(&self) -> impl Iterator<Item = &ModuleSpec> {
+        self.modules.iter().map(|module| &*module.spec)
+    }
+
     /// Reads the file that a user named: a path, or the name of a graph.
     pub(crate) fn open(&mut self, sources: &mut SourceMap, spec: &str) -> Result<SpecFile, Diagnostics> {
         let path = Path::new(spec);

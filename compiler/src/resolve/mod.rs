@@ -210,8 +210,9 @@ fn resolve_graph(
     // What is wrong with parts is told when all names have been looked at.
     let with_state = instance.as_ref().map(|instance| needs::with_state(instance, &library)).unwrap_or_default();
     // What a variant no longer reads may name what it took away.
-    let kept = if is_variant { needs::prune(&mut spec, &with_state) } else { Vec::new() };
-    let warnings = needs::unread(&spec, &with_state);
+    let made = instance.as_ref().ok();
+    let kept = if is_variant { needs::prune(&mut spec, made, &library, &with_state) } else { Vec::new() };
+    let warnings = needs::unread(&spec, made, &library, &with_state);
     let module = Module { spec: Arc::new(graph_module(&spec)), ..module };
     check_graph(&spec, &module).map_err(|errors| errors.map(|error| Kept::explain(&kept, error)))?;
     let instance = instance?;
@@ -349,6 +350,7 @@ fn graph_module(spec: &GraphSpec) -> ModuleSpec {
         params: spec.params.clone(),
         state: spec.state.clone(),
         body: spec.body.clone(),
+        require: Vec::new(),
         outputs: Vec::new(),
     }
 }
@@ -358,6 +360,10 @@ fn check_graph(spec: &GraphSpec, module: &Module) -> Result<(), Diagnostics> {
     let next: Vec<String> = spec.params.keys().map(|name| format!("{name}'")).collect();
     if let Some(loss) = spec.train.as_ref().and_then(|train| train.loss.as_ref()) {
         errors.extend(check::after_body(&module.spec, &module.scope, &[], loss));
+    }
+    let modules = spec.train.iter().flat_map(|train| [&train.optimizer, &train.schedule, &train.loss_scale]);
+    for expr in modules.flatten() {
+        errors.extend(check::after_body(&module.spec, &module.scope, &[], expr));
     }
     let mut more = next;
     if spec.train.is_some() {

@@ -10,51 +10,120 @@ use super::instance::Instance;
 use super::library::Library;
 use super::value::Value;
 use crate::diag::{Diagnostic, Span};
-use crate::spec::{Equation, Expr, ExprKind, GraphSpec, Name};
+use crate::spec::{Equation, Expr, ExprKind, GraphSpec, ModuleSpec, Name};
 
-/// The equations of a body, by position and in order, that the wanted names need or that are needed by themselves; each
-/// with the reason.
-pub(super) fn reachable<'s, R: Copy>(
-    spec: &'s GraphSpec,
-    body: &'s [Equation],
-    mut wanted: HashMap<&'s str, R>,
-    itself: impl Fn(&Equation) -> Option<R>,
-) -> Vec<(usize, R)> {
-    let mut picked = Vec::new();
-    for (index, equation) in body.iter().enumerate().rev() {
-        let by_name = equation.targets.iter().find_map(|target| wanted.get(target.as_str()).copied());
-        let mut reason = by_name.or_else(|| itself(equation));
-        each_name(&equation.value, &mut |name, _| {
-            // A part is wanted when one of its values is read: what applies it is needed.
-            if spec.parts.contains_key(name) {
-                reason = reason.or(wanted.get(name).copied());
+/// How expressions of a graph use its parts.
+#[derive(Clone, Copy)]
+pub(super) struct Uses<'a> {
+    pub(super) spec: &'a GraphSpec,
+    /// None where something is wrong with the parts.
+    pub(super) instance: Option<&'a Instance>,
+    pub(super) library: &'a Library,
+    /// Whether parameters and states are there without what applies their part, as in programs beside `train`.
+    pub(super) state_is_there: bool,
+}
+
+/// What an expression does with a part of the graph, or with something inside of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// Applies it, or names it for something else to apply.
+    Applies,
+    /// Reads a value, for which the part must have been applied.
+    Reads,
+    /// Reads a parameter or state.
+    ReadsState,
+}
+
+impl<'a> Uses<'a> {
+    /// Calls `visit` for each use of a part of the graph: `lcg(x)`, `chain(visual.blocks, x)`, `lcg.sim`.
+    fn each<'e>(&self, expr: &'e Expr, visit: &mut impl FnMut(&'e str, Use)) {
+        match &expr.kind {
+            ExprKind::Name(name) if self.spec.parts.contains_key(name.as_str()) => visit(name, Use::Applies),
+            ExprKind::Member(inner, name) => match root(inner).filter(|root| self.spec.parts.contains_key(*root)) {
+                Some(root) => visit(root, self.member(expr, inner, name)),
+                None => self.each(inner, visit),
+            },
+            _ => children(expr).into_iter().for_each(|child| self.each(child, visit)),
+        }
+    }
+
+    fn member(&self, expr: &Expr, inner: &Expr, name: &Name) -> Use {
+        match self.instance.and_then(|graph| Some((graph.named(inner)?, graph.named(expr)))) {
+            Some((_, Some(_))) => Use::Applies,
+            Some((Value::Instance(part), None)) => {
+                let spec = &self.library.module(part.module).spec;
+                let state = spec.params.contains_key(name.as_str()) || spec.state.contains_key(name.as_str());
+                if state { Use::ReadsState } else { Use::Reads }
+            }
+            _ => Use::Reads,
+        }
+    }
+
+    /// The first of these parts that an equation applies.
+    fn applied<'p>(&self, equation: &Equation, parts: &HashSet<&'p str>) -> Option<&'p str> {
+        let mut found = None;
+        self.each(&equation.value, &mut |part, how| {
+            found = found.or(parts.get(part).copied().filter(|_| how == Use::Applies));
+        });
+        found
+    }
+
+    /// Adds what an expression reads.
+    fn want<'e, R: Copy>(&self, expr: &'e Expr, reason: R, wanted: &mut HashMap<&'e str, R>) {
+        each_name(expr, &mut |name, _| {
+            if !self.spec.parts.contains_key(name) {
+                wanted.entry(name).or_insert(reason);
             }
         });
-        let Some(reason) = reason else { continue };
-        want(spec, &equation.value, reason, &mut wanted);
-        picked.push((index, reason));
+        self.each(expr, &mut |part, how| {
+            if how == Use::Reads || how == Use::ReadsState && !self.state_is_there {
+                wanted.entry(part).or_insert(reason);
+            }
+        });
     }
-    picked.reverse();
-    picked
-}
 
-/// Adds what an expression reads.
-fn want<'s, R: Copy>(spec: &GraphSpec, expr: &'s Expr, reason: R, wanted: &mut HashMap<&'s str, R>) {
-    let mut members = HashSet::new();
-    parts_read(expr, &mut members);
-    each_name(expr, &mut |name, _| {
-        if !spec.parts.contains_key(name) || members.contains(name) {
-            wanted.entry(name).or_insert(reason);
+    /// The equations of a body, by position and in order, that the wanted names need or that are needed by themselves; each
+    /// with the reason.
+    pub(super) fn reachable<'e, R: Copy>(
+        &self,
+        body: &'e [Equation],
+        mut wanted: HashMap<&'e str, R>,
+        itself: impl Fn(&Equation) -> Option<R>,
+    ) -> Vec<(usize, R)> {
+        let mut picked = Vec::new();
+        for (index, equation) in body.iter().enumerate().rev() {
+            let by_name = equation.targets.iter().find_map(|target| wanted.get(target.as_str()).copied());
+            // A part is wanted when one of its values is read: what applies it is needed.
+            let parts = wanted.keys().copied().filter(|name| self.spec.parts.contains_key(*name)).collect();
+            let by_part = || self.applied(equation, &parts).map(|part| wanted[part]);
+            let Some(reason) = by_name.or_else(|| itself(equation)).or_else(by_part) else { continue };
+            self.want(&equation.value, reason, &mut wanted);
+            picked.push((index, reason));
         }
-    });
+        picked.reverse();
+        picked
+    }
+
+    /// The equations that stay of a graph, as [`reachable`](Uses::reachable): `true` for what is read or its own.
+    fn kept(&self, with_state: &HashSet<&str>) -> HashMap<usize, bool> {
+        let spec = self.spec;
+        let itself = |equation: &Equation| {
+            let own = equation.span.source == spec.span.source;
+            (own || self.applied(equation, with_state).is_some()).then_some(own)
+        };
+        let next: Vec<String> = spec.state.keys().map(|name| format!("{name}'")).collect();
+        let mut wanted: HashMap<&str, bool> = next.iter().map(|name| (name.as_str(), true)).collect();
+        wanted.extend(spec.programs.values().flat_map(|program| &program.outputs).map(|name| (name.as_str(), true)));
+        for expr in read_after(spec) {
+            self.want(expr, true, &mut wanted);
+        }
+        self.reachable(&spec.body, wanted, itself).into_iter().collect()
+    }
 }
 
-/// Parts of which an expression reads a value, as in `lcg.sim` or `blocks[0].keep`.
-fn parts_read<'e>(expr: &'e Expr, found: &mut HashSet<&'e str>) {
-    if let ExprKind::Member(inner, _) = &expr.kind {
-        found.extend(root(inner));
-    }
-    children(expr).into_iter().for_each(|child| parts_read(child, found));
+/// What is read after the body: the loss and the metrics.
+fn read_after(spec: &GraphSpec) -> impl Iterator<Item = &Expr> {
+    spec.metrics.values().chain(spec.train.as_ref().and_then(|train| train.loss.as_ref()))
 }
 
 /// `blocks` of `blocks[0].attn`.
@@ -81,18 +150,6 @@ pub(super) fn with_state<'i>(instance: &'i Instance, library: &Library) -> HashS
     instance.parts.iter().filter(|(_, part)| holds(part, library)).map(|(name, _)| name.as_str()).collect()
 }
 
-/// The first of these parts that an equation applies. Reading a value of a part is not to apply it.
-fn applied<'p>(equation: &Equation, parts: &HashSet<&'p str>) -> Option<&'p str> {
-    fn find<'p>(expr: &Expr, parts: &HashSet<&'p str>) -> Option<&'p str> {
-        match &expr.kind {
-            ExprKind::Name(name) => parts.get(name.as_str()).copied(),
-            ExprKind::Member(inner, _) if root(inner).is_some() => None,
-            _ => children(expr).into_iter().find_map(|child| find(child, parts)),
-        }
-    }
-    find(&equation.value, parts)
-}
-
 /// An equation of a base that stays for the state of a part alone.
 pub(super) struct Kept {
     /// The equation.
@@ -103,23 +160,19 @@ pub(super) struct Kept {
 
 /// Takes away the equations that only bases wrote and that neither the loss, a metric, a state, a program nor an equation
 /// of the graph itself needs.
-pub(super) fn prune(spec: &mut GraphSpec, with_state: &HashSet<&str>) -> Vec<Kept> {
-    let itself = |equation: &Equation| {
-        let own = equation.span.source == spec.span.source;
-        (own || applied(equation, with_state).is_some()).then_some(own)
-    };
-    let next: Vec<String> = spec.state.keys().map(|name| format!("{name}'")).collect();
-    let mut wanted: HashMap<&str, bool> = next.iter().map(|name| (name.as_str(), true)).collect();
-    wanted.extend(spec.programs.values().flat_map(|program| &program.outputs).map(|name| (name.as_str(), true)));
-    let loss = spec.train.as_ref().and_then(|train| train.loss.as_ref());
-    for expr in spec.metrics.values().chain(loss) {
-        want(spec, expr, true, &mut wanted);
-    }
-    let keep: HashMap<usize, bool> = reachable(spec, &spec.body, wanted, itself).into_iter().collect();
+pub(super) fn prune(
+    spec: &mut GraphSpec,
+    instance: Option<&Instance>,
+    library: &Library,
+    with_state: &HashSet<&str>,
+) -> Vec<Kept> {
+    let uses = Uses { spec, instance, library, state_is_there: false };
+    let keep = uses.kept(with_state);
     let for_state = keep.iter().filter(|(_, wanted)| !**wanted).map(|(index, _)| &spec.body[*index]);
     let kept = for_state
         .filter_map(|equation| {
-            applied(equation, with_state).map(|part| Kept { span: equation.span, part: part.to_owned() })
+            let part = uses.applied(equation, with_state)?.to_owned();
+            Some(Kept { span: equation.span, part })
         })
         .collect();
     let mut index = 0..spec.body.len();
@@ -146,37 +199,92 @@ impl Kept {
     }
 }
 
-/// Warns of equations of the graph's own file that compute something for nobody.
-pub(super) fn unread(spec: &GraphSpec, with_state: &HashSet<&str>) -> Vec<Diagnostic> {
+/// Warns of equations of the graph's own file, and of modules, that compute something for nobody.
+pub(super) fn unread(
+    spec: &GraphSpec,
+    instance: Option<&Instance>,
+    library: &Library,
+    with_state: &HashSet<&str>,
+) -> Vec<Diagnostic> {
+    let mut warnings = unread_in_graph(&Uses { spec, instance, library, state_is_there: false }, with_state);
+    // Values of a part can be read wherever the part can be named.
+    let modules = || library.modules().filter(|module| module.span != spec.span);
+    let bodies = modules().map(|module| &module.body).chain([&spec.body]).flatten();
+    let mut members = HashSet::new();
+    for expr in bodies.map(|equation| &equation.value).chain(read_after(spec)) {
+        expr.walk(&mut |expr| {
+            if let ExprKind::Member(_, name) = &expr.kind {
+                members.insert(name.as_str());
+            }
+        });
+    }
+    warnings.extend(modules().flat_map(|module| unread_in_module(module, &members)));
+    warnings
+}
+
+fn unread_in_graph(uses: &Uses<'_>, with_state: &HashSet<&str>) -> Vec<Diagnostic> {
+    let spec = uses.spec;
     // A graph that only names values is for looking at them.
     if spec.train.is_none() && spec.programs.is_empty() && spec.metrics.is_empty() {
         return Vec::new();
     }
     let (mut names, mut parts) = (HashSet::new(), HashSet::new());
-    let after = spec.metrics.values().chain(spec.train.as_ref().and_then(|train| train.loss.as_ref()));
-    for expr in spec.body.iter().map(|equation| &equation.value).chain(after) {
+    for expr in spec.body.iter().map(|equation| &equation.value).chain(read_after(spec)) {
         each_name(expr, &mut |name, _| {
             names.insert(name);
         });
-        parts_read(expr, &mut parts);
+        uses.each(expr, &mut |part, how| {
+            if how != Use::Applies {
+                parts.insert(part);
+            }
+        });
     }
     names.extend(spec.programs.values().flat_map(|program| &program.outputs).map(Name::as_str));
-    let is_read = |target: &Name| {
-        let meant = target.starts_with('_') || target.next_of().is_some();
-        meant || names.contains(target.as_str())
-    };
     let for_nobody = |equation: &&Equation| {
         equation.span.source == spec.span.source
-            && !equation.targets.iter().any(is_read)
-            && applied(equation, with_state).is_none()
-            && applied(equation, &parts).is_none()
+            && !is_read(equation, &names)
+            && uses.applied(equation, with_state).is_none()
+            && uses.applied(equation, &parts).is_none()
     };
-    spec.body.iter().filter(for_nobody).map(unread_equation).collect()
+    let readers = "neither the loss, a metric, a program nor another equation";
+    let unread = spec.body.iter().filter(for_nobody).map(|equation| unread_equation(equation, readers));
+    let own_parts = spec.parts.keys().filter(|part| part.span.source == spec.span.source);
+    unread.chain(own_parts.filter(|part| !names.contains(part.as_str())).map(unapplied_part)).collect()
 }
 
-fn unread_equation(equation: &Equation) -> Diagnostic {
+fn unapplied_part(part: &Name) -> Diagnostic {
+    Diagnostic::warning(format!("nothing applies the part `{part}`"))
+        .label(part.span, "so it has no parameters and computes nothing")
+        .help(format!("apply it in the body, `y = {part}(x)`, or leave it out"))
+}
+
+/// What applies a part may be there for its state, or for its values: whether it has any is not known before it is made.
+fn unread_in_module(module: &ModuleSpec, members: &HashSet<&str>) -> Vec<Diagnostic> {
+    let mut names: HashSet<&str> = members.clone();
+    names.extend(module.outputs.iter().map(Name::as_str));
+    let mut with_parts = HashSet::new();
+    for (index, equation) in module.body.iter().enumerate() {
+        each_name(&equation.value, &mut |name, _| {
+            names.insert(name);
+            if module.parts.contains_key(name) {
+                with_parts.insert(index);
+            }
+        });
+    }
+    let for_nobody = |(index, equation): &(usize, &Equation)| !with_parts.contains(index) && !is_read(equation, &names);
+    let unread = module.body.iter().enumerate().filter(for_nobody);
+    unread.map(|(_, equation)| unread_equation(equation, "neither an output nor another equation")).collect()
+}
+
+/// Whether one of the values that an equation names is read, is the next one of a state, or is meant to be read by nobody.
+fn is_read(equation: &Equation, names: &HashSet<&str>) -> bool {
+    let read = |target: &Name| target.starts_with('_') || target.next_of().is_some() || names.contains(target.as_str());
+    equation.targets.iter().any(read)
+}
+
+fn unread_equation(equation: &Equation, readers: &str) -> Diagnostic {
     let name = &equation.targets[0];
     Diagnostic::warning(format!("nothing reads `{name}`"))
-        .label(name.span, "neither the loss, a metric, a program nor another equation")
+        .label(name.span, readers)
         .help(format!("was it meant to be part of the loss? name it `_{name}` if it is only to be looked at"))
 }

@@ -1,9 +1,9 @@
 //! What a graph draws and reads of the step it is in: `noise(shape, kind)`, `train.step`, `train.total_steps`.
 //!
-//! A draw is a function of the run's seed, of the step, and of the place that draws: the path of the application and the
-//! equation in it. Layers of a repetition, two applications of one part and two equations of one body thus draw different
-//! numbers; a run that is resumed, or a program of one row less, draws the same. Element `i` of a value takes the number
-//! of counter `i`, however the value is fused, computed again or picked from (see [`Op::Random`]).
+//! A draw is a function of the run's seed, of the step, and of the place that draws: the equations and parts on the way to
+//! it ([`Frame::stream`]). Layers of a repetition, two applications of one part and two equations of one body thus draw
+//! different numbers; a run that is resumed, or a program that has fewer equations, draws the same. Element `i` of a value
+//! takes the number of counter `i`, however the value is fused, computed again or picked from (see [`Op::Random`]).
 //!
 //! Seed and step are state, so that every program over it has them: those for evaluation read the seed and the number of
 //! steps taken so far. A graph without `train` has the seed that `init` was given, and stays at step 0.
@@ -15,6 +15,7 @@ use alip_plan::{STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS, StateKind};
 use super::apply::not_a_size;
 use super::call::Given;
 use super::eval::{Evaluator, Frame, Result};
+use super::instance::join;
 use super::state::{Init, decl};
 use super::value::{Value, wrong_kind};
 use crate::diag::{Diagnostic, Span};
@@ -80,7 +81,7 @@ impl Evaluator<'_> {
 
     /// The stream of the next draw at this place, which no other draw of the program has.
     fn stream(&mut self, frame: &Frame) -> u64 {
-        let mut place = format!("{}.{}", frame.path, frame.equation);
+        let mut place = join(&frame.stream, &frame.equation);
         let mut number = stream(&place);
         // Two draws of one equation, and places whose hashes meet.
         while !self.streams.insert(number) {

@@ -10,12 +10,12 @@ use super::check::each_name;
 use super::eval::{Evaluator, Frame, Mode, Result, dotted};
 use super::instance::{Instance, Place};
 use super::library::{Library, Module};
-use super::needs::reachable;
+use super::needs::Uses;
 use super::state::States;
 use super::value::Value;
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Graph, NodeId, Shape, TensorType};
-use crate::spec::{Equation, Expr, ExprKind, GraphSpec, Index, Name, ProgramSpec};
+use crate::spec::{Equation, Expr, ExprKind, GraphSpec, Name, ProgramSpec};
 
 /// Under this name [`Graph::values`] of `train` holds the loss.
 pub const LOSS: &str = "train.loss";
@@ -29,15 +29,17 @@ pub(crate) struct Top<'a> {
 }
 
 impl Top<'_> {
-    /// What the body sees before its first equation, without inputs.
-    pub(crate) fn frame(&self) -> Frame {
+    /// What the body sees before its first equation, without inputs; `mode` is none where it may not be read.
+    pub(crate) fn frame(&self, mode: Option<Mode>) -> Frame {
         let values = self.instance.args.clone().into_iter().chain(self.instance.parts.clone()).collect();
         Frame {
             scope: self.module.scope.clone(),
             values,
             path: "".into(),
+            stream: "".into(),
             module: self.spec.name.as_str().into(),
             equation: "".into(),
+            mode,
             compile_time: false,
         }
     }
@@ -53,7 +55,8 @@ impl Top<'_> {
     }
 
     fn forward(&self, evaluator: &mut Evaluator<'_>) -> Result<()> {
-        let mut frame = self.frame();
+        let frozen = evaluator.is_frozen(&self.module.spec, self.instance);
+        let mut frame = self.frame(Some(if frozen { Mode::Eval } else { evaluator.mode }));
         for name in self.spec.inputs.keys() {
             self.input(evaluator, &mut frame, name)?;
         }
@@ -61,17 +64,34 @@ impl Top<'_> {
         evaluator.body(&mut frame, &self.spec.body)?;
         evaluator.next_states(&frame, &self.module.spec, self.instance)?;
         self.values(evaluator, &frame);
+        frame.equation = LOSS.into();
         if let Some(loss) = self.spec.train.as_ref().and_then(|train| train.loss.as_ref()) {
             let node = scalar(evaluator, &frame, loss, "the loss")?;
             evaluator.graph.values.insert(LOSS.into(), node);
         }
         for (name, expr) in &self.spec.metrics {
             if !self.is_deferred(evaluator.library, expr) {
-                let node = scalar(evaluator, &frame, expr, "a metric")?;
+                let node = self.metric(evaluator, &mut frame, name, expr)?;
                 evaluator.graph.outputs.insert(name.text.clone(), node);
             }
         }
         Ok(())
+    }
+
+    /// The value of a metric; its draws of random numbers are named by it.
+    pub(crate) fn metric(
+        &self,
+        evaluator: &mut Evaluator<'_>,
+        frame: &mut Frame,
+        name: &Name,
+        expr: &Expr,
+    ) -> Result<NodeId> {
+        frame.equation = format!("metrics.{name}").into();
+        scalar(evaluator, frame, expr, "a metric").map_err(|error| match name.span.source == self.spec.span.source {
+            true => error,
+            false => error
+                .help(format!("the metric is one of the base: take it away with `metrics: {{ \"{name}\": None }}`")),
+        })
     }
 
     /// Whether a metric reads `train` or the next value of a parameter, which exist once the update is built.
@@ -95,27 +115,14 @@ impl Top<'_> {
 
     /// The part that an expression names, `text.transformer.resblocks[0]`.
     fn part(&self, expr: &Expr) -> Option<Arc<Instance>> {
-        match self.part_value(expr)? {
+        match self.instance.named(expr)? {
             Value::Instance(part) => Some(part),
             _ => None,
         }
     }
 
-    fn part_value(&self, expr: &Expr) -> Option<Value> {
-        match &expr.kind {
-            ExprKind::Name(name) => self.instance.parts.get(name).cloned(),
-            ExprKind::Member(of, name) => self.part(of)?.parts.get(name.as_str()).cloned(),
-            ExprKind::Index(of, at) => match (self.part_value(of)?, at.as_slice()) {
-                (Value::List(parts), [Index::At(Expr { kind: ExprKind::Int(n), .. })]) => {
-                    parts.get(usize::try_from(*n).ok()?).cloned()
-                }
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-
-    /// Names the tensors of the body, and those of parts applied once under `part.name`.
+    /// Names the tensors of the body, those of parts applied once under `part.name`, and those further down that a metric
+    /// of the update reads as it writes them.
     fn values(&self, evaluator: &mut Evaluator<'_>, frame: &Frame) {
         let mut found: Vec<(String, NodeId)> = Vec::new();
         for target in self.spec.body.iter().flat_map(|equation| &equation.targets) {
@@ -134,6 +141,16 @@ impl Top<'_> {
                     found.push((format!("{part}.{target}"), *id));
                 }
             }
+        }
+        for expr in self.spec.metrics.values().filter(|expr| self.is_deferred(evaluator.library, expr)) {
+            expr.walk(&mut |expr| {
+                let ExprKind::Member(of, name) = &expr.kind else { return };
+                let Some(part) = self.part(of) else { return };
+                let applied = evaluator.applied.get(&part.id).filter(|applied| applied.count == 1);
+                if let Some(Value::Tensor(id)) = applied.and_then(|applied| applied.values.get(name.as_str())) {
+                    found.push((expr.to_string(), *id));
+                }
+            });
         }
         evaluator.graph.values.extend(found);
     }
@@ -167,10 +184,10 @@ impl Top<'_> {
         program: &ProgramSpec,
     ) -> Result<Graph, Diagnostics> {
         let body = self.chosen(library, Mode::Eval);
-        let needed = self.needed(program, &body)?;
+        let needed = self.needed(library, program, &body)?;
         let mut evaluator = Evaluator::new(library, states, Graph::new(name), Mode::Eval);
         let built = (|| {
-            let mut frame = self.frame();
+            let mut frame = self.frame(Some(Mode::Eval));
             for input in &program.inputs {
                 self.input(&mut evaluator, &mut frame, input)?;
             }
@@ -194,11 +211,10 @@ impl Top<'_> {
     /// is not taken is not asked for.
     fn chosen(&self, library: &Library, mode: Mode) -> Vec<Equation> {
         // Values of conditions may be named by equations: `training = mode == 'train'`. There are no tensors here and no
-        // parts, so that what depends on any has no value; nothing of the model is touched.
+        // part is applied, so that what depends on any has no value; nothing of the model is touched.
         let mut states = States::new(self.spec.train.is_some());
         let mut evaluator = Evaluator::new(library, &mut states, Graph::default(), mode);
-        let values = self.instance.args.clone().into_iter().collect();
-        let mut frame = Frame { values, compile_time: true, ..self.frame() };
+        let mut frame = Frame { compile_time: true, ..self.frame(Some(mode)) };
         let mut body = self.spec.body.clone();
         for equation in &mut body {
             equation.value = choose(&mut evaluator, &frame, &equation.value);
@@ -210,7 +226,12 @@ impl Top<'_> {
     }
 
     /// The equations that a program's outputs need, in order.
-    fn needed(&self, program: &ProgramSpec, body: &[Equation]) -> Result<Vec<Equation>, Diagnostics> {
+    fn needed(
+        &self,
+        library: &Library,
+        program: &ProgramSpec,
+        body: &[Equation],
+    ) -> Result<Vec<Equation>, Diagnostics> {
         let mut errors = Vec::new();
         let targets: HashSet<&str> = body.iter().flat_map(|equation| &equation.targets).map(Name::as_str).collect();
         for output in &program.outputs {
@@ -224,7 +245,9 @@ impl Top<'_> {
         }
         let mut picked: Vec<Equation> = Vec::new();
         let wanted = program.outputs.iter().map(|name| (name.as_str(), name)).collect();
-        for (index, output) in reachable(self.spec, body, wanted, |_| None) {
+        // What training has made is there, whether its part is applied here or not.
+        let uses = Uses { spec: self.spec, instance: Some(self.instance), library, state_is_there: true };
+        for (index, output) in uses.reachable(body, wanted, |_| None) {
             let equation = &body[index];
             each_name(&equation.value, &mut |name, span| {
                 if self.spec.inputs.contains_key(name) && !program.inputs.iter().any(|input| input.as_str() == name) {
@@ -291,8 +314,10 @@ pub(crate) fn top_instance(
         scope: module.scope.clone(),
         values: args.clone().into_iter().collect(),
         path: "".into(),
+        stream: "".into(),
         module: spec.name.as_str().into(),
         equation: "".into(),
+        mode: None,
         compile_time: true,
     };
     let place = Place::Path(String::new());

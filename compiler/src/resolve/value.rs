@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::instance::Instance;
 use super::library::ModuleId;
-use crate::diag::Diagnostic;
+use crate::diag::{Diagnostic, Span};
 use crate::ir::{Dim, NodeId};
 use crate::ops::functions::Function;
 use crate::spec::{ArgKind, Expr, ExprKind};
@@ -67,6 +67,21 @@ pub(crate) struct Template {
     pub(crate) module: ModuleId,
     /// Arguments given so far.
     pub(crate) args: BTreeMap<String, Value>,
+    /// Where they are written.
+    pub(super) places: BTreeMap<String, Span>,
+}
+
+impl Template {
+    /// A module without arguments.
+    pub(super) fn new(module: ModuleId) -> Template {
+        Template { module, args: BTreeMap::new(), places: BTreeMap::new() }
+    }
+
+    /// With an argument, in place of the one before.
+    pub(super) fn give(&mut self, name: &str, value: Value, place: Span) {
+        self.args.insert(name.to_owned(), value);
+        self.places.insert(name.to_owned(), place);
+    }
 }
 
 impl Value {

@@ -252,6 +252,8 @@ pub struct ModuleSpec {
     pub uses: Vec<Name>,
     /// Compile-time arguments in order.
     pub args: Map<ArgSpec>,
+    /// Conditions on the arguments.
+    pub require: Vec<Expr>,
     /// Tensors it is applied to, in order.
     pub inputs: Map<InputSpec>,
     /// Submodules.

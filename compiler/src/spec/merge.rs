@@ -45,7 +45,8 @@ pub fn merge(mut base: GraphSpec, variant: GraphSpec) -> Result<GraphSpec, Diagn
             None => errors.push(
                 Diagnostic::error(format!("the base has no part `{name}` to change arguments of"))
                     .label(name.span, "not in the base's `parts`")
-                    .suggest(&name, known.iter().map(String::as_str)),
+                    .suggest(&name, known.iter().map(String::as_str))
+                    .note(format!("it has {}", list(&known))),
             ),
         }
     }
@@ -123,6 +124,10 @@ fn remove_option(train: &mut TrainSpec, field: &str) -> bool {
         "train.groups" => train.groups.take().is_some(),
         _ => train.ema.take().is_some(),
     }
+}
+
+fn list(names: &[String]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 fn absent(removed: &Removed, name: &str) -> Diagnostic {

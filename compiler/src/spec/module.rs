@@ -5,7 +5,8 @@ use super::graph::{DTYPES, doc, name, nothing_to_remove, param, part, state};
 use super::read::{Keys, Reader};
 use super::tree::{Node, NodeKind};
 
-const MODULE: [&str; 10] = ["name", "doc", "use", "args", "inputs", "parts", "params", "state", "body", "outputs"];
+const MODULE: [&str; 11] =
+    ["name", "doc", "use", "args", "require", "inputs", "parts", "params", "state", "body", "outputs"];
 
 const ARG_KINDS: [(&str, ArgKind); 6] = [
     ("Int", ArgKind::Int),
@@ -26,6 +27,10 @@ pub(super) fn module(cx: &mut Reader, node: &Node) -> Option<ModuleSpec> {
         doc: doc(cx, &fields),
         uses: cx.names(fields.get("use"), "use", Keys::Any),
         args: cx.map(fields.get("args"), "args", Keys::Args, arg),
+        require: {
+            let each = |cx: &mut Reader, node: &Node| cx.expr(node, "require");
+            cx.list(fields.get("require"), "require", "\"p < 1\"", each)
+        },
         inputs: cx.map(fields.get("inputs"), "inputs", Keys::Names, input),
         parts: cx.map(fields.get("parts"), "parts", Keys::Names, part),
         params: cx.map(fields.get("params"), "params", Keys::Names, param),

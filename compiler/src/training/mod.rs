@@ -24,8 +24,8 @@ use crate::ir::{DType, Graph, NodeId, TensorType};
 use crate::ops::ReduceKind;
 use crate::parallel;
 use crate::resolve::training::{
-    Evaluator, Frame, Given, Group, GroupValue, Init, Instance, Library, Mode, Place, Result, States, Template, Top,
-    Value, decl, scalar, wrong_kind,
+    Entry, Evaluator, Frame, Given, Group, GroupValue, Init, Instance, Library, Mode, Place, Result, States, Template,
+    Top, Value, decl, scalar, wrong_kind,
 };
 use crate::resolve::{LOSS, Resolved};
 use crate::spec::{Expr, GraphSpec, ModuleSpec, TrainSpec};
@@ -103,9 +103,9 @@ fn step(
     let params = trained(top.spec, &mut states, &mut warnings, &mut graph, train, loss)?;
     // A selector as wide as `*` means the model's statistics, not the moments and the loss scale of the step.
     states.groups = Default::default();
-    let mut frame = top.frame();
+    let mut frame = top.frame(Some(Mode::Train));
     frame.values.extend(graph.values.iter().map(|(name, id)| (name.clone(), Value::Tensor(*id))));
-    (frame.path, frame.module) = ("train".into(), "train".into());
+    (frame.path, frame.module, frame.equation) = ("train".into(), "train".into(), "train".into());
     let evaluator = Evaluator::new(library, &mut states, graph, Mode::Train);
     let mut update = Update { evaluator, frame, train, top, keep };
     let built = update.build(loss, params);
@@ -148,7 +148,12 @@ fn trained(
         entries.map(|(path, _)| path.clone()).collect::<Vec<_>>()
     };
     let (params, buffers) = (of_kind(states, StateKind::Param), of_kind(states, StateKind::Buffer));
-    let (errors, odd) = groups.check(&params, &buffers);
+    let of_part = |part: &str| {
+        let inside = |entry: &Entry| entry.decl.origin.path.split(['.', '#']).next() == Some(part);
+        let entries = states.entries.iter().filter(|(_, entry)| entry.decl.kind == StateKind::Param && inside(entry));
+        entries.map(|(path, _)| path.clone()).collect()
+    };
+    let (errors, odd) = groups.check(&params, &buffers, of_part);
     Diagnostics::check((), errors)?;
     warnings.extend(odd);
     let mut found: Vec<(String, NodeId, Group)> = Vec::new();
@@ -293,7 +298,7 @@ impl Update<'_> {
 
     /// A module with arguments, as `train` names it.
     pub(super) fn module(&mut self, expr: &Expr, what: &str) -> Result<(Template, Arc<ModuleSpec>)> {
-        let frame = Frame { compile_time: true, ..self.top.frame() };
+        let frame = Frame { compile_time: true, ..self.top.frame(None) };
         match self.evaluator.eval(&frame, expr)? {
             Value::Template(template) => {
                 let spec = self.evaluator.library.module(template.module).spec.clone();
@@ -400,7 +405,7 @@ impl Update<'_> {
     fn decayed(&mut self, template: &Template, spec: &ModuleSpec, group: &Group, optimizer: &Expr) -> Result<Template> {
         let mut template = template.clone();
         if let Some((expr, captures)) = &group.weight_decay {
-            let mut frame = Frame { compile_time: true, ..self.top.frame() };
+            let mut frame = Frame { compile_time: true, ..self.top.frame(None) };
             frame.values.extend(captures.iter().cloned());
             let value = Value::Float(self.evaluator.number(&frame, expr)?);
             if !spec.args.contains_key("weight_decay") {
@@ -416,7 +421,7 @@ impl Update<'_> {
     /// A group's learning rate, an expression of the schedule's values.
     fn group_lr(&mut self, (expr, captures): &GroupValue, scheduled: &BTreeMap<String, Value>) -> Result<Value> {
         let mut frame = self.frame.clone();
-        frame.values = self.top.frame().values;
+        frame.values = self.top.frame(None).values;
         frame.values.extend(captures.iter().cloned());
         frame.values.extend(scheduled.clone());
         scalar(&mut self.evaluator, &frame, expr, "a learning rate").map(Value::Tensor)
@@ -437,14 +442,14 @@ impl Update<'_> {
     /// seed drew them or they were loaded.
     fn averages(&mut self, step: NodeId) -> Result<()> {
         let Some(ema) = &self.train.ema else { return Ok(()) };
-        let frame = Frame { compile_time: true, ..self.top.frame() };
+        let frame = Frame { compile_time: true, ..self.top.frame(None) };
         let decay = self.evaluator.number(&frame, &ema.decay)?;
         if !(0.0..1.0).contains(&decay) {
             return Err(Diagnostic::error(format!("a decay of {decay}"))
                 .label(ema.decay.span, "expected at least 0 and less than 1")
                 .help("0.999 averages over about a thousand steps"));
         }
-        let params: Vec<(String, crate::resolve::training::Entry)> = self
+        let params: Vec<(String, Entry)> = self
             .evaluator
             .states
             .entries
@@ -514,7 +519,7 @@ impl Update<'_> {
         for (name, expr) in &self.top.spec.metrics {
             let node = match self.evaluator.graph.outputs.get(name.as_str()) {
                 Some(node) if !self.top.is_deferred(self.evaluator.library, expr) => *node,
-                _ => scalar(&mut self.evaluator, &frame, expr, "a metric")?,
+                _ => self.top.metric(&mut self.evaluator, &mut frame, name, expr)?,
             };
             outputs.insert(name.text.clone(), node);
         }

@@ -250,7 +250,7 @@ pub struct Results {
 impl Results {
     /// Whether a named value is read later. `lcg` stands for all of the part's values.
     fn reads(&self, name: &str) -> bool {
-        self.values.contains(name) || name.split_once('.').is_some_and(|(part, _)| self.values.contains(part))
+        self.values.contains(name) || name.split_once(['.', '[']).is_some_and(|(part, _)| self.values.contains(part))
     }
 
     /// The nodes of a program that must stay what they are; its inputs among them.

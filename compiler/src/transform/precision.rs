@@ -124,14 +124,16 @@ impl Policy {
     }
 }
 
-/// Values computed from state alone: weights, and views or other functions of them.
+/// Values computed from state alone: weights, and views or other functions of them. Noise is none, though it follows from
+/// the seed and the step.
 fn weights(graph: &Graph) -> Vec<bool> {
     let mut of_state = vec![false; graph.nodes().len()];
     for id in graph.ids() {
         let node = graph.node(id);
         let constant = |input: &NodeId| matches!(graph.node(*input).op, Op::Const { .. } | Op::Iota { .. });
         of_state[id.index()] = matches!(node.op, Op::State { .. })
-            || node.inputs.iter().any(|input| of_state[input.index()])
+            || !matches!(node.op, Op::Random { .. })
+                && node.inputs.iter().any(|input| of_state[input.index()])
                 && node.inputs.iter().all(|input| of_state[input.index()] || constant(input));
     }
     of_state

@@ -100,6 +100,7 @@ fn module(file: &str, spec: &ModuleSpec) -> Entry {
     let mut lines: Vec<String> = spec.doc.iter().map(|doc| doc.node.clone()).collect();
     lines.push(format!("{} -> {}", inputs.join(", "), outputs.join(", ")));
     let kinds = [
+        ("requires", spec.require.iter().map(ToString::to_string).collect()),
         ("parameters", spec.params.iter().map(|(name, param)| format!("{name} {}", param.shape)).collect()),
         ("state", spec.state.iter().map(|(name, state)| format!("{name} {}", state.shape)).collect::<Vec<_>>()),
     ];
