@@ -76,7 +76,7 @@ fn saved(root: &Path, session: &mut Session) -> PathBuf {
     let run = NewRun { plan: &plan, info: &info, vocabularies: &Vocabularies::default(), sources: None };
     let writer = Writer::create(root, &run, 1).expect("a folder of one's own");
     let header = Header { format: FORMAT, spec: plan.name.clone(), step: 1, cursor: 3, seed: 3, plan: String::new() };
-    writer.save(session, &header).expect("it is saved")
+    writer.save(session, &header).expect("it is saved").path
 }
 
 #[test]
