@@ -5,7 +5,7 @@
 //!   [`Order`]. It does not depend on the number of workers, on ranks, on restarts or on timing.
 //! - The cursor is one number, the global sample index. Epochs follow one another without a gap: global sample `g` is
 //!   position `g % n` of epoch `g / n`, so a batch may straddle two epochs and nothing is dropped. No batch holds a sample
-//!   twice, unless it is larger than the data set.
+//!   twice, unless it is larger than the data set, or than what of it can be read.
 //! - A sample that cannot be read is replaced by a function of the same three numbers, named in the batch's
 //!   [`Batch::skipped`] and counted; too many of them stop the run. Nothing a file holds can panic, hang or exhaust memory.
 //! - Nothing here knows a model or a device.

@@ -2,7 +2,7 @@
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `run.json` | [`RunInfo`]: what the run was asked to do, on what |
+//! | `run.json` | [`RunInfo`]: what the run was asked to do, on what; hashes of the other files, and of itself at its end |
 //! | `run.lock` | who writes, while somebody does |
 //! | `plan.alip` | the compiled plan |
 //! | `spec.json` | what that was compiled from, where it was not given compiled |

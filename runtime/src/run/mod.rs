@@ -4,7 +4,7 @@
 //! - Everything about a run is in its directory, enough to continue and to evaluate it without its spec and whatever became of
 //!   its data's words: whoever trains, resumes, evaluates, reports or exports asks [`RunDir`].
 //! - Whoever reads changes nothing ([`RunDir`]). Who writes holds the lock of the directory ([`Writer`]), which ends with its
-//!   process. Results of an evaluation are the reader's own files.
+//!   process; a file system without locks is named ([`Writer::warning`]). Results of an evaluation are the reader's own files.
 //! - A file appears whole or not at all ([`file`]), `run.json` last: with it the directory holds a run.
 //! - What is read is compared with its checksum.
 //! - What of a run is not as it was when it was started is named, and refused unless it was asked for.

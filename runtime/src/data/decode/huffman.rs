@@ -1,7 +1,10 @@
 //! The codes of a JPEG's scans, and their bits.
 
-/// Bits that are looked up at once; longer codes are rare.
+/// Bits that are looked up at once; longer codes are rare, and often there are several in as many.
 const AT_ONCE: u32 = 10;
+
+/// Coefficients of a block.
+const BLOCK: u8 = 64;
 
 /// What codes are for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,6 +53,9 @@ pub(super) const STANDARD: [[&[u8]; 2]; 2] = [
 pub(super) struct Code {
     /// For the next bits, the code that they begin with.
     short: Box<[Entry; 1 << AT_ONCE]>,
+    /// For the next bits, all the codes that they begin with, up to the end of a block; of first coefficients none, since
+    /// another code follows each.
+    runs: Box<[Run; 1 << AT_ONCE]>,
     /// For each length from 1 to 16 its first code, the number of its codes, and where their symbols begin.
     lengths: [(u32, u32, usize); 16],
     symbols: Vec<u8>,
@@ -68,13 +74,24 @@ pub(super) struct Entry {
     passes: u8,
 }
 
+/// Codes that follow one another, with their numbers.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    /// Their length; 0 where there are none.
+    whole: u8,
+    /// Coefficients that all but the last pass over: only within a block they are what they seem.
+    before: u8,
+    /// Coefficients that all pass over.
+    passes: u8,
+}
+
 impl Entry {
     fn new(length: u32, symbol: u8, class: Class) -> Entry {
         let (zeros, size) = (symbol >> 4, symbol & 15);
         let passes = match (class, zeros, size) {
             (Class::Dc, ..) => 1,
             (Class::Ac, 15, 0) => 16,
-            (Class::Ac, _, 0) => 64,
+            (Class::Ac, _, 0) => BLOCK,
             _ => zeros + 1,
         };
         Entry { length: length as u8, symbol, whole: length as u8 + size, passes }
@@ -90,7 +107,8 @@ impl Code {
             return None;
         }
         let short = Box::new([Entry::default(); 1 << AT_ONCE]);
-        let mut code = Code { short, lengths: [(0, 0, 0); 16], symbols: symbols.to_vec() };
+        let runs = Box::new([Run::default(); 1 << AT_ONCE]);
+        let mut code = Code { short, runs, lengths: [(0, 0, 0); 16], symbols: symbols.to_vec() };
         let (mut next, mut at) = (0u32, 0usize);
         for (length, &count) in (1u32..).zip(counts) {
             let count = u32::from(count);
@@ -108,7 +126,23 @@ impl Code {
             at += count as usize;
             next = (next + count) << 1;
         }
+        if class == Class::Ac {
+            code.runs = Box::new(std::array::from_fn(|bits| code.run(bits)));
+        }
         Some((code, rest))
+    }
+
+    /// The codes at the beginning of these bits; of the last one, its number may lie behind them.
+    fn run(&self, bits: usize) -> Run {
+        let mut run = Run::default();
+        while u32::from(run.whole) < AT_ONCE && run.passes < BLOCK {
+            let entry = self.short[bits << run.whole & ((1 << AT_ONCE) - 1)];
+            if entry.length == 0 || u32::from(run.whole + entry.length) > AT_ONCE {
+                break;
+            }
+            run = Run { whole: run.whole + entry.whole, before: run.passes, passes: run.passes + entry.passes };
+        }
+        run
     }
 
     /// The code of a symbol and its length.
@@ -166,6 +200,33 @@ impl<'a> Bits<'a> {
         })
     }
 
+    /// Passes over all coefficients of a block but the first; whether it could.
+    pub(super) fn pass_block(&mut self, code: &Code) -> bool {
+        let mut at = 1;
+        // Not in memory, where each code would wait for the one before it.
+        let (mut window, mut held) = (self.window, self.held);
+        while at < u32::from(BLOCK) {
+            if held < 32 {
+                self.put_back(window, held);
+                self.refill();
+                (window, held) = (self.window, self.held);
+            }
+            let run = code.runs[(window >> (64 - AT_ONCE)) as usize];
+            let whole = u32::from(run.whole);
+            if whole > 0 && whole <= held && at + u32::from(run.before) < u32::from(BLOCK) {
+                (window, held) = (window << whole, held - whole);
+                at += u32::from(run.passes);
+                continue;
+            }
+            self.put_back(window, held);
+            let Some(passed) = self.pass(code) else { return false };
+            (window, held) = (self.window, self.held);
+            at += passed;
+        }
+        self.put_back(window, held);
+        true
+    }
+
     #[inline]
     fn next(&mut self, code: &Code) -> Option<Entry> {
         self.fill();
@@ -218,6 +279,12 @@ impl<'a> Bits<'a> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         let marker = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0xff));
         marker.map_or(self.bytes.len(), |position| self.at + position)
+    }
+
+    /// What is left of the bits.
+    fn put_back(&mut self, window: u64, held: u32) {
+        self.used += u64::from(self.held - held);
+        (self.window, self.held) = (window, held);
     }
 
     fn drop(&mut self, count: u32) {

@@ -1,8 +1,8 @@
 //! Whether the pixels of a JPEG are all in the file.
 //!
 //! A decoder that meets a marker in the middle of a scan goes on with zeros, as libjpeg does: the rest of the image becomes
-//! gray, and nobody says so. So the scans are walked before they are decoded: code by code, but without computing what the
-//! codes mean. That takes as long as the decoder takes to read the codes, six tenths of its time for a small photograph.
+//! gray, and nobody says so. So the scans are walked before they are decoded, but without computing what the codes mean:
+//! several codes at a time. For a photograph of 224 pixels that takes about a third of the decoder's time.
 //!
 //! A file is whole if every scan that begins has a code for all its blocks before the next marker that is no restart, if
 //! every component has been in a scan, and if no bit of a coefficient that was promised (successive approximation) is left
@@ -393,14 +393,7 @@ impl Walk<'_> {
     fn sequential(&mut self, part: &Part<'_>) -> Result<(), Damage> {
         self.first(part)?;
         let code = part.ac.ok_or(BAD_HEADER)?;
-        let mut at = 1;
-        while at < 64 {
-            match self.bits.pass(code) {
-                Some(passed) => at += passed,
-                None => return Err(self.damage()),
-            }
-        }
-        Ok(())
+        if self.bits.pass_block(code) { Ok(()) } else { Err(self.damage()) }
     }
 
     /// A first coefficient.
