@@ -180,8 +180,6 @@ impl Simplifier {
             Mul if is(1, 0.0) && planted(Fault::TimesZeroIsIdentity) => Some(inputs[0]),
             Sub if is(1, 0.0) => Some(inputs[0]),
             Div | Pow if is(1, 1.0) => Some(inputs[0]),
-            // What it is by definition; as text of a shader it would be refused.
-            Div | Rem if is(1, 0.0) && self.graph.ty(inputs[0]).dtype == DType::I32 => Some(inputs[0]),
             Min | Max | And | Or if inputs[0] == inputs[1] => Some(inputs[0]),
             Select if inputs[1] == inputs[2] => Some(inputs[1]),
             Select => values[0].map(|condition| if condition == 0.0 { inputs[2] } else { inputs[1] }),

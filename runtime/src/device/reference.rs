@@ -216,7 +216,14 @@ impl Memory<'_> {
                     let values = self.run(code, &reduction.views, &Point { at: &at, slots, product: 0.0 });
                     for (reduce, (best, index)) in reduce.iter().zip(&mut results) {
                         let value = values[reduce.value as usize];
+                        // Integers wrap around. A cast is known by what it takes.
+                        let instr = &code.instrs[reduce.value as usize];
+                        let dtype = if let ScalarOp::Cast(to) = instr.op { to } else { instr.dtype };
+                        let integers = dtype == DType::I32;
+                        let (x, y) = (*best as i32, value as i32);
                         match reduce.kind {
+                            ReduceKind::Sum if integers => *best = f64::from(x.wrapping_add(y)),
+                            ReduceKind::Prod if integers => *best = f64::from(x.wrapping_mul(y)),
                             ReduceKind::Sum => *best += value,
                             ReduceKind::Prod => *best *= value,
                             ReduceKind::Max => *best = maximum(*best, value),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alip_plan::{DType, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, philox};
+use alip_plan::{PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, philox};
 use alip_runtime::exec::{RowTotals, Session, Tensors};
 use alip_runtime::human::bytes;
 use alip_runtime::tensor::HostTensor;
@@ -146,7 +146,7 @@ pub(crate) fn synthetic(plan: &Plan) -> Outcome<Tensors> {
     for (number, (name, buffer)) in train.batch_inputs().enumerate() {
         let draw = |index: u64| philox::philox4x32([index as u32, (index >> 32) as u32, number as u32, 0], [0, 0]);
         let elements = buffer.elements();
-        let tensor = if buffer.dtype == DType::F32 {
+        let tensor = if buffer.dtype.is_float() {
             let values = (0..elements).map(|index| {
                 let bits = draw(index);
                 // Irwin and Hall: four uniforms are near enough to a normal for timing.

@@ -148,7 +148,11 @@ pub(super) fn rejoined(maker: &mut Maker, x: Held) {
     let sizes = maker.sizes(x.id);
     let Some(axis) = (!sizes.is_empty()).then(|| maker.draws.below(sizes.len())) else { return };
     let size = sizes[axis];
-    let id = match maker.draws.below(8) {
+    let id = match maker.draws.below(9) {
+        8 if size > 2 => {
+            let inner = maker.b().slice_axis(x.id, axis, 1, size).expect("a part");
+            maker.b().slice_axis(inner, axis, 0, size - 2).expect("a part of it")
+        }
         0 if size > 1 => {
             let at = maker.draws.size(size as usize - 1);
             let parts = [(0, at), (at, size)];
@@ -295,10 +299,12 @@ pub(super) fn products(maker: &mut Maker, x: Held) {
                 let image = maker.fresh(&shape, true);
                 maker.point(Tanh, &[image.id])
             };
-            let weight = maker.fresh(&[out, shape[1], 1, 1], true);
-            let conv = Conv { kind: ConvKind::Forward, stride: 1, padding: 0, size: (0, 0) };
+            // Of one pixel, or patches beside each other.
+            let window = if kind == 5 { 1 } else { maker.draws.pick(&[1, 2, 3]) };
+            let weight = maker.fresh(&[out, shape[1], window, window], true);
+            let conv = Conv { kind: ConvKind::Forward, stride: window, padding: 0, size: (0, 0) };
             let id = maker.op(Op::Conv2d(conv), &[image, weight.id]);
-            let id = maker.scaled(id, 1.0 / shape[1] as f64);
+            let id = maker.scaled(id, 1.0 / (shape[1] * window * window) as f64);
             maker.keep(id, false, x.magnitude.max(1.0));
         }
     }

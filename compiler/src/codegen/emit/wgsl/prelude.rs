@@ -245,6 +245,14 @@ fn cos_poly(r: f32) -> f32 {
 }
 ",
     ),
+    // By 0 it is a itself, but as a constant no shader may divide by it.
+    (
+        "div_i",
+        "fn div_i(a: i32, b: i32) -> i32 {
+  return a / b;
+}
+",
+    ),
     (
         "rem_i",
         "fn rem_i(a: i32, b: i32) -> i32 {
