@@ -10,6 +10,7 @@
 //! What each op's gradient is stands with the op (`ops/`).
 
 mod loss_scale;
+mod untrained;
 pub mod update;
 
 use crate::diag::Diagnostics;
