@@ -143,9 +143,10 @@ impl<'g> Builder<'g> {
                 if self.strict {
                     fits(value, dtype)?;
                 }
-                *operand = self
-                    .constant(value, dtype)
-                    .map_err(|error| error.help("the other operand holds integers: cast it first, `cast(x, 'f32')`"))?;
+                *operand = self.constant(value, dtype).map_err(|error| {
+                    let help = "the other operand holds integers: cast it first, `cast(x, 'f32')`";
+                    OpError { number: Some(value), ..error.help(help) }
+                })?;
             }
         }
         Ok(())

@@ -400,13 +400,12 @@ impl Evaluator<'_> {
             },
             ExprKind::Name(name) if name == "zeros" => Ok(Init::Constant(0.0)),
             ExprKind::Name(name) if name == "ones" => Ok(Init::Constant(1.0)),
+            ExprKind::Name(name) if name == "normal" || name == "uniform" => Err(takes_one_number(name, expr.span)),
             ExprKind::Call(callee, args) => match (&callee.kind, args.as_slice()) {
                 (ExprKind::Name(name), [arg]) if name == "normal" => self.number(frame, &arg.value).map(Init::Normal),
                 (ExprKind::Name(name), [arg]) if name == "uniform" => self.number(frame, &arg.value).map(Init::Uniform),
                 (ExprKind::Name(name), _) if name == "normal" || name == "uniform" => {
-                    Err(Diagnostic::error(format!("`{name}` takes one number")).label(expr.span, "").help(
-                        "write `normal(0.02)`, a standard deviation, or `uniform(0.1)`, a bound on both sides of 0",
-                    ))
+                    Err(takes_one_number(name, expr.span))
                 }
                 _ => self.number(frame, expr).map(Init::Constant),
             },
@@ -473,6 +472,12 @@ impl Evaluator<'_> {
         }
         Ok(())
     }
+}
+
+fn takes_one_number(initialiser: &str, span: Span) -> Diagnostic {
+    Diagnostic::error(format!("`{initialiser}` takes one number"))
+        .label(span, "")
+        .help("write `normal(0.02)`, a standard deviation, or `uniform(0.1)`, a bound on both sides of 0")
 }
 
 /// A name under which a module takes no input when it is applied.

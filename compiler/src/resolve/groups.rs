@@ -182,6 +182,8 @@ impl Groups {
                 continue;
             }
             warnings.extend(self.in_vain(index, params));
+            let keeps = spec.frozen_statistics.filter(|keeps| keeps.node && named(states) == 0);
+            warnings.extend(keeps.map(|keeps| no_statistics(spec, keeps.span)));
             let freezes = spec.freeze.is_some_and(|freeze| freeze.node);
             let unsaid =
                 |path: &&String| selector.captures(path).is_some() && self.of(path).frozen_statistics.is_none();
@@ -224,6 +226,12 @@ impl Groups {
         };
         FIELDS.into_iter().filter_map(warn).collect()
     }
+}
+
+fn no_statistics(spec: &GroupSpec, span: Span) -> Diagnostic {
+    Diagnostic::warning("`frozen_statistics` of this group changes nothing")
+        .label(span, format!("`{}` names no state", spec.select.node))
+        .help("modules without state are computed as in training, dropout among them")
 }
 
 fn statistics_move(spec: &GroupSpec, first: &str, count: usize) -> Diagnostic {

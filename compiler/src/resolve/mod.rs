@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use alip_plan::pipeline::Pipeline;
-use alip_plan::{PROGRAM_TRAIN, TrainInfo};
+use alip_plan::{PROGRAM_INIT, PROGRAM_TRAIN, TrainInfo};
 
 use crate::diag::{Diagnostic, Diagnostics, SourceId, SourceMap, Span};
 use crate::ir::{Dim, Model, NodeId, TensorType};
@@ -360,6 +360,20 @@ fn check_graph(spec: &GraphSpec, module: &Module) -> Result<(), Diagnostics> {
     let next: Vec<String> = spec.params.keys().map(|name| format!("{name}'")).collect();
     if let Some(loss) = spec.train.as_ref().and_then(|train| train.loss.as_ref()) {
         errors.extend(check::after_body(&module.spec, &module.scope, &[], loss));
+    }
+    for name in spec.programs.keys().filter(|name| [PROGRAM_INIT, PROGRAM_TRAIN].contains(&name.as_str())) {
+        errors.push(
+            Diagnostic::error(format!("a program cannot be named `{name}`"))
+                .label(name.span, "")
+                .help("`init` and `train` are made from initialisers and `train: (...)`"),
+        );
+    }
+    for name in spec.metrics.keys().filter(|name| name.starts_with("grads.") || name.starts_with("outputs.")) {
+        errors.push(
+            Diagnostic::error(format!("a metric cannot be named `{name}`"))
+                .label(name.span, "")
+                .help("`grads.PATH` and `outputs.NAME` are what a step is asked to dump"),
+        );
     }
     let modules = spec.train.iter().flat_map(|train| [&train.optimizer, &train.schedule, &train.loss_scale]);
     for expr in modules.flatten() {

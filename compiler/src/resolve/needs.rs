@@ -248,8 +248,16 @@ fn unread_in_graph(uses: &Uses<'_>, with_state: &HashSet<&str>) -> Vec<Diagnosti
     };
     let readers = "neither the loss, a metric, a program nor another equation";
     let unread = spec.body.iter().filter(for_nobody).map(|equation| unread_equation(equation, readers));
+    let own_inputs = spec.inputs.keys().filter(|input| input.span.source == spec.span.source);
+    let inputs = own_inputs.filter(|input| !names.contains(input.as_str())).map(unread_input);
     let own_parts = spec.parts.keys().filter(|part| part.span.source == spec.span.source);
-    unread.chain(own_parts.filter(|part| !names.contains(part.as_str())).map(unapplied_part)).collect()
+    unread.chain(inputs).chain(own_parts.filter(|part| !names.contains(part.as_str())).map(unapplied_part)).collect()
+}
+
+fn unread_input(input: &Name) -> Diagnostic {
+    Diagnostic::warning(format!("nothing reads the input `{input}`"))
+        .label(input.span, "delivered for nobody")
+        .help("read it in the body, or leave it out")
 }
 
 fn unapplied_part(part: &Name) -> Diagnostic {

@@ -10,6 +10,7 @@
 //! - Frozen parameters, and those without a path to the loss, are not touched.
 
 mod loss_scale;
+mod untrained;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use alip_plan::{PROGRAM_TRAIN, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS, StateK
 use indexmap::IndexMap;
 
 use self::loss_scale::objective;
+use self::untrained::no_gradients;
 use crate::autodiff::gradients;
 use crate::diag::{Diagnostic, Diagnostics, Span};
 use crate::ir::{DType, Graph, NodeId, TensorType};
@@ -107,9 +109,9 @@ fn step(
     frame.values.extend(graph.values.iter().map(|(name, id)| (name.clone(), Value::Tensor(*id))));
     (frame.path, frame.module, frame.equation) = ("train".into(), "train".into(), "train".into());
     let evaluator = Evaluator::new(library, &mut states, graph, Mode::Train);
-    let mut update = Update { evaluator, frame, train, top, keep };
+    let mut update = Update { evaluator, frame, train, top, keep, warnings };
     let built = update.build(loss, params);
-    let mut evaluator = update.evaluator;
+    let Update { mut evaluator, warnings, .. } = update;
     match built {
         Ok(()) => {
             let graph = evaluator.graph;
@@ -197,6 +199,7 @@ pub(super) struct Update<'a> {
     pub(super) train: &'a TrainSpec,
     top: Top<'a>,
     keep: Keep,
+    warnings: Vec<Diagnostic>,
 }
 
 impl Update<'_> {
@@ -354,6 +357,9 @@ impl Update<'_> {
         for (name, value) in scheduled {
             if spec.args.contains_key(name.as_str()) {
                 template.args.insert(name.clone(), value.clone());
+            } else if !spec.inputs.contains_key(name.as_str()) && !self.groups_read(name) {
+                self.warnings
+                    .extend(self.train.schedule.as_ref().map(|schedule| not_taken(&spec, name, schedule, expr)));
             }
         }
         for param in params {
@@ -399,6 +405,12 @@ impl Update<'_> {
             self.evaluator.graph.updates.insert(param.path.clone(), new);
         }
         Ok(())
+    }
+
+    /// Whether a group's learning rate follows a value of the schedule.
+    fn groups_read(&self, name: &str) -> bool {
+        let rates = self.train.groups.iter().flatten().filter_map(|group| group.lr.as_ref());
+        rates.into_iter().any(|lr| lr.reads(name))
     }
 
     /// The optimiser with a group's weight decay.
@@ -540,61 +552,13 @@ impl Update<'_> {
     }
 }
 
+/// A value of the schedule that the optimiser has no use for.
+fn not_taken(optimizer: &ModuleSpec, name: &str, schedule: &Expr, expr: &Expr) -> Diagnostic {
+    Diagnostic::warning(format!("`{}` has no `{name}`, which the schedule yields", optimizer.name))
+        .label(schedule.span, format!("`{name}` changes nothing"))
+        .context(expr.span, "the optimiser")
+}
+
 fn missing(train: &TrainSpec, field: &str, help: &str) -> Diagnostic {
     Diagnostic::error(format!("`train` has no `{field}`")).label(train.span, "").help(format!("add {help}"))
-}
-
-/// Warns of parameters that the loss does not depend on, once for each part of the graph.
-fn no_gradients(spec: &GraphSpec, states: &States, untrained: &[String]) -> Vec<Diagnostic> {
-    // The part that a parameter belongs to: the first name of the path of the application.
-    let part = |path: &str| {
-        let entry = states.entries.get(path)?;
-        let name = entry.decl.origin.path.split(['.', '#']).next()?.to_owned();
-        spec.parts.get_key_value(name.as_str())
-    };
-    let mut by_part: IndexMap<&str, Vec<&String>> = IndexMap::new();
-    for path in untrained {
-        by_part.entry(part(path).map_or("", |(name, _)| name.as_str())).or_default().push(path);
-    }
-    let in_part = |name: &str| {
-        let params = states.entries.iter().filter(|(_, entry)| entry.decl.kind == StateKind::Param);
-        params.filter(|(path, _)| part(path).map_or("", |(part, _)| part.as_str()) == name).count()
-    };
-    let warn = |(name, paths): (&str, Vec<&String>)| {
-        let span = match (paths.as_slice(), spec.parts.get_key_value(name)) {
-            ([path], _) | ([path, ..], None) => {
-                states.entries.get(path.as_str()).and_then(|entry| entry.decl.origin.span)
-            }
-            (_, Some((part, _))) => Some(part.span),
-            _ => None,
-        };
-        let all = if name.is_empty() { "parameters".into() } else { format!("parameters of `{name}`") };
-        let count = paths.len();
-        let warning = match paths.as_slice() {
-            [path] => Diagnostic::warning(format!("parameter `{path}` gets no gradient"))
-                .note("it stays as it is: the loss does not depend on it"),
-            _ if count == in_part(name) && !name.is_empty() => {
-                Diagnostic::warning(format!("the {count} {all} get no gradient"))
-                    .note("they stay as they are: the loss does not depend on this part")
-            }
-            some => Diagnostic::warning(format!("{count} {all} get no gradient: {}", few(some)))
-                .note("they stay as they are: the loss does not depend on them"),
-        };
-        let warning = warning.help("freeze what is meant to stay, with a group: `(select: \"...\", freeze: true)`");
-        match span {
-            Some(span) => warning.label(span, "declared here"),
-            None => warning,
-        }
-    };
-    by_part.into_iter().map(warn).collect()
-}
-
-/// The first few of some paths.
-fn few(paths: &[&String]) -> String {
-    const SHOWN: usize = 4;
-    let shown = crate::resolve::training::listed(&paths[..paths.len().min(SHOWN)]);
-    match paths.len().saturating_sub(SHOWN) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
-    }
 }
