@@ -196,8 +196,11 @@ impl Groups {
     }
 }
 
+/// Where a group has a field, if it has it.
+type Written = fn(&GroupSpec) -> Option<Span>;
+
 /// Fields that are different for some parameters, each with its name.
-const FIELDS: [(&str, fn(&GroupSpec) -> Option<Span>); 3] = [
+const FIELDS: [(&str, Written); 3] = [
     ("freeze", |group| group.freeze.as_ref().map(|freeze| freeze.span)),
     ("lr", |group| group.lr.as_ref().map(|lr| lr.span)),
     ("weight_decay", |group| group.weight_decay.as_ref().map(|decay| decay.span)),
@@ -208,7 +211,7 @@ impl Groups {
     fn in_vain(&self, index: usize, params: &[String]) -> Vec<Diagnostic> {
         let (selector, spec) = &self.0[index];
         let named: Vec<&String> = params.iter().filter(|path| selector.captures(path).is_some()).collect();
-        let warn = |(name, field): (&str, fn(&GroupSpec) -> Option<Span>)| {
+        let warn = |(name, field): (&str, Written)| {
             let span = field(spec).filter(|_| !named.is_empty())?;
             let later = |path: &str| {
                 self.0[index + 1..]

@@ -299,6 +299,11 @@ pub(crate) fn unknown_arg(spec: &ModuleSpec, name: &Name) -> Diagnostic {
         .label(name.span, "unknown argument")
         .context(spec.name.span, "the module")
         .suggest(name, args);
+    if spec.inputs.contains_key(name.as_str()) {
+        let help =
+            format!("`{name}` is an input, given when it is applied; inputs of an optimiser come from the schedule");
+        return error.help(help);
+    }
     match listed.is_empty() {
         true => error.help("it takes no arguments"),
         false => error.help(format!("its arguments are {}", listed.join(", "))),
