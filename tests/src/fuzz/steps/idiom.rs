@@ -227,7 +227,7 @@ pub(super) fn products(maker: &mut Maker, x: Held) {
         let id = maker.b().matmul(a, b).expect("the widths agree");
         maker.scaled(id, 1.0 / width as f64)
     };
-    match maker.draws.below(7) {
+    match maker.draws.below(9) {
         0 => {
             let weight = maker.fresh(&[width, out], true);
             let more = maker.draws.size(6);
@@ -247,13 +247,13 @@ pub(super) fn products(maker: &mut Maker, x: Held) {
             }
         }
         // By a matrix that is scaled, or is one number.
-        2 => {
+        2 | 7 => {
             let half = maker.scalar(0.4);
             let weight = if maker.draws.flip() {
                 let weight = maker.fresh(&[width, out], true);
                 let scale = maker.fresh(&[], true);
                 // Of any size as far as the graph says, or between two numbers.
-                let above = if maker.draws.flip() {
+                let above = if maker.draws.one_in(3) {
                     let above = maker.point(Abs, &[scale.id]);
                     maker.point(Add, &[above, half])
                 } else {
@@ -264,7 +264,7 @@ pub(super) fn products(maker: &mut Maker, x: Held) {
             } else {
                 maker.b().broadcast_to(half, &[width, out].into()).expect("a scalar")
             };
-            let id = if maker.draws.one_in(3) {
+            let id = if maker.draws.flip() {
                 let (weight, matrix) =
                     [weight, matrix].map(|id| maker.b().transpose(id, &[1, 0]).expect("a matrix")).into();
                 product(maker, weight, matrix)
@@ -300,7 +300,7 @@ pub(super) fn products(maker: &mut Maker, x: Held) {
                 maker.point(Tanh, &[image.id])
             };
             // Of one pixel, or patches beside each other.
-            let window = if kind == 5 { 1 } else { maker.draws.pick(&[1, 2, 3]) };
+            let window = if kind == 5 { 1 } else { maker.draws.pick(&[1, 1, 1, 2, 3]) };
             let weight = maker.fresh(&[out, shape[1], window, window], true);
             let conv = Conv { kind: ConvKind::Forward, stride: window, padding: 0, size: (0, 0) };
             let id = maker.op(Op::Conv2d(conv), &[image, weight.id]);
