@@ -153,6 +153,8 @@ fn a_run_is_resumed_with_its_own_spec_only() {
     );
     let said = fine(at, &["train", "copy/my.ron", "--resume", "--no-eval"]).1;
     assert!(said.contains("resuming steady at step 3 of 3") && !said.contains("changed"), "{said}");
+    fs::copy(at.join("copy/my.ron"), at.join("copy/renamed.ron")).unwrap();
+    fine(at, &["train", "copy/renamed.ron", "--resume", "--out", "runs/my", "--no-eval"]);
     fine(&at.join("a"), &["train", "my.ron", "--resume", "--out", "../runs/my", "--no-eval"]);
     // Of a plan there is no spec.
     fine(at, &train("runs/my", "planned", "3"));
@@ -168,6 +170,15 @@ fn a_run_is_resumed_with_its_own_spec_only() {
         &["train", "other", "--resume", "--out", "planned"],
         "error: the run in planned was started from another plan than that in other; `alip-run train --resume planned`",
     );
+    // A graph by its name is the file that the name found.
+    fs::create_dir(at.join("graphs")).unwrap();
+    fs::write(at.join("graphs/mine.ron"), format!("\u{feff}{}", text("small"))).unwrap();
+    fine(at, &train("mine", "named", "3"));
+    let said = fine(at, &["train", "--resume", "named", "--no-eval"]).1;
+    assert!(!said.contains("changed"), "{said}");
+    fs::write(at.join("graphs/mine.ron"), text("small") + "// changed\n").unwrap();
+    let why = "error: graphs/mine.ron was changed since the run in named was started; `alip-run train --resume named`";
+    refused(at, &["train", "mine", "--resume", "--out", "named"], why);
     // What is changed where it lies is told, from wherever the run is continued.
     for changed in ["a/small_data.ron", "a/my.ron"] {
         let path = at.join(changed);

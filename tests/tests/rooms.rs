@@ -57,15 +57,24 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
             if path.file_name().is_some_and(|name| name != "bin") {
                 sources(&path, found);
             }
-        } else if path.extension().is_some_and(|extension| extension == "rs") && !is_test(&path) {
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
             found.push(path);
         }
     }
 }
 
-/// Tests may know everything.
-fn is_test(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name == "tests.rs" || name == "testing.rs")
+/// Files and folders, without `.rs`, of the modules that a file declares for tests alone: these may know everything.
+fn tests_of(file: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let folder = match file.file_stem().is_some_and(|stem| stem == "mod" || stem == "lib") {
+        true => file.with_file_name(""),
+        false => file.with_extension(""),
+    };
+    let declared = text.split("#[cfg(test)]\n").skip(1).filter_map(|rest| {
+        let (_, module) = rest.lines().next()?.split_once("mod ")?;
+        module.strip_suffix(';')
+    });
+    declared.map(|module| folder.join(module)).collect()
 }
 
 /// The room of a file: the first folder below the source, or the file itself.
@@ -94,6 +103,8 @@ fn edges(house: &House) -> BTreeMap<String, BTreeSet<String>> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(house.source);
     let mut files = Vec::new();
     sources(&source, &mut files);
+    let tests: Vec<PathBuf> = files.iter().flat_map(|file| tests_of(file)).collect();
+    files.retain(|file| !tests.iter().any(|test| file.with_extension("").starts_with(test)));
     let mut edges: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for file in files {
         let room = room(&source, &file);

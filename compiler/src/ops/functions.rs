@@ -216,7 +216,7 @@ static FUNCTIONS: &[Function] = &[
     Function {
         name: "cast",
         params: &[X, required("dtype", Kind::Str)],
-        doc: "Conversion to 'f32', 'i32' or 'bool'; to integers it truncates toward zero and ends where i32 does, with 0 for NaN; to bool it is `x != 0`.",
+        doc: "Conversion to 'f32', 'bf16', 'f16', 'i32' or 'bool'; to integers it truncates toward zero and ends where i32 does, with 0 for NaN; to bool it is `x != 0`.",
         example: "cast(step, 'f32')",
         build: |b, a| b.cast(a.tensor(0)?, dtype(a.str(1)?)?),
     },

@@ -97,11 +97,13 @@ impl Primitive for Reduce<'_> {
             ReduceKind::Max | ReduceKind::Min => {
                 let y = self.spread(b, y, x)?;
                 let hit = if planted(Fault::MaxGradientEverywhere) { b.le(y, y)? } else { b.eq(x, y)? };
-                let hit = b.cast(hit, b.graph.ty(x).dtype)?;
-                let count = b.reduce(ReduceKind::Sum, hit, self.axes, false)?;
+                let ones = b.cast(hit, b.graph.ty(x).dtype)?;
+                let count = b.reduce(ReduceKind::Sum, ones, self.axes, false)?;
                 let count = self.spread(b, count, x)?;
-                let share = b.div(hit, count)?;
-                b.mul(g, share).map(Some)
+                let share = b.div(g, count)?;
+                // Not a product: an infinite gradient does not reach the others.
+                let zero = b.scalar(0.0)?;
+                b.select(hit, share, zero).map(Some)
             }
             // The product of the others. Dividing by x would be wrong at zeros: a row with one zero has a gradient there
             // and nowhere else, a row with two has none.
@@ -118,8 +120,8 @@ impl Primitive for Reduce<'_> {
                 let others = b.sub(count, zeros)?;
                 let alone = b.eq(others, zero)?;
                 let quotient = b.div(product, filled)?;
-                let factor = b.select(alone, quotient, zero)?;
-                b.mul(g, factor).map(Some)
+                let share = b.mul(g, quotient)?;
+                b.select(alone, share, zero).map(Some)
             }
         }
     }

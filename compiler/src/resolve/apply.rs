@@ -307,7 +307,7 @@ impl Evaluator<'_> {
             };
             let ty = TensorType::new(dtype, self.shape(frame, &param.shape)?);
             let clamp = match &param.clamp {
-                Some(bounds) => Some(self.clamp(frame, bounds)?),
+                Some(bounds) => Some(self.clamp(frame, bounds, dtype)?),
                 None => None,
             };
             let init = self.init_of(frame, &param.init, dtype)?;
@@ -331,8 +331,12 @@ impl Evaluator<'_> {
     }
 
     /// The bounds of a parameter.
-    fn clamp(&mut self, frame: &Frame, (low, high): &(Expr, Expr)) -> Result<(f64, f64)> {
+    fn clamp(&mut self, frame: &Frame, (low, high): &(Expr, Expr), dtype: DType) -> Result<(f64, f64)> {
         let bounds = (self.number(frame, low)?, self.number(frame, high)?);
+        for (bound, written) in [(bounds.0, low), (bounds.1, high)].into_iter().filter(|_| dtype.is_narrow()) {
+            let place = Origin { span: Some(written.span), ..Origin::default() };
+            fits(bound, dtype).map_err(|error| error.diagnose(&place))?;
+        }
         if bounds.0 > bounds.1 {
             return Err(Diagnostic::error(format!("no number is at least {} and at most {}", bounds.0, bounds.1))
                 .label(low.span, "the lower bound comes first")

@@ -54,6 +54,10 @@ impl Selector {
             if !text.is_empty() {
                 pieces.push(Piece::Text(std::mem::take(&mut text)));
             }
+            // Two gaps side by side are one.
+            if piece == Piece::Any && pieces.last() == Some(&Piece::Any) {
+                continue;
+            }
             pieces.push(piece);
         }
         if !text.is_empty() {

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use super::check::{children, each_name};
 use super::instance::Instance;
 use super::library::Library;
+use super::state::States;
 use super::value::Value;
 use crate::diag::{Diagnostic, Span};
 use crate::spec::{Equation, Expr, ExprKind, GraphSpec, ModuleSpec, Name};
@@ -19,8 +20,9 @@ pub(super) struct Uses<'a> {
     /// None where something is wrong with the parts.
     pub(super) instance: Option<&'a Instance>,
     pub(super) library: &'a Library,
-    /// Whether parameters and states are there without what applies their part, as in programs beside `train`.
-    pub(super) state_is_there: bool,
+    /// Parameters and states that are there without what applies their part: in programs beside `train`, what training has
+    /// made.
+    pub(super) made: Option<&'a States>,
 }
 
 /// What an expression does with a part of the graph, or with something inside of it.
@@ -30,8 +32,8 @@ enum Use {
     Applies,
     /// Reads a value, for which the part must have been applied.
     Reads,
-    /// Reads a parameter or state.
-    ReadsState,
+    /// Reads a parameter or state that is there, whatever applies its part.
+    ReadsMade,
 }
 
 impl<'a> Uses<'a> {
@@ -53,7 +55,9 @@ impl<'a> Uses<'a> {
             Some((Value::Instance(part), None)) => {
                 let spec = &self.library.module(part.module).spec;
                 let state = spec.params.contains_key(name.as_str()) || spec.state.contains_key(name.as_str());
-                if state { Use::ReadsState } else { Use::Reads }
+                let path = part.place.path(name).filter(|_| state);
+                let made = self.made.zip(path).is_some_and(|(made, path)| made.entries.contains_key(&path));
+                if made { Use::ReadsMade } else { Use::Reads }
             }
             _ => Use::Reads,
         }
@@ -76,7 +80,7 @@ impl<'a> Uses<'a> {
             }
         });
         self.each(expr, &mut |part, how| {
-            if how == Use::Reads || how == Use::ReadsState && !self.state_is_there {
+            if how == Use::Reads {
                 wanted.entry(part).or_insert(reason);
             }
         });
@@ -166,7 +170,7 @@ pub(super) fn prune(
     library: &Library,
     with_state: &HashSet<&str>,
 ) -> Vec<Kept> {
-    let uses = Uses { spec, instance, library, state_is_there: false };
+    let uses = Uses { spec, instance, library, made: None };
     let keep = uses.kept(with_state);
     let for_state = keep.iter().filter(|(_, wanted)| !**wanted).map(|(index, _)| &spec.body[*index]);
     let kept = for_state
@@ -206,7 +210,7 @@ pub(super) fn unread(
     library: &Library,
     with_state: &HashSet<&str>,
 ) -> Vec<Diagnostic> {
-    let mut warnings = unread_in_graph(&Uses { spec, instance, library, state_is_there: false }, with_state);
+    let mut warnings = unread_in_graph(&Uses { spec, instance, library, made: None }, with_state);
     // Values of a part can be read wherever the part can be named.
     let modules = || library.modules().filter(|module| module.span != spec.span);
     let bodies = modules().map(|module| &module.body).chain([&spec.body]).flatten();
@@ -274,14 +278,29 @@ fn unread_in_module(module: &ModuleSpec, members: &HashSet<&str>) -> Vec<Diagnos
     for (index, equation) in module.body.iter().enumerate() {
         each_name(&equation.value, &mut |name, _| {
             names.insert(name);
-            if module.parts.contains_key(name) {
-                with_parts.insert(index);
-            }
         });
+        if applies_part(module, &equation.value) {
+            with_parts.insert(index);
+        }
     }
     let for_nobody = |(index, equation): &(usize, &Equation)| !with_parts.contains(index) && !is_read(equation, &names);
     let unread = module.body.iter().enumerate().filter(for_nobody);
     unread.map(|(_, equation)| unread_equation(equation, "neither an output nor another equation")).collect()
+}
+
+/// Whether an expression applies a part of its module or names one for something else to apply; `f.weight` only reads.
+fn applies_part(module: &ModuleSpec, expr: &Expr) -> bool {
+    let of_part = |expr: &Expr| root(expr).is_some_and(|root| module.parts.contains_key(root));
+    match &expr.kind {
+        ExprKind::Name(name) => module.parts.contains_key(name.as_str()),
+        ExprKind::Call(callee, args) => {
+            let chains = matches!(&callee.kind, ExprKind::Name(name) if name == "chain");
+            let given = |arg: &Expr| chains && of_part(arg) || applies_part(module, arg);
+            of_part(callee) || args.iter().any(|arg| given(&arg.value))
+        }
+        ExprKind::Member(..) if of_part(expr) => false,
+        _ => children(expr).into_iter().any(|child| applies_part(module, child)),
+    }
 }
 
 /// Whether one of the values that an equation names is read, is the next one of a state, or is meant to be read by nobody.

@@ -145,7 +145,10 @@ impl Top<'_> {
         for expr in self.spec.metrics.values().filter(|expr| self.is_deferred(evaluator.library, expr)) {
             expr.walk(&mut |expr| {
                 let ExprKind::Member(of, name) = &expr.kind else { return };
-                let Some(part) = self.part(of) else { return };
+                // What a computed position names is known here, where sizes are.
+                let Some(Value::Instance(part)) = self.part(of).and_then(|_| evaluator.eval(frame, of).ok()) else {
+                    return;
+                };
                 let applied = evaluator.applied.get(&part.id).filter(|applied| applied.count == 1);
                 if let Some(Value::Tensor(id)) = applied.and_then(|applied| applied.values.get(name.as_str())) {
                     found.push((expr.to_string(), *id));
@@ -184,7 +187,7 @@ impl Top<'_> {
         program: &ProgramSpec,
     ) -> Result<Graph, Diagnostics> {
         let body = self.chosen(library, Mode::Eval);
-        let needed = self.needed(library, program, &body)?;
+        let needed = self.needed((library, states), program, &body)?;
         let mut evaluator = Evaluator::new(library, states, Graph::new(name), Mode::Eval);
         let built = (|| {
             let mut frame = self.frame(Some(Mode::Eval));
@@ -228,7 +231,7 @@ impl Top<'_> {
     /// The equations that a program's outputs need, in order.
     fn needed(
         &self,
-        library: &Library,
+        (library, states): (&Library, &States),
         program: &ProgramSpec,
         body: &[Equation],
     ) -> Result<Vec<Equation>, Diagnostics> {
@@ -246,7 +249,7 @@ impl Top<'_> {
         let mut picked: Vec<Equation> = Vec::new();
         let wanted = program.outputs.iter().map(|name| (name.as_str(), name)).collect();
         // What training has made is there, whether its part is applied here or not.
-        let uses = Uses { spec: self.spec, instance: Some(self.instance), library, state_is_there: true };
+        let uses = Uses { spec: self.spec, instance: Some(self.instance), library, made: Some(states) };
         for (index, output) in uses.reachable(body, wanted, |_| None) {
             let equation = &body[index];
             each_name(&equation.value, &mut |name, span| {

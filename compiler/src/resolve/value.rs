@@ -78,7 +78,7 @@ impl Template {
     }
 
     /// With an argument, in place of the one before.
-    pub(super) fn give(&mut self, name: &str, value: Value, place: Span) {
+    pub(crate) fn give(&mut self, name: &str, value: Value, place: Span) {
         self.args.insert(name.to_owned(), value);
         self.places.insert(name.to_owned(), place);
     }

@@ -425,7 +425,7 @@ impl Update<'_> {
                     .label(expr.span, "so a group cannot set it")
                     .context(optimizer.span, "the optimiser"));
             }
-            template.args.insert("weight_decay".into(), value);
+            template.give("weight_decay", value, expr.span);
         }
         Ok(template)
     }

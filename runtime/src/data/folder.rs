@@ -147,7 +147,7 @@ impl FolderSource {
 
     /// An error of a line that could be read when the list was opened.
     fn lost(&self, error: SampleError) -> DataError {
-        DataError::file(&self.root.join(LIST), error, "leave it as it is until the run has ended")
+        DataError::file(&self.root.join(LIST), error, "put back what it was")
     }
 }
 
@@ -166,7 +166,7 @@ impl SampleSource for FolderSource {
     }
 
     fn name(&self, index: u64) -> String {
-        self.with_line(index, |line| line.image.to_string()).unwrap_or_else(|error| error.to_string())
+        self.with_line(index, |line| line.image.to_string()).unwrap_or_else(|_| format!("sample {index} of {LIST}"))
     }
 
     fn labels(&self, index: u64) -> BTreeMap<String, i64> {

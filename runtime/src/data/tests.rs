@@ -409,11 +409,12 @@ fn a_list_that_changes_while_it_is_in_use() {
     fs::write(&path, text.replace("raw 1", "row 1")).unwrap();
     assert_eq!(source.read(0).unwrap().fields["raw"], Field::Text("raw 0".into()));
     let error = source.read(1).unwrap_err().to_string();
-    assert_eq!(error, "captions.jsonl was changed after it was opened");
+    assert_eq!(error, "captions.jsonl was changed after it was opened; leave it as it is while it is in use");
     let error = source.list_hash().unwrap_err();
     assert_eq!(
         folder.message(&error),
-        "DIR/captions.jsonl: captions.jsonl was changed after it was opened; leave it as it is until the run has ended"
+        "DIR/captions.jsonl: captions.jsonl was changed after it was opened; leave it as it is while it is in use; put back \
+         what it was"
     );
 }
 

@@ -161,7 +161,12 @@ fn plain(path: &Path) -> std::io::Result<PathBuf> {
 fn without_links(path: &Path) -> PathBuf {
     let found = path.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
     let Some((above, real)) = found else { return path.to_path_buf() };
-    path.strip_prefix(above).map_or_else(|_| path.to_path_buf(), |rest| real.join(rest))
+    match path.strip_prefix(above) {
+        // Joined with nothing, a path ends in a slash.
+        Ok(rest) if rest.as_os_str().is_empty() => real,
+        Ok(rest) => real.join(rest),
+        Err(_) => path.to_path_buf(),
+    }
 }
 
 /// `path` as seen from the folder `from`; both plain, and `from` without links, since `..` leads above their targets.

@@ -47,22 +47,36 @@ impl SpecSources {
     /// The first of its files that reads otherwise on disk now.
     pub fn changed(&self) -> Option<&str> {
         let changed = |(name, text): &(&String, &String)| {
-            std::fs::read_to_string(self.folder.join(name.as_str())).is_ok_and(|now| now != **text)
+            let now = std::fs::read_to_string(self.folder.join(name.as_str()));
+            // A byte order mark is no part of the text.
+            now.is_ok_and(|now| now.strip_prefix('\u{feff}').unwrap_or(&now) != **text)
         };
         self.files.iter().find(changed).map(|(name, _)| name.as_str()).filter(|_| self.folder.is_absolute())
     }
 
-    /// Where the graph lay, or its name.
+    /// The file of the graph, by the name it was found under, and its text.
+    fn graph(&self) -> Option<(&String, &String)> {
+        let name = self.spec.strip_prefix("graphs/").unwrap_or(&self.spec);
+        let names = [self.spec.clone(), format!("{}.ron", self.spec), format!("graphs/{name}.ron")];
+        names.iter().find_map(|name| self.files.get_key_value(name))
+    }
+
+    /// Where the graph lies, or its name.
     pub fn place(&self) -> PathBuf {
-        let path = self.folder.join(&self.spec);
-        if self.files.contains_key(&self.spec) { path } else { PathBuf::from(&self.spec) }
+        let name = self.graph().map_or(&self.spec, |(name, _)| name);
+        Some(self.folder.join(name)).filter(|path| path.is_file()).unwrap_or_else(|| name.into())
     }
 
     /// Whether this is the graph, wherever it lies.
     pub fn is_graph(&self, file: &SpecFile) -> bool {
-        let name = self.spec.strip_prefix("graphs/").unwrap_or(&self.spec);
-        let names = [self.spec.clone(), format!("{}.ron", self.spec), format!("graphs/{name}.ron")];
-        names.iter().find_map(|name| self.files.get(name)) == Some(&file.text)
+        self.graph().is_some_and(|(_, text)| *text == file.text)
+    }
+
+    /// Whether this is the graph's file, whatever stands in it now.
+    pub fn is_graphs_file(&self, file: &SpecFile) -> bool {
+        let there = self.place().canonicalize();
+        let same = || there.is_ok_and(|then| Path::new(&file.name).canonicalize().is_ok_and(|now| now == then));
+        self.graph().is_some_and(|(name, _)| *name == file.name) && !file.is_on_disk() || same()
     }
 
     /// The first of the files on disk that the plan was not compiled from, as they read now. A file is told by its name without

@@ -274,19 +274,21 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
 /// A spec that is given with --resume is the one that the run was started with: what was changed in it since would not count.
 fn same_spec(args: &Args, run: &RunDir) -> Outcome<()> {
     let (path, sources) = (run.root().display(), run.sources()?);
-    let Some(given) = &args.spec else {
-        if let Some(file) = sources.as_ref().and_then(SpecSources::changed) {
-            note!("{file} was changed since this run was started; it goes on as it was started");
-        }
-        return Ok(());
+    let why = match (&args.spec, &sources) {
+        (None, _) => None,
+        (Some(given), _) if Path::new(given).is_dir() => other_plan(given, run)?,
+        (Some(given), Some(sources)) => other_spec(given, run, sources),
+        (Some(given), None) => Some(format!("the run in {path} was started from a compiled plan, not from {given}")),
     };
-    let why = match &sources {
-        _ if Path::new(given).is_dir() => other_plan(given, run)?,
-        Some(sources) => other_spec(given, run, sources),
-        None => Some(format!("the run in {path} was started from a compiled plan, not from {given}")),
-    };
-    let advice = format!("`alip-run train --resume {path}` continues it as it was started; begin another with --out");
-    why.map_or(Ok(()), |why| Err(Failure::message(format!("{why}; {advice}"))))
+    if let Some(why) = why {
+        let advice =
+            format!("`alip-run train --resume {path}` continues it as it was started; begin another with --out");
+        return Err(Failure::message(format!("{why}; {advice}")));
+    }
+    if let Some(file) = sources.as_ref().and_then(SpecSources::changed) {
+        note!("{file} was changed since this run was started; it goes on as it was started");
+    }
+    Ok(())
 }
 
 /// Why the plan in a directory is not that of the run.
@@ -304,14 +306,14 @@ fn other_spec(given: &str, run: &RunDir, sources: &SpecSources) -> Option<String
         return Some(format!("{given} cannot be read, so nobody knows whether the run in {path} is one of it"));
     };
     if sources.is_graph(own) {
-        return sources.unknown(&files).map(changed);
+        return sources.unknown(&files[1..]).map(changed);
     }
-    let place = sources.place();
-    let is_same_file =
-        place.canonicalize().is_ok_and(|then| Path::new(&own.name).canonicalize().is_ok_and(|now| now == then));
-    Some(match is_same_file {
+    Some(match sources.is_graphs_file(own) {
         true => changed(&own.name),
-        false => format!("the run in {path} was made from another spec: {}, not {}", place.display(), own.name),
+        false => {
+            let place = sources.place();
+            format!("the run in {path} was made from another spec: {}, not {}", place.display(), own.name)
+        }
     })
 }
 

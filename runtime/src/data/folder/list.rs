@@ -96,7 +96,9 @@ impl List {
     pub(super) fn line(&self, index: usize) -> Result<String, SampleError> {
         let row = self.rows.get(index).ok_or_else(|| SampleError(format!("there is no sample {index}")))?;
         let mut bytes = vec![0; row.length as usize];
-        let changed = || SampleError(format!("{} was changed after it was opened", self.name));
+        let changed = || {
+            SampleError(format!("{} was changed after it was opened; leave it as it is while it is in use", self.name))
+        };
         read_at(&self.file, &mut bytes, row.offset).map_err(|error| match error.kind() {
             std::io::ErrorKind::UnexpectedEof => changed(),
             _ => SampleError(format!("{} cannot be read: {error}", self.name)),
