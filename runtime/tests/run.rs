@@ -171,7 +171,10 @@ fn a_run_is_resumed_with_its_own_spec_only() {
         "error: the run in planned was started from another plan than that in other; `alip-run train --resume planned`",
     );
     // A graph by its name is the file that the name found.
-    fs::create_dir(at.join("graphs")).unwrap();
+    for place in ["graphs", "pipelines"] {
+        fs::create_dir(at.join(place)).unwrap();
+    }
+    fs::copy(at.join("small_data.ron"), at.join("pipelines/small_data.ron")).unwrap();
     fs::write(at.join("graphs/mine.ron"), format!("\u{feff}{}", text("small"))).unwrap();
     fine(at, &train("mine", "named", "3"));
     let said = fine(at, &["train", "--resume", "named", "--no-eval"]).1;

@@ -123,7 +123,7 @@ fn picture(house: &House, edges: &BTreeMap<String, BTreeSet<String>>) -> String 
     let mut text = format!("{}\n", house.name);
     for (at, room) in house.rooms.iter().enumerate() {
         let imported = |other: &&str| edges.get(*room).is_some_and(|rooms| rooms.contains(*other));
-        let dots: String = house.rooms[..at].iter().map(|other| if imported(&other) { " *" } else { " ." }).collect();
+        let dots: String = house.rooms[..at].iter().map(|other| if imported(other) { " *" } else { " ." }).collect();
         text += format!("{room:>width$}{dots}").trim_end();
         text.push('\n');
     }

@@ -379,7 +379,7 @@ fn long_lists() {
     let folder = Folder::with_images("long", 1, &[]);
     let line = |index: usize| {
         let caption = format!("{index} {}", "word ".repeat(index % 50));
-        let split = if index % 3 == 0 { "test" } else { "train" };
+        let split = if index.is_multiple_of(3) { "test" } else { "train" };
         format!(r#"{{"image": "images/0.png", "captions": ["{caption}", "b"], "split": "{split}"}}"#)
     };
     let ends = ["\n", "\r\n", "\n\n", "\n \r\n"];
@@ -387,7 +387,7 @@ fn long_lists() {
     assert!(text.len() > 9 << 20, "{}", text.len());
     folder.list(text.trim_end());
     let source = open_source(&folder.source(0.0), Mode::Train).expect("opens");
-    let trained: Vec<usize> = (0..50_000).filter(|index| index % 3 != 0).collect();
+    let trained: Vec<usize> = (0..50_000).filter(|index: &usize| !index.is_multiple_of(3)).collect();
     assert_eq!(source.len(), trained.len() as u64);
     for (at, index) in trained.into_iter().enumerate() {
         let caption = format!("{index} {}", "word ".repeat(index % 50));
