@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use alip_compiler::diag::Diagnostics;
+use alip_compiler::diag::{Diagnostics, SourceMap};
 use alip_compiler::ir::{DType, Graph, Model, Origin, StateDecl, TensorType, Value};
 use alip_compiler::schedule::ScheduleOptions;
-use alip_compiler::{CompileOptions, compile_model};
-use alip_plan::{Plan, StateKind, Target, TargetKind};
+use alip_compiler::{CompileOptions, SpecOptions, compile_model, compile_spec};
+use alip_plan::{Plan, STATE_TOTAL_STEPS, StateKind, Target, TargetKind};
 use alip_runtime::device::{Device, DeviceOptions, choose};
 use alip_runtime::exec::Session;
 use alip_runtime::tensor::{HostTensor, f32_to_bf16, f32_to_f16};
@@ -30,6 +30,19 @@ pub fn try_plan(model: &Model, target: Target, fuse: bool) -> Result<Plan, Diagn
 /// The plan of a model. Panics with the errors of the compiler.
 pub fn plan(model: &Model, target: Target, fuse: bool) -> Plan {
     try_plan(model, target, fuse).unwrap_or_else(|errors| panic!("{}: {errors}", model.name))
+}
+
+/// A spec on a device, initialised, at the beginning of a run of 20 steps. Panics with the errors of the compiler.
+pub fn begun(spec: &str, options: &SpecOptions, device: &str, seed: i32) -> Session {
+    let mut sources = SourceMap::new();
+    let compiled = compile_spec(&mut sources, spec, options);
+    let compiled = compiled.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
+    let plan = compiled.plan.expect("no pass was asked to be the last");
+    let device = choose(device, &DeviceOptions::default()).expect("it was there before").device;
+    let mut session = Session::new(Arc::new(plan), device).expect("the plan loads");
+    session.init(seed).expect("init runs");
+    session.write_state(STATE_TOTAL_STEPS, &HostTensor::scalar_i32(20)).expect("it is there");
+    session
 }
 
 /// A value as a device receives it.

@@ -2,24 +2,21 @@
 //! of kernel, in parameters and moments.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use alip_compiler::autodiff::gradients;
-use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{Builder, DType, Graph, NodeId, OriginId, TensorType, Value, interpret};
 use alip_compiler::ops::attention::{Attention, AttentionResult, Rows};
 use alip_compiler::ops::{Op, OpError, ReduceKind};
 use alip_compiler::resolve::Options;
 use alip_compiler::transform::narrow::unrounded;
 use alip_compiler::trust::{in_f32, judged};
-use alip_compiler::{CompileOptions, SpecOptions, compile_spec, transform};
+use alip_compiler::{CompileOptions, SpecOptions, transform};
 use alip_plan::bounds::F32;
 use alip_plan::philox::{philox4x32, uniform};
-use alip_plan::{PROGRAM_TRAIN, Real, STATE_TOTAL_STEPS, Target};
-use alip_runtime::device::{DeviceOptions, choose};
-use alip_runtime::exec::{Session, Tensors};
+use alip_plan::{PROGRAM_TRAIN, Real, Target};
+use alip_runtime::exec::Tensors;
 use alip_runtime::tensor::HostTensor;
-use alip_tests::compiled::{Values, devices, model, plan, run};
+use alip_tests::compiled::{Values, begun, devices, model, plan, run};
 
 const INF: f64 = f64::INFINITY;
 
@@ -258,13 +255,7 @@ fn trained(
         compile: CompileOptions { target, transform, ..CompileOptions::default() },
         ..SpecOptions::default()
     };
-    let mut sources = SourceMap::new();
-    let compiled = compile_spec(&mut sources, "spec", &options);
-    let plan = compiled.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false))).plan.expect("a plan");
-    let device = choose(device, &DeviceOptions::default()).expect("it was there before").device;
-    let mut session = Session::new(Arc::new(plan), device).expect("the plan loads");
-    session.init(0).expect("init runs");
-    session.write_state(STATE_TOTAL_STEPS, &HostTensor::scalar_i32(20)).expect("it is there");
+    let mut session = begun("spec", &options, device, 0);
     let mut results = session.run(PROGRAM_TRAIN, batch).expect("a step runs");
     let paths: Vec<String> = session.plan().state.iter().map(|state| state.path.clone()).collect();
     for path in paths {

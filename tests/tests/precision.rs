@@ -1,19 +1,16 @@
 //! Training in 16 bits on the cpu device: near the golden runs, and what a loss scale does when gradients overflow.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{Builder, Graph, OriginId, TensorType, Value};
 use alip_compiler::ops::{Op, ScalarOp};
 use alip_compiler::resolve::Options;
-use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
+use alip_compiler::{CompileOptions, SpecOptions};
 use alip_plan::bounds::{BF16, F16, FloatFormat, assert_within_each, golden};
-use alip_plan::{DType, PROGRAM_TRAIN, STATE_LOSS_SCALE, STATE_STEP, STATE_TOTAL_STEPS, Target};
-use alip_runtime::device::{DeviceOptions, choose};
+use alip_plan::{DType, PROGRAM_TRAIN, STATE_LOSS_SCALE, STATE_STEP, Target};
 use alip_runtime::exec::{Session, Tensors};
 use alip_runtime::tensor::{HostTensor, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
-use alip_tests::compiled::{Values, devices, model, plan, run};
+use alip_tests::compiled::{Values, begun, devices, model, plan, run};
 use alip_tests::goldens;
 
 /// `alip_tiny` with this `train` section, at the golden weights.
@@ -27,19 +24,12 @@ fn session(train: &str) -> Session {
         compile: CompileOptions { target: Target::cpu_mixed(), ..CompileOptions::default() },
         ..SpecOptions::default()
     };
-    let mut sources = SourceMap::new();
-    let compiled = compile_spec(&mut sources, "variant", &options);
-    let compiled = compiled.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
-    let plan = compiled.plan.expect("no pass was asked to be the last");
-    let device = choose("cpu", &DeviceOptions::default()).expect("always there").device;
-    let mut session = Session::new(Arc::new(plan), device).expect("the plan loads");
-    session.init(0).expect("init runs");
+    let mut session = begun("variant", &options, "cpu", 0);
     for (path, tensor) in goldens::load("alip_tiny/weights_initial.safetensors").iter() {
         let shape: Vec<u64> = tensor.shape.iter().map(|size| *size as u64).collect();
         let values = tensor.values.iter().map(|value| *value as f32).collect();
         session.write_state(path, &HostTensor::f32(&shape, values).expect("a golden tensor")).expect("it fits");
     }
-    session.write_state(STATE_TOTAL_STEPS, &HostTensor::scalar_i32(20)).expect("it is there");
     session
 }
 
@@ -187,13 +177,7 @@ fn a_table_that_is_read_in_sixteen_bits_is_trained() {
         spec: Options { files: [("table.ron".to_owned(), spec.to_owned())].into(), ..Options::default() },
         ..SpecOptions::default()
     };
-    let mut sources = SourceMap::new();
-    let compiled = compile_spec(&mut sources, "table", &options);
-    let plan = compiled.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false))).plan.expect("a plan");
-    let device = choose("cpu", &DeviceOptions::default()).expect("always there").device;
-    let mut session = Session::new(Arc::new(plan), device).expect("the plan loads");
-    session.init(0).expect("init runs");
-    session.write_state(STATE_TOTAL_STEPS, &HostTensor::scalar_i32(20)).expect("it is there");
+    let mut session = begun("table", &options, "cpu", 0);
     session.write_state("table", &HostTensor::f32(&[8, 3], vec![1.0; 24]).expect("24")).expect("it fits");
     let ids = HostTensor::i32(&[4], vec![5, 2, 5, 7]).expect("four");
     session.run(PROGRAM_TRAIN, &Tensors::from([("ids".into(), ids)])).expect("a step runs");

@@ -5,13 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use alip_compiler::diag::SourceMap;
 use alip_compiler::resolve::Options;
 use alip_compiler::training::Keep;
-use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
-use alip_plan::{DType, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, Target};
+use alip_compiler::{CompileOptions, SpecOptions};
+use alip_plan::{DType, PROGRAM_TRAIN, Plan, Target};
 use alip_runtime::data::Vocabularies;
-use alip_runtime::device::{DeviceOptions, choose};
 use alip_runtime::exec::{Session, Tensors};
 use alip_runtime::run::checkpoint::{FORMAT, Header, restore};
 use alip_runtime::run::file::FileError;
@@ -19,7 +17,7 @@ use alip_runtime::run::tensors::{Entry, TensorFile, write};
 use alip_runtime::run::{DeviceIdentity, NewRun, RunInfo, Writer};
 use alip_runtime::tensor::{HostTensor, f32_to_bf16, f32_to_f16};
 use alip_runtime::train::replay::{Dump, Replay, replay};
-use alip_tests::compiled::devices;
+use alip_tests::compiled::{begun, devices};
 use safetensors::Dtype;
 
 /// Parameters, a moment and an input of 16 bits, and an average in f32.
@@ -46,14 +44,7 @@ fn session(device: &str, target: Target) -> Session {
         keep: Keep { grads: true, values: true },
         ..SpecOptions::default()
     };
-    let mut sources = SourceMap::new();
-    let compiled = compile_spec(&mut sources, "spec", &options);
-    let plan = compiled.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false))).plan.expect("a plan");
-    let device = choose(device, &DeviceOptions::default()).expect("it was there before").device;
-    let mut session = Session::new(Arc::new(plan), device).expect("the plan loads");
-    session.init(3).expect("init runs");
-    session.write_state(STATE_TOTAL_STEPS, &HostTensor::scalar_i32(20)).expect("it is there");
-    session
+    begun("spec", &options, device, 3)
 }
 
 fn step(session: &mut Session) {

@@ -11,7 +11,7 @@ use super::library::{Module, ModuleId, Scope};
 use super::noise::{STEP_VALUES, no_step_value};
 use crate::diag::{Diagnostic, Span, did_you_mean};
 use crate::ops::functions::functions;
-use crate::spec::{ArgSpec, Equation, Expr, ExprKind, Index, ModuleSpec, Name};
+use crate::spec::{ArgSpec, Equation, Expr, ExprKind, ModuleSpec, Name};
 
 /// Constants that every expression may name.
 pub(crate) const CONSTANTS: [(&str, f64); 1] = [("pi", std::f64::consts::PI)];
@@ -234,7 +234,7 @@ impl Check<'_> {
                 }
                 args.iter().for_each(|arg| self.expr(&arg.value));
             }
-            _ => children(expr).into_iter().for_each(|child| self.expr(child)),
+            _ => expr.children().into_iter().for_each(|child| self.expr(child)),
         }
         if let ExprKind::Rest(Some(name)) = &expr.kind {
             self.name(name, name.span);
@@ -333,30 +333,6 @@ fn elsewhere<'a>(error: Diagnostic, name: &str, known: impl IntoIterator<Item = 
     }
 }
 
-/// The expressions directly inside an expression.
-pub(crate) fn children(expr: &Expr) -> Vec<&Expr> {
-    match &expr.kind {
-        ExprKind::Member(inner, _) | ExprKind::Unary(_, inner) => vec![inner],
-        ExprKind::Call(callee, args) => std::iter::once(&**callee).chain(args.iter().map(|arg| &arg.value)).collect(),
-        ExprKind::Binary(_, a, b) => vec![a, b],
-        ExprKind::Index(inner, indices) => {
-            let mut found: Vec<&Expr> = vec![inner];
-            for index in indices {
-                match index {
-                    Index::At(at) => found.push(at),
-                    Index::Range { start, stop, step, .. } => found.extend([start, stop, step].into_iter().flatten()),
-                    Index::Rest(_) => {}
-                }
-            }
-            found
-        }
-        ExprKind::Tuple(items) | ExprKind::List(items) => items.iter().collect(),
-        ExprKind::Repeat { item, count } => vec![item, count],
-        ExprKind::If { then, condition, otherwise } => vec![then, condition, otherwise],
-        _ => vec![],
-    }
-}
-
 /// Calls `visit` on every name in an expression, of values and of what is called.
 pub(crate) fn each_name<'e>(expr: &'e Expr, visit: &mut impl FnMut(&'e str, Span)) {
     match &expr.kind {
@@ -364,7 +340,7 @@ pub(crate) fn each_name<'e>(expr: &'e Expr, visit: &mut impl FnMut(&'e str, Span
         ExprKind::Rest(Some(name)) => visit(name, name.span),
         _ => {}
     }
-    for child in children(expr) {
+    for child in expr.children() {
         each_name(child, visit);
     }
 }

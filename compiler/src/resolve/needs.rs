@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::check::{children, each_name};
+use super::check::each_name;
 use super::instance::Instance;
 use super::library::Library;
 use super::state::States;
@@ -45,7 +45,7 @@ impl<'a> Uses<'a> {
                 Some(root) => visit(root, self.member(expr, inner, name)),
                 None => self.each(inner, visit),
             },
-            _ => children(expr).into_iter().for_each(|child| self.each(child, visit)),
+            _ => expr.children().into_iter().for_each(|child| self.each(child, visit)),
         }
     }
 
@@ -299,7 +299,7 @@ fn applies_part(module: &ModuleSpec, expr: &Expr) -> bool {
             of_part(callee) || args.iter().any(|arg| given(&arg.value))
         }
         ExprKind::Member(..) if of_part(expr) => false,
-        _ => children(expr).into_iter().any(|child| applies_part(module, child)),
+        _ => expr.children().into_iter().any(|child| applies_part(module, child)),
     }
 }
 

@@ -300,7 +300,11 @@ impl Expr {
     /// Calls `visit` on this expression and all that stand in it, from the outside in and from left to right.
     pub fn walk<'a>(&'a self, visit: &mut impl FnMut(&'a Expr)) {
         visit(self);
-        let mut children: Vec<&'a Expr> = Vec::new();
+        self.children().into_iter().for_each(|child| child.walk(visit));
+    }
+
+    /// The expressions directly inside, from left to right.
+    pub fn children(&self) -> Vec<&Expr> {
         match &self.kind {
             ExprKind::Int(_)
             | ExprKind::Float(_)
@@ -308,31 +312,28 @@ impl Expr {
             | ExprKind::Bool(_)
             | ExprKind::None
             | ExprKind::Name(_)
-            | ExprKind::Rest(_) => {}
-            ExprKind::Member(of, _) | ExprKind::Unary(_, of) => children.push(of),
+            | ExprKind::Rest(_) => vec![],
+            ExprKind::Member(of, _) | ExprKind::Unary(_, of) => vec![of],
             ExprKind::Call(callee, args) => {
-                children.push(callee);
-                children.extend(args.iter().map(|arg| &arg.value));
+                std::iter::once(&**callee).chain(args.iter().map(|arg| &arg.value)).collect()
             }
-            ExprKind::Binary(_, left, right) => children.extend([left.as_ref(), right]),
+            ExprKind::Binary(_, left, right) => vec![left, right],
             ExprKind::Index(of, indices) => {
-                children.push(of);
+                let mut found: Vec<&Expr> = vec![of];
                 for index in indices {
                     match index {
-                        Index::At(at) => children.push(at),
+                        Index::At(at) => found.push(at),
                         Index::Range { start, stop, step, .. } => {
-                            children.extend([start, stop, step].into_iter().flatten())
+                            found.extend([start, stop, step].into_iter().flatten());
                         }
                         Index::Rest(_) => {}
                     }
                 }
+                found
             }
-            ExprKind::Tuple(items) | ExprKind::List(items) => children.extend(items),
-            ExprKind::Repeat { item, count } => children.extend([item.as_ref(), count]),
-            ExprKind::If { then, condition, otherwise } => children.extend([then.as_ref(), condition, otherwise]),
-        }
-        for child in children {
-            child.walk(visit);
+            ExprKind::Tuple(items) | ExprKind::List(items) => items.iter().collect(),
+            ExprKind::Repeat { item, count } => vec![item, count],
+            ExprKind::If { then, condition, otherwise } => vec![then, condition, otherwise],
         }
     }
 

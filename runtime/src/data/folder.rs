@@ -23,8 +23,6 @@ const LIST: &str = "captions.jsonl";
 
 /// A line of it.
 const FORM: &str = r#"{"image": "images/a.jpg", "captions": ["first", "second"], "split": "train"}"#;
-const ADVICE: &str =
-    r#"write one line per image: {"image": "images/a.jpg", "captions": ["first", "second"], "split": "train"}"#;
 
 /// Largest image file that is read; the largest photographs in use are a third of it.
 const MAX_FILE: u64 = 64 << 20;
@@ -193,7 +191,7 @@ impl SampleSource for FolderSource {
 
     /// Words by falling frequency, equally frequent ones in alphabetical order.
     fn words(&self, limit: usize) -> Result<Vec<String>, DataError> {
-        let list = List::open(&self.root.join(LIST), ADVICE, |line| Ok(Line::parse(line)?.belongs(&self.split)))?;
+        let list = List::open(&self.root.join(LIST), &advice(), |line| Ok(Line::parse(line)?.belongs(&self.split)))?;
         let count = |mut counts: HashMap<String, u64>, index| {
             let line = list.line(index)?;
             for caption in Line::parse(&line).map_err(SampleError)?.captions {
@@ -223,6 +221,11 @@ fn read_image(path: &Path) -> Result<Vec<u8>, SampleError> {
     fs::read(path).map_err(fail)
 }
 
+/// What to write into a list.
+fn advice() -> String {
+    format!("write one line per image: {FORM}")
+}
+
 /// Opens the list of a folder: the lines of the `chosen` split, which is the source's `option`, or of all. Every line has
 /// captions up to index `needed`.
 fn open_list(root: &Path, chosen: &str, option: &str, needed: usize) -> Result<List, DataError> {
@@ -231,7 +234,7 @@ fn open_list(root: &Path, chosen: &str, option: &str, needed: usize) -> Result<L
         return Err(DataError::file(root, reason, "give a folder of images with its captions, e.g. `--data FOLDER`"));
     }
     let path = root.join(LIST);
-    let list = List::open(&path, ADVICE, |text| {
+    let list = List::open(&path, &advice(), |text| {
         let line = Line::parse(text)?;
         let (has, wants) = (line.captions.len(), needed + 1);
         if has < wants {
@@ -244,7 +247,7 @@ fn open_list(root: &Path, chosen: &str, option: &str, needed: usize) -> Result<L
         Ok(line.belongs(chosen))
     })?;
     if list.is_blank() {
-        return Err(DataError::file(&path, "no lines in it", ADVICE));
+        return Err(DataError::file(&path, "no lines in it", advice()));
     }
     if list.len() == 0 {
         return Err(no_split(&path, chosen, option, splits(&path)?));
@@ -255,7 +258,7 @@ fn open_list(root: &Path, chosen: &str, option: &str, needed: usize) -> Result<L
 /// The splits that the lines of a list name.
 fn splits(path: &Path) -> Result<BTreeSet<String>, DataError> {
     let found = Mutex::new(BTreeSet::new());
-    List::open(path, ADVICE, |text| {
+    List::open(path, &advice(), |text| {
         let split = Line::parse(text)?.split.into_owned();
         found.lock().unwrap_or_else(PoisonError::into_inner).insert(split);
         Ok(false)
