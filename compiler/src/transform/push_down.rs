@@ -55,7 +55,7 @@ pub(super) fn push_down(graph: &Graph) -> Result<Option<Rewritten>, Diagnostics>
 }
 
 /// Positions along one dimension.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Pick {
     /// `start, start + step, ...` below `end`.
     Range { start: u64, end: u64, step: u64 },
@@ -78,7 +78,7 @@ impl Pick {
 }
 
 /// A tensor but for what is not picked along some dimensions, which are sorted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Part(SmallVec<[(usize, Pick); 1]>);
 
 impl Part {
@@ -208,7 +208,8 @@ impl<'g> Read<'g> {
     }
 }
 
-/// Joins parts that meet, until none do.
+/// Joins parts that meet, until none do. Parts of which none meet come back sorted, whatever their order was: so whoever joins
+/// again until nothing changes comes to an end.
 fn join(mut parts: Vec<Part>, shape: &Shape) -> Vec<Part> {
     let mut joined: Vec<Part> = Vec::new();
     while let Some(mut part) = parts.pop() {
@@ -225,15 +226,8 @@ fn join(mut parts: Vec<Part>, shape: &Shape) -> Vec<Part> {
             None => joined.push(part),
         }
     }
-    joined.sort_by_key(|part| part.0.iter().map(|(axis, pick)| (*axis, start(pick))).collect::<Vec<_>>());
+    joined.sort_unstable();
     joined
-}
-
-fn start(pick: &Pick) -> u64 {
-    match pick {
-        Pick::Range { start, .. } => *start,
-        Pick::Index { index, .. } => u64::from(index.0),
-    }
 }
 
 /// How a part of a node's result is had: the part that is computed (the picks that the op passes on), and the parts of the

@@ -42,7 +42,6 @@ fn what_is_found_depends_on_what_is_read() {
     assert_eq!(found("two", "none"), ["tower.transformer.resblocks.1"]);
 }
 
-/// A program of one attention layer over `x [3, 6, 8]` that is read by `pick`.
 /// An index counts the samples that are left: parts of a batch are not joined across it.
 #[test]
 fn parts_of_a_batch_are_picked_from_by_their_own_index() {
@@ -74,6 +73,23 @@ fn parts_of_a_batch_are_picked_from_by_their_own_index() {
     check_graph(&turned, "push_down").expect("it fires");
 }
 
+/// The search for parts once never ended on two that begin at the same place and cannot be joined.
+#[test]
+fn parts_that_begin_alike_and_do_not_meet() {
+    let mut graph = Graph::new("strided");
+    let mut b = Builder::new(&mut graph, OriginId::default());
+    let x = b.input("x", TensorType::f32([12, 4])).unwrap();
+    let w = b.state("w", TensorType::f32([4, 4])).unwrap();
+    let y = b.dot(x, w, Dot { batch: vec![], contract: vec![(1, 0)] }).unwrap();
+    for (name, step) in [("a", 4), ("b", 6)] {
+        let picked = b.slice(y, &[0, 0], &[12, 4], &[step, 1]).unwrap();
+        let picked = b.tanh(picked).unwrap();
+        b.graph.outputs.insert(name.into(), picked);
+    }
+    check_graph(&graph, "push_down").expect("it fires");
+}
+
+/// A program of one attention layer over `x [3, 6, 8]` that is read by `pick`.
 fn layer(rows: Rows, causal: bool, pick: impl Fn(&mut Builder<'_>, NodeId, NodeId) -> NodeId) -> Graph {
     let mut graph = Graph::new("layer");
     let mut b = Builder::new(&mut graph, OriginId::default());

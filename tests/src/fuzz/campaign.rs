@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::time::Duration;
 
 use alip_compiler::optimize::rule_names;
 
@@ -12,6 +13,9 @@ use super::{Case, differentiated, random_case};
 
 /// Steps of a graph: up to about 60 nodes, twice as many with gradients.
 pub const STEPS: usize = 18;
+
+/// A case takes a tenth of a second: one that takes so long is named, since it may never end.
+const LONG: Duration = Duration::from_secs(120);
 
 /// Which cases to try, and where.
 #[derive(Clone, Debug)]
@@ -57,7 +61,7 @@ pub fn campaign(what: &Campaign) -> Report {
             if case.is_wild() && !what.wild {
                 continue;
             }
-            let result = try_case(&case, &what.place);
+            let result = named_if_long(seed, || try_case(&case, &what.place));
             let mut report = lock();
             report.cases += 1;
             hit(&mut report.ops, &case);
@@ -75,6 +79,21 @@ pub fn campaign(what: &Campaign) -> Report {
     let mut report = report.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     report.failures.sort_by_key(|(seed, _)| *seed);
     report
+}
+
+/// Says the seed of a case that takes long, so that a compilation without end can be found.
+fn named_if_long<T>(seed: u64, work: impl FnOnce() -> T) -> T {
+    let (done, wait) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if wait.recv_timeout(LONG) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("seed {seed} takes more than {} s", LONG.as_secs());
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
 }
 
 fn hit(ops: &mut BTreeMap<&'static str, u64>, case: &Case) {
