@@ -11,6 +11,7 @@ mod compile;
 pub mod diag;
 pub mod diff;
 pub mod graph;
+mod hash;
 pub mod ir;
 pub mod launch;
 pub mod ops;

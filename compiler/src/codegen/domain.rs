@@ -2,12 +2,11 @@
 //! coordinates as affine forms. At the end dimensions of size 1 vanish, and neighbours that every access walks as one
 //! become one.
 
-use std::collections::HashMap;
-
 use alip_plan::kernel::{Code, Gather, Instr, ScalarOp, View};
 use alip_plan::{DType, Real};
 use indexmap::IndexSet;
 
+use crate::hash::HashMap;
 use crate::ir::NodeId;
 use crate::schedule::MemberId;
 

@@ -8,12 +8,11 @@
 //! Invariants: a tensor keeps its name and its buffer; every element is computed by the same code as before, so that results
 //! are the same bits; a launch moves only to a later place, and only past launches that do not read what it writes.
 
-use std::collections::{HashMap, HashSet};
-
 use alip_plan::kernel::{Code, Loop, Map, ScalarOp};
 use alip_plan::{DType, StateTensor, Target};
 use indexmap::{IndexMap, IndexSet};
 
+use crate::hash::{HashMap, HashSet};
 use crate::ir::{Graph, Model, NodeId};
 use crate::launch::{Launch, Neighbours};
 use crate::ops::Op;
@@ -112,7 +111,7 @@ pub(crate) fn join(
 
 /// Launches by form, each form's in the order in which their parts of values lie.
 fn forms(model: &Model, graph: &Graph, launches: &[Launch]) -> Forms {
-    let mut updates: HashMap<NodeId, Option<usize>> = HashMap::new();
+    let mut updates: HashMap<NodeId, Option<usize>> = HashMap::default();
     for (path, id) in &graph.updates {
         // The new value of two tensors lies in at most one of them.
         updates.entry(*id).and_modify(|state| *state = None).or_insert(model.state.get_index_of(path));
@@ -210,7 +209,7 @@ fn independent(launches: &[Launch], run: &[Part]) -> bool {
 
 /// All launches, with one at the place of the last for each run.
 fn apply(launches: &[Launch], runs: &[Vec<Part>]) -> Vec<Launch> {
-    let mut joined: HashMap<usize, Option<Launch>> = HashMap::new();
+    let mut joined: HashMap<usize, Option<Launch>> = HashMap::default();
     for run in runs {
         joined.extend(run.iter().map(|part| (part.launch, None)));
         let last = run.iter().map(|part| part.launch).max().unwrap_or_default();

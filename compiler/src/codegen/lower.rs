@@ -3,7 +3,7 @@
 //! Invariants: code is a pure function of the group, so that equal groups (the twelve layers of a tower) give equal kernels;
 //! operands are numbered in the order in which the views first name them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use alip_plan::check::register_type;
 use alip_plan::fault::{Fault, planted};
@@ -15,6 +15,7 @@ use indexmap::IndexSet;
 
 use super::attention::attention;
 use super::domain::{Access, Block, Domain, Form, Picked, PreOp};
+use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId};
 use crate::launch::Launch;
 use crate::ops::{Op, rounds_to};
@@ -103,7 +104,7 @@ impl<'a> Lowering<'a> {
         let reduced = parts(group.kept.len()..group.kept.len() + group.reduced.len());
         let domain =
             Domain { sizes: [kept.as_slice(), &reduced].concat(), segments: vec![kept.len()], ..Domain::default() };
-        Lowering { groups, group, domain, kept: kept.len(), slots: HashMap::new(), times: HashMap::new() }
+        Lowering { groups, group, domain, kept: kept.len(), slots: HashMap::default(), times: HashMap::default() }
     }
 
     fn graph(&self) -> &'a Graph {

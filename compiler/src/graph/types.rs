@@ -1,7 +1,8 @@
 //! Dimensions, shapes and tensor types.
 
 use std::fmt;
-use std::sync::Arc;
+use std::num::NonZeroU32;
+use std::sync::{Arc, PoisonError, RwLock};
 
 pub use alip_plan::DType;
 use smallvec::SmallVec;
@@ -9,12 +10,49 @@ use smallvec::SmallVec;
 /// Size of a dimension, with the name it has in the spec.
 ///
 /// The name serves people only (errors, pictures, dumps): two dimensions are equal when their sizes are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Dim {
     /// Number of elements along the dimension.
     pub size: u64,
     /// `B`, `T`, `width`; absent for computed sizes.
-    pub name: Option<Arc<str>>,
+    pub name: Option<DimName>,
+}
+
+/// Name of a dimension: a number that stands for the text, since passes copy shapes all the time and look at no name.
+/// Every text is kept until the process ends; specs have a few dozen of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct DimName(NonZeroU32);
+
+static NAMES: RwLock<Vec<Arc<str>>> = RwLock::new(Vec::new());
+
+impl From<&str> for DimName {
+    fn from(name: &str) -> DimName {
+        let mut names = NAMES.write().unwrap_or_else(PoisonError::into_inner);
+        let at = names.iter().position(|known| **known == *name).unwrap_or(names.len());
+        if at == names.len() {
+            names.push(name.into());
+        }
+        DimName(NonZeroU32::MIN.saturating_add(at as u32))
+    }
+}
+
+impl DimName {
+    /// The text.
+    pub fn text(self) -> Arc<str> {
+        NAMES.read().unwrap_or_else(PoisonError::into_inner)[self.0.get() as usize - 1].clone()
+    }
+}
+
+impl fmt::Display for DimName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text())
+    }
+}
+
+impl fmt::Debug for DimName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.text())
+    }
 }
 
 impl Dim {
@@ -55,8 +93,15 @@ impl fmt::Display for Dim {
 }
 
 /// Sizes of a tensor's dimensions, outermost first; `[]` is a scalar.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Default, PartialEq, Eq, Hash)]
 pub struct Shape(pub SmallVec<[Dim; 4]>);
+
+/// As one copy of memory, which a derived clone is not.
+impl Clone for Shape {
+    fn clone(&self) -> Shape {
+        Shape(SmallVec::from_slice(&self.0))
+    }
+}
 
 impl Shape {
     /// The shape of a scalar.

@@ -4,13 +4,12 @@
 //! inlining leave no litter (`x * 1`, a broadcast of a broadcast, arithmetic on constants). Everything that weighs one
 //! form against another belongs to the optimiser.
 
-use std::collections::HashMap;
-
 use alip_plan::fault::{Fault, planted};
 use smallvec::SmallVec;
 
 use super::{DType, Graph, NodeId, OriginId, Shape, TensorType};
 use crate::diag::Diagnostics;
+use crate::hash::HashMap;
 use crate::ops::{Op, OpError, ReduceKind, ScalarOp, constant, fold, widened_from};
 
 /// A new graph, and where the nodes of the old one went; `None` for those that are gone.
@@ -37,7 +36,7 @@ pub enum StopGradients {
 /// A fold built a node its op refuses: a fault of this pass.
 pub fn simplify(graph: &Graph, stops: StopGradients) -> Result<Simplified, Diagnostics> {
     let mut simplifier =
-        Simplifier { graph: graph.successor(), known: HashMap::new(), origin: OriginId::default(), stops };
+        Simplifier { graph: graph.successor(), known: HashMap::default(), origin: OriginId::default(), stops };
     let mut map = Vec::with_capacity(graph.nodes().len());
     for id in graph.ids() {
         let node = graph.node(id);
@@ -273,7 +272,7 @@ impl Simplifier {
                 }
                 let mut back = vec![0; order.len()];
                 order.iter().enumerate().for_each(|(from, axis)| back[*axis] = from);
-                let shape = order.iter().map(|axis| to.0[*axis].clone()).collect();
+                let shape = order.iter().map(|axis| to.0[*axis]).collect();
                 (Op::Reshape { shape }, Op::Transpose { perm: back })
             }
             _ => return Ok(None),
@@ -294,9 +293,7 @@ impl Simplifier {
                 if axes.iter().all(|a| from.size(*a) == 1) && *kind != ReduceKind::ArgMax =>
             {
                 let kept = (0..from.rank()).filter(|axis| !axes.contains(axis));
-                return self
-                    .node(Op::Reshape { shape: kept.map(|axis| from.0[axis].clone()).collect() }, &[x])
-                    .map(Some);
+                return self.node(Op::Reshape { shape: kept.map(|axis| from.0[axis]).collect() }, &[x]).map(Some);
             }
             (Op::Reshape { shape }, _) if *shape == from => return Ok(Some(x)),
             (Op::Broadcast { shape, .. }, _) if *shape == from => return Ok(Some(x)),

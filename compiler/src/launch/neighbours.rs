@@ -7,10 +7,9 @@
 //! concatenations that want it beside different neighbours the longer one has its way, then the one that stands first; the
 //! other is written like any value. A tensor is followed by another only if it ends where the target lets one begin.
 
-use std::collections::HashMap;
-
 use alip_plan::Target;
 
+use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId};
 use crate::ops::Op;
 

@@ -377,7 +377,7 @@ impl<'g> Builder<'g> {
             (start[axis], end[axis], step[axis]) = range;
             if !dropped {
                 let size = (range.1 - range.0).div_ceil(range.2);
-                kept.0.push(if size == shape.size(axis) { shape.0[axis].clone() } else { size.into() });
+                kept.0.push(if size == shape.size(axis) { shape.0[axis] } else { size.into() });
             }
         }
         let sliced = self.slice(x, &start, &end, &step)?;

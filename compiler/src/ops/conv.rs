@@ -128,10 +128,10 @@ impl Primitive for Conv {
         let dims = match self.kind {
             ConvKind::Forward => {
                 let (oh, ow) = self.check(a_shape, b_shape, None)?;
-                [a_shape.0[0].clone(), b_shape.0[0].clone(), oh, ow]
+                [a_shape.0[0], b_shape.0[0], oh, ow]
             }
-            ConvKind::ImageGrad => [a_shape.0[0].clone(), b_shape.0[1].clone(), height, width],
-            ConvKind::WeightGrad => [b_shape.0[1].clone(), a_shape.0[1].clone(), height, width],
+            ConvKind::ImageGrad => [a_shape.0[0], b_shape.0[1], height, width],
+            ConvKind::WeightGrad => [b_shape.0[1], a_shape.0[1], height, width],
         };
         let result: Shape = dims.into_iter().collect();
         match self.kind {

@@ -162,7 +162,7 @@ fn check_sizes(b: &Builder<'_>, pattern: &str, operands: &[Operand]) -> Result<(
                     )));
                 }
                 Some(_) => {}
-                None => seen.push((axis, operand.node, dim.clone())),
+                None => seen.push((axis, operand.node, *dim)),
             }
         }
     }
@@ -207,7 +207,7 @@ fn spread(b: &mut Builder<'_>, operand: &Operand, other: &Operand, axes: &[Axis]
     let node = b.transpose(operand.node, &perm)?;
     let size = |axis: &Axis| {
         let holder = if operand.axes.contains(axis) { operand } else { other };
-        b.graph.shape(holder.node).0[holder.position(axis)].clone()
+        b.graph.shape(holder.node).0[holder.position(axis)]
     };
     let shape: Shape = axes.iter().map(size).collect();
     let dims: Vec<usize> = (0..axes.len()).filter(|i| operand.axes.contains(&axes[*i])).collect();
@@ -246,7 +246,7 @@ pub(super) fn rearrange(b: &mut Builder<'_>, x: NodeId, pattern: &str, sizes: &[
     for (group, dim) in left.iter().zip(&shape.0) {
         split(group, dim, pattern, sizes, &mut named)?;
     }
-    let dim = |axis: &Axis| named.iter().find(|(other, _)| other == axis).map_or(Dim::from(1), |(_, dim)| dim.clone());
+    let dim = |axis: &Axis| named.iter().find(|(other, _)| other == axis).map_or(Dim::from(1), |(_, dim)| *dim);
     let elementary: Vec<&Axis> = from.iter().filter(|axis| **axis != Axis::One).collect();
     let split = b.reshape(x, elementary.iter().map(|axis| dim(axis)).collect())?;
     let order = to.iter().filter_map(|axis| elementary.iter().position(|other| *other == axis));
@@ -293,7 +293,7 @@ fn split(group: &[Axis], dim: &Dim, pattern: &str, sizes: &[(&str, u64)], named:
     for axis in group {
         let size = match given(axis) {
             // A lone axis keeps the name of its dimension.
-            _ if group.len() == 1 => dim.clone(),
+            _ if group.len() == 1 => *dim,
             Some(size) => size.into(),
             None => found.into(),
         };

@@ -259,6 +259,6 @@ pub(crate) fn same_shape(a: &Shape, b: &Shape) -> Result<Shape, OpError> {
     if let Some(axis) = (0..a.rank()).find(|axis| a.size(*axis) != b.size(*axis)) {
         return Err(disagree(a, b, axis, axis));
     }
-    let named = |(a, b): (&crate::graph::Dim, &crate::graph::Dim)| if a.name.is_some() { a.clone() } else { b.clone() };
+    let named = |(a, b): (&crate::graph::Dim, &crate::graph::Dim)| if a.name.is_some() { *a } else { *b };
     Ok(a.0.iter().zip(&b.0).map(named).collect())
 }

@@ -59,7 +59,7 @@ fn rows(x: &Tensor<'_>, axes: &[usize], f: impl FnMut(&[f64]) -> Vec<f64>) -> Ve
 /// Rows along `axes` back to the shape they were taken from.
 fn unrolled(rows: &[f64], shape: &Shape, axes: &[usize]) -> Vec<f64> {
     let perm = [kept(shape.rank(), axes), axes.to_vec()].concat();
-    let rolled: Shape = perm.iter().map(|axis| shape.0[*axis].clone()).collect();
+    let rolled: Shape = perm.iter().map(|axis| shape.0[*axis]).collect();
     let mut inverse = vec![0; perm.len()];
     perm.iter().enumerate().for_each(|(to, from)| inverse[*from] = to);
     strided::permuted(rows, &rolled, &inverse)
@@ -155,7 +155,7 @@ impl Primitive for LogSumExp<'_> {
     fn infer(&self, inputs: &[&TensorType]) -> Result<TensorType> {
         let x = inputs[0];
         check("logsumexp", x, self.axes)?;
-        let shape: Shape = kept(x.shape.rank(), self.axes).iter().map(|axis| x.shape.0[*axis].clone()).collect();
+        let shape: Shape = kept(x.shape.rank(), self.axes).iter().map(|axis| x.shape.0[*axis]).collect();
         Ok(TensorType::new(x.dtype, shape))
     }
 

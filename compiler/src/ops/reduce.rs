@@ -54,7 +54,7 @@ impl Primitive for Reduce<'_> {
         if self.kind == ReduceKind::ArgMax && self.axes.len() != 1 {
             return Err(OpError::new(format!("`argmax` takes one axis, not {}", self.axes.len())));
         }
-        let shape: Shape = self.kept(x.shape.rank()).iter().map(|axis| x.shape.0[*axis].clone()).collect();
+        let shape: Shape = self.kept(x.shape.rank()).iter().map(|axis| x.shape.0[*axis]).collect();
         let dtype = if self.kind == ReduceKind::ArgMax { DType::I32 } else { x.dtype };
         Ok(TensorType::new(dtype, shape))
     }

@@ -61,7 +61,7 @@ impl Primitive for Transpose<'_> {
         if !sorted.into_iter().eq(0..x.rank()) {
             return Err(OpError::new(format!("{:?} is not an order of the {} dimensions of {x}", self.perm, x.rank())));
         }
-        let shape: Shape = self.perm.iter().map(|axis| x.0[*axis].clone()).collect();
+        let shape: Shape = self.perm.iter().map(|axis| x.0[*axis]).collect();
         Ok(TensorType::new(inputs[0].dtype, shape))
     }
 
@@ -161,7 +161,7 @@ impl Primitive for Slice<'_> {
                 return Err(OpError::new(format!("the slice of dimension {axis} of {x} has step 0")));
             }
             let whole = (start, end, step) == (0, x.size(axis), 1);
-            shape.0.push(if whole { x.0[axis].clone() } else { (end - start).div_ceil(step).into() });
+            shape.0.push(if whole { x.0[axis] } else { (end - start).div_ceil(step).into() });
         }
         Ok(TensorType::new(inputs[0].dtype, shape))
     }
@@ -215,7 +215,7 @@ impl Primitive for Pad<'_> {
         for (axis, dim) in x.0.iter().enumerate() {
             let size =
                 padded(axis).ok_or_else(|| OpError::new(format!("padding dimension {axis} of {x} overflows")))?;
-            shape.0.push(if size == dim.size { dim.clone() } else { size.into() });
+            shape.0.push(if size == dim.size { *dim } else { size.into() });
         }
         Ok(TensorType::new(inputs[0].dtype, shape))
     }
@@ -362,7 +362,7 @@ pub(super) fn cases() -> Vec<Case> {
 pub(crate) fn broadcast_shapes(a: &Shape, b: &Shape) -> Result<Shape, OpError> {
     let rank = a.rank().max(b.rank());
     let at = |shape: &Shape, axis: usize| -> Option<Dim> {
-        (axis + shape.rank()).checked_sub(rank).map(|axis| shape.0[axis].clone())
+        (axis + shape.rank()).checked_sub(rank).map(|axis| shape.0[axis])
     };
     let mut result = Shape::scalar();
     for axis in 0..rank {

@@ -8,7 +8,7 @@
 //!
 //! Deterministic, and bounded by counts. Where nothing is cheaper than the region, the region stays.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use egg::Id;
@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 use super::cost::{Evaluator, Role, Step};
 use super::language::{EGraph, OpId, Term};
 use super::site::sides;
+use crate::hash::HashMap;
 use crate::ir::TensorType;
 use crate::launch::{Cost, Machine};
 use crate::ops::{Dot, Op};
@@ -134,7 +135,7 @@ impl<'m> Extraction<'m> {
             index: BTreeMap::new(),
             evaluator: Evaluator::default(),
             evaluations: 0,
-            readable: HashMap::new(),
+            readable: HashMap::default(),
             position: Vec::new(),
         };
         for output in outputs {

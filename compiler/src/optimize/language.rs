@@ -10,11 +10,10 @@
 //!   exchanges them.
 //! - Equal terms have equal facts; two classes that a rule merges must have them too, or the rule is wrong.
 
-use std::collections::HashMap;
-
 use egg::{DidMerge, Id, Language};
 use smallvec::SmallVec;
 
+use crate::hash::HashMap;
 use crate::ir::{DType, TensorType};
 use crate::ops::{ConvKind, Op, ReduceKind, ScalarOp, fold, rounds_to};
 

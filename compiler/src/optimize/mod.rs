@@ -36,7 +36,7 @@ mod site;
 mod solution;
 mod tidy;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use self::decide::{DEAR_LAUNCH, Kept};
@@ -51,6 +51,7 @@ pub use self::saturate::Stop;
 use self::solution::{Cuts, Forms, Rebuild, Solution, Solved, Written};
 use self::tidy::tidy;
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
+use crate::hash::HashMap;
 use crate::ir::Graph;
 use crate::launch::Neighbours;
 pub use crate::launch::{Cost, Machine};
@@ -224,7 +225,7 @@ impl Optimizer {
             machine,
             neighbours: Neighbours::default(),
             ops: Interner::default(),
-            known: HashMap::new(),
+            known: HashMap::default(),
             regions: vec![],
         })
     }

@@ -12,11 +12,10 @@
 //! - Equal regions have equal [`Key`]s: ops, types, how nodes read each other, which of them are read from outside. Names
 //!   and origins are not in it.
 
-use std::collections::HashMap;
-
 use smallvec::SmallVec;
 
 use super::language::{Interner, Kind, OpId};
+use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId, TensorType};
 use crate::launch::Neighbours;
 use crate::ops::{Op, ScalarOp};
@@ -117,7 +116,7 @@ fn components(graph: &Graph, run: &[NodeId], place: &[usize], start: usize) -> V
         }
         at
     }
-    let mut product_of: HashMap<NodeId, usize> = HashMap::new();
+    let mut product_of: HashMap<NodeId, usize> = HashMap::default();
     for (at, id) in run.iter().enumerate() {
         let node = graph.node(*id);
         for input in &node.inputs {
@@ -195,7 +194,7 @@ impl Region {
         nodes.sort_unstable();
         let position = |id: &NodeId| nodes.binary_search(id).ok();
         let mut leaves: Vec<NodeId> = Vec::new();
-        let mut leaf_of: HashMap<NodeId, usize> = HashMap::new();
+        let mut leaf_of: HashMap<NodeId, usize> = HashMap::default();
         let mut key = Vec::with_capacity(4 * nodes.len());
         for id in &nodes {
             let node = graph.node(*id);

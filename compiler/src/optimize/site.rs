@@ -247,7 +247,7 @@ pub(crate) fn others(rank: usize, axes: &[usize]) -> Vec<usize> {
 
 /// A shape with its dimensions in another order.
 pub(crate) fn permuted(shape: &Shape, perm: &[usize]) -> Shape {
-    perm.iter().map(|axis| shape.0[*axis].clone()).collect()
+    perm.iter().map(|axis| shape.0[*axis]).collect()
 }
 
 /// Where the dimensions of one operand of a product go: batch, free and contracted axes, in the order of the result and of

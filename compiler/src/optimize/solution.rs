@@ -1,7 +1,7 @@
 //! From a region to its e-graph, from chosen terms to what stands in place of the region, and from there to a new graph.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use egg::Id;
@@ -16,6 +16,7 @@ use super::region::{Cut, Operand, Region, cut, leaf_op};
 use super::rules::RuleId;
 use super::saturate::{Saturated, canonical, empty};
 use crate::diag::{Diagnostic, Diagnostics};
+use crate::hash::{HashMap, HashSet};
 use crate::ir::{Graph, NodeId, OriginId};
 use crate::launch::Neighbours;
 use crate::ops::{Op, OpError};
@@ -161,7 +162,7 @@ pub(crate) struct Cuts<'g> {
 
 impl<'g> Cuts<'g> {
     pub(crate) fn new(graph: &'g Graph, neighbours: &Neighbours) -> Cuts<'g> {
-        Cuts { graph, cut: cut(graph, neighbours), known: HashMap::new() }
+        Cuts { graph, cut: cut(graph, neighbours), known: HashMap::default() }
     }
 
     /// Numbers of the regions that have new forms.
@@ -274,7 +275,7 @@ impl Written {
     pub(crate) fn solution(&self, region: &Region, chosen: &[(Id, Term)], saturated: &Saturated) -> Solution {
         let first = self.first_nodes();
         let mut solution = Solution::default();
-        let mut at: HashMap<Id, Operand> = HashMap::new();
+        let mut at: HashMap<Id, Operand> = HashMap::default();
         for (class, term) in chosen {
             let operand = match self.egraph.analysis.ops.op(term.op) {
                 Op::Input { name, .. } => {
@@ -312,14 +313,14 @@ impl Written {
 
     /// Positions of nodes in whose class there are others.
     fn repeated(&self) -> Vec<bool> {
-        let mut counts: HashMap<Id, u32> = HashMap::new();
+        let mut counts: HashMap<Id, u32> = HashMap::default();
         self.classes.iter().for_each(|id| *counts.entry(self.egraph.find(*id)).or_default() += 1);
         self.classes.iter().map(|id| counts[&self.egraph.find(*id)] > 1).collect()
     }
 
     /// The first node of the region in every class.
     fn first_nodes(&self) -> HashMap<Id, usize> {
-        let mut first = HashMap::new();
+        let mut first = HashMap::default();
         for (at, id) in self.classes.iter().enumerate() {
             first.entry(self.egraph.find(*id)).or_insert(at);
         }
@@ -334,11 +335,11 @@ impl Written {
         solution: &Solution,
         saturated: &Saturated,
     ) -> Vec<(RuleId, usize)> {
-        let mut made: HashMap<Term, RuleId> = HashMap::new();
+        let mut made: HashMap<Term, RuleId> = HashMap::default();
         for (term, rule) in &saturated.made {
             made.entry(canonical(&self.egraph, term)).or_insert(*rule);
         }
-        let mut merged: HashMap<Id, RuleId> = HashMap::new();
+        let mut merged: HashMap<Id, RuleId> = HashMap::default();
         for (id, rule) in &saturated.merged {
             merged.entry(self.egraph.find(*id)).or_insert(*rule);
         }
@@ -346,7 +347,7 @@ impl Written {
         for (id, term) in self.classes.iter().zip(&self.terms) {
             written.entry(self.egraph.find(*id)).or_default().push(canonical(&self.egraph, term));
         }
-        let leaves = self.leaves.iter().map(|id| self.egraph.find(*id)).collect::<std::collections::HashSet<_>>();
+        let leaves = self.leaves.iter().map(|id| self.egraph.find(*id)).collect::<HashSet<_>>();
         let mut fired = Vec::new();
         for (class, term) in chosen {
             let terms = written.get(class).map_or(&[][..], Vec::as_slice);
@@ -386,7 +387,7 @@ pub(crate) struct Rebuild<'g> {
 impl<'g> Rebuild<'g> {
     pub(crate) fn new(old: &'g Graph) -> Rebuild<'g> {
         let map = vec![None; old.nodes().len()];
-        Rebuild { old, new: old.successor(), rank: Vec::new(), map, known: HashMap::new() }
+        Rebuild { old, new: old.successor(), rank: Vec::new(), map, known: HashMap::default() }
     }
 
     fn fault(&self, id: NodeId, error: &OpError) -> Diagnostics {

@@ -4,12 +4,11 @@
 //! Larger values that are computed twice stay twice. Whether to merge them is for the schedule, which may want each with its
 //! own readers: the sum that is a parameter's gradient lies in another place than the equal one that a layer's gradient reads.
 
-use std::collections::HashMap;
-
 use smallvec::SmallVec;
 
 use super::region::trivial;
 use crate::diag::Diagnostics;
+use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId, eliminate_dead};
 use crate::ops::Op;
 
@@ -20,7 +19,7 @@ use crate::ops::Op;
 pub(super) fn tidy(graph: &Graph) -> Result<Graph, Diagnostics> {
     let graph = &eliminate_dead(graph)?.graph;
     let trivial = trivial(graph);
-    let mut known: HashMap<(Op, SmallVec<[NodeId; 3]>), NodeId> = HashMap::new();
+    let mut known: HashMap<(Op, SmallVec<[NodeId; 3]>), NodeId> = HashMap::default();
     let mut new = graph.successor();
     let mut map: Vec<NodeId> = Vec::with_capacity(graph.nodes().len());
     for id in graph.ids() {

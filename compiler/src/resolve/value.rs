@@ -105,7 +105,7 @@ impl Value {
     /// As a size of an axis.
     pub(crate) fn dim(&self) -> Option<Dim> {
         match self {
-            Value::Size(dim) => Some(dim.clone()),
+            Value::Size(dim) => Some(*dim),
             Value::Int(n) => u64::try_from(*n).ok().map(Dim::from),
             _ => None,
         }

@@ -3,9 +3,11 @@
 //! It knows only the finished program, which value each step means to read and write, and which it may write over one that
 //! it reads; nothing of lifetimes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use alip_plan::{Buffer, Program, StateTensor};
+
+use crate::hash::HashMap;
 
 /// Names a value; equal names mean equal contents.
 pub type Value = u64;

@@ -5,10 +5,9 @@
 //! made before the second parameter's moments, but after the first one's. Here operands come in an order of what they are
 //! made of, sizes and names aside.
 
-use std::collections::HashMap;
-
 use smallvec::SmallVec;
 
+use crate::hash::HashMap;
 use crate::ir::{Graph, Node, NodeId};
 use crate::ops::{Op, ScalarOp};
 

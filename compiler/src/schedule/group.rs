@@ -13,7 +13,7 @@
 //! - Every access of a group is affine over the domain refined by the group's cuts.
 //! - A group never has more operands than the target allows.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use smallvec::{SmallVec, smallvec};
 
@@ -22,6 +22,7 @@ use super::facts::{Facts, base, facts};
 use super::layout::{Chain, Cuts, Layout, ViewOp};
 use super::place::MOST_MEMBERS;
 use super::reads::{Found, Inputs};
+use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId};
 use crate::launch::Neighbours;
 use crate::ops::Op;
@@ -184,10 +185,10 @@ impl<'g> Groups<'g> {
             uses: vec![Vec::new(); count],
             loads: vec![Vec::new(); count],
             writers: vec![SmallVec::new(); count],
-            calls: HashMap::new(),
+            calls: HashMap::default(),
             required,
             late: vec![false; count],
-            adjoined: HashMap::new(),
+            adjoined: HashMap::default(),
             max_operands,
             fuse,
             readers: Vec::new(),

@@ -8,12 +8,11 @@
 //! Invariants: offsets are multiples of the target's alignment, no segment is larger than its limit, and no operand larger
 //! than a binding. What lives at the same time does not overlap; [`super::check`] proves it independently.
 
-use std::collections::HashMap;
-
 use alip_plan::Target;
 use alip_plan::fault::{Fault, planted};
 
 use crate::diag::Diagnostic;
+use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId};
 use crate::launch::Launch;
 use crate::ops::Op;
@@ -129,7 +128,7 @@ pub(crate) fn place(
         }
     }
     let end = launches.len() + placement.copies.len();
-    let mut lives: HashMap<NodeId, (usize, usize)> = HashMap::new();
+    let mut lives: HashMap<NodeId, (usize, usize)> = HashMap::default();
     for id in graph.inputs.values() {
         lives.insert(*id, (0, end));
     }
@@ -192,7 +191,7 @@ pub(crate) struct Accesses<'a> {
 
 impl<'a> Accesses<'a> {
     pub(crate) fn new(graph: &'a Graph, launches: &'a [Launch]) -> Accesses<'a> {
-        let (mut writers, mut readers) = (Steps::new(), Steps::new());
+        let (mut writers, mut readers) = (Steps::default(), Steps::default());
         for (step, launch) in launches.iter().enumerate() {
             for value in &launch.writes {
                 writers.entry(*value).or_default().push(step);
@@ -201,7 +200,7 @@ impl<'a> Accesses<'a> {
                 readers.entry(*value).or_default().push(step);
             }
         }
-        let mut olds: HashMap<&str, Vec<NodeId>> = HashMap::new();
+        let mut olds: HashMap<&str, Vec<NodeId>> = HashMap::default();
         for id in graph.ids() {
             if let Op::State { path, .. } = &graph.node(id).op {
                 olds.entry(path).or_default().push(id);

@@ -7,9 +7,8 @@
 //!
 //! Exact, but for the sign of a zero.
 
-use std::collections::HashMap;
-
 use crate::diag::{Diagnostic, Diagnostics};
+use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId, OriginId, Shape};
 use crate::ops::{Op, OpError, Real, ScalarOp};
 
@@ -46,7 +45,7 @@ fn find(graph: &Graph) -> HashMap<NodeId, Sum> {
         [one] if *one != id => Some(*one),
         _ => None,
     };
-    let mut sums = HashMap::new();
+    let mut sums = HashMap::default();
     for root in graph.ids().filter(|id| is_sum(*id) && !only(*id).is_some_and(is_sum)) {
         let mut open = vec![root];
         let mut pads = Vec::new();

@@ -4,13 +4,12 @@
 //! `[batch.., free.., contracted..]` with the contracted dimensions in one order, no product exists only to be transposed,
 //! and no sum of very many elements into very few results is left in one piece.
 
-use std::collections::HashMap;
-
 use smallvec::SmallVec;
 
 use super::commute::Forms;
 use super::facts::base;
 use crate::diag::{Diagnostic, Diagnostics};
+use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId, OriginId, Shape};
 use crate::ops::{Dot, Op, OpError, ReduceKind, ScalarOp};
 
@@ -27,7 +26,7 @@ const PIECE: u64 = 4096;
 pub fn prepare(graph: &Graph) -> Result<Graph, Diagnostics> {
     let live = live(graph);
     let turned = turned(graph, &live);
-    let (seen, forms) = (HashMap::new(), Forms::default());
+    let (seen, forms) = (HashMap::default(), Forms::default());
     let mut rebuild = Rebuild { graph: Graph::new(&graph.name), seen, origins: Vec::new(), forms };
     for origin in graph.origins() {
         let id = rebuild.graph.add_origin(origin.clone());
@@ -62,7 +61,7 @@ pub fn prepare(graph: &Graph) -> Result<Graph, Diagnostics> {
     }
     // Old values of state stay readable only until they are replaced, and inputs are not the program's to give away:
     // an output or update that is one is a copy.
-    let mut copied: HashMap<NodeId, NodeId> = HashMap::new();
+    let mut copied: HashMap<NodeId, NodeId> = HashMap::default();
     for id in graph.outputs.values().chain(graph.updates.values()).map(|id| moved[id.index()]) {
         let node = rebuild.graph.node(id);
         if matches!(node.op, Op::State { .. } | Op::Input { .. }) && !copied.contains_key(&id) {
@@ -231,7 +230,7 @@ impl Rebuild {
             let rank = self.graph.shape(*input).rank();
             let free = (0..rank).filter(|dim| !batch.contains(dim) && !contracted.contains(dim));
             let perm: Vec<usize> = batch.iter().copied().chain(free).chain(contracted.iter().copied()).collect();
-            let shape: Shape = perm.iter().map(|from| self.graph.shape(*input).0[*from].clone()).collect();
+            let shape: Shape = perm.iter().map(|from| self.graph.shape(*input).0[*from]).collect();
             operands.push(self.view(&Op::Transpose { perm }, *input, &shape, origin)?);
             ranks.push(rank);
         }
@@ -243,7 +242,7 @@ impl Rebuild {
 
     fn reduce(&mut self, kind: ReduceKind, axes: &[usize], x: NodeId, origin: OriginId) -> Result<NodeId, OpError> {
         let shape = self.graph.shape(x).clone();
-        let kept: Shape = (0..shape.rank()).filter(|dim| !axes.contains(dim)).map(|dim| shape.0[dim].clone()).collect();
+        let kept: Shape = (0..shape.rank()).filter(|dim| !axes.contains(dim)).map(|dim| shape.0[dim]).collect();
         let length: u64 = axes.iter().map(|axis| shape.size(*axis)).product();
         if length == 1 && kind != ReduceKind::ArgMax {
             return self.view(&Op::Reshape { shape: kept.clone() }, x, &kept, origin);

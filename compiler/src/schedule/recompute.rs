@@ -9,11 +9,10 @@
 //! anyway, and if it is large enough among all that is kept to be worth a launch. The same operations on the same values
 //! give the same bits.
 
-use std::collections::{HashMap, HashSet};
-
 use super::facts::{MOST_OPERATIONS, base, operations};
 use super::{Schedule, ScheduleOptions};
 use crate::diag::{Diagnostic, Diagnostics};
+use crate::hash::{HashMap, HashSet};
 use crate::ir::{Graph, NodeId};
 use crate::ops::{Op, OpError};
 
@@ -51,12 +50,18 @@ pub fn recompute(schedule: &Schedule<'_>, options: ScheduleOptions) -> Result<Op
     }
     let graph = schedule.groups.graph;
     let late = chosen.iter().flat_map(|waiting| waiting.late.iter().map(|reader| (*reader, waiting.value)));
-    let mut again: HashMap<NodeId, Vec<NodeId>> = HashMap::new();
+    let mut again: HashMap<NodeId, Vec<NodeId>> = HashMap::default();
     late.for_each(|(reader, value)| again.entry(reader).or_default().push(value));
     let values: Vec<NodeId> = chosen.iter().map(|waiting| waiting.value).collect();
     let stored = |id: NodeId| is_stored(schedule, id);
-    let rebuild =
-        Rebuild { graph, new: graph.successor(), moved: Vec::new(), again, copies: HashMap::new(), stored: &stored };
+    let rebuild = Rebuild {
+        graph,
+        new: graph.successor(),
+        moved: Vec::new(),
+        again,
+        copies: HashMap::default(),
+        stored: &stored,
+    };
     rebuild.run(&values).map(Some).map_err(|error| {
         let message = format!("internal: computing values of program `{}` again", graph.name);
         Diagnostic::error(message).note(error.message).into()
@@ -102,8 +107,8 @@ fn choose(schedule: &Schedule<'_>) -> Vec<Waiting> {
         }
     }
     // What another value is computed from again has to stay.
-    let mut sources: HashSet<NodeId> = HashSet::new();
-    let mut gone: HashSet<NodeId> = HashSet::new();
+    let mut sources: HashSet<NodeId> = HashSet::default();
+    let mut gone: HashSet<NodeId> = HashSet::default();
     waiting.retain(|waiting| {
         let mut found = Vec::new();
         let worth = waiting.bytes.saturating_mul(WORTHWHILE) >= total && !sources.contains(&waiting.value);
@@ -130,7 +135,7 @@ fn choose(schedule: &Schedule<'_>) -> Vec<Waiting> {
 fn expression(schedule: &Schedule<'_>, value: NodeId, sources: &mut Vec<NodeId>) -> bool {
     let graph = schedule.groups.graph;
     let mut left = MOST_OPERATIONS;
-    let mut seen = HashSet::new();
+    let mut seen = HashSet::default();
     let mut open = vec![value];
     while let Some(id) = open.pop() {
         let (id, op) = base(graph, id);

@@ -7,11 +7,10 @@
 //!   again what a kernel beside it reads the input of: a gelu's input is read by the gelu's derivative, a layer norm's by its
 //!   gradient. The input is read once, and the launch is saved.
 
-use std::collections::HashMap;
-
 use super::group::{Group, GroupId, Groups, Input, Kind, MemberId};
 use super::layout::{Chain, Layout, ViewOp};
 use super::place::MOST_MEMBERS;
+use crate::hash::HashMap;
 use crate::ir::NodeId;
 
 /// Most launches between the first and the last of a kernel's reductions: about two layers of a transformer's backward
@@ -22,7 +21,7 @@ impl Groups<'_> {
     /// Merges reductions of one domain, then what is computed again into what reads the same, given the order in which groups would run.
     pub(super) fn merge_siblings(&mut self, order: &[GroupId]) {
         type Domain = (Vec<u64>, Vec<u64>);
-        let mut open: HashMap<Domain, (GroupId, usize)> = HashMap::new();
+        let mut open: HashMap<Domain, (GroupId, usize)> = HashMap::default();
         for (position, group) in order.iter().enumerate() {
             let here = &self.groups[*group];
             // A kernel of one row has no other way to use many threads than one launch each.
@@ -37,7 +36,7 @@ impl Groups<'_> {
                 }
             }
         }
-        let mut at: HashMap<GroupId, usize> = HashMap::new();
+        let mut at: HashMap<GroupId, usize> = HashMap::default();
         for (position, group) in order.iter().enumerate() {
             at.entry(self.find(*group)).or_insert(position);
         }

@@ -9,14 +9,13 @@
 //! a chunk lives no longer than the last of its parts has to wait for the first. An operand that is cut into slices, each
 //! with a term of its own (the gradients of parameters that lie one after another), takes part as a whole.
 
-use std::collections::{HashMap, HashSet};
-
 use alip_plan::Target;
 use indexmap::IndexMap;
 use smallvec::SmallVec;
 
 use super::facts::base;
 use crate::diag::{Diagnostic, Diagnostics};
+use crate::hash::{HashMap, HashSet};
 use crate::ir::{DType, Graph, NodeId, OriginId, Shape};
 use crate::ops::{Op, OpError, Real, ReduceKind, ScalarOp};
 
@@ -66,7 +65,7 @@ pub fn join_sums(graph: &Graph, target: &Target) -> Result<Graph, Diagnostics> {
     if found.chunks.is_empty() {
         return Ok(graph.clone());
     }
-    let joining = Joining { graph, new: graph.successor(), parts: HashMap::new() };
+    let joining = Joining { graph, new: graph.successor(), parts: HashMap::default() };
     joining.run(&found).map_err(|error: OpError| {
         let message = format!("internal: joining sums of program `{}`", graph.name);
         Diagnostic::error(message).note(error.message).into()
@@ -86,7 +85,7 @@ fn find(graph: &Graph, target: &Target) -> Found {
     let is_sum = |id: NodeId| graph.node(id).op == Op::Pointwise(ScalarOp::Add) && graph.shape(id).rank() == 0;
     let inner = |id: NodeId| is_sum(id) && readers[id.index()].len() == 1 && !named.contains(&id);
     let mut found = Found::default();
-    let mut taken = HashSet::new();
+    let mut taken = HashSet::default();
     for root in graph.ids().filter(|id| is_sum(*id) && !(inner(*id) && is_sum(readers[id.index()][0]))) {
         let mut leaves = Vec::new();
         let mut open = vec![root];

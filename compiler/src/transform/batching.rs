@@ -22,11 +22,10 @@
 //! reductions, lookups; what works point by point is fused into those) than it adds copies, and when at least one product
 //! (not only a lookup) is shared.
 
-use std::collections::{HashMap, HashSet};
-
 use super::Rewritten;
 use super::analysis::{along, fault, places, resized};
 use crate::diag::Diagnostics;
+use crate::hash::{HashMap, HashSet};
 use crate::ir::{Builder, Dim, Graph, NodeId, Shape, TensorType, commutes, eliminate_dead};
 use crate::ops::{Op, OpError};
 
@@ -122,7 +121,7 @@ impl<'g> Facts<'g> {
 
     fn region(&self) -> Option<Region> {
         let cuts = || self.cuts().into_iter().take(MAX_CUTS).map(|operands| operands.into_iter().collect());
-        std::iter::once(HashSet::new())
+        std::iter::once(HashSet::default())
             .chain(std::iter::once_with(cuts).flatten())
             .find_map(|cut| self.region_from(&cut))
     }
@@ -130,7 +129,7 @@ impl<'g> Facts<'g> {
     /// Operands of products with the same parameter, first in the graph: none depends on another.
     fn cuts(&self) -> Vec<Vec<NodeId>> {
         let mut order = Vec::new();
-        let mut found: HashMap<(&Op, NodeId, &TensorType), Vec<NodeId>> = HashMap::new();
+        let mut found: HashMap<(&Op, NodeId, &TensorType), Vec<NodeId>> = HashMap::default();
         for id in self.graph.ids() {
             let Some((w, x)) = self.seed(id) else { continue };
             let key = (&self.graph.node(id).op, w, self.graph.ty(x));
@@ -164,7 +163,7 @@ impl<'g> Facts<'g> {
     /// The first region worth stacking, with these operands taken for inputs.
     fn region_from(&self, cut: &HashSet<NodeId>) -> Option<Region> {
         let classes = self.classes(cut);
-        let mut members: HashMap<usize, Vec<NodeId>> = HashMap::new();
+        let mut members: HashMap<usize, Vec<NodeId>> = HashMap::default();
         let mut order = Vec::new();
         for id in self.graph.ids().filter(|id| self.seed(*id).is_some()) {
             let class = members.entry(classes[id.index()]).or_default();
@@ -173,7 +172,7 @@ impl<'g> Facts<'g> {
             }
             class.push(id);
         }
-        let mut tried: HashSet<Vec<Option<usize>>> = HashSet::new();
+        let mut tried: HashSet<Vec<Option<usize>>> = HashSet::default();
         for seeds in order.iter().map(|class| &members[class]).filter(|seeds| seeds.len() >= 2) {
             let Some(lanes) = self.lanes(seeds, cut) else { continue };
             // Seeds further up a tower have the lanes of its first.
@@ -189,7 +188,7 @@ impl<'g> Facts<'g> {
 
     /// The class of each node.
     fn classes(&self, cut: &HashSet<NodeId>) -> Vec<usize> {
-        let mut known: HashMap<Key<'g>, usize> = HashMap::new();
+        let mut known: HashMap<Key<'g>, usize> = HashMap::default();
         let mut classes: Vec<usize> = Vec::with_capacity(self.graph.nodes().len());
         for (id, node) in self.graph.ids().zip(self.graph.nodes()) {
             let key = match &node.op {
@@ -216,7 +215,7 @@ impl<'g> Facts<'g> {
 
     /// The lane of each node that depends on private inputs of exactly one seed; `None` when a seed has none.
     fn lanes(&self, seeds: &[NodeId], cut: &HashSet<NodeId>) -> Option<Vec<Option<usize>>> {
-        let mut reached_by: HashMap<NodeId, Option<usize>> = HashMap::new();
+        let mut reached_by: HashMap<NodeId, Option<usize>> = HashMap::default();
         for (lane, seed) in seeds.iter().enumerate() {
             for source in self.sources(*seed, cut) {
                 // A second lane makes the input common to both.
@@ -251,7 +250,7 @@ impl<'g> Facts<'g> {
 
     /// Inputs that a node depends on.
     fn sources(&self, id: NodeId, cut: &HashSet<NodeId>) -> Vec<NodeId> {
-        let (mut seen, mut open, mut found) = (HashSet::from([id]), vec![id], Vec::new());
+        let (mut seen, mut open, mut found) = (HashSet::from_iter([id]), vec![id], Vec::new());
         while let Some(id) = open.pop() {
             if self.is_source(id, cut) {
                 found.push(id);
@@ -271,7 +270,7 @@ impl<'g> Facts<'g> {
         classes: &[usize],
         cut: &HashSet<NodeId>,
     ) -> Option<Region> {
-        let mut by_class: HashMap<usize, Vec<Vec<NodeId>>> = HashMap::new();
+        let mut by_class: HashMap<usize, Vec<Vec<NodeId>>> = HashMap::default();
         let mut order: Vec<(NodeId, usize)> = Vec::new();
         for id in self.graph.ids() {
             let Some(lane) = lane_of[id.index()] else { continue };
@@ -281,7 +280,7 @@ impl<'g> Facts<'g> {
                 order.push((id, classes[id.index()]));
             }
         }
-        let mut region = Region { lanes, tuples: Vec::new(), tuple_of: HashMap::new(), shared: Vec::new() };
+        let mut region = Region { lanes, tuples: Vec::new(), tuple_of: HashMap::default(), shared: Vec::new() };
         // In the order of their last members, so that operands come before users in every lane.
         for (_, class) in order {
             let members: Vec<NodeId> = by_class[&class].iter().flatten().copied().collect();
@@ -363,7 +362,7 @@ impl<'g> Facts<'g> {
                 operands(region, tuple).into_iter().flatten().for_each(|operand| read[operand] = true);
             }
         }
-        let mut moved = HashMap::new();
+        let mut moved = HashMap::default();
         let tuples = std::mem::take(&mut region.tuples).into_iter().enumerate().filter(|(old, _)| keep[*old]);
         for (old, tuple) in tuples {
             moved.insert(old, region.tuples.len());
@@ -379,7 +378,7 @@ impl<'g> Facts<'g> {
         let computes = region.tuples.iter().filter(|tuple| !tuple.source && has_own_kernel(op(tuple))).count();
         let joins = region.tuples.iter().filter(|tuple| tuple.source).count();
         let product = |tuple: &usize| matches!(op(&region.tuples[*tuple]), Op::Dot(_) | Op::Conv2d(_));
-        let mut left: HashSet<NodeId> = HashSet::new();
+        let mut left: HashSet<NodeId> = HashSet::default();
         for id in self.graph.ids().filter(|id| !region.tuple_of.contains_key(id)) {
             left.extend(self.graph.node(id).inputs.iter().filter(|input| region.is_computed(**input)));
         }
@@ -426,7 +425,7 @@ impl<'a> Emitter<'a> {
     fn new(graph: &'a Graph, region: &'a Region) -> Emitter<'a> {
         let plain = vec![None; graph.nodes().len()];
         let stacked = vec![None; region.tuples.len()];
-        Emitter { graph, region, new: graph.successor(), plain, stacked, widened: HashMap::new() }
+        Emitter { graph, region, new: graph.successor(), plain, stacked, widened: HashMap::default() }
     }
 
     fn run(mut self) -> Result<Graph, OpError> {

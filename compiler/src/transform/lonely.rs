@@ -34,7 +34,7 @@ fn compared(graph: &Graph, batch: &str) -> Option<NodeId> {
         let node = graph.node(id);
         let mut own: SmallVec<[usize; 2]> = match &node.op {
             Op::Input { .. } => (0..graph.shape(id).rank())
-                .filter(|&axis| graph.shape(id).0[axis].name.as_deref() == Some(batch))
+                .filter(|&axis| graph.shape(id).0[axis].name.is_some_and(|name| *name.text() == *batch))
                 .collect(),
             _ => (0..graph.shape(id).rank())
                 .filter(|&axis| {

@@ -8,13 +8,13 @@
 //! does what enters as an input or a state. So what is computed does not depend on what is stored how.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 use alip_plan::{Target, TargetKind};
 use smallvec::SmallVec;
 
 use super::fault;
 use crate::diag::Diagnostics;
+use crate::hash::HashMap;
 use crate::ir::{Builder, DType, Graph, Model, NodeId, TensorType};
 use crate::ops::{Op, OpError, ReduceKind, ScalarOp, rounding, rounds_to};
 
@@ -61,8 +61,8 @@ pub fn spelled(graph: &Graph, storage: Storage) -> Result<Graph, Diagnostics> {
     if !is_narrow(graph) {
         return Ok(graph.clone());
     }
-    let mut pass = Spelling { new: graph.successor(), storage, map: Vec::new(), wide: HashMap::new() };
-    let mut inputs = HashMap::new();
+    let mut pass = Spelling { new: graph.successor(), storage, map: Vec::new(), wide: HashMap::default() };
+    let mut inputs = HashMap::default();
     for id in graph.ids() {
         let (made, source) = pass.node(graph, id).map_err(|error| fault("16 bits", graph, id, &error))?;
         pass.map.push(made);

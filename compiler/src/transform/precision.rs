@@ -14,12 +14,11 @@
 //!   exponentials of a hundred times them would amplify a rounding to 2^-8 to errors of order one. So does the logsumexp
 //!   of streamed losses, which is f32 where it is not the gradient of an attention.
 
-use std::collections::HashMap;
-
 use alip_plan::{PROGRAM_TRAIN, Target};
 use smallvec::SmallVec;
 
 use crate::diag::{Diagnostic, Diagnostics};
+use crate::hash::HashMap;
 use crate::ir::{Builder, DType, Graph, Node, NodeId};
 use crate::ops::attention::AttentionResult;
 use crate::ops::{Op, OpError, ScalarOp};
@@ -86,7 +85,7 @@ fn unscaled(precision: Spanned<Precision>) -> Diagnostic {
 /// A node its op refuses: a fault of this pass.
 pub fn lower(graph: &Graph, low: DType) -> Result<Graph, Diagnostics> {
     let plan = Policy::new(graph);
-    let mut pass = Lowering { old: graph, new: graph.successor(), low, wide: Vec::new(), narrow: HashMap::new() };
+    let mut pass = Lowering { old: graph, new: graph.successor(), low, wide: Vec::new(), narrow: HashMap::default() };
     for id in graph.ids() {
         pass.node(id, &plan).map_err(|error| {
             let message = format!("internal: the precision of `{}` in `{}`", graph.node(id).op.name(), graph.name);

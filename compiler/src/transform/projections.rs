@@ -15,13 +15,14 @@
 //! product of its own computes those, and its slice would have to be stored first. A parameter has one place: of two sets
 //! that share a parameter and differ, the later one stays apart.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 
 use indexmap::IndexMap;
 
 use super::Rewritten;
 use super::analysis::{fault, places};
 use crate::diag::Diagnostics;
+use crate::hash::{HashMap, HashSet};
 use crate::ir::{Builder, DType, Graph, NodeId};
 use crate::launch::{adjoin, path};
 use crate::ops::{Dot, Op, OpError, ScalarOp};

@@ -22,13 +22,12 @@
 //! *What is weighed.* A part is never more than the whole, so no step adds operations; the rewrite is done when the program
 //! then takes fewer.
 
-use std::collections::HashMap;
-
 use smallvec::{SmallVec, smallvec};
 
 use super::Rewritten;
 use super::analysis::{self, along, cost, fault, places, resized, same_place};
 use crate::diag::Diagnostics;
+use crate::hash::HashMap;
 use crate::ir::{Builder, Dim, Graph, NodeId, Shape};
 use crate::ops::attention::{Attention, Rows};
 use crate::ops::{Op, OpError};
@@ -412,7 +411,7 @@ struct Emitter<'a> {
 
 impl<'a> Emitter<'a> {
     fn new(graph: &'a Graph, units: &'a [Vec<Part>]) -> Emitter<'a> {
-        Emitter { graph, units, new: graph.successor(), done: HashMap::new() }
+        Emitter { graph, units, new: graph.successor(), done: HashMap::default() }
     }
 
     fn run(mut self) -> Result<Graph, OpError> {

@@ -15,11 +15,12 @@
 //! *What is weighed.* Memory: B^2 floats several times over, against products that are computed again. Those are small
 //! beside the towers at any B for which the loss fits a step, so the rewrite is always done.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::Rewritten;
 use super::analysis::{fault, places};
 use crate::diag::Diagnostics;
+use crate::hash::HashMap;
 use crate::ir::{Builder, DType, Graph, NodeId, Shape};
 use crate::ops::attention::{Attention, AttentionResult, Rows};
 use crate::ops::{Op, OpError, Real, ReduceKind, ScalarOp};
@@ -33,7 +34,7 @@ pub(super) fn streaming(graph: &Graph) -> Result<Option<Rewritten>, Diagnostics>
     }
     let mut new = graph.successor();
     let mut map: Vec<NodeId> = Vec::with_capacity(graph.nodes().len());
-    let mut scaled = HashMap::new();
+    let mut scaled = HashMap::default();
     for id in graph.ids() {
         let node = graph.node(id);
         let added = match found.readers.get(&id) {
@@ -74,7 +75,7 @@ struct Found {
 
 impl Found {
     fn new(graph: &Graph) -> Found {
-        let mut logits: HashMap<NodeId, Logits> = HashMap::new();
+        let mut logits: HashMap<NodeId, Logits> = HashMap::default();
         let mut readers: BTreeMap<NodeId, Logits> = BTreeMap::new();
         let mut stored: Vec<NodeId> = Vec::new();
         for id in graph.ids() {
@@ -211,7 +212,7 @@ impl Writer<'_, '_> {
         let count = self.b.graph.shape(queries).0[..1].iter().cloned().collect();
         let mut one_head = |x: NodeId| {
             let shape = self.b.graph.shape(x).0.clone();
-            let shape: Shape = [1.into(), shape[0].clone(), 1.into(), shape[1].clone()].into_iter().collect();
+            let shape: Shape = [1.into(), shape[0], 1.into(), shape[1]].into_iter().collect();
             self.b.reshape(x, shape)
         };
         let inputs = [one_head(queries)?, one_head(keys)?];

@@ -1,9 +1,8 @@
 //! Random terms of a pattern.
 
-use std::collections::HashMap;
-
 use alip_plan::philox::{counter, philox4x32, stream_key};
 
+use crate::hash::HashMap;
 use crate::ir::{DType, Graph, NodeId, OriginId, Shape, TensorType};
 use crate::ops::{Conv, ConvKind, Dot, Op, ReduceKind, ScalarOp, constant};
 use crate::optimize::language::Kind;
@@ -322,7 +321,7 @@ pub(super) fn example(rule: &Rule, pattern: &Pat, seed: u64) -> Option<Graph> {
         draws.sizes(rank)
     };
     let bounded = rule.tag == Tag::FiniteOnly;
-    let mut maker = Maker { graph: Graph::new("law"), draws, vars: HashMap::new(), drawn: Vec::new(), bounded };
+    let mut maker = Maker { graph: Graph::new("law"), draws, vars: HashMap::default(), drawn: Vec::new(), bounded };
     let root = maker.term(pattern, &ty(dtype, &sizes))?;
     maker.graph.outputs.insert("y".into(), root);
     Some(maker.graph)

@@ -2,10 +2,10 @@
 //! readers.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::softmax::Along;
+use crate::hash::HashMap;
 use crate::ir::{DType, Graph, NodeId};
 use crate::ops::{Op, ReduceKind, ScalarOp, Tensor};
 

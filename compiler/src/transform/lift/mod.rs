@@ -14,11 +14,10 @@ mod mask;
 mod norms;
 mod softmax;
 
-use std::collections::HashMap;
-
 use self::known::{Known, live};
 use super::{Report, Results, fault, tidy};
 use crate::diag::Diagnostics;
+use crate::hash::HashMap;
 use crate::ir::{Builder, Graph, NodeId, Origin};
 use crate::ops::Op;
 
@@ -65,7 +64,7 @@ pub(super) fn lift(graph: &Graph, results: &Results, report: &mut Report) -> Res
     let graph = tidy(graph, |_| true)?;
     let ends = results.nodes(&graph);
     let known = Known::new(&graph, &ends);
-    let mut found = HashMap::new();
+    let mut found = HashMap::default();
     for id in graph.ids().filter(|id| known.live[id.index()]) {
         match &graph.node(id).op {
             Op::Dot(_) => match attention::site(&known, id) {

@@ -6,10 +6,9 @@
 //! that of the row's own number, as contrastive losses do, and the logits are a product, only a sum of products per row is
 //! needed of it: then the product itself has no reader left but its logsumexp.
 
-use std::collections::HashMap;
-
 use super::known::Known;
 use super::softmax::Along;
+use crate::hash::HashMap;
 use crate::ir::{Builder, DType, NodeId};
 use crate::ops::{Dot, Op, OpError, Real, ReduceKind, ScalarOp};
 
@@ -394,7 +393,7 @@ struct Diagonals<'a> {
 
 impl<'a> Diagonals<'a> {
     fn new(known: &'a Known<'a>, map: &'a [NodeId]) -> Diagonals<'a> {
-        Diagonals { known, map, written: HashMap::new() }
+        Diagonals { known, map, written: HashMap::default() }
     }
 
     fn of(&mut self, b: &mut Builder<'_>, id: NodeId) -> Result<NodeId, OpError> {

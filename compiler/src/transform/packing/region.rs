@@ -1,12 +1,11 @@
 //! What of a graph can be packed: the reads at one position per sample, and the walk back from them.
 
-use std::collections::HashMap;
-
 use alip_plan::packing::Group;
 use smallvec::SmallVec;
 
 use super::super::analysis::along;
 use super::Stopped;
+use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId};
 use crate::ops::attention::{Attention, AttentionResult, Rows};
 use crate::ops::{Op, ScalarOp};
@@ -101,7 +100,7 @@ fn predecessor(graph: &Graph, id: NodeId) -> Option<NodeId> {
 
 /// Reads at one position per sample by an index that is known before the program runs, by index.
 pub(super) fn reads(graph: &Graph) -> Vec<Reads> {
-    let mut known: HashMap<NodeId, bool> = HashMap::new();
+    let mut known: HashMap<NodeId, bool> = HashMap::default();
     let mut found: Vec<Reads> = Vec::new();
     for id in graph.ids() {
         let node = graph.node(id);
@@ -146,9 +145,9 @@ pub(super) fn walk(graph: &Graph, reads: &Reads, kept: &[NodeId]) -> Result<Opti
     let mut walk = Walk {
         graph,
         group: reads.group,
-        layouts: HashMap::new(),
-        followed: HashMap::new(),
-        values: HashMap::new(),
+        layouts: HashMap::default(),
+        followed: HashMap::default(),
+        values: HashMap::default(),
         work: false,
     };
     let mut wanted: Vec<NodeId> = Vec::new();

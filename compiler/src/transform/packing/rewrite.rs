@@ -1,10 +1,9 @@
 //! The packed graph, for a number of rows.
 
-use std::collections::HashMap;
-
 use alip_plan::packing::{Group, Role};
 
 use super::region::{Layout, Operand, Operands, Packing, Region};
+use crate::hash::HashMap;
 use crate::ir::{Builder, DType, Dim, Graph, NodeId, OriginId, Shape, TensorType};
 use crate::ops::attention::{Attention, Rows};
 use crate::ops::{Dot, Op, OpError};
@@ -54,7 +53,7 @@ struct Rowed<'a> {
 
 impl<'a> Rowed<'a> {
     fn new(number: usize, region: &'a Region, rows: u64) -> Rowed<'a> {
-        Rowed { number, region, rows, inputs: Vec::new(), values: HashMap::new() }
+        Rowed { number, region, rows, inputs: Vec::new(), values: HashMap::default() }
     }
 }
 
@@ -136,7 +135,7 @@ impl Rewrite<'_> {
         let perm: Vec<usize> = lead.iter().copied().chain(rest.clone()).collect();
         let first = b.transpose(value, &perm)?;
         let together: u64 = lead.iter().map(|axis| shape.size(*axis)).product();
-        let dims = std::iter::once(Dim::from(together)).chain(rest.map(|axis| shape.0[axis].clone()));
+        let dims = std::iter::once(Dim::from(together)).chain(rest.map(|axis| shape.0[axis]));
         let flat = b.reshape(first, dims.collect())?;
         b.gather(flat, index, 0)
     }
@@ -174,7 +173,7 @@ impl Rewrite<'_> {
     fn shape(&self, number: usize, shape: &Shape, layout: Layout) -> Shape {
         let rows = Dim::named(self.regions[number].rows, "rows");
         let dim = |(axis, dim): (usize, &Dim)| {
-            let packed = if axis == layout.samples { rows.clone() } else { dim.clone() };
+            let packed = if axis == layout.samples { rows } else { *dim };
             (axis != layout.positions).then_some(packed)
         };
         shape.0.iter().enumerate().filter_map(dim).collect()
@@ -236,7 +235,7 @@ impl Rewrite<'_> {
         };
         let mut b = Builder::new(&mut self.new, node.origin);
         let sizes = b.graph.shape(value).clone();
-        let squeezed = images.iter().zip(&sizes.0).filter(|(image, _)| image.is_some()).map(|(_, dim)| dim.clone());
+        let squeezed = images.iter().zip(&sizes.0).filter(|(image, _)| image.is_some()).map(|(_, dim)| *dim);
         let value = b.reshape(value, squeezed.collect())?;
         let images: Vec<usize> = images.into_iter().flatten().collect();
         let mut order: Vec<usize> = (0..images.len()).collect();
