@@ -5,6 +5,7 @@ mod list;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -16,7 +17,7 @@ use serde::Deserialize;
 use self::list::List;
 use super::order::{Stream, below};
 use super::text::{clean, split_words};
-use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource};
+use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource, scratch};
 
 /// Name of the file that lists images and captions.
 const LIST: &str = "captions.jsonl";
@@ -218,7 +219,10 @@ fn read_image(path: &Path) -> Result<Vec<u8>, SampleError> {
     if size > MAX_FILE {
         return Err(SampleError(format!("a file of {} MiB, more than the allowed {}", size >> 20, MAX_FILE >> 20)));
     }
-    fs::read(path).map_err(fail)
+    let mut bytes = scratch::take(size as usize + 1);
+    // No more than was allowed, should the file grow meanwhile.
+    fs::File::open(path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes)).map_err(fail)?;
+    Ok(bytes)
 }
 
 /// What to write into a list.

@@ -17,6 +17,7 @@ use alip_plan::pipeline::{Mode, Pipeline, Source};
 use rayon::prelude::*;
 
 use super::panics::caught;
+use super::spares::Spares;
 use super::transform::{Row, check_fields};
 use super::{DataError, Order, SampleError, SampleSource, Skipped, Skips, Transform, Vocabularies};
 use crate::tensor::{Data, HostTensor};
@@ -108,6 +109,7 @@ pub struct Loader {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     transform: Arc<Transform>,
+    spares: Arc<Spares>,
     order: Order,
     waited: Duration,
     delivered: u64,
@@ -139,11 +141,14 @@ impl Loader {
             .build()
             .map_err(|error| fail(format!("cannot start decoding threads: {error}")))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let (send, queue) = sync_channel(options.prefetch.max(1));
+        let prefetch = options.prefetch.max(1);
+        let (send, queue) = sync_channel(prefetch);
+        let spares = Arc::new(Spares::new(options.batch, prefetch + 2));
         let maker = Maker {
             declared: pipeline.source.clone(),
             source,
             transform: transform.clone(),
+            spares: spares.clone(),
             order,
             stop: stop.clone(),
             batch: options.batch,
@@ -158,6 +163,7 @@ impl Loader {
             stop,
             thread: Some(thread),
             transform,
+            spares,
             order,
             waited: Duration::ZERO,
             delivered: 0,
@@ -210,6 +216,12 @@ impl Loader {
         Ok(Some(batch))
     }
 
+    /// Takes a batch that is done with, so that another can be made in its memory. What is delivered is the same whether or
+    /// not batches are given back; a batch of another loader is dropped.
+    pub fn give_back(&mut self, batch: Batch) {
+        self.spares.give(&self.transform, batch);
+    }
+
     fn close_with(&mut self, error: DataError) -> DataError {
         self.queue = None;
         error
@@ -258,6 +270,7 @@ struct Maker {
     declared: Source,
     source: Arc<dyn SampleSource>,
     transform: Arc<Transform>,
+    spares: Arc<Spares>,
     order: Order,
     stop: Arc<AtomicBool>,
     batch: usize,
@@ -295,7 +308,7 @@ impl Maker {
 
     /// One batch; `None` when told to stop.
     fn make(&self, first: u64, valid: usize) -> Option<Result<Batch, DataError>> {
-        let mut tensors = match self.transform.allocate(self.batch) {
+        let mut tensors = match self.spares.take(&self.transform) {
             Ok(tensors) => tensors,
             Err(error) => return Some(Err(error.into())),
         };
@@ -465,7 +478,8 @@ pub fn measure(
     let mut skipped = Vec::new();
     for _ in 0..batches {
         let Some(batch) = loader.next()? else { break };
-        skipped.extend(batch.skipped);
+        skipped.extend_from_slice(&batch.skipped);
+        loader.give_back(batch);
     }
     Ok(Throughput { samples: loader.counts().0, elapsed: start.elapsed(), skipped })
 }

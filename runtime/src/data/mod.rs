@@ -19,9 +19,11 @@ mod loader;
 mod order;
 mod panics;
 mod resize;
+mod scratch;
 pub mod shapes;
 mod skips;
 mod source;
+mod spares;
 mod text;
 mod transform;
 

@@ -9,6 +9,7 @@ use alip_plan::pipeline::{Argument, Mode, Pipeline, PipelineNode, PipelineOp, Sh
 use image::ImageEncoder;
 
 use super::*;
+use crate::tensor::{Data, HostTensor};
 
 /// Says that a test did not run, on the stream that the test harness does not hide.
 pub(crate) fn skipped(reason: impl std::fmt::Display) {
@@ -131,6 +132,60 @@ fn batches_do_not_depend_on_workers_or_restarts() {
     }
     let other = LoaderOptions { seed: 6, ..options };
     assert_ne!(take(&mut open(folder.source(0.3), &other).unwrap(), 14), whole);
+}
+
+/// Fills the tensors of a batch with what would be seen if it were delivered, and gives them back.
+fn poison(loader: &mut Loader, mut batch: Batch) {
+    for tensor in batch.tensors.values_mut() {
+        match tensor.data_mut() {
+            Data::F32(values) => values.fill(f32::NAN),
+            Data::I32(values) => values.fill(i32::MIN),
+            other => panic!("a tensor of {other:?}"),
+        }
+    }
+    loader.give_back(batch);
+}
+
+/// Batches made in the memory of poisoned ones are those that are made in fresh memory: with bad samples, stand-ins, short texts
+/// and the rows that fill the last batch of a pass.
+#[test]
+fn batches_given_back_leave_no_trace() {
+    let folder = Folder::with_images("recycled", 23, &[4, 17]);
+    let train = LoaderOptions { max_bad: 1.0, workers: 2, ..LoaderOptions::train(5, 4) };
+    let eval = LoaderOptions { max_bad: 1.0, ..LoaderOptions::eval(4) };
+    for (options, batches) in [(train, 14), (eval, 6)] {
+        let fresh = take(&mut open(folder.source(0.3), &options).unwrap(), batches);
+        assert_eq!(fresh.len(), batches);
+        let mut loader = open(folder.source(0.3), &options).unwrap();
+        let mut memory = std::collections::BTreeSet::new();
+        for fresh in &fresh {
+            let batch = take(&mut loader, 1).remove(0);
+            assert_eq!(&batch, fresh);
+            memory.insert(batch.tensors["image"].bytes().as_ptr() as usize);
+            poison(&mut loader, batch);
+        }
+        // All that were given back are kept, so that one place twice is one batch in the memory of another.
+        assert!(memory.len() <= options.prefetch + 2, "{} places for {batches} batches", memory.len());
+    }
+}
+
+/// What is not what the loader made is not used.
+#[test]
+fn batches_of_others_are_not_filled() {
+    let folder = Folder::with_images("others", 8, &[]);
+    let options = LoaderOptions::eval(4);
+    let fresh = take(&mut open(folder.source(0.0), &options).unwrap(), 2);
+    let mut others = open(folder.source(0.0), &LoaderOptions::eval(2)).unwrap();
+    let mut loader = open(folder.source(0.0), &LoaderOptions { passes: Passes::Endless, ..options }).unwrap();
+    for round in 0..5 {
+        others.next().unwrap().into_iter().for_each(|batch| loader.give_back(batch));
+        let mut batch = take(&mut loader, 1).remove(0);
+        assert_eq!(batch.tensors, fresh[round % 2].tensors);
+        if let Some(Data::F32(values)) = batch.tensors.get_mut("image").map(HostTensor::data_mut) {
+            values.pop();
+        }
+        loader.give_back(batch);
+    }
 }
 
 /// Batches straddle epochs; each epoch still shows every sample once.

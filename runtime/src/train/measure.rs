@@ -341,6 +341,7 @@ impl Model<'_> {
                 let labels = batch.labels.get(name).into_iter();
                 into.extend(labels.flat_map(|labels| keep.iter().map(|&row| labels[row])));
             }
+            loader.give_back(batch);
         }
         Ok(all)
     }
