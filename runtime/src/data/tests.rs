@@ -1,9 +1,9 @@
 //! The folder source and the loader together, on small folders made here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 
 use alip_plan::pipeline::{Argument, Mode, Pipeline, PipelineNode, PipelineOp, Shuffle, Source};
 use image::ImageEncoder;
@@ -157,7 +157,7 @@ fn batches_given_back_leave_no_trace() {
         let fresh = take(&mut open(folder.source(0.3), &options).unwrap(), batches);
         assert_eq!(fresh.len(), batches);
         let mut loader = open(folder.source(0.3), &options).unwrap();
-        let mut memory = std::collections::BTreeSet::new();
+        let mut memory = BTreeSet::new();
         for fresh in &fresh {
             let batch = take(&mut loader, 1).remove(0);
             assert_eq!(&batch, fresh);
@@ -210,7 +210,7 @@ fn no_batch_holds_a_sample_twice() {
     let options = LoaderOptions { max_bad: 1.0, ..LoaderOptions::train(0, 8) };
     let batches = take(&mut open(folder.source(0.0), &options).unwrap(), 50);
     for batch in &batches {
-        let distinct: std::collections::BTreeSet<&u64> = batch.rows.iter().collect();
+        let distinct: BTreeSet<&u64> = batch.rows.iter().collect();
         assert_eq!(distinct.len(), 8, "{:?} at {}", batch.rows, batch.first_sample);
     }
     assert_eq!(batches.iter().map(|batch| batch.skipped.len()).sum::<usize>(), 20);
@@ -225,14 +225,14 @@ fn stand_ins_are_distinct() {
     let batches = take(&mut open(folder.source(0.0), &options).unwrap(), 60);
     assert!(batches.iter().any(|batch| batch.skipped.len() > 4), "many are bad at a time");
     for batch in &batches {
-        let distinct: std::collections::BTreeSet<&u64> = batch.rows.iter().collect();
+        let distinct: BTreeSet<&u64> = batch.rows.iter().collect();
         assert!(distinct.len() == 8 && batch.rows.iter().all(|&row| row >= 12), "{:?}", batch.rows);
     }
     // One usable sample outside of every batch is found, and what there is not is not asked for.
     let folder = Folder::with_images("one-left", 9, &[2]);
     let options = LoaderOptions { max_bad: 1.0, ..LoaderOptions::train(0, 8) };
     for batch in take(&mut open(folder.source(0.0), &options).unwrap(), 40) {
-        let distinct: std::collections::BTreeSet<&u64> = batch.rows.iter().collect();
+        let distinct: BTreeSet<&u64> = batch.rows.iter().collect();
         assert_eq!(distinct.len(), 8, "{:?} at {}", batch.rows, batch.first_sample);
     }
     let folder = Folder::with_images("none-left", 4, &[2]);
@@ -301,11 +301,7 @@ impl SampleSource for Hostile {
     fn read(&self, index: u64) -> Result<RawSample, SampleError> {
         assert_ne!(index, 2, "a decoder's bug");
         let side = if index == 5 { 3 } else { 4 };
-        let image = RgbImage { width: side, height: side, pixels: vec![index as u8; (side * side * 3) as usize] };
-        let text = || Field::Text("a text".into());
-        let fields = [("image", Field::Rgb(image)), ("raw", text()), ("caption", text())];
-        let fields = fields.map(|(name, field)| (name.to_string(), field)).into();
-        Ok(RawSample { fields, labels: BTreeMap::new() })
+        Ok(of_one_level(index, side))
     }
 
     fn name(&self, index: u64) -> String {
@@ -323,6 +319,15 @@ impl SampleSource for Hostile {
     fn words(&self, _: usize) -> Result<Vec<String>, DataError> {
         Ok(Vec::new())
     }
+}
+
+/// A sample whose pixels tell its index.
+fn of_one_level(index: u64, side: u32) -> RawSample {
+    let image = RgbImage { width: side, height: side, pixels: vec![index as u8; (side * side * 3) as usize] };
+    let text = || Field::Text("a text".into());
+    let fields = [("image", Field::Rgb(image)), ("raw", text()), ("caption", text())];
+    let fields = fields.map(|(name, field)| (name.to_string(), field)).into();
+    RawSample { fields, labels: BTreeMap::new() }
 }
 
 fn hostile() -> Pipeline {
@@ -366,6 +371,67 @@ fn other_panics_are_printed() {
     assert_eq!(panics::caught(|| panic!("somebody catches this")), Err::<(), _>("somebody catches this".to_string()));
     assert_eq!(panics::caught(|| 3), Ok(3));
     panic!("nobody catches this");
+}
+
+/// A source of three batches of four. Sample 0 takes until the second batch was read, if it `waits`.
+#[derive(Default)]
+struct Slow {
+    waits: bool,
+    begun: Mutex<BTreeSet<u64>>,
+    more: Condvar,
+    /// What was begun when sample 0 was done.
+    meanwhile: Mutex<BTreeSet<u64>>,
+}
+
+impl SampleSource for Slow {
+    fn len(&self) -> u64 {
+        12
+    }
+
+    fn read(&self, index: u64) -> Result<RawSample, SampleError> {
+        let mut begun = self.begun.lock().unwrap();
+        begun.insert(index);
+        self.more.notify_all();
+        if self.waits && index == 0 {
+            begun = self.more.wait_while(begun, |begun| !(4..8).all(|sample| begun.contains(&sample))).unwrap();
+            self.meanwhile.lock().unwrap().clone_from(&begun);
+        }
+        drop(begun);
+        Ok(of_one_level(index, 4))
+    }
+
+    fn name(&self, index: u64) -> String {
+        format!("slow {index}")
+    }
+
+    fn labels(&self, _: u64) -> BTreeMap<String, i64> {
+        BTreeMap::new()
+    }
+
+    fn captions(&self, _: u64) -> Result<Vec<String>, DataError> {
+        Ok(Vec::new())
+    }
+
+    fn words(&self, _: usize) -> Result<Vec<String>, DataError> {
+        Ok(Vec::new())
+    }
+}
+
+/// The next batch is read while one sample of this is not done, the one after it is not begun, and they come in order all the same.
+#[test]
+fn a_slow_sample_holds_up_its_own_batch_only() {
+    let load = |waits, workers| {
+        let source = Arc::new(Slow { waits, ..Slow::default() });
+        let options = LoaderOptions { workers, prefetch: 1, ..LoaderOptions::eval(4) };
+        let batches = take(&mut Loader::new(&hostile(), source.clone(), &options).unwrap(), 4);
+        let meanwhile = source.meanwhile.lock().unwrap().clone();
+        (batches, meanwhile)
+    };
+    let (slow, meanwhile) = load(true, 2);
+    assert_eq!(meanwhile, (0..8).collect());
+    assert_eq!(slow.iter().map(|batch| batch.rows.clone()).collect::<Vec<_>>().concat(), Vec::from_iter(0..12));
+    assert_eq!(slow, load(false, 1).0);
+    assert_eq!(slow, load(true, 5).0);
 }
 
 /// Dropping a loader that waits for room, and one that was never read, both end their threads.
