@@ -193,7 +193,7 @@ impl Maker {
     fn read(&self, epoch: u64, index: u64, slots: &mut [Row<'_>]) -> Result<Labels, SampleError> {
         // A decoder that panics on a hostile file loses that sample and nothing else; rows are overwritten by the next try.
         let read = caught(|| {
-            let sample = self.source.read(index)?;
+            let sample = self.source.sample(index)?;
             check_fields(&self.declared, &sample)?;
             let labels = sample.labels.clone();
             self.transform.run(sample, (&self.order, epoch, index), slots)?;

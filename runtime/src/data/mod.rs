@@ -37,7 +37,7 @@ pub use loader::{Batch, Loader, LoaderOptions, Passes};
 pub use order::{Order, too_few};
 pub use resize::resize;
 pub use skips::{Skipped, Skips};
-pub use source::{Field, ListHash, RawSample, RgbImage, SampleSource, open_source};
+pub use source::{Field, ListHash, RawSample, RgbImage, SampleSource, Texts, open_source};
 pub use text::{Tokenizer, Vocabularies, WordVocabulary, clean, split_words};
 pub use throughput::{Throughput, measure};
 pub use transform::Transform;

@@ -298,7 +298,7 @@ impl SampleSource for Hostile {
         8
     }
 
-    fn read(&self, index: u64) -> Result<RawSample, SampleError> {
+    fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
         assert_ne!(index, 2, "a decoder's bug");
         let side = if index == 5 { 3 } else { 4 };
         Ok(of_one_level(index, side))
@@ -306,18 +306,6 @@ impl SampleSource for Hostile {
 
     fn name(&self, index: u64) -> String {
         format!("hostile {index}")
-    }
-
-    fn labels(&self, _: u64) -> BTreeMap<String, i64> {
-        BTreeMap::new()
-    }
-
-    fn captions(&self, _: u64) -> Result<Vec<String>, DataError> {
-        Ok(Vec::new())
-    }
-
-    fn words(&self, _: usize) -> Result<Vec<String>, DataError> {
-        Ok(Vec::new())
     }
 }
 
@@ -388,7 +376,7 @@ impl SampleSource for Slow {
         12
     }
 
-    fn read(&self, index: u64) -> Result<RawSample, SampleError> {
+    fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
         let mut begun = self.begun.lock().unwrap();
         begun.insert(index);
         self.more.notify_all();
@@ -402,18 +390,6 @@ impl SampleSource for Slow {
 
     fn name(&self, index: u64) -> String {
         format!("slow {index}")
-    }
-
-    fn labels(&self, _: u64) -> BTreeMap<String, i64> {
-        BTreeMap::new()
-    }
-
-    fn captions(&self, _: u64) -> Result<Vec<String>, DataError> {
-        Ok(Vec::new())
-    }
-
-    fn words(&self, _: usize) -> Result<Vec<String>, DataError> {
-        Ok(Vec::new())
     }
 }
 
@@ -456,8 +432,8 @@ fn swapped_raw_texts_are_remembered() {
     let again = open_source(&folder.source(0.3), Mode::Train).unwrap();
     let mut wrong = 0;
     for index in 0..source.len() {
-        let sample = source.read(index).unwrap();
-        assert_eq!(sample, again.read(index).unwrap());
+        let sample = source.sample(index).unwrap();
+        assert_eq!(sample, again.sample(index).unwrap());
         assert_eq!(sample.fields["caption"], Field::Text(format!("caption {index}")));
         let own = sample.fields["raw"] == Field::Text(format!("raw {index}"));
         assert_eq!(sample.labels["raw_wrong"], i64::from(!own));
@@ -528,8 +504,8 @@ fn a_list_that_changes_while_it_is_in_use() {
     let source = open_source(&folder.source(0.0), Mode::Train).unwrap();
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.replace("raw 1", "row 1")).unwrap();
-    assert_eq!(source.read(0).unwrap().fields["raw"], Field::Text("raw 0".into()));
-    let error = source.read(1).unwrap_err().to_string();
+    assert_eq!(source.sample(0).unwrap().fields["raw"], Field::Text("raw 0".into()));
+    let error = source.sample(1).unwrap_err().to_string();
     assert_eq!(error, "captions.jsonl was changed after it was opened; leave it as it is while it is in use");
     let error = source.list_hash().unwrap_err();
     assert_eq!(
@@ -632,6 +608,24 @@ fn errors_of_pipelines() {
             "pipeline `test`: its source has {words} words, more than 'words:20' has room for; write 'words:{needed}' or more"
         )
     );
+}
+
+/// A source of three methods is loaded, and has an identity; texts that it does not list are asked for in vain.
+#[test]
+fn errors_of_sources_without_texts() {
+    let source: &dyn SampleSource = &Hostile;
+    let message = |error: Option<DataError>| error.expect("an error").to_string();
+    assert_eq!(
+        message(source.captions(0).err()),
+        "this source does not list captions to search for; evaluate on a source that has, such as `Folder`"
+    );
+    assert_eq!(
+        message(
+            Vocabularies::open(&pipeline(Source::Shapes { size: 4, scenes: 8, held_out: 8, seed: 0 }), source).err()
+        ),
+        "this source does not list words to make a vocabulary of; give the vocabulary a file of words, or use 'clip'"
+    );
+    assert_eq!(source.list_hash().unwrap().len(), 16);
 }
 
 /// Decode, random crop, triangle 224, mirror, normalise and two texts on real photographs; prints the rate.
