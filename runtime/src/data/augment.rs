@@ -4,7 +4,7 @@
 use alip_plan::philox::uniform_f64;
 
 use super::order::below;
-use super::{RgbImage, SampleError};
+use super::{RgbImage, SampleError, scratch};
 
 /// A rectangle of an image, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ pub(super) fn cut(image: &RgbImage, crop: Crop) -> Result<RgbImage, SampleError>
         return Err(SampleError(format!("a crop {crop:?} outside the image {}x{}", image.width, image.height)));
     }
     let (from, bytes) = (x as usize * 3, width as usize * 3);
-    let mut pixels = Vec::with_capacity(bytes * height as usize);
+    let mut pixels = scratch::take(bytes * height as usize);
     for row in image.pixels.chunks_exact(image.stride()).skip(y as usize).take(height as usize) {
         pixels.extend_from_slice(&row[from..from + bytes]);
     }

@@ -35,6 +35,14 @@ pub enum DataError {
         /// What is wrong.
         reason: String,
     },
+    /// A source cannot tell its texts without reading its samples, and they are asked for.
+    #[error("this source does not list {wanted}; {advice}")]
+    NoTexts {
+        /// What is asked for.
+        wanted: &'static str,
+        /// What to do.
+        advice: &'static str,
+    },
     /// Something that this version does not do.
     #[error("{what} is not supported yet; {advice}")]
     Unsupported {

@@ -5,6 +5,7 @@ mod list;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -16,7 +17,7 @@ use serde::Deserialize;
 use self::list::List;
 use super::order::{Stream, below};
 use super::text::{clean, split_words};
-use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource};
+use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource, Texts, scratch};
 
 /// Name of the file that lists images and captions.
 const LIST: &str = "captions.jsonl";
@@ -154,26 +155,22 @@ impl SampleSource for FolderSource {
         self.list.len() as u64
     }
 
-    fn read(&self, index: u64) -> Result<RawSample, SampleError> {
+    fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
         let (image, caption) = self.with_line(index, |line| (line.image.to_string(), line.text(self.caption)))?;
         let raw = self.with_line(self.raw_owner(index), |line| line.text(self.raw))?;
         let fields =
             [("jpeg", Field::Encoded(read_image(&self.root.join(image))?)), ("raw", raw), ("caption", caption)];
         let fields = fields.map(|(name, field)| (name.to_string(), field)).into();
-        Ok(RawSample { fields, labels: self.labels(index) })
+        let labels = BTreeMap::from([("raw_wrong".to_string(), i64::from(self.raw_owner(index) != index))]);
+        Ok(RawSample { fields, labels })
     }
 
     fn name(&self, index: u64) -> String {
         self.with_line(index, |line| line.image.to_string()).unwrap_or_else(|_| format!("sample {index} of {LIST}"))
     }
 
-    fn labels(&self, index: u64) -> BTreeMap<String, i64> {
-        BTreeMap::from([("raw_wrong".to_string(), i64::from(self.raw_owner(index) != index))])
-    }
-
-    fn captions(&self, index: u64) -> Result<Vec<String>, DataError> {
-        let texts = |line: Line<'_>| line.captions.into_iter().map(|caption| caption.0.into_owned()).collect();
-        self.with_line(index, texts).map_err(|error| self.lost(error))
+    fn texts(&self) -> Option<&dyn Texts> {
+        Some(self)
     }
 
     /// Of the lines of the list: images by name, and their texts.
@@ -187,6 +184,13 @@ impl SampleSource for FolderSource {
             self.with_line(index, add).map_err(|error| self.lost(error))?;
         }
         Ok(hash.to_string())
+    }
+}
+
+impl Texts for FolderSource {
+    fn captions(&self, index: u64) -> Result<Vec<String>, DataError> {
+        let texts = |line: Line<'_>| line.captions.into_iter().map(|caption| caption.0.into_owned()).collect();
+        self.with_line(index, texts).map_err(|error| self.lost(error))
     }
 
     /// Words by falling frequency, equally frequent ones in alphabetical order.
@@ -218,7 +222,10 @@ fn read_image(path: &Path) -> Result<Vec<u8>, SampleError> {
     if size > MAX_FILE {
         return Err(SampleError(format!("a file of {} MiB, more than the allowed {}", size >> 20, MAX_FILE >> 20)));
     }
-    fs::read(path).map_err(fail)
+    let mut bytes = scratch::take(size as usize + 1);
+    // No more than was allowed, should the file grow meanwhile.
+    fs::File::open(path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes)).map_err(fail)?;
+    Ok(bytes)
 }
 
 /// What to write into a list.

@@ -1,28 +1,25 @@
 //! Batches, in order, ahead of time.
 //!
-//! One thread makes batch after batch, each on a pool of `workers` threads that write their rows straight into the batch's
-//! tensors, and puts them into a queue of `prefetch` places. So at most `prefetch + 2` batches exist at a time (those in the
-//! queue, the one being made, the one the consumer holds), however slow the consumer is, and no result depends on timing.
+//! `prefetch + 1` threads each make a batch, or hold one that waits to be taken; a pool of `workers` threads reads the samples
+//! of all of them, those of the next batch first, and writes its rows straight into the batch's tensors. So at most
+//! `prefetch + 2` batches exist at a time (those and the one the consumer holds; spare tensors are among them), however slow
+//! the consumer is, and no result depends on timing. A stand-in for a bad sample is read on the thread of its batch.
 //!
-//! Dropping the loader stops the thread within one sample's work and joins it.
+//! Dropping the loader stops the threads within one sample's work and joins them.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use alip_plan::pipeline::{Mode, Pipeline, Source};
-use rayon::prelude::*;
+use alip_plan::pipeline::{Mode, Pipeline};
 
-use super::panics::caught;
-use super::transform::{Row, check_fields};
-use super::{DataError, Order, SampleError, SampleSource, Skipped, Skips, Transform, Vocabularies};
-use crate::tensor::{Data, HostTensor};
-
-/// Stand-ins tried for one sample before the data set is called unreadable.
-const MAX_ATTEMPTS: usize = 31;
+use super::maker::{Maker, Place, Turn};
+use super::spares::Spares;
+use super::{DataError, Order, SampleSource, Skipped, Skips, Transform, Vocabularies};
+use crate::tensor::HostTensor;
 
 /// A global batch.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,10 +101,12 @@ impl LoaderOptions {
 
 /// Delivers batches in order.
 pub struct Loader {
-    queue: Option<Receiver<Result<Batch, DataError>>>,
+    /// Where the batches will be, in order.
+    queue: Option<Receiver<Place>>,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
     transform: Arc<Transform>,
+    spares: Arc<Spares>,
     order: Order,
     waited: Duration,
     delivered: u64,
@@ -139,32 +138,42 @@ impl Loader {
             .build()
             .map_err(|error| fail(format!("cannot start decoding threads: {error}")))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let (send, queue) = sync_channel(options.prefetch.max(1));
-        let maker = Maker {
+        let makers = options.prefetch.max(1) + 1;
+        let (places, queue) = channel();
+        let spares = Arc::new(Spares::new(options.batch, makers + 1));
+        let maker = Arc::new(Maker {
             declared: pipeline.source.clone(),
             source,
             transform: transform.clone(),
+            spares: spares.clone(),
             order,
             stop: stop.clone(),
             batch: options.batch,
-        };
-        let (start, passes) = (options.start_sample, options.passes);
-        let thread = std::thread::Builder::new()
-            .name("loader".into())
-            .spawn(move || pool.install(|| maker.make_all(start, passes, &send)))
-            .map_err(|error| fail(format!("cannot start the loading thread: {error}")))?;
-        Ok(Loader {
+            passes: options.passes,
+            pool,
+            turn: Mutex::new(Turn { first: options.start_sample, places }),
+        });
+        let mut loader = Loader {
             queue: Some(queue),
             stop,
-            thread: Some(thread),
+            threads: Vec::with_capacity(makers),
             transform,
+            spares,
             order,
             waited: Duration::ZERO,
             delivered: 0,
             skips: Skips::default(),
             max_bad: options.max_bad,
             judge_after: options.judge_after,
-        })
+        };
+        for number in 0..makers {
+            let maker = maker.clone();
+            let thread = std::thread::Builder::new().name(format!("loader-{number}"));
+            let thread = thread.spawn(move || maker.make_all());
+            // Those that were started end when the loader is dropped.
+            loader.threads.push(thread.map_err(|error| fail(format!("cannot start a loading thread: {error}")))?);
+        }
+        Ok(loader)
     }
 
     /// The next batch; `None` after the last of [`Passes::Once`].
@@ -176,20 +185,19 @@ impl Loader {
     pub fn next(&mut self) -> Result<Option<Batch>, DataError> {
         let Some(queue) = &self.queue else { return Ok(None) };
         let start = Instant::now();
-        let received = queue.recv();
+        // There are no more places when all threads have ended.
+        let Ok(place) = queue.recv() else {
+            self.queue = None;
+            return Ok(None);
+        };
+        let received = place.recv();
         let waited = start.elapsed();
         self.waited += waited;
         let mut batch = match received {
             Ok(Ok(batch)) => batch,
             Ok(Err(error)) => return Err(self.close_with(error)),
-            // The thread has ended: done, unless it ended by a panic.
-            Err(_) => {
-                self.queue = None;
-                return match self.thread.take().map(JoinHandle::join) {
-                    Some(Err(_)) => Err(DataError::Stopped),
-                    _ => Ok(None),
-                };
-            }
+            // Its thread ended by a panic.
+            Err(_) => return Err(self.close_with(DataError::Stopped)),
         };
         batch.waited = waited;
         self.delivered += batch.valid as u64;
@@ -208,6 +216,12 @@ impl Loader {
             return Err(self.close_with(error));
         }
         Ok(Some(batch))
+    }
+
+    /// Takes a batch that is done with, so that another can be made in its memory. What is delivered is the same whether or
+    /// not batches are given back; a batch of another loader is dropped.
+    pub fn give_back(&mut self, batch: Batch) {
+        self.spares.give(&self.transform, batch);
     }
 
     fn close_with(&mut self, error: DataError) -> DataError {
@@ -244,228 +258,11 @@ impl Loader {
 impl Drop for Loader {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // Frees the thread where it waits for a place in the queue.
+        // Frees the threads that wait for their batch to be taken.
         self.queue = None;
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             // A panic of the thread has nothing more to say here.
             let _ = thread.join();
         }
     }
-}
-
-/// What makes batches.
-struct Maker {
-    declared: Source,
-    source: Arc<dyn SampleSource>,
-    transform: Arc<Transform>,
-    order: Order,
-    stop: Arc<AtomicBool>,
-    batch: usize,
-}
-
-/// What is known about a sample, by name.
-type Labels = BTreeMap<String, i64>;
-
-/// What became of one row.
-struct Made {
-    index: u64,
-    labels: Labels,
-    skipped: Option<Skipped>,
-}
-
-impl Maker {
-    fn make_all(&self, start: u64, passes: Passes, send: &SyncSender<Result<Batch, DataError>>) {
-        let mut first = start;
-        while !self.stop.load(Ordering::Relaxed) {
-            let valid = match passes {
-                Passes::Endless => self.batch,
-                Passes::Once => self.order.epoch_len().saturating_sub(first).min(self.batch as u64) as usize,
-            };
-            if valid == 0 {
-                return;
-            }
-            let Some(made) = self.make(first, valid) else { return };
-            let failed = made.is_err();
-            if send.send(made).is_err() || failed {
-                return;
-            }
-            first += self.batch as u64;
-        }
-    }
-
-    /// One batch; `None` when told to stop.
-    fn make(&self, first: u64, valid: usize) -> Option<Result<Batch, DataError>> {
-        let mut tensors = match self.transform.allocate(self.batch) {
-            Ok(tensors) => tensors,
-            Err(error) => return Some(Err(error.into())),
-        };
-        let samples = self.order.samples(first, self.batch as u64);
-        let mut rows = rows_of(&mut tensors, self.batch);
-        let read: Option<Vec<Result<Labels, SampleError>>> = rows
-            .par_iter_mut()
-            .zip(&samples)
-            .map(|(slots, &(epoch, index))| {
-                let stopped = self.stop.load(Ordering::Relaxed);
-                if stopped { None } else { Some(self.read(epoch, index, slots)) }
-            })
-            .collect();
-        let replaced = self.replace((first, &samples), read?, &mut rows);
-        drop(rows);
-        let made = match replaced {
-            Ok(made) => made,
-            Err(error) => return Some(Err(error)),
-        };
-        let mut batch = Batch {
-            tensors: BTreeMap::new(),
-            first_sample: first,
-            valid,
-            rows: Vec::with_capacity(self.batch),
-            labels: BTreeMap::new(),
-            skipped: Vec::new(),
-            waited: Duration::ZERO,
-        };
-        for made in made {
-            batch.rows.push(made.index);
-            batch.skipped.extend(made.skipped);
-            for (name, label) in made.labels {
-                batch.labels.entry(name).or_default().push(label);
-            }
-        }
-        // Rows beyond the end of a pass were counted in their own place.
-        batch.skipped.retain(|skipped| skipped.row < valid);
-        let names = self.transform.outputs().map(|(name, _)| name.to_string());
-        batch.tensors = names.zip(tensors).collect();
-        Some(Ok(batch))
-    }
-
-    /// Rows with what was read into them, or with a stand-in for what could not be. One row after the other, so that the same
-    /// samples stand in whatever was read first, and no sample stands in twice.
-    fn replace(
-        &self,
-        (first, samples): (u64, &[(u64, u64)]),
-        read: Vec<Result<Labels, SampleError>>,
-        rows: &mut [Vec<Row<'_>>],
-    ) -> Result<Vec<Made>, DataError> {
-        let mut present: HashSet<u64> = samples.iter().map(|&(_, index)| index).collect();
-        let mut all = Vec::with_capacity(read.len());
-        for (row, (read, slots)) in read.into_iter().zip(rows).enumerate() {
-            let (sample, (epoch, index)) = (first + row as u64, samples[row]);
-            let made = match read {
-                Ok(labels) => Made { index, labels, skipped: None },
-                Err(reason) => {
-                    let (name, reason) = (self.source.name(index), reason.to_string());
-                    self.stand_in(Skipped { sample, row, index, name, reason }, epoch, &present, slots)?
-                }
-            };
-            present.insert(made.index);
-            all.push(made);
-        }
-        Ok(all)
-    }
-
-    /// Fills a row with the first usable stand-in: a sample that is in the batch already only if there is no other.
-    fn stand_in(
-        &self,
-        skipped: Skipped,
-        epoch: u64,
-        present: &HashSet<u64>,
-        slots: &mut [Row<'_>],
-    ) -> Result<Made, DataError> {
-        let mut tried = HashSet::from([skipped.index]);
-        let candidates = self.candidates(skipped.sample, present).filter(|&index| tried.insert(index));
-        let mut attempts = 0;
-        for index in candidates.take(MAX_ATTEMPTS) {
-            if self.stop.load(Ordering::Relaxed) {
-                // Nobody is there to be told.
-                return Err(DataError::Stopped);
-            }
-            attempts += 1;
-            // A stand-in that is bad too is not counted: it will be in its own place.
-            if let Ok(labels) = self.read(epoch, index, slots) {
-                return Ok(Made { index, labels, skipped: Some(skipped) });
-            }
-        }
-        Err(DataError::NoReplacement { first: skipped.to_string(), attempts })
-    }
-
-    /// Stand-ins for a sample, the best first: drawn ones that are not in the batch, whatever else is not, and drawn ones
-    /// that are.
-    fn candidates(&self, sample: u64, present: &HashSet<u64>) -> impl Iterator<Item = u64> {
-        let drawn: Vec<u64> = (1..=MAX_ATTEMPTS as u32).map(|attempt| self.order.reserve(sample, attempt)).collect();
-        let (len, begin) = (self.order.epoch_len(), drawn[0]);
-        let is_free = |index: &u64| !present.contains(index);
-        let (free, taken): (Vec<u64>, Vec<u64>) = drawn.into_iter().partition(is_free);
-        let others = (1..len).map(move |step| (begin + step) % len).filter(is_free);
-        free.into_iter().chain(others).chain(taken)
-    }
-
-    fn read(&self, epoch: u64, index: u64, slots: &mut [Row<'_>]) -> Result<Labels, SampleError> {
-        // A decoder that panics on a hostile file loses that sample and nothing else; rows are overwritten by the next try.
-        let read = caught(|| {
-            let sample = self.source.read(index)?;
-            check_fields(&self.declared, &sample)?;
-            let labels = sample.labels.clone();
-            self.transform.run(sample, (&self.order, epoch, index), slots)?;
-            Ok(labels)
-        });
-        read.unwrap_or_else(|words| Err(SampleError(format!("the decoder panicked: {words}"))))
-    }
-}
-
-/// Cuts the tensors into the rows of each sample.
-fn rows_of(tensors: &mut [HostTensor], batch: usize) -> Vec<Vec<Row<'_>>> {
-    let mut rows: Vec<Vec<Row<'_>>> = (0..batch).map(|_| Vec::with_capacity(tensors.len())).collect();
-    for tensor in tensors {
-        match tensor.data_mut() {
-            Data::F32(data) => {
-                let length = (data.len() / batch).max(1);
-                data.chunks_exact_mut(length).zip(&mut rows).for_each(|(chunk, row)| row.push(Row::F32(chunk)));
-            }
-            Data::I32(data) => {
-                let length = (data.len() / batch).max(1);
-                data.chunks_exact_mut(length).zip(&mut rows).for_each(|(chunk, row)| row.push(Row::I32(chunk)));
-            }
-            // `Transform::allocate` makes no others.
-            Data::Bf16(_) | Data::F16(_) | Data::Bool(_) => {}
-        }
-    }
-    rows
-}
-
-/// What a pipeline delivers per second when nothing else runs.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Throughput {
-    /// Samples delivered.
-    pub samples: u64,
-    /// Wall time, without opening the source.
-    pub elapsed: Duration,
-    /// Samples that could not be used.
-    pub skipped: Vec<Skipped>,
-}
-
-impl Throughput {
-    /// Samples per second.
-    pub fn rate(&self) -> f64 {
-        self.samples as f64 / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
-    }
-}
-
-/// Runs `batches` batches of a pipeline and throws them away.
-///
-/// # Errors
-/// As [`Loader::new`] and [`Loader::next`].
-pub fn measure(
-    pipeline: &Pipeline,
-    source: Arc<dyn SampleSource>,
-    options: &LoaderOptions,
-    batches: usize,
-) -> Result<Throughput, DataError> {
-    let mut loader = Loader::new(pipeline, source, options)?;
-    let start = Instant::now();
-    let mut skipped = Vec::new();
-    for _ in 0..batches {
-        let Some(batch) = loader.next()? else { break };
-        skipped.extend(batch.skipped);
-    }
-    Ok(Throughput { samples: loader.counts().0, elapsed: start.elapsed(), skipped })
 }

@@ -16,25 +16,30 @@ mod error;
 mod folder;
 mod lines;
 mod loader;
+mod maker;
 mod order;
 mod panics;
 mod resize;
+mod scratch;
 pub mod shapes;
 mod skips;
 mod source;
+mod spares;
 mod text;
+mod throughput;
 mod transform;
 
 pub use augment::{Crop, center_crop, mirror, normalize_rgb, random_area_crop};
 pub use decode::{DecodeLimits, decode_rgb, upright_size};
 pub use error::{DataError, SampleError};
 pub use folder::FolderSource;
-pub use loader::{Batch, Loader, LoaderOptions, Passes, Throughput, measure};
+pub use loader::{Batch, Loader, LoaderOptions, Passes};
 pub use order::{Order, too_few};
 pub use resize::resize;
 pub use skips::{Skipped, Skips};
-pub use source::{Field, ListHash, RawSample, RgbImage, SampleSource, open_source};
+pub use source::{Field, ListHash, RawSample, RgbImage, SampleSource, Texts, open_source};
 pub use text::{Tokenizer, Vocabularies, WordVocabulary, clean, split_words};
+pub use throughput::{Throughput, measure};
 pub use transform::Transform;
 
 #[cfg(test)]

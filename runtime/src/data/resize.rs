@@ -11,7 +11,7 @@
 
 use alip_plan::pipeline::Filter;
 
-use super::RgbImage;
+use super::{RgbImage, scratch};
 
 /// Resizes to `height` x `width` (each at least 1).
 pub fn resize(image: &RgbImage, height: u32, width: u32, filter: Filter) -> RgbImage {
@@ -20,7 +20,7 @@ pub fn resize(image: &RgbImage, height: u32, width: u32, filter: Filter) -> RgbI
     }
     let vertical = Taps::new(image.height, height, filter);
     let horizontal = Taps::new(image.width, width, filter);
-    let mut out = RgbImage { width, height, pixels: vec![0; height as usize * width as usize * 3] };
+    let mut out = RgbImage { width, height, pixels: scratch::zeros(height as usize * width as usize * 3) };
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has AVX2, which was just asked.

@@ -76,35 +76,33 @@ impl std::fmt::Display for ListHash {
 
 /// A finite, numbered set of samples with random access.
 ///
-/// `read(i)` is a function of `i`: it gives the same sample whenever and on whatever thread it is called.
+/// A source needs three methods: how many samples there are, one of them, and what to call it. `sample(i)` is a function of `i`:
+/// it gives the same sample whenever and on whatever thread it is called.
 pub trait SampleSource: Send + Sync {
     /// Number of samples, at least 1.
     fn len(&self) -> u64;
+
+    /// Sample `index`, below [`SampleSource::len`].
+    ///
+    /// # Errors
+    /// Why this sample cannot be used; the loader replaces it.
+    fn sample(&self, index: u64) -> Result<RawSample, SampleError>;
+
+    /// What to call sample `index` in a log: a file, a record, a scene.
+    fn name(&self, index: u64) -> String;
 
     /// Whether there are none; no source that opens is empty.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Sample `index`, below [`SampleSource::len`].
-    ///
-    /// # Errors
-    /// Why this sample cannot be used; the loader replaces it.
-    fn read(&self, index: u64) -> Result<RawSample, SampleError>;
+    /// The source's texts, where it can tell them without reading its samples.
+    fn texts(&self) -> Option<&dyn Texts> {
+        None
+    }
 
-    /// What to call sample `index` in a log: a file, a record, a scene.
-    fn name(&self, index: u64) -> String;
-
-    /// The labels of sample `index` without reading its image.
-    fn labels(&self, index: u64) -> BTreeMap<String, i64>;
-
-    /// Every caption that describes sample `index` truly, for retrieval: any of them counts.
-    ///
-    /// # Errors
-    /// They cannot be read any more.
-    fn captions(&self, index: u64) -> Result<Vec<String>, DataError>;
-
-    /// Hash of what samples there are, in their order: two sources with one hash give the same run.
+    /// Hash of what samples there are, in their order: two sources with one hash give the same run. That of the names, unless
+    /// the source knows better.
     ///
     /// # Errors
     /// The list cannot be read any more.
@@ -113,6 +111,15 @@ pub trait SampleSource: Send + Sync {
         (0..self.len()).for_each(|index| hash.add(self.name(index).as_bytes()));
         Ok(hash.to_string())
     }
+}
+
+/// The texts of a source, for evaluation and vocabularies.
+pub trait Texts: Send + Sync {
+    /// Every caption that describes sample `index` truly, for retrieval: any of them counts.
+    ///
+    /// # Errors
+    /// They cannot be read any more.
+    fn captions(&self, index: u64) -> Result<Vec<String>, DataError>;
 
     /// Words for a vocabulary of whole words, most important first and without repetition, at most `limit`; always taken
     /// from the training split, whatever is open. Where they are counted this takes a while.
@@ -120,6 +127,29 @@ pub trait SampleSource: Send + Sync {
     /// # Errors
     /// The texts cannot be read.
     fn words(&self, limit: usize) -> Result<Vec<String>, DataError>;
+}
+
+/// What is asked of the texts of any source; that it has none is an error here.
+impl dyn SampleSource + '_ {
+    /// As [`Texts::captions`].
+    ///
+    /// # Errors
+    /// They cannot be read any more, or the source has no texts of its own.
+    pub fn captions(&self, index: u64) -> Result<Vec<String>, DataError> {
+        let advice = "evaluate on a source that has, such as `Folder`";
+        let none = || DataError::NoTexts { wanted: "captions to search for", advice };
+        self.texts().ok_or_else(none)?.captions(index)
+    }
+
+    /// As [`Texts::words`].
+    ///
+    /// # Errors
+    /// The texts cannot be read, or the source has none of its own.
+    pub fn words(&self, limit: usize) -> Result<Vec<String>, DataError> {
+        let advice = "give the vocabulary a file of words, or use 'clip'";
+        let none = || DataError::NoTexts { wanted: "words to make a vocabulary of", advice };
+        self.texts().ok_or_else(none)?.words(limit)
+    }
 }
 
 /// Opens the samples of a pipeline's source: its training split, or its evaluation split.

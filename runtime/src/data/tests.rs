@@ -1,14 +1,15 @@
 //! The folder source and the loader together, on small folders made here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 
 use alip_plan::pipeline::{Argument, Mode, Pipeline, PipelineNode, PipelineOp, Shuffle, Source};
 use image::ImageEncoder;
 
 use super::*;
+use crate::tensor::{Data, HostTensor};
 
 /// Says that a test did not run, on the stream that the test harness does not hide.
 pub(crate) fn skipped(reason: impl std::fmt::Display) {
@@ -133,6 +134,60 @@ fn batches_do_not_depend_on_workers_or_restarts() {
     assert_ne!(take(&mut open(folder.source(0.3), &other).unwrap(), 14), whole);
 }
 
+/// Fills the tensors of a batch with what would be seen if it were delivered, and gives them back.
+fn poison(loader: &mut Loader, mut batch: Batch) {
+    for tensor in batch.tensors.values_mut() {
+        match tensor.data_mut() {
+            Data::F32(values) => values.fill(f32::NAN),
+            Data::I32(values) => values.fill(i32::MIN),
+            other => panic!("a tensor of {other:?}"),
+        }
+    }
+    loader.give_back(batch);
+}
+
+/// Batches made in the memory of poisoned ones are those that are made in fresh memory: with bad samples, stand-ins, short texts
+/// and the rows that fill the last batch of a pass.
+#[test]
+fn batches_given_back_leave_no_trace() {
+    let folder = Folder::with_images("recycled", 23, &[4, 17]);
+    let train = LoaderOptions { max_bad: 1.0, workers: 2, ..LoaderOptions::train(5, 4) };
+    let eval = LoaderOptions { max_bad: 1.0, ..LoaderOptions::eval(4) };
+    for (options, batches) in [(train, 14), (eval, 6)] {
+        let fresh = take(&mut open(folder.source(0.3), &options).unwrap(), batches);
+        assert_eq!(fresh.len(), batches);
+        let mut loader = open(folder.source(0.3), &options).unwrap();
+        let mut memory = BTreeSet::new();
+        for fresh in &fresh {
+            let batch = take(&mut loader, 1).remove(0);
+            assert_eq!(&batch, fresh);
+            memory.insert(batch.tensors["image"].bytes().as_ptr() as usize);
+            poison(&mut loader, batch);
+        }
+        // All that were given back are kept, so that one place twice is one batch in the memory of another.
+        assert!(memory.len() <= options.prefetch + 2, "{} places for {batches} batches", memory.len());
+    }
+}
+
+/// What is not what the loader made is not used.
+#[test]
+fn batches_of_others_are_not_filled() {
+    let folder = Folder::with_images("others", 8, &[]);
+    let options = LoaderOptions::eval(4);
+    let fresh = take(&mut open(folder.source(0.0), &options).unwrap(), 2);
+    let mut others = open(folder.source(0.0), &LoaderOptions::eval(2)).unwrap();
+    let mut loader = open(folder.source(0.0), &LoaderOptions { passes: Passes::Endless, ..options }).unwrap();
+    for round in 0..5 {
+        others.next().unwrap().into_iter().for_each(|batch| loader.give_back(batch));
+        let mut batch = take(&mut loader, 1).remove(0);
+        assert_eq!(batch.tensors, fresh[round % 2].tensors);
+        if let Some(Data::F32(values)) = batch.tensors.get_mut("image").map(HostTensor::data_mut) {
+            values.pop();
+        }
+        loader.give_back(batch);
+    }
+}
+
 /// Batches straddle epochs; each epoch still shows every sample once.
 #[test]
 fn epochs_follow_without_a_gap() {
@@ -155,7 +210,7 @@ fn no_batch_holds_a_sample_twice() {
     let options = LoaderOptions { max_bad: 1.0, ..LoaderOptions::train(0, 8) };
     let batches = take(&mut open(folder.source(0.0), &options).unwrap(), 50);
     for batch in &batches {
-        let distinct: std::collections::BTreeSet<&u64> = batch.rows.iter().collect();
+        let distinct: BTreeSet<&u64> = batch.rows.iter().collect();
         assert_eq!(distinct.len(), 8, "{:?} at {}", batch.rows, batch.first_sample);
     }
     assert_eq!(batches.iter().map(|batch| batch.skipped.len()).sum::<usize>(), 20);
@@ -170,14 +225,14 @@ fn stand_ins_are_distinct() {
     let batches = take(&mut open(folder.source(0.0), &options).unwrap(), 60);
     assert!(batches.iter().any(|batch| batch.skipped.len() > 4), "many are bad at a time");
     for batch in &batches {
-        let distinct: std::collections::BTreeSet<&u64> = batch.rows.iter().collect();
+        let distinct: BTreeSet<&u64> = batch.rows.iter().collect();
         assert!(distinct.len() == 8 && batch.rows.iter().all(|&row| row >= 12), "{:?}", batch.rows);
     }
     // One usable sample outside of every batch is found, and what there is not is not asked for.
     let folder = Folder::with_images("one-left", 9, &[2]);
     let options = LoaderOptions { max_bad: 1.0, ..LoaderOptions::train(0, 8) };
     for batch in take(&mut open(folder.source(0.0), &options).unwrap(), 40) {
-        let distinct: std::collections::BTreeSet<&u64> = batch.rows.iter().collect();
+        let distinct: BTreeSet<&u64> = batch.rows.iter().collect();
         assert_eq!(distinct.len(), 8, "{:?} at {}", batch.rows, batch.first_sample);
     }
     let folder = Folder::with_images("none-left", 4, &[2]);
@@ -243,31 +298,24 @@ impl SampleSource for Hostile {
         8
     }
 
-    fn read(&self, index: u64) -> Result<RawSample, SampleError> {
+    fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
         assert_ne!(index, 2, "a decoder's bug");
         let side = if index == 5 { 3 } else { 4 };
-        let image = RgbImage { width: side, height: side, pixels: vec![index as u8; (side * side * 3) as usize] };
-        let text = || Field::Text("a text".into());
-        let fields = [("image", Field::Rgb(image)), ("raw", text()), ("caption", text())];
-        let fields = fields.map(|(name, field)| (name.to_string(), field)).into();
-        Ok(RawSample { fields, labels: BTreeMap::new() })
+        Ok(of_one_level(index, side))
     }
 
     fn name(&self, index: u64) -> String {
         format!("hostile {index}")
     }
+}
 
-    fn labels(&self, _: u64) -> BTreeMap<String, i64> {
-        BTreeMap::new()
-    }
-
-    fn captions(&self, _: u64) -> Result<Vec<String>, DataError> {
-        Ok(Vec::new())
-    }
-
-    fn words(&self, _: usize) -> Result<Vec<String>, DataError> {
-        Ok(Vec::new())
-    }
+/// A sample whose pixels tell its index.
+fn of_one_level(index: u64, side: u32) -> RawSample {
+    let image = RgbImage { width: side, height: side, pixels: vec![index as u8; (side * side * 3) as usize] };
+    let text = || Field::Text("a text".into());
+    let fields = [("image", Field::Rgb(image)), ("raw", text()), ("caption", text())];
+    let fields = fields.map(|(name, field)| (name.to_string(), field)).into();
+    RawSample { fields, labels: BTreeMap::new() }
 }
 
 fn hostile() -> Pipeline {
@@ -313,6 +361,55 @@ fn other_panics_are_printed() {
     panic!("nobody catches this");
 }
 
+/// A source of three batches of four. Sample 0 takes until the second batch was read, if it `waits`.
+#[derive(Default)]
+struct Slow {
+    waits: bool,
+    begun: Mutex<BTreeSet<u64>>,
+    more: Condvar,
+    /// What was begun when sample 0 was done.
+    meanwhile: Mutex<BTreeSet<u64>>,
+}
+
+impl SampleSource for Slow {
+    fn len(&self) -> u64 {
+        12
+    }
+
+    fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
+        let mut begun = self.begun.lock().unwrap();
+        begun.insert(index);
+        self.more.notify_all();
+        if self.waits && index == 0 {
+            begun = self.more.wait_while(begun, |begun| !(4..8).all(|sample| begun.contains(&sample))).unwrap();
+            self.meanwhile.lock().unwrap().clone_from(&begun);
+        }
+        drop(begun);
+        Ok(of_one_level(index, 4))
+    }
+
+    fn name(&self, index: u64) -> String {
+        format!("slow {index}")
+    }
+}
+
+/// The next batch is read while one sample of this is not done, the one after it is not begun, and they come in order all the same.
+#[test]
+fn a_slow_sample_holds_up_its_own_batch_only() {
+    let load = |waits, workers| {
+        let source = Arc::new(Slow { waits, ..Slow::default() });
+        let options = LoaderOptions { workers, prefetch: 1, ..LoaderOptions::eval(4) };
+        let batches = take(&mut Loader::new(&hostile(), source.clone(), &options).unwrap(), 4);
+        let meanwhile = source.meanwhile.lock().unwrap().clone();
+        (batches, meanwhile)
+    };
+    let (slow, meanwhile) = load(true, 2);
+    assert_eq!(meanwhile, (0..8).collect());
+    assert_eq!(slow.iter().map(|batch| batch.rows.clone()).collect::<Vec<_>>().concat(), Vec::from_iter(0..12));
+    assert_eq!(slow, load(false, 1).0);
+    assert_eq!(slow, load(true, 5).0);
+}
+
 /// Dropping a loader that waits for room, and one that was never read, both end their threads.
 #[test]
 fn dropping_ends_the_threads() {
@@ -335,8 +432,8 @@ fn swapped_raw_texts_are_remembered() {
     let again = open_source(&folder.source(0.3), Mode::Train).unwrap();
     let mut wrong = 0;
     for index in 0..source.len() {
-        let sample = source.read(index).unwrap();
-        assert_eq!(sample, again.read(index).unwrap());
+        let sample = source.sample(index).unwrap();
+        assert_eq!(sample, again.sample(index).unwrap());
         assert_eq!(sample.fields["caption"], Field::Text(format!("caption {index}")));
         let own = sample.fields["raw"] == Field::Text(format!("raw {index}"));
         assert_eq!(sample.labels["raw_wrong"], i64::from(!own));
@@ -407,8 +504,8 @@ fn a_list_that_changes_while_it_is_in_use() {
     let source = open_source(&folder.source(0.0), Mode::Train).unwrap();
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.replace("raw 1", "row 1")).unwrap();
-    assert_eq!(source.read(0).unwrap().fields["raw"], Field::Text("raw 0".into()));
-    let error = source.read(1).unwrap_err().to_string();
+    assert_eq!(source.sample(0).unwrap().fields["raw"], Field::Text("raw 0".into()));
+    let error = source.sample(1).unwrap_err().to_string();
     assert_eq!(error, "captions.jsonl was changed after it was opened; leave it as it is while it is in use");
     let error = source.list_hash().unwrap_err();
     assert_eq!(
@@ -511,6 +608,24 @@ fn errors_of_pipelines() {
             "pipeline `test`: its source has {words} words, more than 'words:20' has room for; write 'words:{needed}' or more"
         )
     );
+}
+
+/// A source of three methods is loaded, and has an identity; texts that it does not list are asked for in vain.
+#[test]
+fn errors_of_sources_without_texts() {
+    let source: &dyn SampleSource = &Hostile;
+    let message = |error: Option<DataError>| error.expect("an error").to_string();
+    assert_eq!(
+        message(source.captions(0).err()),
+        "this source does not list captions to search for; evaluate on a source that has, such as `Folder`"
+    );
+    assert_eq!(
+        message(
+            Vocabularies::open(&pipeline(Source::Shapes { size: 4, scenes: 8, held_out: 8, seed: 0 }), source).err()
+        ),
+        "this source does not list words to make a vocabulary of; give the vocabulary a file of words, or use 'clip'"
+    );
+    assert_eq!(source.list_hash().unwrap().len(), 16);
 }
 
 /// Decode, random crop, triangle 224, mirror, normalise and two texts on real photographs; prints the rate.

@@ -8,12 +8,14 @@ use std::collections::BTreeMap;
 
 use alip_plan::DType;
 use alip_plan::philox::{counter, philox4x32, uniform};
-use alip_plan::pipeline::{Mode, Pipeline, PipelineOp, PipelineOutput, Source, ValueKind, Vocab, shorter_side};
+use alip_plan::pipeline::{Filter, Mode, Pipeline, PipelineOp, PipelineOutput, Source, ValueKind, Vocab, shorter_side};
 
 use super::augment::{Crop, center_crop, cut, level_table, mirror, normalize_into, random_area_crop};
 use super::decode::{DecodeLimits, decode_rgb, upright_size};
 use super::order::Order;
-use super::{DataError, Field, RawSample, RgbImage, SampleError, SampleSource, Tokenizer, Vocabularies, resize};
+use super::{
+    DataError, Field, RawSample, RgbImage, SampleError, SampleSource, Tokenizer, Vocabularies, resize, scratch,
+};
 use crate::tensor::{HostTensor, TensorError};
 
 /// One sample's part of a batch.
@@ -134,7 +136,8 @@ impl Transform {
         self.outputs.iter().map(|(_, output, _)| tensor(output)).collect()
     }
 
-    /// Runs the body on sample `index` of `epoch`, writing each output's row.
+    /// Runs the body on sample `index` of `epoch`, writing each output's row from its beginning to its end: rows may hold
+    /// anything before.
     ///
     /// # Errors
     /// Why the sample cannot be used; rows are then partly written.
@@ -158,7 +161,9 @@ impl Transform {
                 Step::Plain(op) => self.apply(op, &mut inputs, draw)?,
                 Step::Normalize(table) => {
                     let image = inputs.rgb()?;
-                    self.write(this, rows, |row| normalize_row(&image, table, row))?
+                    let written = self.write(this, rows, |row| normalize_row(&image, table, row))?;
+                    scratch::give_image(image);
+                    written
                 }
                 Step::Tokenize(tokenizer) => {
                     let text = inputs.text()?;
@@ -188,19 +193,21 @@ impl Transform {
                 return Ok(Value::Crop(random_area_crop(size, *area, *aspect, *attempts, draw)));
             }
             PipelineOp::DecodeRgb => {
-                let image = decode_rgb(&inputs.encoded()?, self.limits)?;
+                let file = inputs.encoded()?;
+                let image = decode_rgb(&file, self.limits)?;
+                scratch::give_file(file);
                 match inputs.crop() {
-                    Some(crop) => cut(&image, crop)?,
+                    Some(crop) => {
+                        let part = cut(&image, crop)?;
+                        scratch::give(image.pixels);
+                        part
+                    }
                     None => image,
                 }
             }
             PipelineOp::Resize { height, width, filter } => {
                 let image = inputs.rgb()?;
-                if (image.height, image.width) == (*height, *width) {
-                    image.into_owned()
-                } else {
-                    resize(&image, *height, *width, *filter)
-                }
+                resized(image, (*height, *width), *filter)
             }
             PipelineOp::ResizeShorter { size, filter } => {
                 let image = inputs.rgb()?;
@@ -212,13 +219,14 @@ impl Transform {
                         image.width, image.height
                     )));
                 }
-                if (image.height, image.width) == (height, width) {
-                    image.into_owned()
-                } else {
-                    resize(&image, height, width, *filter)
-                }
+                resized(image, (height, width), *filter)
             }
-            PipelineOp::CenterCrop { height, width } => center_crop(inputs.rgb()?.as_ref(), *height, *width)?,
+            PipelineOp::CenterCrop { height, width } => {
+                let image = inputs.rgb()?;
+                let part = center_crop(&image, *height, *width)?;
+                scratch::give_image(image);
+                part
+            }
             PipelineOp::Mirror { p } => {
                 let mut image = inputs.rgb()?.into_owned();
                 if f64::from(uniform(draw(0)[0])) < *p {
@@ -264,6 +272,15 @@ impl Transform {
         }
         Ok(())
     }
+}
+
+fn resized(image: Cow<'_, RgbImage>, (height, width): (u32, u32), filter: Filter) -> RgbImage {
+    if (image.height, image.width) == (height, width) {
+        return image.into_owned();
+    }
+    let small = resize(&image, height, width, filter);
+    scratch::give_image(image);
+    small
 }
 
 fn normalize_row(image: &RgbImage, table: &[[f32; 256]; 3], row: &mut Row<'_>) -> Result<(), SampleError> {

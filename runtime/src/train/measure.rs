@@ -341,6 +341,7 @@ impl Model<'_> {
                 let labels = batch.labels.get(name).into_iter();
                 into.extend(labels.flat_map(|labels| keep.iter().map(|&row| labels[row])));
             }
+            loader.give_back(batch);
         }
         Ok(all)
     }
@@ -396,7 +397,7 @@ fn shown(
 ) -> Result<Vec<Sample>, MeasureError> {
     let mut samples = Vec::new();
     for (row, &index) in embedded.rows.iter().enumerate().take(SHOWN) {
-        let Ok(sample) = source.read(index) else { continue };
+        let Ok(sample) = source.sample(index) else { continue };
         let text = |name: &str| match sample.fields.get(name) {
             Some(Field::Text(text)) => text.clone(),
             _ => String::new(),

@@ -29,6 +29,11 @@ pub trait Feed {
     /// The data cannot be delivered.
     fn next(&mut self) -> Result<Batch, DataError>;
 
+    /// Takes a batch that is done with; its memory may be used again.
+    fn give_back(&mut self, batch: Batch) {
+        drop(batch);
+    }
+
     /// Samples of an epoch, where there are epochs.
     fn epoch_len(&self) -> Option<u64>;
 }
@@ -37,6 +42,10 @@ impl Feed for Loader {
     fn next(&mut self) -> Result<Batch, DataError> {
         // Training is endless, so a loader that ends has stopped for no reason.
         Loader::next(self)?.ok_or(DataError::Stopped)
+    }
+
+    fn give_back(&mut self, batch: Batch) {
+        Loader::give_back(self, batch);
     }
 
     fn epoch_len(&self) -> Option<u64> {
@@ -345,7 +354,9 @@ impl Trainer<'_> {
                 samples_per_s: wanted.batch as f64 / seconds,
                 data_wait: batch.waited.as_secs_f64() / seconds,
             };
-            if !self.check(&record, &wanted.loss, at, &batch)? {
+            let is_taken = self.check(&record, &wanted.loss, at, &batch)?;
+            self.feed.give_back(batch);
+            if !is_taken {
                 summary.position.cursor = after;
                 continue;
             }

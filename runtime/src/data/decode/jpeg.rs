@@ -9,7 +9,7 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::{DecodeLimits, check_size, fail, orientation, scans};
-use crate::data::{RgbImage, SampleError};
+use crate::data::{RgbImage, SampleError, scratch};
 
 /// What stands before the pixels.
 pub(super) struct Header {
@@ -45,14 +45,17 @@ pub(super) fn decode(bytes: &[u8], limits: DecodeLimits) -> Result<(RgbImage, Or
     // The decoder fills what is missing with gray, which nobody wants to train on.
     let whole = scans::check(bytes, (header.width, header.height))
         .map_err(|damage| SampleError(format!("a JPEG file {damage}")))?;
-    let pixels = match &whole {
-        Cow::Borrowed(_) => decoder.decode(),
-        Cow::Owned(repaired) => open(repaired, limits)?.0.decode(),
-    }
-    .map_err(damaged)?;
-    let image = RgbImage { width: header.width, height: header.height, pixels };
-    if image.pixels.len() != image.stride() * image.height as usize {
+    let mut repaired = match &whole {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(repaired) => Some(open(repaired, limits)?.0),
+    };
+    let decoder = repaired.as_mut().unwrap_or(&mut decoder);
+    let bytes = header.width as usize * header.height as usize * 3;
+    if decoder.output_buffer_size() != Some(bytes) {
         return fail("a JPEG file whose pixels do not match its size");
     }
+    let mut pixels = scratch::zeros(bytes);
+    decoder.decode_into(&mut pixels).map_err(damaged)?;
+    let image = RgbImage { width: header.width, height: header.height, pixels };
     Ok((image, header.orientation))
 }

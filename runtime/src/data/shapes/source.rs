@@ -1,7 +1,7 @@
 //! The data set as a source of the data pipeline.
 
 use super::{Scenes, vocabulary};
-use crate::data::{DataError, Field, RawSample, SampleError, SampleSource};
+use crate::data::{DataError, Field, RawSample, SampleError, SampleSource, Texts};
 use std::collections::BTreeMap;
 
 /// Scenes rendered at one size. Fields: `image`, `raw`, `caption`. Labels: `raw_wrong` (0 or 1), `raw_about` (the index of
@@ -23,6 +23,20 @@ impl ShapesSource {
     pub fn scenes(&self) -> &Scenes {
         &self.scenes
     }
+
+    fn labels(&self, index: u64) -> BTreeMap<String, i64> {
+        let raw = self.scenes.raw_text(index);
+        let description = self.scenes.description(index);
+        // A scene always holds an object.
+        let class = description.objects.first().map_or(0, |object| object.kind.class());
+        let labels = [
+            ("raw_wrong", i64::from(raw.is_wrong)),
+            ("raw_about", raw.about as i64),
+            ("objects", description.objects.len() as i64),
+            ("class", class as i64),
+        ];
+        labels.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+    }
 }
 
 impl SampleSource for ShapesSource {
@@ -30,7 +44,7 @@ impl SampleSource for ShapesSource {
         self.scenes.len()
     }
 
-    fn read(&self, index: u64) -> Result<RawSample, SampleError> {
+    fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
         let len = self.scenes.len();
         if index >= len {
             return Err(SampleError(format!("there is no scene {index}, only {len} of them, counted from 0")));
@@ -48,20 +62,12 @@ impl SampleSource for ShapesSource {
         format!("{} scene {index}", self.scenes.split.name())
     }
 
-    fn labels(&self, index: u64) -> BTreeMap<String, i64> {
-        let raw = self.scenes.raw_text(index);
-        let description = self.scenes.description(index);
-        // A scene always holds an object.
-        let class = description.objects.first().map_or(0, |object| object.kind.class());
-        let labels = [
-            ("raw_wrong", i64::from(raw.is_wrong)),
-            ("raw_about", raw.about as i64),
-            ("objects", description.objects.len() as i64),
-            ("class", class as i64),
-        ];
-        labels.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+    fn texts(&self) -> Option<&dyn Texts> {
+        Some(self)
     }
+}
 
+impl Texts for ShapesSource {
     fn captions(&self, index: u64) -> Result<Vec<String>, DataError> {
         Ok(vec![self.scenes.caption(index)])
     }

@@ -1,7 +1,7 @@
 //! What the data set promises, over thousands of its samples.
 
 use super::*;
-use crate::data::{Field, SampleSource, split_words};
+use crate::data::{Field, SampleSource, Texts, split_words};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 fn scenes(split: Split) -> Scenes {
@@ -159,12 +159,12 @@ fn pictures_show_their_objects_at_every_size() {
 fn the_source_gives_what_the_pipeline_promises() {
     let promised = alip_plan::pipeline::Source::Shapes { size: 48, scenes: 100, held_out: 600, seed: 5 };
     let source = ShapesSource::new(Scenes::new(5, Split::HeldOut, 600).unwrap(), 48);
-    let sample = source.read(17).unwrap();
+    let sample = source.sample(17).unwrap();
     assert_eq!(sample.fields.keys().collect::<Vec<_>>(), promised.fields().keys().collect::<Vec<_>>());
-    assert_eq!(sample.labels, source.labels(17));
+    assert_eq!(sample.labels.keys().collect::<Vec<_>>(), ["class", "objects", "raw_about", "raw_wrong"]);
     assert_eq!(source.captions(17).unwrap(), [source.scenes().caption(17)]);
     assert!(matches!(&sample.fields["image"], Field::Rgb(image) if image.width == 48));
     assert_eq!(source.words(1000).unwrap(), vocabulary());
-    let reads_past_the_end = source.read(600).unwrap_err();
+    let reads_past_the_end = source.sample(600).unwrap_err();
     assert_eq!(reads_past_the_end.to_string(), "there is no scene 600, only 600 of them, counted from 0");
 }
