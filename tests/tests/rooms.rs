@@ -20,6 +20,7 @@ const HOUSES: [House; 2] = [
         source: "../compiler/src",
         rooms: &[
             "diag",
+            "hash",
             "parallel",
             "graph",
             "ops",
