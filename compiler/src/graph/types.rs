@@ -37,8 +37,7 @@ impl From<&str> for DimName {
 }
 
 impl DimName {
-    /// The text.
-    pub fn text(self) -> Arc<str> {
+    fn text(self) -> Arc<str> {
         NAMES.read().unwrap_or_else(PoisonError::into_inner)[self.0.get() as usize - 1].clone()
     }
 }

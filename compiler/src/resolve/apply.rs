@@ -243,7 +243,7 @@ impl Evaluator<'_> {
         if let ExprKind::Name(name) = &dim.kind
             && !frame.values.contains_key(name)
         {
-            let bound = Dim { size: size.size, name: size.name.or(Some(name.as_str().into())) };
+            let bound = Dim { size: size.size, name: size.name.or_else(|| Some(name.as_str().into())) };
             frame.values.insert(name.clone(), Value::Size(bound));
             return Ok(true);
         }

@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::analysis::along;
 use crate::diag::Diagnostic;
-use crate::ir::{Graph, NodeId};
+use crate::ir::{DimName, Graph, NodeId};
 use crate::ops::Op;
 use crate::resolve::Resolved;
 use crate::spec;
@@ -28,14 +28,15 @@ pub fn warning(resolved: &Resolved) -> Option<Diagnostic> {
 
 /// The first product of samples with samples; `batch` is the name of their axis in the inputs.
 fn compared(graph: &Graph, batch: &str) -> Option<NodeId> {
+    let batch = Some(DimName::from(batch));
     // Dimensions of each value that run along the samples.
     let mut axes: Vec<SmallVec<[usize; 2]>> = Vec::with_capacity(graph.nodes().len());
     for id in graph.ids() {
         let node = graph.node(id);
         let mut own: SmallVec<[usize; 2]> = match &node.op {
-            Op::Input { .. } => (0..graph.shape(id).rank())
-                .filter(|&axis| graph.shape(id).0[axis].name.is_some_and(|name| *name.text() == *batch))
-                .collect(),
+            Op::Input { .. } => {
+                (0..graph.shape(id).rank()).filter(|&axis| graph.shape(id).0[axis].name == batch).collect()
+            }
             _ => (0..graph.shape(id).rank())
                 .filter(|&axis| {
                     let from = along(graph, id, axis).unwrap_or_default();

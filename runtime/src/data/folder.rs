@@ -157,11 +157,12 @@ impl SampleSource for FolderSource {
 
     fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
         let (image, caption) = self.with_line(index, |line| (line.image.to_string(), line.text(self.caption)))?;
-        let raw = self.with_line(self.raw_owner(index), |line| line.text(self.raw))?;
+        let owner = self.raw_owner(index);
+        let raw = self.with_line(owner, |line| line.text(self.raw))?;
         let fields =
             [("jpeg", Field::Encoded(read_image(&self.root.join(image))?)), ("raw", raw), ("caption", caption)];
         let fields = fields.map(|(name, field)| (name.to_string(), field)).into();
-        let labels = BTreeMap::from([("raw_wrong".to_string(), i64::from(self.raw_owner(index) != index))]);
+        let labels = BTreeMap::from([("raw_wrong".to_string(), i64::from(owner != index))]);
         Ok(RawSample { fields, labels })
     }
 
