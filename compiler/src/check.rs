@@ -1,9 +1,21 @@
 //! Whether a spec is right, without compiling it.
 
 use crate::diag::{Diagnostics, SourceId, SourceMap};
-pub use crate::resolve::Checked;
-use crate::resolve::{Options, resolve_any, resolve_any_source};
-use crate::training::add_update;
+use crate::resolve::{self, Options, Resolved, resolve_any, resolve_any_source};
+use crate::spec::ModuleSpec;
+use crate::training::{Training, training_step};
+use alip_plan::pipeline::Pipeline;
+
+/// What a spec file holds, with nothing wrong.
+#[derive(Debug)]
+pub enum Checked {
+    /// A graph, and the model with its training step.
+    Graph(Box<Resolved>, Box<Training>),
+    /// Modules.
+    Modules(Vec<ModuleSpec>),
+    /// A pipeline.
+    Pipeline(Pipeline),
+}
 
 /// Checks a spec given by path or name; a graph with its training step.
 ///
@@ -21,9 +33,13 @@ pub fn check_source(sources: &mut SourceMap, source: SourceId, options: &Options
     with_step(resolve_any_source(sources, source, options)?)
 }
 
-fn with_step(mut checked: Checked) -> Result<Checked, Diagnostics> {
-    if let Checked::Graph(resolved) = &mut checked {
-        add_update(resolved, Default::default())?;
-    }
-    Ok(checked)
+fn with_step(file: resolve::Any) -> Result<Checked, Diagnostics> {
+    Ok(match file {
+        resolve::Any::Graph(resolved) => {
+            let step = training_step(&resolved, resolved.model.clone(), Default::default())?;
+            Checked::Graph(resolved, Box::new(step))
+        }
+        resolve::Any::Modules(modules) => Checked::Modules(modules),
+        resolve::Any::Pipeline(pipeline) => Checked::Pipeline(pipeline),
+    })
 }

@@ -39,7 +39,7 @@ impl Diff {
 
 /// Compares two specs, both compiled as far as the model.
 pub fn diff(a: &CompiledSpec, b: &CompiledSpec) -> Diff {
-    let (model_a, model_b) = (&a.resolved.model, &b.resolved.model);
+    let (model_a, model_b) = (&a.model, &b.model);
     let mut found = Diff { state: state(model_a, model_b), ..Diff::default() };
     for name in union(model_a.programs.keys(), model_b.programs.keys()) {
         let [of_a, of_b] = [model_a, model_b].map(|model| model.programs.get(name).map(operations).unwrap_or_default());

@@ -34,8 +34,8 @@ use alip_compiler::optimize::{self, OptimizeOptions, Optimized, rule_names};
 use alip_compiler::resolve::{self, Options};
 use alip_compiler::schedule::{self, Neighbours, ScheduleOptions};
 use alip_compiler::spec::{self, GraphSpec, ModuleSpec, SpecFile};
-use alip_compiler::training::{Keep, add_update};
-use alip_compiler::transform::{self, Applied, Disabled, Results};
+use alip_compiler::training::{Keep, training_step};
+use alip_compiler::transform::{self, Applied, Disabled, Results, Rewritten};
 use alip_compiler::{Checked, check_source};
 use alip_plan::Target;
 
@@ -85,14 +85,12 @@ fn check(case: &Case) -> String {
     let set = case.args.split_whitespace().map(str::to_owned).collect();
     let options = Options { files: case.files[1..].iter().cloned().collect(), set, ..Options::default() };
     let checked = check_source(&mut sources, source, &options).map(|checked| match checked {
-        Checked::Graph(resolved) => {
-            let mut out: String = resolved.warnings.iter().map(|warning| warning.render(&sources, false)).collect();
-            resolved
-                .model
-                .state
-                .iter()
-                .for_each(|(path, decl)| line(&mut out, "state", &format!("{path} {}", decl.ty)));
-            for (name, graph) in &resolved.model.programs {
+        Checked::Graph(resolved, step) => {
+            let warnings = resolved.warnings.iter().chain(&step.warnings);
+            let mut out: String = warnings.map(|warning| warning.render(&sources, false)).collect();
+            let state = step.model.state.iter();
+            state.for_each(|(path, decl)| line(&mut out, "state", &format!("{path} {}", decl.ty)));
+            for (name, graph) in &step.model.programs {
                 let outputs: Vec<String> =
                     graph.outputs.iter().map(|(name, id)| format!("{name} {}", graph.ty(*id))).collect();
                 line(&mut out, "program", &format!("{name}: {}", outputs.join(", ")));
@@ -174,9 +172,9 @@ fn groups(case: &Case) -> String {
     let graph = if text.lines().any(|line| line.starts_with("graph ")) {
         Ok(ir::parse(text).unwrap_or_else(|error| panic!("{error}")))
     } else {
-        resolve::resolve_source(&mut sources, ids[0], &Options::default()).and_then(|mut resolved| {
-            add_update(&mut resolved, Keep::default())?;
-            Ok(resolved.model.programs[program].clone())
+        resolve::resolve_source(&mut sources, ids[0], &Options::default()).and_then(|resolved| {
+            let step = training_step(&resolved, resolved.model.clone(), Keep::default())?;
+            Ok(step.model.programs[program].clone())
         })
     };
     let scheduled = graph.and_then(|graph| {
@@ -215,9 +213,9 @@ fn rewritten(case: &Case) -> String {
 /// Shows what `lift` makes of a program, the first argument: what it found and what it did not, then the nodes.
 fn lift(case: &Case) -> String {
     let (mut sources, ids) = load(case);
-    let lifted = resolve::resolve_source(&mut sources, ids[0], &Options::default()).and_then(|mut resolved| {
+    let lifted = resolve::resolve_source(&mut sources, ids[0], &Options::default()).and_then(|resolved| {
         let options = transform::Options { disabled: Disabled::all(), ..transform::Options::default() };
-        let report = transform::forward(&mut resolved, &options)?;
+        let Rewritten { model, report, .. } = transform::forward(&resolved, &options)?;
         let mut out = String::new();
         for lifted in report.lifted.iter().filter(|lifted| lifted.program == case.args) {
             line(&mut out, "lifted", &format!("{} in `{}`", lifted.what, lifted.origin.path));
@@ -227,7 +225,7 @@ fn lift(case: &Case) -> String {
         }
         let origins = |line: &&str| !line.starts_with("origin ");
         let node = |line: &str| format!("{}\n", line.rsplit_once(" @").map_or(line, |(node, _)| node));
-        let text = ir::print(&resolved.model.programs[case.args.as_str()]);
+        let text = ir::print(&model.programs[case.args.as_str()]);
         Ok(out + &text.lines().filter(origins).map(node).collect::<String>())
     });
     show(&sources, lifted)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{Model, Value, interpret};
 use alip_compiler::resolve::{Options, resolve_source};
-use alip_compiler::training::{Keep, add_update};
+use alip_compiler::training::{Keep, training_step};
 
 fn build(spec: &str) -> Model {
     build_with(spec, &[])
@@ -16,11 +16,9 @@ fn build_with(spec: &str, files: &[(&str, &str)]) -> Model {
     let source = sources.add("spec.ron", spec);
     let files = files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
     let options = Options { files, ..Options::default() };
-    let built = resolve_source(&mut sources, source, &options).and_then(|mut resolved| {
-        add_update(&mut resolved, Keep::default())?;
-        Ok(resolved.model)
-    });
-    built.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)))
+    let built = resolve_source(&mut sources, source, &options)
+        .and_then(|resolved| training_step(&resolved, resolved.model.clone(), Keep::default()));
+    built.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false))).model
 }
 
 /// Three layers whose biases have a gradient of 1 each.

@@ -3,29 +3,27 @@
 use std::collections::{BTreeMap, HashMap};
 
 use alip_compiler::diag::SourceMap;
-use alip_compiler::ir::{DType, Graph, Value, interpret};
+use alip_compiler::ir::{DType, Graph, Model, Value, interpret};
 use alip_compiler::ops::Op;
-use alip_compiler::resolve::{Options, Resolved, resolve_source};
-use alip_compiler::training::{Keep, add_update};
+use alip_compiler::resolve::{Options, resolve_source};
+use alip_compiler::training::{Keep, training_step};
 
 /// Each application draws a uniform and a normal mask.
 const NOISY: &str = r#"Module(name: "noisy", inputs: { "x": "[N, D]" }, body: [
     "keep = noise([N, D])", "more = noise([N, D], kind: 'normal')", "y = x * keep + more"], outputs: ["y"])"#;
 
-fn build(spec: &str) -> Resolved {
+fn build(spec: &str) -> Model {
     let mut sources = SourceMap::new();
     let source = sources.add("spec.ron", spec);
     let files = BTreeMap::from([("noisy.ron".to_owned(), NOISY.to_owned())]);
     let options = Options { files, ..Options::default() };
-    let built = resolve_source(&mut sources, source, &options).and_then(|mut resolved| {
-        add_update(&mut resolved, Keep::default())?;
-        Ok(resolved)
-    });
-    built.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)))
+    let built = resolve_source(&mut sources, source, &options)
+        .and_then(|resolved| training_step(&resolved, resolved.model.clone(), Keep::default()));
+    built.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false))).model
 }
 
 /// A graph over `x`, of 4 samples of 6 numbers, with this body and these entries.
-fn graph(body: &str, entries: &str) -> Resolved {
+fn graph(body: &str, entries: &str) -> Model {
     build(&format!(
         r#"Graph(name: "g", use: ["noisy", "dropout", "optim/sgd", "schedule/constant"], dims: {{ "B": Batch(4) }},
         inputs: {{ "x": (dtype: F32, shape: "[B, 6]") }}, params: {{ "w": (shape: "[6]", init: "1") }},
@@ -48,13 +46,13 @@ fn draws(graph: &Graph) -> BTreeMap<(u64, u8), String> {
 }
 
 /// Outputs of a program for this seed and step.
-fn run(resolved: &Resolved, program: &str, seed: i32, step: i32) -> HashMap<String, Vec<f64>> {
+fn run(model: &Model, program: &str, seed: i32, step: i32) -> HashMap<String, Vec<f64>> {
     let of = |value: i32| Value::scalar(DType::I32, f64::from(value));
     let inputs = BTreeMap::from([("seed".to_owned(), of(seed))]);
-    let mut state = interpret(&resolved.model.programs["init"], &inputs, &BTreeMap::new()).expect("init runs").updates;
+    let mut state = interpret(&model.programs["init"], &inputs, &BTreeMap::new()).expect("init runs").updates;
     state.insert("train.step".into(), of(step));
     state.insert("train.total_steps".into(), of(20));
-    let graph = &resolved.model.programs[program];
+    let graph = &model.programs[program];
     let inputs = graph.inputs.iter().map(|(name, id)| {
         let ty = graph.ty(*id).clone();
         let count = ty.shape.elements() as usize;
@@ -69,8 +67,8 @@ fn layers_applications_and_places_draw_for_themselves() {
     let parts = r#"parts: { "layers": "[noisy(); 3]", "twice": "noisy()" },"#;
     let body = r#""a = chain(layers, x)", "b = twice(x)", "c = twice(x)", "d = noisy(x) + noisy(x)",
         "e = noise([B, 6]) - noise([B, 6])", "f = noise([B, 6])", "loss = mean((a + b + c + d + e + f) * w)""#;
-    let resolved = graph(body, &format!("{parts} {TRAIN}"));
-    let draws = draws(&resolved.model.programs["train"]);
+    let model = graph(body, &format!("{parts} {TRAIN}"));
+    let draws = draws(&model.programs["train"]);
     // 7 applications with one uniform and one normal draw, the latter of two words; 3 draws of the graph itself.
     assert_eq!(draws.len(), 7 * 3 + 3);
     let mut paths: Vec<&str> = draws.values().map(String::as_str).collect();
@@ -85,10 +83,10 @@ fn layers_leave_out_different_samples() {
     let body = r#""a = w * x", "h = drop_path(a, p: 0.5)", "g = drop_path(a, p: 0.5)", "loss = mean(h + g)",
         "_same = mean(abs(h - g))""#;
     let metrics = r#"metrics: { "h": "sum(h)", "same": "_same" },"#;
-    let resolved = graph(body, &format!("{metrics} {TRAIN}"));
+    let model = graph(body, &format!("{metrics} {TRAIN}"));
     let mut differ = 0;
     for seed in 0..8 {
-        let out = run(&resolved, "train", seed, 0);
+        let out = run(&model, "train", seed, 0);
         differ += usize::from(out["same"][0] > 0.0);
         // Whole samples are kept, at twice their size.
         assert_eq!(out["h"][0] % 12.0, 0.0);
@@ -109,7 +107,7 @@ fn draws_follow_seed_and_step_in_all_programs() {
     let sum: f64 = of(3, 5).iter().sum();
     assert!((run(&trained, "train", 3, 5)["n"][0] - sum).abs() < 1e-12, "training draws what the program draws");
     assert_eq!(run(&untrained, "look", 3, 0)["n"], of(3, 0), "a graph that does not train is at step 0");
-    let init = &untrained.model.state;
+    let init = &untrained.state;
     assert!(init.contains_key("train.seed") && !init.contains_key("train.total_steps"));
 }
 
@@ -120,8 +118,8 @@ fn programs_draw_alike_in_the_same_place() {
     let parts = r#"parts: { "twice": "noisy()" },"#;
     let body = r#""a = twice(x)", "b = sum(twice(x) - 2 * twice(x))", "loss = mean(a * w) + b""#;
     let entries = r#"programs: { "look": (inputs: ["x"], outputs: ["b"]) }, metrics: { "b": "b" },"#;
-    let resolved = graph(body, &format!("{parts} {entries} {TRAIN}"));
-    let (look, train) = (run(&resolved, "look", 3, 5), run(&resolved, "train", 3, 5));
+    let model = graph(body, &format!("{parts} {entries} {TRAIN}"));
+    let (look, train) = (run(&model, "look", 3, 5), run(&model, "train", 3, 5));
     assert!((look["b"][0] - train["b"][0]).abs() < 1e-12, "{} and {}", look["b"][0], train["b"][0]);
 }
 
@@ -131,8 +129,8 @@ fn loss_and_metrics_are_places() {
     let of = |last: &str| {
         let train = r#"train: (loss: "mean(x * w) + noise([])", optimizer: "sgd()", schedule: "constant(max_lr: 1)")"#;
         let metrics = r#"metrics: { "m": "noise([])", "n": "noise([])", "rate": "noise([]) * train.lr" },"#;
-        let resolved = graph(&format!(r#""{last} = mean(w)", "_{last} = {last}""#), &format!("{metrics} {train}"));
-        run(&resolved, "train", 1, 1)
+        let model = graph(&format!(r#""{last} = mean(w)", "_{last} = {last}""#), &format!("{metrics} {train}"));
+        run(&model, "train", 1, 1)
     };
     let (one, other) = (of("a"), of("b"));
     assert_eq!(one, other);
@@ -163,10 +161,10 @@ fn uniform_and_normal_are_what_they_are_called() {
 #[test]
 fn evaluation_leaves_nothing_out() {
     let body = r#""y = dropout(x * w, p: 0.5)", "z = drop_path(y, p: 0.5)", "loss = mean(z)""#;
-    let resolved = graph(body, &format!(r#"programs: {{ "look": (inputs: ["x"], outputs: ["z"]) }}, {TRAIN}"#));
-    assert_eq!(draws(&resolved.model.programs["look"]), BTreeMap::new());
-    assert_eq!(draws(&resolved.model.programs["train"]).len(), 2);
-    assert_eq!(run(&resolved, "look", 1, 1)["z"], [1.0; 24]);
+    let model = graph(body, &format!(r#"programs: {{ "look": (inputs: ["x"], outputs: ["z"]) }}, {TRAIN}"#));
+    assert_eq!(draws(&model.programs["look"]), BTreeMap::new());
+    assert_eq!(draws(&model.programs["train"]).len(), 2);
+    assert_eq!(run(&model, "look", 1, 1)["z"], [1.0; 24]);
 }
 
 /// `train.step` and `train.total_steps` are F32, in bodies, modules, schedules and groups, in every program.
@@ -177,10 +175,10 @@ fn graphs_read_the_step() {
     let entries =
         r#"programs: { "look": (inputs: ["x"], outputs: ["at"]) }, metrics: { "at": "at", "w": "mean(w')" },"#;
     let body = r#""at = 2 * train.step / train.total_steps", "loss = sum(mean(x, axis: 0) * w) + 0 * at""#;
-    let resolved = graph(body, &format!("{entries} {train}"));
+    let model = graph(body, &format!("{entries} {train}"));
     for (step, at) in [(0, 0.0), (5, 0.5), (20, 2.0)] {
-        assert_eq!(run(&resolved, "look", 0, step)["at"], [at]);
-        let out = run(&resolved, "train", 0, step);
+        assert_eq!(run(&model, "look", 0, step)["at"], [at]);
+        let out = run(&model, "train", 0, step);
         assert_eq!(out["at"], [at]);
         // The gradient is 1 everywhere, and the rate of the group half of `at`.
         assert!((out["w"][0] - (1.0 - at / 2.0)).abs() < 1e-12, "step {step}: {:?}", out["w"]);

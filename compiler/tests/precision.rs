@@ -7,7 +7,7 @@ use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{DType, Graph, Model, NodeId, Value, interpret, verify};
 use alip_compiler::ops::{Op, ScalarOp};
 use alip_compiler::resolve::{Options, resolve};
-use alip_compiler::training::{Keep, add_update};
+use alip_compiler::training::{Keep, training_step};
 use alip_compiler::transform::narrow::unrounded;
 use alip_compiler::transform::precision::lower;
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
@@ -23,8 +23,8 @@ fn trained(name: &str, low: Option<DType>) -> Model {
         *train = lower(train, low).unwrap_or_else(|errors| panic!("{errors}"));
         verify(train).unwrap_or_else(|errors| panic!("{errors}"));
     }
-    add_update(&mut resolved, Keep { grads: true, values: true }).unwrap_or_else(|errors| panic!("{errors}"));
-    resolved.model
+    let step = training_step(&resolved, resolved.model.clone(), Keep { grads: true, values: true });
+    step.unwrap_or_else(|errors| panic!("{errors}")).model
 }
 
 fn inputs(graph: &Graph) -> BTreeMap<String, Value> {

@@ -5,39 +5,44 @@ use std::collections::BTreeMap;
 use alip_compiler::diag::{Diagnostics, SourceMap};
 use alip_compiler::ir::{DType, Value, interpret};
 use alip_compiler::resolve::{Options, Resolved, graph_names, resolve};
-use alip_compiler::training::{Keep, add_update};
+use alip_compiler::training::{Keep, Training, training_step};
 use alip_plan::StateKind;
 
-fn build(graph: &str, options: &Options) -> Resolved {
+fn build(graph: &str, options: &Options) -> Training {
+    built(graph, options).1
+}
+
+fn built(graph: &str, options: &Options) -> (Resolved, Training) {
     let mut sources = SourceMap::new();
-    let built = resolve(&mut sources, graph, options).and_then(|mut resolved| {
-        add_update(&mut resolved, Keep::default())?;
-        Ok(resolved)
+    let built = resolve(&mut sources, graph, options).and_then(|resolved| {
+        let step = training_step(&resolved, resolved.model.clone(), Keep::default())?;
+        Ok((resolved, step))
     });
     built.unwrap_or_else(|errors: Diagnostics| panic!("{graph}\n{}", errors.render(&sources, false)))
 }
 
-fn parameters(resolved: &Resolved) -> u64 {
-    let params = resolved.model.state.values().filter(|decl| decl.kind == StateKind::Param);
+fn parameters(step: &Training) -> u64 {
+    let params = step.model.state.values().filter(|decl| decl.kind == StateKind::Param);
     params.map(|decl| decl.ty.shape.elements()).sum()
 }
 
 #[test]
 fn every_graph_resolves_to_a_step_over_its_whole_state() {
     for name in graph_names() {
-        let resolved = build(&name, &Options { batch: Some(4), ..Options::default() });
-        let warned: Vec<&str> = resolved.warnings.iter().map(|warning| warning.message.as_str()).collect();
+        let (resolved, step) = built(&name, &Options { batch: Some(4), ..Options::default() });
+        let warned: Vec<&str> =
+            resolved.warnings.iter().chain(&step.warnings).map(|warning| warning.message.as_str()).collect();
         assert!(warned.is_empty(), "{name}: {warned:?}");
-        let info = resolved.train_info().expect("it trains");
+        let info = step.info.expect("it trains");
         assert_eq!((info.batch, info.loss.as_str()), (4, "loss"), "{name}");
         assert_eq!(
             info.metrics,
             resolved.spec.metrics.keys().map(|name| name.text.clone()).collect::<Vec<_>>(),
             "{name}"
         );
-        let init = &resolved.model.programs["init"];
-        let train = &resolved.model.programs["train"];
-        for (path, decl) in &resolved.model.state {
+        let init = &step.model.programs["init"];
+        let train = &step.model.programs["train"];
+        for (path, decl) in &step.model.state {
             let first = init.updates.get(path).unwrap_or_else(|| panic!("{name}: {path} has no first value"));
             assert_eq!(init.ty(*first), &decl.ty, "{name}: {path}");
             let fixed = path == "train.total_steps" || path == "train.seed";
@@ -156,9 +161,9 @@ fn disk_files_win_over_embedded_ones_and_are_found_beside_the_spec() {
 }
 
 /// The first state of a model.
-fn first_state(resolved: &Resolved, seed: f64) -> BTreeMap<String, Value> {
+fn first_state(step: &Training, seed: f64) -> BTreeMap<String, Value> {
     let inputs = BTreeMap::from([("seed".to_owned(), Value::scalar(DType::I32, seed))]);
-    interpret(&resolved.model.programs["init"], &inputs, &BTreeMap::new()).expect("init runs").updates
+    interpret(&step.model.programs["init"], &inputs, &BTreeMap::new()).expect("init runs").updates
 }
 
 /// Root of the mean square.

@@ -230,7 +230,7 @@ fn check_on(device: &str) {
     }
     check(&levels, |case, spec, options| {
         let compiled = case.compiled(spec, CompileOptions { target: target.clone(), ..options.clone() })?;
-        case.run(&compiled.resolved.model, compiled.plan.ok_or("there is no plan")?, device)
+        case.run(&compiled.model, compiled.plan.ok_or("there is no plan")?, device)
     });
 }
 
@@ -241,7 +241,7 @@ fn on_the_interpreter() {
     let levels: Vec<_> = levels().into_iter().filter(|(level, _)| seen.contains(level)).collect();
     check(&levels, |case, spec, options| {
         let compiled = case.compiled(spec, CompileOptions { stop_after: Some("model".into()), ..options.clone() })?;
-        case.interpreted(&compiled.resolved.model)
+        case.interpreted(&compiled.model)
     });
 }
 

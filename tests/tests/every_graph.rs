@@ -7,7 +7,7 @@
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{Model, interpret, name_with_rows};
 use alip_compiler::resolve::{Options, graph_names, resolve};
-use alip_compiler::training::{Keep, add_update};
+use alip_compiler::training::{Keep, training_step};
 use alip_compiler::trust::rows::chosen;
 use alip_compiler::{CompileOptions, CompiledSpec, SpecOptions, compile_spec};
 use alip_plan::PROGRAM_TRAIN;
@@ -25,10 +25,9 @@ const KEEP: Keep = Keep { grads: true, values: false };
 /// The training step as it is written.
 fn written(spec: &Options) -> Model {
     let mut sources = SourceMap::new();
-    let mut resolved =
-        resolve(&mut sources, NAME, spec).unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
-    add_update(&mut resolved, KEEP).unwrap_or_else(|errors| panic!("{errors}"));
-    resolved.model
+    let step =
+        resolve(&mut sources, NAME, spec).and_then(|resolved| training_step(&resolved, resolved.model.clone(), KEEP));
+    step.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false))).model
 }
 
 /// The same, compiled with everything on.
@@ -58,7 +57,7 @@ fn check(graph: &str, texts: Texts) {
     let expected = interpret(&written.programs[PROGRAM_TRAIN], &inputs, &state).expect("the step runs");
 
     let compiled = compiled(&spec);
-    let model = &compiled.resolved.model;
+    let model = &compiled.model;
     let chosen = chosen(model, PROGRAM_TRAIN, &inputs).expect("the program is there");
     let whole = std::ptr::eq(chosen.graph, &model.programs[PROGRAM_TRAIN]);
     assert!(!(whole && matches!(texts, Texts::Short)), "{graph}: short texts are packed");

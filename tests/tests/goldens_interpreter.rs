@@ -8,8 +8,9 @@ use alip_compiler::autodiff::gradients;
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{DType, Model, TensorType, Value, interpret};
 use alip_compiler::resolve::{LOSS, Options, Resolved, resolve, resolve_source};
-use alip_compiler::training::{Keep, add_update};
-use alip_compiler::transform;
+use alip_compiler::training::{Keep, training_step};
+use alip_compiler::transform::packing::PACKING;
+use alip_compiler::transform::{self, Disabled};
 use alip_plan::StateKind;
 use alip_plan::bounds::{assert_within, golden};
 use alip_tests::goldens::{self, Tensors};
@@ -23,10 +24,11 @@ fn forward(graph: &str) -> Resolved {
         .unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)))
 }
 
-fn trained(mut resolved: Resolved) -> Model {
-    transform::forward(&mut resolved, &transform::Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
-    add_update(&mut resolved, Keep { grads: true, values: true }).unwrap_or_else(|errors| panic!("{errors}"));
-    resolved.model
+fn trained(resolved: Resolved) -> Model {
+    let options = transform::Options { disabled: Disabled::only(PACKING), ..transform::Options::default() };
+    let model = transform::forward(&resolved, &options).unwrap_or_else(|errors| panic!("{errors}")).model;
+    let step = training_step(&resolved, model, Keep { grads: true, values: true });
+    step.unwrap_or_else(|errors| panic!("{errors}")).model
 }
 
 /// A model with its state, stepped by the interpreter.

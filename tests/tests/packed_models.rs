@@ -6,7 +6,9 @@ use std::sync::Arc;
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{Model, interpret};
 use alip_compiler::resolve::{Options, resolve};
-use alip_compiler::training::{Keep, add_update};
+use alip_compiler::training::{Keep, training_step};
+use alip_compiler::transform::Disabled;
+use alip_compiler::transform::packing::PACKING;
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec, transform};
 use alip_plan::bounds::golden::{GRADIENT, STEP_ONE};
 use alip_plan::bounds::{assert_within, largest};
@@ -22,17 +24,14 @@ const EXACT: f64 = 1e-12;
 fn model(graph: &str, set: &[&str], packed: bool) -> Model {
     let mut sources = SourceMap::new();
     let options = Options { set: set.iter().map(|set| (*set).to_owned()).collect(), ..Options::default() };
-    let mut resolved =
+    let resolved =
         resolve(&mut sources, graph, &options).unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
-    let options = transform::Options::default();
-    transform::forward(&mut resolved, &options).unwrap_or_else(|errors| panic!("{errors}"));
-    if packed {
-        let mut report = transform::Report::default();
-        transform::pack(&mut resolved, &options, &mut report).unwrap_or_else(|errors| panic!("{errors}"));
-        assert_eq!(report.unpacked, []);
-    }
-    add_update(&mut resolved, Keep { grads: true, values: false }).unwrap_or_else(|errors| panic!("{errors}"));
-    resolved.model
+    let disabled = if packed { Disabled::default() } else { Disabled::only(PACKING) };
+    let options = transform::Options { disabled, ..transform::Options::default() };
+    let rewritten = transform::forward(&resolved, &options).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(rewritten.report.unpacked, []);
+    let step = training_step(&resolved, rewritten.model, Keep { grads: true, values: false });
+    step.unwrap_or_else(|errors| panic!("{errors}")).model
 }
 
 /// Whether a value is noise around zero: the gradient of a key bias.

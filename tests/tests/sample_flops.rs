@@ -7,7 +7,7 @@ use std::path::Path;
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{DType, TensorType, Value};
 use alip_compiler::resolve::{Options, resolve};
-use alip_compiler::training::{Keep, add_update};
+use alip_compiler::training::{Keep, training_step};
 use alip_compiler::{CompileOptions, compile_model, transform};
 use alip_plan::PROGRAM_TRAIN;
 use alip_tests::compiled::Values;
@@ -52,10 +52,9 @@ fn cost(texts: &[[Vec<f64>; 2]], batch: usize) -> (f64, f64) {
         .unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
     resolved.model.programs.retain(|name, _| name == PROGRAM_TRAIN);
     let options = transform::Options::default();
-    transform::forward(&mut resolved, &options).unwrap_or_else(|errors| panic!("{errors}"));
-    transform::pack(&mut resolved, &options, &mut transform::Report::default())
-        .unwrap_or_else(|errors| panic!("{errors}"));
-    let packed = resolved.model.packed.get_mut(PROGRAM_TRAIN).expect("the texts are packed");
+    let rewritten = transform::forward(&resolved, &options).unwrap_or_else(|errors| panic!("{errors}"));
+    let mut model = rewritten.model;
+    let packed = model.packed.get_mut(PROGRAM_TRAIN).expect("the texts are packed");
 
     // How many batches run with how many rows.
     let mut runs: BTreeMap<Vec<u64>, usize> = BTreeMap::new();
@@ -75,9 +74,10 @@ fn cost(texts: &[[Vec<f64>; 2]], batch: usize) -> (f64, f64) {
     }
 
     packed.fewer.retain(|(rows, _)| runs.contains_key(rows));
-    add_update(&mut resolved, Keep::default()).unwrap_or_else(|errors| panic!("{errors}"));
-    resolved.model.programs.retain(|name, _| name == PROGRAM_TRAIN);
-    let compiled = compile_model(&resolved.model, None, &CompileOptions::default());
+    let step = training_step(&resolved, model, Keep::default());
+    let mut model = step.unwrap_or_else(|errors| panic!("{errors}")).model;
+    model.programs.retain(|name, _| name == PROGRAM_TRAIN);
+    let compiled = compile_model(&model, None, &CompileOptions::default());
     let plan = compiled.unwrap_or_else(|errors| panic!("{errors}")).plan.expect("no pass was asked to be the last");
     let mut total = 0.0;
     for bucket in plan.packed[PROGRAM_TRAIN].buckets.iter() {

@@ -7,8 +7,9 @@ use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{Builder, DType, Graph, Model, OriginId, TensorType, Value, interpret};
 use alip_compiler::ops::{ReduceKind, cases};
 use alip_compiler::resolve::{Options, resolve};
-use alip_compiler::training::{Keep, add_update};
-use alip_compiler::transform;
+use alip_compiler::training::{Keep, training_step};
+use alip_compiler::transform::packing::PACKING;
+use alip_compiler::transform::{self, Disabled};
 use alip_plan::Target;
 use alip_plan::bounds::{F32, Roundings, assert_within, bound, largest};
 use alip_runtime::device::{DeviceOptions, choose};
@@ -58,11 +59,12 @@ fn every_case_of_every_op() {
 
 fn trained(graph: &str) -> Model {
     let mut sources = SourceMap::new();
-    let mut resolved = resolve(&mut sources, graph, &Options::default())
+    let resolved = resolve(&mut sources, graph, &Options::default())
         .unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
-    transform::forward(&mut resolved, &transform::Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
-    add_update(&mut resolved, Keep { grads: true, values: false }).unwrap_or_else(|errors| panic!("{errors}"));
-    resolved.model
+    let options = transform::Options { disabled: Disabled::only(PACKING), ..transform::Options::default() };
+    let model = transform::forward(&resolved, &options).unwrap_or_else(|errors| panic!("{errors}")).model;
+    let step = training_step(&resolved, model, Keep { grads: true, values: false });
+    step.unwrap_or_else(|errors| panic!("{errors}")).model
 }
 
 /// The golden weights and the first golden batch of a graph, as an f32 device receives them: inputs and state.

@@ -6,7 +6,7 @@ use super::lower::lower;
 use crate::diag::Diagnostics;
 use crate::ir::Graph;
 use crate::launch::{Launch, Neighbours};
-use crate::schedule::{Schedule, ScheduleOptions, normal_form, recompute, schedule, schedule_again};
+use crate::schedule::{Choice, Schedule, ScheduleOptions, normal_form, schedule, schedule_again};
 
 /// What decides on the launches of a graph.
 #[derive(Clone, Copy)]
@@ -22,6 +22,8 @@ pub(crate) struct Lowered {
     pub(crate) graph: Graph,
     /// In the order in which they run.
     pub(crate) launches: Vec<Launch>,
+    /// What it computes again, where that was not given.
+    pub(crate) chosen: Option<Choice>,
 }
 
 /// A program on its way.
@@ -56,17 +58,37 @@ impl BackEnd<'_> {
     /// # Errors
     /// An op refuses its inputs, which only a defect of a pass can cause.
     pub(crate) fn lower(&self, graph: &Graph, watch: &mut impl Watch) -> Result<Option<Lowered>, Diagnostics> {
+        self.lower_like(graph, None, watch)
+    }
+
+    /// The same of a program that is another one with other sizes, and computes again what that one does.
+    ///
+    /// # Errors
+    /// As [`BackEnd::lower`].
+    pub(crate) fn lower_like(
+        &self,
+        graph: &Graph,
+        like: Option<&Choice>,
+        watch: &mut impl Watch,
+    ) -> Result<Option<Lowered>, Diagnostics> {
         let BackEnd { target, options, neighbours } = *self;
         let graph = watch.timed("prepare", || normal_form(graph, target, options))?;
         if !watch.goes_on(Stage::Prepared(&graph))? {
             return Ok(None);
         }
-        let first = watch.timed("schedule", || schedule(&graph, neighbours, target, options));
-        let again = watch.timed("schedule", || recompute(&first, options))?;
-        let scheduled = match &again {
-            Some(again) => watch.timed("schedule", || schedule_again(again, neighbours, target, options)),
-            None => first,
+        let like = like.filter(|like| like.fits(&graph));
+        let first = || schedule(&graph, neighbours, target, options);
+        let first = like.is_none().then(|| watch.timed("schedule", first));
+        let chosen = first.as_ref().map(|first| watch.timed("schedule", || Choice::of(first, options)));
+        let again = match like.or(chosen.as_ref()) {
+            Some(choice) => watch.timed("schedule", || choice.apply(&graph))?,
+            None => None,
         };
+        let scheduled = watch.timed("schedule", || match (&again, first) {
+            (Some(again), _) => schedule_again(again, neighbours, target, options),
+            (None, Some(first)) => first,
+            (None, None) => schedule(&graph, neighbours, target, options),
+        });
         if !watch.goes_on(Stage::Scheduled(&scheduled))? {
             return Ok(None);
         }
@@ -75,6 +97,6 @@ impl BackEnd<'_> {
             return Ok(None);
         }
         drop(scheduled);
-        Ok(Some(Lowered { graph: again.map_or(graph, |again| again.graph), launches }))
+        Ok(Some(Lowered { graph: again.map_or(graph, |again| again.graph), launches, chosen }))
     }
 }

@@ -16,8 +16,10 @@ use self::options::known_passes;
 pub use self::options::{CompileOptions, SWITCHES, Switch};
 pub use self::report::OptimizeReport;
 use crate::diag::{Diagnostic, Diagnostics, SourceMap};
+use crate::ir::Model;
 use crate::resolve::{Resolved, resolve};
-use crate::training::{Keep, add_update};
+use crate::training::{Keep, training_step};
+use crate::transform::{Rewritten, precision};
 use crate::{ir, launch, resolve, schedule, transform};
 
 /// All passes, in order: names for `--dump after:NAME` and `--stop-after NAME`.
@@ -40,8 +42,10 @@ pub struct SpecOptions {
 /// A compiled spec and what was found on the way.
 #[derive(Debug)]
 pub struct CompiledSpec {
-    /// The model with its training step, the merged spec, its inputs and pipeline.
+    /// The spec with every name resolved: its forward programs as written, its inputs and pipeline.
     pub resolved: Resolved,
+    /// The model as far as passes from graph to graph have taken it: with its training step, unless `stop_after` came first.
+    pub model: Model,
     /// The plan; absent after `stop_after`.
     pub plan: Option<Plan>,
     /// What rewrites of the forward programs did.
@@ -68,54 +72,88 @@ pub struct CompiledSpec {
 /// Everything that is wrong with the spec or a file it uses, each with its place; a tensor or kernel that the target cannot
 /// hold; an unknown pass in the options.
 pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) -> Result<CompiledSpec, Diagnostics> {
-    let CompileOptions { dump, stop_after, .. } = &options.compile;
-    known_passes(&options.compile)?;
-    let stops = |pass| stop_after.as_deref() == Some(pass);
+    let passes = &options.compile;
+    known_passes(passes)?;
+    let mut log = Log::new(passes);
 
-    let start = Instant::now();
-    let mut resolved = resolve(sources, spec, &options.spec)?;
-    if let Some(data) = &options.data {
+    let resolved = log.timed("resolve", || resolve_with_data(sources, spec, options))?;
+    log.dump("resolve", &resolved.model);
+    if log.ends("resolve") {
+        return Ok(CompiledSpec::of(Rewritten::nothing(&resolved), resolved, log.found));
+    }
+    let rewritten = log.timed("lift", || transform::forward(&resolved, &passes.transform))?;
+    log.dump("lift", &rewritten.model);
+    if log.ends("lift") {
+        return Ok(CompiledSpec::of(rewritten, resolved, log.found));
+    }
+    let mut rewritten = log.timed("model", || precision::apply(&resolved.spec, rewritten, &passes.target))?;
+    let step = log.timed("model", || training_step(&resolved, rewritten.model, options.keep))?;
+    let compiled = compile_model(&step.model, step.info, passes)?;
+    rewritten.warnings.extend(step.warnings);
+    Ok(CompiledSpec::of(Rewritten { model: step.model, ..rewritten }, resolved, log.found.and(compiled)))
+}
+
+/// Resolves a spec with the pipeline that was asked for.
+fn resolve_with_data(
+    sources: &mut SourceMap,
+    spec: &str,
+    SpecOptions { spec: options, data, .. }: &SpecOptions,
+) -> Result<Resolved, Diagnostics> {
+    let mut resolved = resolve(sources, spec, options)?;
+    if let Some(data) = data {
         resolved.pipeline = Some(resolved.pipeline_named(sources, data)?);
     }
     resolved.warnings.extend(transform::lonely::warning(&resolved));
-    let mut timings = vec![("resolve", start.elapsed())];
-    let mut dumps = Vec::new();
-    if dump.iter().any(|pass| pass == "resolve") {
-        let text = |(name, graph)| (format!("resolve {name}"), ir::print(graph));
-        dumps.extend(resolved.model.programs.iter().map(text));
-    }
+    Ok(resolved)
+}
 
-    let (mut plan, mut explained, mut traces) = (None, BTreeMap::new(), BTreeMap::new());
-    let mut optimized = OptimizeReport::default();
-    let mut rewrites = transform::Report::default();
-    let mut faults = Vec::new();
-    let mut precision = DType::F32;
-    if !stops("resolve") {
-        let start = Instant::now();
-        rewrites = transform::forward(&mut resolved, &options.compile.transform)?;
-        transform::pack(&mut resolved, &options.compile.transform, &mut rewrites)?;
-        timings.push(("lift", start.elapsed()));
-        if dump.iter().any(|pass| pass == "lift") {
-            let text = |(name, graph)| (format!("lift {name}"), ir::print(graph));
-            dumps.extend(resolved.model.programs.iter().map(text));
+impl CompiledSpec {
+    fn of(rewritten: Rewritten, resolved: Resolved, found: Compiled) -> CompiledSpec {
+        let Rewritten { model, report: rewrites, precision, warnings } = rewritten;
+        let Compiled { plan, dumps, timings, explained, traces, optimized, warnings: faults } = found;
+        let warnings = resolved.warnings.iter().cloned().chain(warnings).chain(faults).collect();
+        CompiledSpec {
+            resolved,
+            model,
+            plan,
+            rewrites,
+            precision,
+            warnings,
+            dumps,
+            timings,
+            explained,
+            traces,
+            optimized,
         }
     }
-    if !stops("resolve") && !stops("lift") {
-        let start = Instant::now();
-        precision = transform::precision::apply(&mut resolved, &options.compile.target)?;
-        add_update(&mut resolved, options.keep)?;
-        timings.push(("model", start.elapsed()));
+}
 
-        let compiled = compile_model(&resolved.model, resolved.train_info(), &options.compile)?;
-        plan = compiled.plan;
-        explained = compiled.explained;
-        traces = compiled.traces;
-        dumps.extend(compiled.dumps);
-        timings.extend(compiled.timings);
-        optimized = compiled.optimized;
-        faults = compiled.warnings;
+/// What is kept of the passes before a model.
+struct Log<'a> {
+    options: &'a CompileOptions,
+    found: Compiled,
+}
+
+impl<'a> Log<'a> {
+    fn new(options: &'a CompileOptions) -> Log<'a> {
+        Log { options, found: Compiled::default() }
     }
-    let mut warnings = resolved.warnings.clone();
-    warnings.extend(faults);
-    Ok(CompiledSpec { resolved, plan, rewrites, precision, warnings, dumps, timings, explained, optimized, traces })
+
+    fn timed<T>(&mut self, pass: &'static str, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = work();
+        self.found.add_time(pass, start.elapsed());
+        result
+    }
+
+    fn dump(&mut self, pass: &str, model: &Model) {
+        if self.options.dump.iter().any(|name| name == pass) {
+            let text = |(name, graph)| (format!("{pass} {name}"), ir::print(graph));
+            self.found.dumps.extend(model.programs.iter().map(text));
+        }
+    }
+
+    fn ends(&self, pass: &str) -> bool {
+        self.options.stop_after.as_deref() == Some(pass)
+    }
 }

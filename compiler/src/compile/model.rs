@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use alip_plan::packing::{Bucket, Lengths, PROGRAM_LENGTHS, Packed};
-use alip_plan::{Plan, StateTensor, TrainInfo};
+use alip_plan::{Plan, Program, StateTensor, TrainInfo};
 
 use super::options::{CompileOptions, known_passes};
 use super::report::{OptimizeReport, steps, table};
@@ -37,6 +37,22 @@ pub struct Compiled {
     pub warnings: Vec<Diagnostic>,
 }
 
+impl Compiled {
+    pub(super) fn add_time(&mut self, pass: &'static str, spent: Duration) {
+        match self.timings.iter_mut().find(|(name, _)| *name == pass) {
+            Some((_, total)) => *total += spent,
+            None => self.timings.push((pass, spent)),
+        }
+    }
+
+    /// With what was found after it, on the way to a plan.
+    pub(super) fn and(self, later: Compiled) -> Compiled {
+        let dumps = self.dumps.into_iter().chain(later.dumps).collect();
+        let timings = self.timings.into_iter().chain(later.timings).collect();
+        Compiled { dumps, timings, ..later }
+    }
+}
+
 /// Compiles all programs of a model.
 ///
 /// # Errors
@@ -47,82 +63,18 @@ pub fn compile_model(
     options: &CompileOptions,
 ) -> Result<Compiled, Diagnostics> {
     known_passes(options)?;
-    let target = &options.target;
-    let model = &*transform::narrow::for_target(model, target)?;
+    let model = &*transform::narrow::for_target(model, &options.target)?;
     let mut run = Run { options, model, compiled: Compiled::default() };
-    if cfg!(debug_assertions) {
-        for (_, graph) in model.all_programs() {
-            crate::ir::verify(graph)?;
-        }
-    }
-    for (name, graph) in &model.programs {
-        run.dump("model", name, || crate::ir::print(graph));
-    }
-    if run.stops("model") {
-        return Ok(run.compiled);
-    }
-    let neighbours = match options.schedule.fuse {
-        true => Neighbours::find(model.all_programs().map(|(_, graph)| graph), target),
-        false => Neighbours::default(),
-    };
-    let optimized = run.optimize(&neighbours)?;
-    if run.stops("optimize") {
-        return Ok(run.compiled);
-    }
-    let count = optimized.len();
-    let back_end = BackEnd { target, options: options.schedule, neighbours: &neighbours };
-    let lowered = run.each(optimized, |run, (name, graph)| {
-        let lowered = back_end.lower(&graph, &mut Watching { run, name: &name })?;
-        Ok(lowered.map(|lowered| (name, lowered)))
-    })?;
-    if lowered.len() < count {
-        return Ok(run.compiled);
-    }
-    let order = run.timed("join", || match options.schedule.fuse {
-        true => {
-            let launches: Vec<_> = lowered.iter().map(|(_, all)| (&all.graph, all.launches.as_slice())).collect();
-            codegen::order(model, &neighbours, &launches)
-        }
-        false => (0..model.state.len()).collect(),
-    });
-    let mut assembly = Assembly::new(model, &order, &neighbours, target)?;
-    let loss = train.as_ref().map(|train| train.loss.as_str());
-    let parts = run.each(lowered, |run, lowered| run.place(lowered, assembly.state(), loss))?;
-    if parts.len() < count {
-        return Ok(run.compiled);
-    }
-    let mut assembled = Vec::new();
-    for (name, part) in &parts {
-        let (program, intents, steps) = run.timed("assemble", || assembly.program(part))?;
-        if options.explain {
-            let trace = Trace { graph: part.graph.clone(), steps };
-            run.compiled.traces.insert(name.clone(), trace);
-        }
-        assembled.push((name, (program, intents)));
-    }
-    // Always: what overwrites a live value would train something else without a word.
-    let programs = run.each(assembled, |run, (name, (program, intents))| {
-        run.timed("check", || schedule::check::check(&program, assembly.state(), &intents))
-            .map_err(|why| Diagnostic::error(format!("internal: memory of program `{name}`: {why}")))?;
-        run.dump("assemble", name, || steps(&program));
-        Ok(Some((name.clone(), program)))
-    })?;
-    let programs = programs.into_iter().collect();
-    let mut plan = assembly.finish(model, programs, &parts, train);
-    for (name, packed) in &model.packed {
-        plan.packed.insert(name.clone(), run.timed("assemble", || packed_program(name, packed))?);
-    }
-    codegen::report_buckets(&mut plan, &parts);
-    run.timed("check", || alip_plan::check::check(&plan))
-        .map_err(|why| Diagnostic::error(format!("internal: the plan is not valid: {why}")))?;
-    run.compiled.plan = Some(plan);
+    run.plan(train)?;
     Ok(run.compiled)
 }
 
 /// What a program will cost, down to its launches.
 fn predicted(model: &Model, graph: &Graph, back_end: BackEnd<'_>) -> Result<Cost, Diagnostics> {
     let BackEnd { target, neighbours, .. } = back_end;
-    let Some(Lowered { graph, launches }) = back_end.lower(graph, &mut Unwatched)? else { return Ok(Cost::default()) };
+    let Some(Lowered { graph, launches, .. }) = back_end.lower(graph, &mut Unwatched)? else {
+        return Ok(Cost::default());
+    };
     let order = codegen::order(model, neighbours, &[(&graph, launches.as_slice())]);
     let assembly = Assembly::new(model, &order, neighbours, target)?;
     let launches = codegen::join(model, &graph, launches, assembly.state(), target);
@@ -143,6 +95,11 @@ fn packed_program(name: &str, packed: &PackedGraphs) -> Result<Packed, Diagnosti
         lengths: Lengths { segments: plan.segments, kernels: plan.kernels, program },
         buckets: fewer.chain([Bucket { rows, program: name.into() }]).collect(),
     })
+}
+
+/// Whether a program is another one for fewer rows, by its name.
+fn is_fewer(name: &str, of: &str) -> bool {
+    name.strip_prefix(of).is_some_and(|rest| rest.starts_with('@'))
 }
 
 struct Run<'a> {
@@ -189,6 +146,136 @@ impl Watch for Watching<'_, '_> {
 }
 
 impl<'a> Run<'a> {
+    /// Takes all programs from stage to stage, down to a plan or to the last pass that was asked for.
+    fn plan(&mut self, train: Option<TrainInfo>) -> Result<(), Diagnostics> {
+        self.begin()?;
+        if self.stops("model") {
+            return Ok(());
+        }
+        let neighbours = self.neighbours();
+        let optimized = self.optimize(&neighbours)?;
+        if self.stops("optimize") {
+            return Ok(());
+        }
+        let Some(lowered) = self.lower(optimized, &neighbours)? else { return Ok(()) };
+        let mut assembly = self.lay_out(&lowered, &neighbours)?;
+        let loss = train.as_ref().map(|train| train.loss.as_str());
+        let Some(placed) = self.place(lowered, assembly.state(), loss)? else { return Ok(()) };
+        let programs = self.assemble(&placed, &mut assembly)?;
+        let plan = assembly.finish(self.model, programs, &placed, train);
+        self.compiled.plan = Some(self.finish(plan, &placed)?);
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<(), Diagnostics> {
+        if cfg!(debug_assertions) {
+            for (_, graph) in self.model.all_programs() {
+                crate::ir::verify(graph)?;
+            }
+        }
+        for (name, graph) in &self.model.programs {
+            self.dump("model", name, || crate::ir::print(graph));
+        }
+        Ok(())
+    }
+
+    /// State tensors that are read as one.
+    fn neighbours(&self) -> Neighbours {
+        match self.options.schedule.fuse {
+            true => Neighbours::find(self.model.all_programs().map(|(_, graph)| graph), &self.options.target),
+            false => Neighbours::default(),
+        }
+    }
+
+    /// From graphs to launches; none if the last pass is on the way. Programs for fewer rows come after the programs that
+    /// they are like.
+    fn lower(
+        &mut self,
+        optimized: Vec<(String, Graph)>,
+        neighbours: &Neighbours,
+    ) -> Result<Option<Vec<(String, Lowered)>>, Diagnostics> {
+        let Run { options, model, .. } = *self;
+        let back_end = BackEnd { target: &options.target, options: options.schedule, neighbours };
+        let (count, own) = (optimized.len(), |(name, _): &(String, Graph)| model.programs.contains_key(name));
+        let (programs, fewer): (Vec<_>, Vec<_>) = optimized.into_iter().partition(own);
+        let mut lowered = self.each(programs, |run, (name, graph)| {
+            let lowered = back_end.lower(&graph, &mut Watching { run, name: &name })?;
+            Ok(lowered.map(|lowered| (name, lowered)))
+        })?;
+        let fewer = self.each(fewer, |run, (name, graph)| {
+            let like = lowered.iter().find(|(of, _)| is_fewer(&name, of)).and_then(|(_, of)| of.chosen.as_ref());
+            let lowered = back_end.lower_like(&graph, like, &mut Watching { run, name: &name })?;
+            Ok(lowered.map(|lowered| (name, lowered)))
+        })?;
+        lowered.extend(fewer);
+        Ok((lowered.len() == count).then_some(lowered))
+    }
+
+    /// The state's places in memory, in the order that joins most launches.
+    fn lay_out(
+        &mut self,
+        lowered: &[(String, Lowered)],
+        neighbours: &Neighbours,
+    ) -> Result<Assembly<'a>, Diagnostics> {
+        let Run { options, model, .. } = *self;
+        let order = self.timed("join", || match options.schedule.fuse {
+            true => {
+                let launches: Vec<_> = lowered.iter().map(|(_, all)| (&all.graph, all.launches.as_slice())).collect();
+                codegen::order(model, neighbours, &launches)
+            }
+            false => (0..model.state.len()).collect(),
+        });
+        Ok(Assembly::new(model, &order, neighbours, &options.target)?)
+    }
+
+    /// Joins launches and gives every value its place; none if the last pass is on the way.
+    fn place(
+        &mut self,
+        lowered: Vec<(String, Lowered)>,
+        state: &[StateTensor],
+        loss: Option<&str>,
+    ) -> Result<Option<Vec<(String, Part)>>, Diagnostics> {
+        let count = lowered.len();
+        let placed = self.each(lowered, |run, lowered| run.place_one(lowered, state, loss))?;
+        Ok((placed.len() == count).then_some(placed))
+    }
+
+    /// Steps and buffers of all programs.
+    fn assemble(
+        &mut self,
+        placed: &[(String, Part)],
+        assembly: &mut Assembly<'_>,
+    ) -> Result<BTreeMap<String, Program>, Diagnostics> {
+        let mut assembled = Vec::new();
+        for (name, part) in placed {
+            let (program, intents, steps) = self.timed("assemble", || assembly.program(part))?;
+            if self.options.explain {
+                let trace = Trace { graph: part.graph.clone(), steps };
+                self.compiled.traces.insert(name.clone(), trace);
+            }
+            assembled.push((name, (program, intents)));
+        }
+        // Always: what overwrites a live value would train something else without a word.
+        let programs = self.each(assembled, |run, (name, (program, intents))| {
+            run.timed("check", || schedule::check::check(&program, assembly.state(), &intents))
+                .map_err(|why| Diagnostic::error(format!("internal: memory of program `{name}`: {why}")))?;
+            run.dump("assemble", name, || steps(&program));
+            Ok(Some((name.clone(), program)))
+        })?;
+        Ok(programs.into_iter().collect())
+    }
+
+    /// The plan with what it says of packed programs.
+    fn finish(&mut self, mut plan: Plan, placed: &[(String, Part)]) -> Result<Plan, Diagnostics> {
+        for (name, packed) in &self.model.packed {
+            plan.packed.insert(name.clone(), self.timed("assemble", || packed_program(name, packed))?);
+        }
+        codegen::report_buckets(&mut plan, placed);
+        self.timed("check", || alip_plan::check::check(&plan))
+            .map_err(|why| Diagnostic::error(format!("internal: the plan is not valid: {why}")))?;
+        Ok(plan)
+    }
+
     /// Programs are compiled independently of each other, on all cores. What was found on the way is kept in their order.
     /// Those that the last pass asked for ends before yield nothing.
     fn each<T: Send, R: Send>(
@@ -207,7 +294,7 @@ impl<'a> Run<'a> {
             self.compiled.dumps.extend(compiled.dumps);
             self.compiled.explained.extend(compiled.explained);
             for (pass, time) in compiled.timings {
-                self.add_time(pass, time);
+                self.compiled.add_time(pass, time);
             }
             results.extend(result?);
         }
@@ -229,8 +316,8 @@ impl<'a> Run<'a> {
         let mut programs = Vec::new();
         for (name, graph) in expanded {
             // A program for fewer rows is its program once more.
-            let fewer = |of: &&String| name.strip_prefix(of.as_str()).is_some_and(|rest| rest.starts_with('@'));
-            let kept = match model.packed.keys().find(fewer).and_then(|of| decided.get(of).cloned()) {
+            let kept = match model.packed.keys().find(|of| is_fewer(&name, of)).and_then(|of| decided.get(of).cloned())
+            {
                 Some(kept) => kept,
                 // Without fusion there are no kernels that a change could keep from being joined.
                 None if !fuse && optimizer.is_on() => Kept::All,
@@ -267,14 +354,14 @@ impl<'a> Run<'a> {
         Ok(graphs)
     }
 
-    fn place(
+    fn place_one(
         &mut self,
         (name, lowered): (String, Lowered),
         state: &[StateTensor],
         loss: Option<&str>,
     ) -> Result<Option<(String, Part)>, Diagnostics> {
         let Run { options, model, .. } = *self;
-        let (Lowered { graph, mut launches }, target) = (lowered, &options.target);
+        let (Lowered { graph, mut launches, .. }, target) = (lowered, &options.target);
         if options.schedule.fuse {
             launches = self.timed("join", || codegen::join(model, &graph, launches, state, target));
         }
@@ -289,17 +376,10 @@ impl<'a> Run<'a> {
         Ok((!self.stops("memory")).then_some((name, part)))
     }
 
-    fn add_time(&mut self, pass: &'static str, spent: Duration) {
-        match self.compiled.timings.iter_mut().find(|(name, _)| *name == pass) {
-            Some((_, total)) => *total += spent,
-            None => self.compiled.timings.push((pass, spent)),
-        }
-    }
-
     fn timed<T>(&mut self, pass: &'static str, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = work();
-        self.add_time(pass, start.elapsed());
+        self.compiled.add_time(pass, start.elapsed());
         result
     }
 

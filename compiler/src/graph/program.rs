@@ -215,6 +215,12 @@ pub fn name_with_rows(program: &str, rows: &[u64]) -> String {
 }
 
 impl Model {
+    /// A program, and those for fewer rows by rising rows.
+    pub fn all_of_mut(&mut self, name: &str) -> impl Iterator<Item = &mut Graph> {
+        let fewer = self.packed.get_mut(name).into_iter().flat_map(|packed| &mut packed.fewer);
+        self.programs.get_mut(name).into_iter().chain(fewer.map(|(_, graph)| graph))
+    }
+
     /// All programs, those for fewer rows among them, by the names that they have in a plan.
     pub fn all_programs(&self) -> impl Iterator<Item = (String, &Graph)> {
         let own = self.programs.iter().map(|(name, graph)| (name.clone(), graph));

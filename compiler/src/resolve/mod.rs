@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use alip_plan::pipeline::Pipeline;
-use alip_plan::{PROGRAM_INIT, PROGRAM_TRAIN, TrainInfo};
+use alip_plan::{PROGRAM_INIT, PROGRAM_TRAIN};
 
 use crate::diag::{Diagnostic, Diagnostics, SourceId, SourceMap, Span};
 use crate::ir::{Dim, Model, NodeId, TensorType};
@@ -86,8 +86,6 @@ pub struct Resolved {
     pub batch: Option<u64>,
     /// What is odd but not wrong.
     pub warnings: Vec<Diagnostic>,
-    /// What the training loop must know, once the update is built.
-    pub(crate) info: Option<TrainInfo>,
     pub(crate) states: States,
     pub(crate) library: Library,
     pub(crate) module: Module,
@@ -121,7 +119,7 @@ pub fn resolve_source(sources: &mut SourceMap, source: SourceId, options: &Optio
 
 /// What a spec file holds, with every name resolved.
 #[derive(Debug)]
-pub enum Checked {
+pub enum Any {
     /// A graph.
     Graph(Box<Resolved>),
     /// Modules: imports, names, states and recursion are right. Shapes show when they are applied.
@@ -134,7 +132,7 @@ pub enum Checked {
 ///
 /// # Errors
 /// Everything that is wrong with it, each with its place.
-pub fn resolve_any(sources: &mut SourceMap, spec: &str, options: &Options) -> Result<Checked, Diagnostics> {
+pub fn resolve_any(sources: &mut SourceMap, spec: &str, options: &Options) -> Result<Any, Diagnostics> {
     let mut library = Library::new(options.files.clone());
     let file = library.open(sources, spec)?;
     any_file(sources, library, file, options)
@@ -144,11 +142,7 @@ pub fn resolve_any(sources: &mut SourceMap, spec: &str, options: &Options) -> Re
 ///
 /// # Errors
 /// As [`resolve_any`].
-pub fn resolve_any_source(
-    sources: &mut SourceMap,
-    source: SourceId,
-    options: &Options,
-) -> Result<Checked, Diagnostics> {
+pub fn resolve_any_source(sources: &mut SourceMap, source: SourceId, options: &Options) -> Result<Any, Diagnostics> {
     let file = parse_file(sources, source)?;
     any_file(sources, Library::new(options.files.clone()), file, options)
 }
@@ -158,14 +152,14 @@ fn any_file(
     mut library: Library,
     file: SpecFile,
     options: &Options,
-) -> Result<Checked, Diagnostics> {
+) -> Result<Any, Diagnostics> {
     match file {
-        SpecFile::Graph(spec) => Ok(Checked::Graph(Box::new(resolve_graph(sources, library, spec, options)?))),
+        SpecFile::Graph(spec) => Ok(Any::Graph(Box::new(resolve_graph(sources, library, spec, options)?))),
         SpecFile::Modules(specs) => {
             library.add(sources, specs.clone())?;
-            Ok(Checked::Modules(specs))
+            Ok(Any::Modules(specs))
         }
-        SpecFile::Pipeline(spec) => pipeline(&spec).map(Checked::Pipeline),
+        SpecFile::Pipeline(spec) => pipeline(&spec).map(Any::Pipeline),
     }
 }
 
@@ -233,20 +227,8 @@ fn resolve_graph(
     let init = states.init_program()?;
     model.programs.insert(init.name.clone(), init);
     let inputs = train_inputs;
-    let mut resolved = Resolved {
-        model,
-        spec,
-        pipeline: None,
-        inputs,
-        batch,
-        warnings,
-        info: None,
-        states,
-        library,
-        module,
-        instance,
-        tables,
-    };
+    let mut resolved =
+        Resolved { model, spec, pipeline: None, inputs, batch, warnings, states, library, module, instance, tables };
     if let Some(name) = resolved.spec.data.clone() {
         resolved.pipeline = Some(resolved.load_pipeline(sources, &name)?);
     }
@@ -254,12 +236,6 @@ fn resolve_graph(
 }
 
 impl Resolved {
-    /// What the training loop must know, for the plan; none for a graph that does not train, or before
-    /// `training::add_update`.
-    pub fn train_info(&self) -> Option<TrainInfo> {
-        self.info.clone().map(|info| TrainInfo { data: self.pipeline.clone(), ..info })
-    }
-
     /// Another pipeline for this graph, by path or name (`--data`).
     ///
     /// # Errors
@@ -270,7 +246,7 @@ impl Resolved {
         self.load_pipeline(sources, &name)
     }
 
-    /// Names of the values of the body that `training::add_update` reads: the loss, and what
+    /// Names of the values of the body that the training step reads: the loss, and what
     /// metrics of the update are computed from.
     pub(crate) fn values_read_later(&self) -> BTreeSet<String> {
         let top = Top { spec: &self.spec, module: &self.module, instance: &self.instance };

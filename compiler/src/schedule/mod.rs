@@ -38,7 +38,7 @@ pub(crate) use self::layout::{Layout, ViewOp};
 pub(crate) use self::operands::{gather, product};
 pub use self::pads::join_pads;
 pub use self::prepare::prepare;
-pub use self::recompute::{Recomputed, recompute};
+pub use self::recompute::{Choice, Recomputed, recompute};
 pub use self::sums::join_sums;
 use crate::diag::Diagnostics;
 use crate::ir::{Graph, NodeId};

@@ -8,12 +8,19 @@
 //! A value is computed again if its expression is pointwise and short, if what it is computed from is in memory at that time
 //! anyway, and if it is large enough among all that is kept to be worth a launch. The same operations on the same values
 //! give the same bits.
+//!
+//! A program for fewer rows is its program once more, node by node: what that one computes again, it does too, and is
+//! scheduled once.
+
+use std::mem::Discriminant;
+
+use smallvec::SmallVec;
 
 use super::facts::{MOST_OPERATIONS, base, operations};
 use super::{Schedule, ScheduleOptions};
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::hash::{HashMap, HashSet};
-use crate::ir::{Graph, NodeId};
+use crate::ir::{Graph, Node, NodeId};
 use crate::ops::{Op, OpError};
 
 /// A value that no launch of so many reads is waiting; a layer of a transformer takes about as many.
@@ -31,6 +38,16 @@ struct Waiting {
     from: usize,
 }
 
+/// What a program computes again.
+pub struct Choice {
+    /// Every node: what it is and what it reads.
+    nodes: Vec<(Discriminant<Op>, SmallVec<[NodeId; 3]>)>,
+    /// Values, and the nodes that read them late.
+    late: Vec<(NodeId, HashSet<NodeId>)>,
+    /// Which nodes are in memory.
+    stored: Vec<bool>,
+}
+
 /// A program that computes values again.
 pub struct Recomputed {
     /// The program.
@@ -44,28 +61,49 @@ pub struct Recomputed {
 /// # Errors
 /// An op refuses its inputs, which only a defect of this pass can cause.
 pub fn recompute(schedule: &Schedule<'_>, options: ScheduleOptions) -> Result<Option<Recomputed>, Diagnostics> {
-    let chosen = if options.fuse && options.recompute { choose(schedule) } else { vec![] };
-    if chosen.is_empty() {
-        return Ok(None);
+    Choice::of(schedule, options).apply(schedule.groups.graph)
+}
+
+impl Choice {
+    /// What is worth computing again in a scheduled program; nothing if it is turned off.
+    pub fn of(schedule: &Schedule<'_>, options: ScheduleOptions) -> Choice {
+        let graph = schedule.groups.graph;
+        let chosen = if options.fuse && options.recompute { choose(schedule) } else { vec![] };
+        let node = |node: &Node| (std::mem::discriminant(&node.op), node.inputs.iter().copied().collect());
+        Choice {
+            nodes: graph.nodes().iter().map(node).collect(),
+            late: chosen.into_iter().map(|waiting| (waiting.value, waiting.late)).collect(),
+            stored: graph.ids().map(|id| is_stored(schedule, id)).collect(),
+        }
     }
-    let graph = schedule.groups.graph;
-    let late = chosen.iter().flat_map(|waiting| waiting.late.iter().map(|reader| (*reader, waiting.value)));
-    let mut again: HashMap<NodeId, Vec<NodeId>> = HashMap::default();
-    late.for_each(|(reader, value)| again.entry(reader).or_default().push(value));
-    let values: Vec<NodeId> = chosen.iter().map(|waiting| waiting.value).collect();
-    let stored = |id: NodeId| is_stored(schedule, id);
-    let rebuild = Rebuild {
-        graph,
-        new: graph.successor(),
-        moved: Vec::new(),
-        again,
-        copies: HashMap::default(),
-        stored: &stored,
-    };
-    rebuild.run(&values).map(Some).map_err(|error| {
-        let message = format!("internal: computing values of program `{}` again", graph.name);
-        Diagnostic::error(message).note(error.message).into()
-    })
+
+    /// Whether a program has the same nodes as the one for which it was chosen, but for their sizes.
+    pub fn fits(&self, graph: &Graph) -> bool {
+        let alike = |((op, inputs), node): (&(Discriminant<Op>, SmallVec<[NodeId; 3]>), &Node)| {
+            *op == std::mem::discriminant(&node.op) && **inputs == *node.inputs
+        };
+        self.nodes.len() == graph.nodes().len() && self.nodes.iter().zip(graph.nodes()).all(alike)
+    }
+
+    /// A program that it fits, with these values computed again; none if there are none.
+    ///
+    /// # Errors
+    /// An op refuses its inputs, which only a defect of this pass can cause.
+    pub fn apply(&self, graph: &Graph) -> Result<Option<Recomputed>, Diagnostics> {
+        if self.late.is_empty() {
+            return Ok(None);
+        }
+        let late = self.late.iter().flat_map(|(value, late)| late.iter().map(|reader| (*reader, *value)));
+        let mut again: HashMap<NodeId, Vec<NodeId>> = HashMap::default();
+        late.for_each(|(reader, value)| again.entry(reader).or_default().push(value));
+        let values: Vec<NodeId> = self.late.iter().map(|(value, _)| *value).collect();
+        let (new, copies) = (graph.successor(), HashMap::default());
+        let rebuild = Rebuild { graph, new, moved: Vec::new(), again, copies, stored: &self.stored };
+        rebuild.run(&values).map(Some).map_err(|error| {
+            let message = format!("internal: computing values of program `{}` again", graph.name);
+            Diagnostic::error(message).note(error.message).into()
+        })
+    }
 }
 
 fn is_stored(schedule: &Schedule<'_>, id: NodeId) -> bool {
@@ -162,7 +200,7 @@ struct Rebuild<'a> {
     /// Readers and the values that are computed again for them.
     again: HashMap<NodeId, Vec<NodeId>>,
     copies: HashMap<NodeId, NodeId>,
-    stored: &'a dyn Fn(NodeId) -> bool,
+    stored: &'a [bool],
 }
 
 impl Rebuild<'_> {
@@ -189,7 +227,7 @@ impl Rebuild<'_> {
     /// Adds again what stands between `id` and what is in memory; `value` itself is not.
     fn copy(&mut self, id: NodeId, value: NodeId) -> Result<NodeId, OpError> {
         let node = self.graph.node(id);
-        if id != value && (self.stored)(id) || node.inputs.is_empty() {
+        if id != value && self.stored[id.index()] || node.inputs.is_empty() {
             return Ok(self.moved[id.index()]);
         }
         if let Some(copy) = self.copies.get(&id) {

@@ -22,7 +22,7 @@ use self::loss_scale::objective;
 use self::untrained::no_gradients;
 use crate::autodiff::gradients;
 use crate::diag::{Diagnostic, Diagnostics, Span};
-use crate::ir::{DType, Graph, NodeId, TensorType};
+use crate::ir::{DType, Graph, Model, NodeId, TensorType};
 use crate::ops::ReduceKind;
 use crate::parallel;
 use crate::resolve::training::{
@@ -49,36 +49,44 @@ pub(super) struct Param {
     pub(super) grad: NodeId,
 }
 
-/// Makes `train` of its forward part; nothing happens to a graph that does not train. Programs for fewer rows become steps
-/// over the same state.
+/// A model whose `train` is a training step: the stage after the rewrites, and what is compiled.
+#[derive(Debug)]
+pub struct Training {
+    /// Its programs over the state that a step keeps.
+    pub model: Model,
+    /// What the training loop must know; none for a graph that does not train.
+    pub info: Option<TrainInfo>,
+    /// What is odd but not wrong.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Makes `train` of its forward part in `model`; nothing happens to a graph that does not train. Programs for fewer rows
+/// become steps over the same state.
 ///
 /// # Errors
 /// A loss, optimiser or schedule that is missing or does not fit; a group that selects nothing; a metric that is wrong.
-pub fn add_update(resolved: &mut Resolved, keep: Keep) -> Result<(), Diagnostics> {
-    let Some(train) = resolved.spec.train.clone() else { return Ok(()) };
-    let Some(program) = resolved.model.programs.get_mut(PROGRAM_TRAIN) else { return Ok(()) };
-    let mut forward = vec![std::mem::take(program)];
-    let packed = resolved.model.packed.get_mut(PROGRAM_TRAIN);
-    let (rows, fewer): (Vec<Vec<u64>>, Vec<Graph>) =
-        packed.map(|packed| packed.fewer.drain(..).unzip()).unwrap_or_default();
-    forward.extend(fewer);
-    let Resolved { spec, module, instance, library, states, .. } = &*resolved;
+pub fn training_step(resolved: &Resolved, model: Model, keep: Keep) -> Result<Training, Diagnostics> {
+    let Resolved { spec, module, instance, library, states, .. } = resolved;
+    let mut training = Training { model, info: None, warnings: Vec::new() };
+    let Some(train) = &spec.train else { return Ok(training) };
+    let model = &mut training.model;
+    let forward: Vec<Graph> = model.all_of_mut(PROGRAM_TRAIN).map(std::mem::take).collect();
     let top = Top { spec, module, instance };
     // Each begins with the states as they are, and adds the same.
-    let steps = parallel::map(forward, |graph| step(top, library, states.clone(), graph, &train, keep));
-    let mut steps = steps.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter();
-    let Some(first) = steps.next() else { return Ok(()) };
-    resolved.info = info(&first.graph, first.loss, &train, resolved.batch);
-    resolved.warnings.extend(first.warnings);
-    resolved.states = first.states;
-    resolved.model.programs.insert(PROGRAM_TRAIN.into(), first.graph);
-    resolved.model.state = resolved.states.decls();
-    if let Some(packed) = resolved.model.packed.get_mut(PROGRAM_TRAIN) {
-        packed.fewer = rows.into_iter().zip(steps.map(|step| step.graph)).collect();
+    let steps = parallel::map(forward, |graph| step(top, library, states.clone(), graph, train, keep));
+    let mut steps = steps.into_iter().collect::<Result<Vec<_>, _>>()?;
+    if let Some(Step { graph, loss, states, warnings }) = steps.first_mut() {
+        let info = info(graph, *loss, train, resolved.batch);
+        training.info = info.map(|info| TrainInfo { data: resolved.pipeline.clone(), ..info });
+        training.warnings = std::mem::take(warnings);
+        model.state = states.decls();
+        let init = states.init_program()?;
+        model.programs.insert(init.name.clone(), init);
     }
-    let init = resolved.states.init_program()?;
-    resolved.model.programs.insert(init.name.clone(), init);
-    Ok(())
+    for (program, step) in model.all_of_mut(PROGRAM_TRAIN).zip(steps) {
+        *program = step.graph;
+    }
+    Ok(training)
 }
 
 /// A training step, and the states it needs.

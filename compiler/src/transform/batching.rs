@@ -22,7 +22,7 @@
 //! reductions, lookups; what works point by point is fused into those) than it adds copies, and when at least one product
 //! (not only a lookup) is shared.
 
-use super::Rewritten;
+use super::Changed;
 use super::analysis::{along, fault, places, resized};
 use crate::diag::Diagnostics;
 use crate::hash::{HashMap, HashSet};
@@ -40,7 +40,7 @@ const MAX_CUTS: usize = 8;
 /// What lanes share is computed anew for all of them through this many ops, and joined with itself behind more.
 const MAX_DEPTH: usize = 8;
 
-pub(super) fn batching(graph: &Graph) -> Result<Option<Rewritten>, Diagnostics> {
+pub(super) fn batching(graph: &Graph) -> Result<Option<Changed>, Diagnostics> {
     let mut current: Option<Graph> = None;
     let mut places = Vec::new();
     for _ in 0..MAX_REGIONS {
@@ -50,7 +50,7 @@ pub(super) fn batching(graph: &Graph) -> Result<Option<Rewritten>, Diagnostics> 
         let stacked = Emitter::new(from, &region).run().map_err(|error| fault(graph, NAME, &error))?;
         current = Some(eliminate_dead(&stacked)?.graph);
     }
-    Ok(current.map(|graph| Rewritten { graph, places }))
+    Ok(current.map(|graph| Changed { graph, places }))
 }
 
 /// What a node is, up to the choice of inputs.

@@ -4,8 +4,7 @@
 //! - [`forward`]: what is done to programs before gradients are added, so that these inherit it: [`lift`], then the rewrites
 //!   `push_down` (what is not read is not computed), `batching` (applications of the same parameters become one),
 //!   `streaming` (the matrix of similarities of a contrastive loss is not stored) and `projections` (products of one value
-//!   with several parameters become one).
-//! - [`pack`]: what comes after, since a program becomes several: [`packing`].
+//!   with several parameters become one); at last [`packing`], by which a program becomes several.
 //! - [`precision`]: which products take operands of 16 bits; before gradients are added too.
 //! - [`narrow`]: arithmetic of 16 bits, and what a target that stores none has in its place.
 //! - [`expand`]: semantic ops in terms of primitives: their meaning, and what a target without a kernel for them runs.
@@ -29,7 +28,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::diag::{Diagnostic, Diagnostics};
-use crate::ir::{Graph, NodeId, PackedGraphs, StopGradients, simplify};
+use crate::ir::{DType, Graph, Model, NodeId, PackedGraphs, StopGradients, simplify};
 use crate::ops::OpError;
 use crate::resolve::Resolved;
 
@@ -41,6 +40,11 @@ impl Disabled {
     /// Nothing is rewritten.
     pub fn all() -> Disabled {
         Disabled(names().map(str::to_owned).collect())
+    }
+
+    /// This one is left out.
+    pub fn only(name: &str) -> Disabled {
+        Disabled(BTreeSet::from([name.to_owned()]))
     }
 
     /// Whether the rule or rewrite of this name may be used.
@@ -102,14 +106,14 @@ pub struct Applied {
 }
 
 /// A program that was rewritten, and the paths of what was.
-struct Rewritten {
+struct Changed {
     graph: Graph,
     places: Vec<String>,
 }
 
 /// Yields nothing where nothing is gained. Outputs and updates mean what they meant; named values whose nodes are gone
 /// have lost their names.
-type Rewrite = fn(&Graph) -> Result<Option<Rewritten>, Diagnostics>;
+type Rewrite = fn(&Graph) -> Result<Option<Changed>, Diagnostics>;
 
 /// The rewrites before differentiation by name, in their order.
 const REWRITES: [(&str, Rewrite); 4] = [
@@ -124,18 +128,49 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     REWRITES.iter().map(|(name, _)| *name).chain([packing::PACKING])
 }
 
-/// Rewrites the forward programs of a model, in place: between [`resolve`](crate::resolve::resolve) and
-/// `training::add_update`.
+/// A model whose forward programs are rewritten: the stage between [`Resolved`] and `training::Training`.
+#[derive(Debug)]
+pub struct Rewritten {
+    /// Its programs, and those for fewer rows.
+    pub model: Model,
+    /// What the rewrites did.
+    pub report: Report,
+    /// The type of the operands of products in the training step, and of what is kept for the backward pass.
+    pub precision: DType,
+    /// What is odd but not wrong.
+    pub warnings: Vec<Diagnostic>,
+}
+
+impl Rewritten {
+    /// A model as it is written.
+    pub fn nothing(resolved: &Resolved) -> Rewritten {
+        let model = resolved.model.clone();
+        Rewritten { model, report: Report::default(), precision: DType::F32, warnings: Vec::new() }
+    }
+}
+
+/// Rewrites the forward programs of a model and packs their rows: a packed program becomes several, one per number of rows.
 ///
 /// # Errors
 /// A rewrite built a node that its op refuses: a fault of the compiler.
-pub fn forward(resolved: &mut Resolved, options: &Options) -> Result<Report, Diagnostics> {
+pub fn forward(resolved: &Resolved, options: &Options) -> Result<Rewritten, Diagnostics> {
     let results = Results { values: resolved.values_read_later() };
+    let Resolved { model: Model { name, programs, packed: _, state }, .. } = resolved;
+    let mut model = Model { name: name.clone(), state: state.clone(), ..Model::default() };
     let mut report = Report::default();
-    for graph in resolved.model.programs.values_mut() {
-        *graph = forward_program(graph, &results, options, &mut report)?;
+    for (name, graph) in programs {
+        let graph = forward_program(graph, &results, options, &mut report)?;
+        model.programs.insert(name.clone(), graph);
     }
-    Ok(report)
+    for (name, graph) in &mut model.programs {
+        let trained = name == alip_plan::PROGRAM_TRAIN;
+        let spacing = if trained { packing::Spacing::Fine } else { packing::Spacing::Coarse };
+        if let Some((whole, packed)) = pack_program(graph, &results, options, spacing, &mut report)? {
+            *graph = whole;
+            model.packed.insert(name.clone(), packed);
+        }
+    }
+    Ok(Rewritten { model, report, precision: DType::F32, warnings: Vec::new() })
 }
 
 /// Lifts and rewrites one program that is yet to be differentiated.
@@ -163,7 +198,7 @@ pub fn rewrite(graph: &Graph, results: &Results, disabled: &Disabled) -> Result<
     let mut current = simplify(&marked(graph, |name| results.reads(name)), StopGradients::Keep)?.graph;
     let mut applied = Vec::new();
     for (rewrite, run) in REWRITES.into_iter().filter(|(name, _)| disabled.allows(name)) {
-        let Some(Rewritten { graph: next, places }) = run(&current)? else { continue };
+        let Some(Changed { graph: next, places }) = run(&current)? else { continue };
         let next = simplify(&next, StopGradients::Keep)?.graph;
         if cfg!(debug_assertions) {
             crate::ir::verify(&next)?;
@@ -198,23 +233,6 @@ fn unmarked(mut graph: Graph) -> Graph {
         };
     }
     graph
-}
-
-/// Packs the rows of programs, after [`forward`]: a program becomes several, one per number of rows.
-///
-/// # Errors
-/// As [`forward`].
-pub fn pack(resolved: &mut Resolved, options: &Options, report: &mut Report) -> Result<(), Diagnostics> {
-    let results = Results { values: resolved.values_read_later() };
-    for (name, graph) in &mut resolved.model.programs {
-        let trained = name == alip_plan::PROGRAM_TRAIN;
-        let spacing = if trained { packing::Spacing::Fine } else { packing::Spacing::Coarse };
-        if let Some((whole, packed)) = pack_program(graph, &results, options, spacing, report)? {
-            *graph = whole;
-            resolved.model.packed.insert(name.clone(), packed);
-        }
-    }
-    Ok(())
 }
 
 /// Packs the rows of one program that is yet to be differentiated, if it can be: the program for all rows, and those for

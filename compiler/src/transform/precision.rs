@@ -17,40 +17,36 @@
 use alip_plan::{PROGRAM_TRAIN, Target};
 use smallvec::SmallVec;
 
+use super::Rewritten;
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::hash::HashMap;
 use crate::ir::{Builder, DType, Graph, Node, NodeId};
 use crate::ops::attention::AttentionResult;
 use crate::ops::{Op, OpError, ScalarOp};
-use crate::resolve::Resolved;
-use crate::spec::{Precision, Spanned};
+use crate::spec::{GraphSpec, Precision, Spanned};
 
 /// Gives the forward part of `train` the precision that the spec asks for. Where the target has no such type, the graph
-/// stays in f32 and a warning says so. Yields the type of products' operands.
+/// stays in f32 and a warning says so.
 ///
 /// # Errors
 /// A fault of this pass.
-pub fn apply(resolved: &mut Resolved, target: &Target) -> Result<DType, Diagnostics> {
-    let Some(precision) = resolved.spec.train.as_ref().and_then(|train| train.precision) else { return Ok(DType::F32) };
+pub fn apply(spec: &GraphSpec, mut rewritten: Rewritten, target: &Target) -> Result<Rewritten, Diagnostics> {
+    let Some(train) = &spec.train else { return Ok(rewritten) };
+    let Some(precision) = train.precision else { return Ok(rewritten) };
     match available(precision, target) {
-        Ok(DType::F32) => Ok(DType::F32),
+        Ok(DType::F32) => {}
         Ok(low) => {
-            let scaled = resolved.spec.train.as_ref().is_some_and(|train| train.loss_scale.is_some());
-            if low == DType::F16 && !scaled {
-                resolved.warnings.push(unscaled(precision));
+            if low == DType::F16 && train.loss_scale.is_none() {
+                rewritten.warnings.push(unscaled(precision));
             }
-            let model = &mut resolved.model;
-            let packed = model.packed.get_mut(PROGRAM_TRAIN).into_iter().flat_map(|packed| &mut packed.fewer);
-            for train in model.programs.get_mut(PROGRAM_TRAIN).into_iter().chain(packed.map(|(_, train)| train)) {
+            for train in rewritten.model.all_of_mut(PROGRAM_TRAIN) {
                 *train = lower(train, low)?;
             }
-            Ok(low)
+            rewritten.precision = low;
         }
-        Err(warning) => {
-            resolved.warnings.push(warning);
-            Ok(DType::F32)
-        }
+        Err(warning) => rewritten.warnings.push(warning),
     }
+    Ok(rewritten)
 }
 
 /// The type that products take on a target; a warning if it is not the one that was asked for.

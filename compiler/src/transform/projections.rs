@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 use indexmap::IndexMap;
 
-use super::Rewritten;
+use super::Changed;
 use super::analysis::{fault, places};
 use crate::diag::Diagnostics;
 use crate::hash::{HashMap, HashSet};
@@ -34,7 +34,7 @@ const ALIGNMENT: u64 = 256;
 /// Most bytes that are joined: what a GPU binds by default, with room to spare.
 const MOST_BYTES: u64 = 64 << 20;
 
-pub(super) fn projections(graph: &Graph) -> Result<Option<Rewritten>, Diagnostics> {
+pub(super) fn projections(graph: &Graph) -> Result<Option<Changed>, Diagnostics> {
     let sets = find(graph);
     if sets.is_empty() {
         return Ok(None);
@@ -42,7 +42,7 @@ pub(super) fn projections(graph: &Graph) -> Result<Option<Rewritten>, Diagnostic
     let new = Joining { graph, new: graph.successor(), map: vec![None; graph.nodes().len()] }.run(&sets);
     let new = new.map_err(|error| fault(graph, NAME, &error))?;
     let products = sets.iter().flatten().map(|one| &*graph.origin(one.product).path);
-    Ok(Some(Rewritten { graph: new, places: places(products) }))
+    Ok(Some(Changed { graph: new, places: places(products) }))
 }
 
 /// A product with a parameter, and what is added to it.

@@ -24,7 +24,7 @@
 
 use smallvec::{SmallVec, smallvec};
 
-use super::Rewritten;
+use super::Changed;
 use super::analysis::{self, along, cost, fault, places, resized, same_place};
 use crate::diag::Diagnostics;
 use crate::hash::HashMap;
@@ -37,7 +37,7 @@ const NAME: &str = "push_down";
 /// A tensor that is read in more parts than this is computed as a whole.
 const MAX_PARTS: usize = 8;
 
-pub(super) fn push_down(graph: &Graph) -> Result<Option<Rewritten>, Diagnostics> {
+pub(super) fn push_down(graph: &Graph) -> Result<Option<Changed>, Diagnostics> {
     let read = Read::new(graph);
     let computed = |id: NodeId| matches!(graph.node(id).op, Op::Dot(_) | Op::Attention(_) | Op::Conv2d(_));
     let is_part = |id: &NodeId| read.units[id.index()].iter().any(|part| !part.is_whole());
@@ -50,7 +50,7 @@ pub(super) fn push_down(graph: &Graph) -> Result<Option<Rewritten>, Diagnostics>
         return Ok(None);
     }
     let places = places(shrunk.iter().map(|id| &*graph.origin(*id).path));
-    Ok(Some(Rewritten { graph: new, places }))
+    Ok(Some(Changed { graph: new, places }))
 }
 
 /// Positions along one dimension.

@@ -17,7 +17,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Rewritten;
+use super::Changed;
 use super::analysis::{fault, places};
 use crate::diag::Diagnostics;
 use crate::hash::HashMap;
@@ -27,7 +27,7 @@ use crate::ops::{Op, OpError, Real, ReduceKind, ScalarOp};
 
 const NAME: &str = "streaming";
 
-pub(super) fn streaming(graph: &Graph) -> Result<Option<Rewritten>, Diagnostics> {
+pub(super) fn streaming(graph: &Graph) -> Result<Option<Changed>, Diagnostics> {
     let found = Found::new(graph);
     if found.readers.is_empty() {
         return Ok(None);
@@ -51,7 +51,7 @@ pub(super) fn streaming(graph: &Graph) -> Result<Option<Rewritten>, Diagnostics>
     }
     new.take_names(graph, |id| (!found.logits.contains_key(&id)).then(|| map[id.index()]));
     let places = places(found.readers.values().map(|logits| &*graph.origin(logits.product).path));
-    Ok(Some(Rewritten { graph: new, places }))
+    Ok(Some(Changed { graph: new, places }))
 }
 
 /// A matrix that is a product of two, times scalars: `rows columns^T`.

@@ -12,8 +12,8 @@ use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{Builder, DType, Graph, NodeId, Value, interpret, verify, verify_model};
 use alip_compiler::ops::{Op, ReduceKind};
 use alip_compiler::resolve::{Options, resolve, resolve_source};
-use alip_compiler::training::{Keep, add_update};
-use alip_compiler::transform::{self, Disabled, Report};
+use alip_compiler::training::{Keep, training_step};
+use alip_compiler::transform::{self, Disabled, Report, Rewritten};
 use steps::{Within, assert_close, first_state};
 
 /// Both sides are sums of a few dozen terms in f64, in another order.
@@ -50,10 +50,11 @@ fn program(spec: &str, lift: bool) -> (Graph, Report) {
     let mut sources = SourceMap::new();
     let id = sources.add("spec", spec);
     let resolved = resolve_source(&mut sources, id, &Options::default());
-    let mut resolved = resolved.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
+    let resolved = resolved.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
     let options = transform::Options { lift, disabled: Disabled::all() };
-    let report = transform::forward(&mut resolved, &options).unwrap_or_else(|errors| panic!("{errors}"));
-    let graph = resolved.model.programs["f"].clone();
+    let Rewritten { model, report, .. } =
+        transform::forward(&resolved, &options).unwrap_or_else(|errors| panic!("{errors}"));
+    let graph = model.programs["f"].clone();
     verify(&graph).unwrap_or_else(|errors| panic!("{errors}"));
     (graph, report)
 }
@@ -112,11 +113,11 @@ fn count(graph: &Graph, wanted: impl Fn(&Op) -> bool) -> usize {
 fn a_training_step_stays_the_same() {
     let step = |lift: bool| {
         let mut sources = SourceMap::new();
-        let mut resolved = resolve(&mut sources, "alip_tiny", &Options::default()).unwrap();
+        let resolved = resolve(&mut sources, "alip_tiny", &Options::default()).unwrap();
         let options = transform::Options { lift, disabled: Disabled::all() };
-        let report = transform::forward(&mut resolved, &options).unwrap();
-        add_update(&mut resolved, Keep { grads: true, values: true }).unwrap();
-        (resolved.model, report)
+        let Rewritten { model, report, .. } = transform::forward(&resolved, &options).unwrap();
+        let step = training_step(&resolved, model, Keep { grads: true, values: true }).unwrap();
+        (step.model, report)
     };
     let ((plain, _), (lifted, report)) = (step(false), step(true));
     // Three towers of two layers.

@@ -15,7 +15,8 @@ use alip_compiler::ir::{
 };
 use alip_compiler::ops::{Op, ReduceKind};
 use alip_compiler::resolve::{Options, resolve_source};
-use alip_compiler::training::{Keep, add_update};
+use alip_compiler::training::{Keep, training_step};
+use alip_compiler::transform::packing::PACKING;
 use alip_compiler::transform::{self, Applied, Disabled, Results};
 use alip_plan::StateKind;
 use alip_plan::philox::philox4x32;
@@ -111,13 +112,16 @@ fn model(spec: &str, lift: bool, disabled: &Disabled) -> (Model, Vec<Applied>) {
     let source = sources.add("spec.ron", spec);
     let files = BTreeMap::from([("towers.ron".to_owned(), TOWERS.to_owned())]);
     let options = Options { batch: Some(5), files, ..Options::default() };
-    let mut resolved = resolve_source(&mut sources, source, &options)
+    let resolved = resolve_source(&mut sources, source, &options)
         .unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
-    let options = transform::Options { lift, disabled: disabled.clone() };
-    let applied = transform::forward(&mut resolved, &options).unwrap_or_else(|errors| panic!("{errors}")).applied;
-    add_update(&mut resolved, Keep { grads: true, values: false }).unwrap_or_else(|errors| panic!("{errors}"));
-    verify_model(&resolved.model).unwrap_or_else(|errors| panic!("{errors}"));
-    (resolved.model, applied)
+    let mut disabled = disabled.clone();
+    disabled.0.insert(PACKING.into());
+    let options = transform::Options { lift, disabled };
+    let rewritten = transform::forward(&resolved, &options).unwrap_or_else(|errors| panic!("{errors}"));
+    let step = training_step(&resolved, rewritten.model, Keep { grads: true, values: false });
+    let model = step.unwrap_or_else(|errors| panic!("{errors}")).model;
+    verify_model(&model).unwrap_or_else(|errors| panic!("{errors}"));
+    (model, rewritten.report.applied)
 }
 
 fn all_but(rewrites: &[&str]) -> Disabled {

@@ -7,15 +7,14 @@ use std::collections::BTreeMap;
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{DType, Graph, Model, TensorType, Value, interpret};
 use alip_compiler::resolve::{Options, resolve};
-use alip_compiler::training::{Keep, add_update};
+use alip_compiler::training::{Keep, training_step};
 
 /// The model of a shipped graph with its training step.
 pub(crate) fn trained(name: &str, keep: Keep) -> Model {
     let mut sources = SourceMap::new();
-    let resolved = resolve(&mut sources, name, &Options::default());
-    let mut resolved = resolved.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
-    add_update(&mut resolved, keep).unwrap_or_else(|errors| panic!("{errors}"));
-    resolved.model
+    let step = resolve(&mut sources, name, &Options::default())
+        .and_then(|resolved| training_step(&resolved, resolved.model.clone(), keep));
+    step.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false))).model
 }
 
 /// The inputs of `init`.

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use alip_compiler::diag::{Diagnostics, SourceMap};
-use alip_compiler::resolve::{Options, Resolved};
+use alip_compiler::ir::Model;
+use alip_compiler::resolve::Options;
 use alip_compiler::{Checked, check};
 use alip_plan::StateKind;
 
@@ -45,11 +46,12 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 fn summary(checked: &Checked, sources: &SourceMap) -> String {
     match checked {
-        Checked::Graph(resolved) => {
-            if let Err(warnings) = Diagnostics::check((), resolved.warnings.clone()) {
+        Checked::Graph(resolved, step) => {
+            let warnings = resolved.warnings.iter().chain(&step.warnings).cloned().collect();
+            if let Err(warnings) = Diagnostics::check((), warnings) {
                 crate::report(&warnings, sources);
             }
-            graph(resolved)
+            graph(&step.model, resolved.batch)
         }
         Checked::Modules(modules) => {
             let names: Vec<&str> = modules.iter().map(|module| module.name.as_str()).collect();
@@ -62,11 +64,11 @@ fn summary(checked: &Checked, sources: &SourceMap) -> String {
     }
 }
 
-fn graph(resolved: &Resolved) -> String {
-    let params = || resolved.model.state.values().filter(|decl| decl.kind == StateKind::Param);
+fn graph(model: &Model, batch: Option<u64>) -> String {
+    let params = || model.state.values().filter(|decl| decl.kind == StateKind::Param);
     let count: u64 = params().map(|decl| decl.ty.shape.elements()).sum();
     let programs: Vec<String> =
-        resolved.model.programs.iter().map(|(name, graph)| format!("{name} ({} nodes)", graph.nodes().len())).collect();
-    let batch = resolved.batch.map_or(String::new(), |batch| format!(", batch {batch}"));
+        model.programs.iter().map(|(name, graph)| format!("{name} ({} nodes)", graph.nodes().len())).collect();
+    let batch = batch.map_or(String::new(), |batch| format!(", batch {batch}"));
     format!("graph with {count} parameters in {} tensors{batch}; programs {}", params().count(), programs.join(", "))
 }

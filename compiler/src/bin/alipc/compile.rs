@@ -129,7 +129,7 @@ fn after(dump: &str) -> Result<&str, Diagnostic> {
 /// Writes the files of one kind; their paths.
 fn write(emit: Emit, folder: &Path, compiled: &CompiledSpec) -> Result<Vec<PathBuf>, Diagnostic> {
     let programs = |ending: &str, text: fn(&ir::Graph) -> String| {
-        let programs = compiled.resolved.model.programs.iter();
+        let programs = compiled.model.programs.iter();
         programs
             .map(|(name, graph)| files::write(folder, &format!("{name}.{ending}"), text(graph).as_bytes()))
             .collect()

@@ -75,7 +75,7 @@ fn compare(args: &Args, sources: &mut SourceMap) -> Result<(String, Diff), Diagn
     let stop_after = Some("model".to_owned());
     let written = both(&CompileOptions { transform, stop_after, ..CompileOptions::default() })?;
     let compiled = both(&CompileOptions::default())?;
-    let title = format!("- {}\n+ {}\n", compiled.0.resolved.model.name, compiled.1.resolved.model.name);
+    let title = format!("- {}\n+ {}\n", compiled.0.model.name, compiled.1.model.name);
     let cost = diff(&compiled.0, &compiled.1).cost;
     Ok((title, Diff { cost, ..diff(&written.0, &written.1) }))
 }

@@ -25,7 +25,7 @@ pub(crate) fn in_words(done: &Done) -> String {
     for (name, dump) in &compiled.dumps {
         let _ = writeln!(text, "== {name}\n{dump}");
     }
-    let name = &compiled.resolved.model.name;
+    let name = &compiled.model.name;
     let batch = compiled.resolved.batch.map_or(String::new(), |batch| format!(", batch {batch}"));
     let _ = writeln!(text, "{name} for {target}{batch}");
     compiled.rewrites.applied.iter().for_each(|rewrite| text.push_str(&rewritten(rewrite)));
@@ -94,7 +94,7 @@ pub(crate) fn in_json(done: &Done, timings: bool) -> String {
     let Done { compiled, target, files, warnings } = done;
     let mut object = Map::new();
     let mut put = |key: &str, value: Value| object.insert(key.into(), value);
-    put("name", json!(compiled.resolved.model.name));
+    put("name", json!(compiled.model.name));
     put("target", json!(target));
     put("batch", json!(compiled.resolved.batch));
     if let Some(plan) = &compiled.plan {

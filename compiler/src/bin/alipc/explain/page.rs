@@ -130,7 +130,7 @@ impl Page {
         let report = compiled.plan.as_ref().and_then(|plan| plan.report.programs.get(name)).cloned();
         let report = report.unwrap_or_default();
         let mut page = Page {
-            name: compiled.resolved.model.name.clone(),
+            name: compiled.model.name.clone(),
             target: compiled.plan.as_ref().map_or_else(String::new, |plan| plan.target.name.clone()),
             program: name.into(),
             node: node.map(str::to_owned),

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use alip_compiler::diag::{Diagnostics, SourceMap};
-use alip_compiler::ir::{Graph, NodeId, Shape, TensorType, Value, describe};
-use alip_compiler::resolve::Resolved;
+use alip_compiler::ir::{Graph, Model, NodeId, Shape, TensorType, Value, describe};
 use alip_compiler::training::Keep;
 use alip_compiler::transform::{self, Disabled};
 use alip_compiler::trust::forward::Written;
@@ -63,7 +62,7 @@ pub(super) struct Given {
     /// The same for the interpreter.
     values: (Values, Values),
     /// The step as written, without any rewriting.
-    resolved: Resolved,
+    model: Model,
     sources: SourceMap,
     written: Written,
 }
@@ -85,13 +84,13 @@ impl Given {
         }
         let values = (values(&inputs), values(&state));
         let nothing = transform::Options { lift: false, disabled: Disabled::all() };
-        let (resolved, sources) = rewritten_model(args, &nothing)?;
-        let written = match resolved.model.programs.get(PROGRAM_TRAIN) {
+        let (model, sources) = rewritten_model(args, &nothing)?;
+        let written = match model.programs.get(PROGRAM_TRAIN) {
             Some(graph) => Written::new(graph, &values.0, &values.1),
             None => return Err(untrained(args)),
         };
         let written = written.map_err(|errors| Failure::rendered(rendered(&errors, &sources)))?;
-        Ok(Given { inputs, state, values, resolved, sources, written })
+        Ok(Given { inputs, state, values, model, sources, written })
     }
 }
 
@@ -109,17 +108,17 @@ fn compiled(args: &Args, compile: &CompileOptions, keep: Keep) -> Outcome<(Compi
 }
 
 /// The step as rewriting leaves it, with all that there is to compare among its outputs.
-fn rewritten_model(args: &Args, transform: &transform::Options) -> Outcome<(Resolved, SourceMap)> {
+fn rewritten_model(args: &Args, transform: &transform::Options) -> Outcome<(Model, SourceMap)> {
     let stop_after = Some("model".to_owned());
     let compile = CompileOptions { transform: transform.clone(), stop_after, ..CompileOptions::default() };
     let (compiled, sources) = compiled(args, &compile, Keep { grads: true, values: true })?;
-    Ok((compiled.resolved, sources))
+    Ok((compiled.model, sources))
 }
 
 /// A compilation of the spec.
 pub(super) struct Build {
     options: CompileOptions,
-    resolved: Resolved,
+    model: Model,
     sources: SourceMap,
     plan: Arc<Plan>,
     /// Of each program that `train` is one of by number of rows.
@@ -135,9 +134,9 @@ impl Build {
         change(&mut options);
         let (compiled, sources) = compiled(args, &options, Keep::default())?;
         let rules = compiled.optimized.programs.iter().flat_map(|(_, report)| report.fired.keys().copied()).collect();
-        let CompiledSpec { resolved, plan, traces, .. } = compiled;
+        let CompiledSpec { model, plan, traces, .. } = compiled;
         let plan = Arc::new(plan.ok_or_else(|| untrained(args))?);
-        Ok(Build { options, resolved, sources, plan, traces, rules })
+        Ok(Build { options, model, sources, plan, traces, rules })
     }
 
     fn session(&self, args: &Args) -> Outcome<Session> {
@@ -146,8 +145,7 @@ impl Build {
 
     /// The program that the batch runs, and what its steps read and write.
     fn ran(&self, data: &Given) -> Outcome<(Chosen<'_>, &Trace)> {
-        let chosen =
-            chosen(&self.resolved.model, PROGRAM_TRAIN, &data.values.0).map_err(|errors| self.failed(&errors))?;
+        let chosen = chosen(&self.model, PROGRAM_TRAIN, &data.values.0).map_err(|errors| self.failed(&errors))?;
         let missing = || Failure::message(format!("the plan has no program `{}`", chosen.name));
         let trace = self.traces.get(&chosen.name).ok_or_else(missing)?;
         Ok((chosen, trace))
@@ -182,7 +180,7 @@ impl Build {
             Stage::Forward => Ok(self.wrong_forward(args, data)?.is_some()),
             Stage::Graph => {
                 let (chosen, _) = self.ran(data)?;
-                let found = changed(&self.resolved.model, chosen.graph, &self.options, &chosen.inputs, &data.values.1);
+                let found = changed(&self.model, chosen.graph, &self.options, &chosen.inputs, &data.values.1);
                 Ok(found.map_err(|errors| self.failed(&errors))?.is_some())
             }
             Stage::Kernel => Ok(self.wrong_kernel(args, data)?.is_some()),
@@ -191,12 +189,12 @@ impl Build {
 
     /// The first value, in the order of the step as written, that rewriting the whole graph changes.
     fn wrong_forward(&self, args: &Args, data: &Given) -> Outcome<Option<Wrong>> {
-        let (resolved, sources) = rewritten_model(args, &self.options.transform)?;
+        let (model, sources) = rewritten_model(args, &self.options.transform)?;
         let failed = |errors: Diagnostics| Failure::rendered(rendered(&errors, &sources));
-        let chosen = chosen(&resolved.model, PROGRAM_TRAIN, &data.values.0).map_err(failed)?;
+        let chosen = chosen(&model, PROGRAM_TRAIN, &data.values.0).map_err(failed)?;
         let changed = data.written.first_changed(chosen.graph, &chosen.inputs, &data.values.1).map_err(failed)?;
         Ok(changed.map(|changed| {
-            let node = match data.resolved.model.programs.get(PROGRAM_TRAIN) {
+            let node = match data.model.programs.get(PROGRAM_TRAIN) {
                 Some(graph) => place(graph, &data.sources, changed.node),
                 None => name_of(changed.node),
             };
@@ -212,7 +210,7 @@ impl Build {
     fn wrong_graph(&self, data: &Given) -> Outcome<Option<Wrong>> {
         let (chosen, _) = self.ran(data)?;
         let plain = chosen.graph;
-        let found = rewritten(&self.resolved.model, plain, &self.options, &chosen.inputs, &data.values.1);
+        let found = rewritten(&self.model, plain, &self.options, &chosen.inputs, &data.values.1);
         let found = found.map_err(|errors| self.failed(&errors))?;
         Ok(found.map(|found| {
             let (name, how) = &found.result;
