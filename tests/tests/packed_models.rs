@@ -28,7 +28,8 @@ fn model(graph: &str, set: &[&str], packed: bool) -> Model {
     transform::forward(&mut resolved, &options).unwrap_or_else(|errors| panic!("{errors}"));
     if packed {
         let mut report = transform::Report::default();
-        transform::pack(&mut resolved, &options, &mut report).unwrap_or_else(|errors| panic!("{errors}"));
+        transform::pack(&mut resolved, &options, &Target::cpu().packing, &mut report)
+            .unwrap_or_else(|errors| panic!("{errors}"));
         assert_eq!(report.unpacked, []);
     }
     add_update(&mut resolved, Keep { grads: true, values: false }).unwrap_or_else(|errors| panic!("{errors}"));

@@ -9,7 +9,7 @@ use alip_compiler::ir::{DType, TensorType, Value};
 use alip_compiler::resolve::{Options, resolve};
 use alip_compiler::training::{Keep, add_update};
 use alip_compiler::{CompileOptions, compile_model, transform};
-use alip_plan::PROGRAM_TRAIN;
+use alip_plan::{PROGRAM_TRAIN, Target};
 use alip_tests::compiled::Values;
 use alip_tests::{packing, skip};
 
@@ -53,7 +53,7 @@ fn cost(texts: &[[Vec<f64>; 2]], batch: usize) -> (f64, f64) {
     resolved.model.programs.retain(|name, _| name == PROGRAM_TRAIN);
     let options = transform::Options::default();
     transform::forward(&mut resolved, &options).unwrap_or_else(|errors| panic!("{errors}"));
-    transform::pack(&mut resolved, &options, &mut transform::Report::default())
+    transform::pack(&mut resolved, &options, &Target::cpu().packing, &mut transform::Report::default())
         .unwrap_or_else(|errors| panic!("{errors}"));
     let packed = resolved.model.packed.get_mut(PROGRAM_TRAIN).expect("the texts are packed");
 

@@ -93,7 +93,7 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
     if !stops("resolve") {
         let start = Instant::now();
         rewrites = transform::forward(&mut resolved, &options.compile.transform)?;
-        transform::pack(&mut resolved, &options.compile.transform, &mut rewrites)?;
+        transform::pack(&mut resolved, &options.compile.transform, &options.compile.target.packing, &mut rewrites)?;
         timings.push(("lift", start.elapsed()));
         if dump.iter().any(|pass| pass == "lift") {
             let text = |(name, graph)| (format!("lift {name}"), ir::print(graph));

@@ -26,6 +26,7 @@ mod streaming;
 
 use std::collections::BTreeSet;
 
+use alip_plan::{Packing, Spacing};
 use serde::Serialize;
 
 use crate::diag::{Diagnostic, Diagnostics};
@@ -200,15 +201,20 @@ fn unmarked(mut graph: Graph) -> Graph {
     graph
 }
 
-/// Packs the rows of programs, after [`forward`]: a program becomes several, one per number of rows.
+/// Packs the rows of programs, after [`forward`]: a program becomes several, one per number of rows, which are the target's.
 ///
 /// # Errors
 /// As [`forward`].
-pub fn pack(resolved: &mut Resolved, options: &Options, report: &mut Report) -> Result<(), Diagnostics> {
+pub fn pack(
+    resolved: &mut Resolved,
+    options: &Options,
+    packing: &Packing,
+    report: &mut Report,
+) -> Result<(), Diagnostics> {
     let results = Results { values: resolved.values_read_later() };
     for (name, graph) in &mut resolved.model.programs {
         let trained = name == alip_plan::PROGRAM_TRAIN;
-        let spacing = if trained { packing::Spacing::Fine } else { packing::Spacing::Coarse };
+        let spacing = if trained { &packing.trained } else { &packing.untrained };
         if let Some((whole, packed)) = pack_program(graph, &results, options, spacing, report)? {
             *graph = whole;
             resolved.model.packed.insert(name.clone(), packed);
@@ -226,7 +232,7 @@ pub fn pack_program(
     graph: &Graph,
     results: &Results,
     options: &Options,
-    spacing: packing::Spacing,
+    spacing: &Spacing,
     report: &mut Report,
 ) -> Result<Option<(Graph, PackedGraphs)>, Diagnostics> {
     if !options.disabled.allows(packing::PACKING) {

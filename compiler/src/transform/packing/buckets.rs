@@ -1,4 +1,5 @@
-//! Numbers of rows that a packed program is compiled for, from the number of its rows as written alone.
+//! Numbers of rows that a packed program is compiled for, from the number of its rows as written and the target's [`Spacing`]
+//! alone.
 //!
 //! Captions use 5 to 30 of 77 positions, so most batches of such texts have an eighth to a half of the rows. There, six
 //! buckets per doubling (a ratio of 1.12) leave a batch 6 % of padding on average: with 16 pairs of texts of 14.5 tokens on
@@ -10,52 +11,28 @@
 //!
 //! Programs that are not trained run seldom and cost a third: they have three buckets per doubling, which is 10 % of padding.
 
+use alip_plan::Spacing;
 use alip_plan::packing::Group;
 
 /// Powers of two by twelfths, in 1024ths.
 const TWELFTHS: [u64; 12] = [1024, 1085, 1149, 1218, 1290, 1367, 1448, 1534, 1625, 1722, 1825, 1933];
 
-/// Bucket rows are multiples of this: products are computed in tiles of at least so many rows.
-const TILE: u64 = 16;
-
-/// Less between two buckets is not worth a program.
-const LEAST_STEP: u64 = 32;
-
-/// How close buckets are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spacing {
-    /// For a training step.
-    Fine,
-    /// For a program that is not trained.
-    Coarse,
-}
-
-impl Spacing {
-    /// Buckets per doubling: from an eighth of the rows, from a quarter, and from a half. Each divides twelve.
-    fn per_doubling(self) -> [usize; 3] {
-        match self {
-            Spacing::Fine => [6, 6, 4],
-            Spacing::Coarse => [3, 3, 3],
-        }
-    }
-}
-
 /// Rows of each group, by rising buckets; the last has all rows. At least one row per sample is always live.
-pub fn buckets(groups: &[Group], spacing: Spacing) -> Vec<Vec<u64>> {
+pub fn buckets(groups: &[Group], spacing: &Spacing) -> Vec<Vec<u64>> {
     let whole: Vec<u64> = groups.iter().map(|group| group.samples * group.context).collect();
     let mut all: Vec<Vec<u64>> = Vec::new();
-    let per_doubling = spacing.per_doubling();
-    let smallest = 1 << per_doubling.len();
-    let parts = per_doubling.into_iter().enumerate().flat_map(|(doubling, count)| {
-        TWELFTHS.iter().step_by(TWELFTHS.len() / count).map(move |power| power << doubling)
+    let smallest = 1 << spacing.per_doubling.len();
+    let parts = spacing.per_doubling.iter().enumerate().flat_map(|(doubling, count)| {
+        TWELFTHS.iter().step_by(TWELFTHS.len() / (*count).max(1) as usize).map(move |power| power << doubling)
     });
     for part in parts {
         let rows = groups.iter().zip(&whole).map(|(group, whole)| {
             let rows = (whole * part).div_ceil(smallest * 1024).max(group.samples);
-            rows.next_multiple_of(TILE).min(*whole)
+            rows.next_multiple_of(spacing.multiple).min(*whole)
         });
         let rows: Vec<u64> = rows.collect();
-        let far = |next: &[u64], last: &[u64]| next.iter().zip(last).all(|(next, last)| next - last >= LEAST_STEP);
+        let far =
+            |next: &[u64], last: &[u64]| next.iter().zip(last).all(|(next, last)| next - last >= spacing.least_step);
         if all.last().is_none_or(|last| far(&rows, last)) && far(&whole, &rows) {
             all.push(rows);
         }
@@ -66,27 +43,37 @@ pub fn buckets(groups: &[Group], spacing: Spacing) -> Vec<Vec<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use alip_plan::Target;
+
     use super::*;
 
-    fn of_one(samples: u64, context: u64, spacing: Spacing) -> Vec<u64> {
+    fn trained() -> Spacing {
+        Target::cpu().packing.trained
+    }
+
+    fn untrained() -> Spacing {
+        Target::cpu().packing.untrained
+    }
+
+    fn of_one(samples: u64, context: u64, spacing: &Spacing) -> Vec<u64> {
         buckets(&[Group { samples, context }], spacing).concat()
     }
 
     #[test]
     fn buckets_are_few_rise_and_end_with_all_rows() {
         let fine = [320, 352, 400, 448, 496, 560, 624, 704, 784, 880, 992, 1104, 1232, 1472, 1744, 2080, 2464];
-        assert_eq!(of_one(32, 77, Spacing::Fine), fine);
-        assert_eq!(of_one(16, 16, Spacing::Fine), [32, 64, 96, 128, 160, 192, 224, 256]);
-        assert_eq!(of_one(2, 3, Spacing::Fine), [6]);
+        assert_eq!(of_one(32, 77, &trained()), fine);
+        assert_eq!(of_one(16, 16, &trained()), [32, 64, 96, 128, 160, 192, 224, 256]);
+        assert_eq!(of_one(2, 3, &trained()), [6]);
         let coarse = [320, 400, 496, 624, 784, 992, 1232, 1568, 1968, 2464];
-        assert_eq!(of_one(32, 77, Spacing::Coarse), coarse);
-        let two = buckets(&[Group { samples: 512, context: 77 }, Group { samples: 8, context: 4 }], Spacing::Fine);
+        assert_eq!(of_one(32, 77, &untrained()), coarse);
+        let two = buckets(&[Group { samples: 512, context: 77 }, Group { samples: 8, context: 4 }], &trained());
         assert_eq!(two, [[39424, 32]]);
     }
 
     /// The largest part of the rows that run which are padding, on average over numbers of live rows that are `spread` around
     /// some number of them from an eighth to all.
-    fn worst_padding(samples: u64, spacing: Spacing, spread: f64) -> f64 {
+    fn worst_padding(samples: u64, spacing: &Spacing, spread: f64) -> f64 {
         let rows = of_one(samples, 77, spacing);
         let whole = samples * 77;
         let padding = |live: u64| {
@@ -108,7 +95,7 @@ mod tests {
     #[test]
     fn padding_of_a_training_step_is_small_at_any_occupancy() {
         for samples in [32, 1024] {
-            let padding = worst_padding(samples, Spacing::Fine, 0.05);
+            let padding = worst_padding(samples, &trained(), 0.05);
             assert!(padding <= 0.12, "{samples}: {padding}");
         }
     }
@@ -117,7 +104,7 @@ mod tests {
     #[test]
     fn padding_is_smaller_at_the_lengths_of_captions() {
         for samples in [32u64, 1024] {
-            let rows = of_one(samples, 77, Spacing::Fine);
+            let rows = of_one(samples, 77, &trained());
             let mean = samples * 29 / 2;
             let range = mean * 9 / 10..mean * 11 / 10;
             let count = range.clone().count() as f64;
@@ -132,7 +119,7 @@ mod tests {
     #[test]
     fn padding_of_other_programs_is_small_on_average() {
         for samples in [32, 1024] {
-            let padding = worst_padding(samples, Spacing::Coarse, 0.5);
+            let padding = worst_padding(samples, &untrained(), 0.5);
             assert!(padding <= 0.12, "{samples}: {padding}");
         }
     }

@@ -33,8 +33,9 @@ mod buckets;
 mod region;
 mod rewrite;
 
-pub use buckets::{Spacing, buckets};
+pub use buckets::buckets;
 
+use alip_plan::Spacing;
 use alip_plan::packing::{Group, lengths_output};
 
 use super::{Applied, analysis};
@@ -148,7 +149,7 @@ fn mark(graph: &Graph, id: NodeId, wanted: &mut [bool]) {
 ///
 /// # Errors
 /// As [`Found::pack`].
-pub fn pack(graph: &Graph, found: &Found, spacing: Spacing) -> Result<Option<(Graph, PackedGraphs)>, Diagnostics> {
+pub fn pack(graph: &Graph, found: &Found, spacing: &Spacing) -> Result<Option<(Graph, PackedGraphs)>, Diagnostics> {
     if found.is_empty() {
         return Ok(None);
     }
