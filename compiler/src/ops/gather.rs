@@ -1,5 +1,8 @@
 //! Rows picked by index, and rows added by index: each the gradient of the other.
 
+use std::cmp::Ordering;
+
+use super::axes::{self, Along, Layout, No, PackedCall, Packs};
 use super::cases::{Case, CaseBuilder};
 use super::{Builder, Call, Op, OpError, Primitive, Tensor, disagree, strided};
 use crate::graph::{DType, NodeId, Shape, TensorType};
@@ -81,6 +84,22 @@ impl Primitive for Gather {
         let g = b.cast(g, DType::F32)?;
         b.op(Op::ScatterAdd { batch: self.batch, rows }, &[call.inputs[1], g]).map(Some)
     }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        match axis.checked_sub(inputs[1].shape.rank()) {
+            None if axis < self.batch => axes::two(Some(axis), Some(axis)),
+            None => axes::two(None, Some(axis)),
+            Some(inner) => axes::two(Some(self.batch + 1 + inner), None),
+        }
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        Some(Op::Gather { batch: self.batch - usize::from(call.layout.positions < self.batch) })
+    }
 }
 
 impl Primitive for ScatterAdd {
@@ -124,6 +143,18 @@ impl Primitive for ScatterAdd {
 
     fn flops(&self, inputs: &[&TensorType], _: &TensorType) -> u64 {
         inputs[1].shape.elements()
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        match axis.cmp(&self.batch) {
+            Ordering::Less => axes::all(inputs, axis),
+            Ordering::Equal => Err(No("the index says which rows are added up")),
+            Ordering::Greater => axes::two(None, Some(inputs[0].shape.rank() + axis - self.batch - 1)),
+        }
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::No("it adds up rows of all samples")
     }
 }
 

@@ -1,11 +1,11 @@
 //! The primitive operations.
 //!
 //! One file per family; a family's file holds everything there is to know of its ops: name, shape and dtype rule,
-//! reference meaning in f64, gradient, and test cases. This file only lists the families and dispatches to them: a new op
+//! reference meaning in f64, gradient, how dimensions pass through it, and test cases. This file only lists the families and dispatches to them: a new op
 //! is a variant of [`Op`] (`graph/op.rs`), a line in `Op::with`, and an implementation of `Primitive` in its family's file.
 //!
 //! Laws (tests in `cases`, driven by each op's own cases): what `infer` says is what `eval` makes; `vjp` equals finite
-//! differences in mid-graph; every op has a case.
+//! differences in mid-graph; picking positions commutes with every op along the dimensions that it says; every op has a case.
 //!
 //! Every tensor has at least one element and at most [`MAX_ELEMENTS`], so that neither empty reductions nor overflowing
 //! offsets exist below this module.
@@ -15,6 +15,7 @@
 
 mod args;
 pub mod attention;
+pub mod axes;
 mod builder;
 mod cases;
 mod conv;
@@ -33,6 +34,7 @@ use smallvec::SmallVec;
 
 pub use crate::graph::{Conv, ConvKind, Dot, Op, Real, ReduceKind, ScalarOp};
 
+use self::axes::{Along, Layout, No, PackedCall, Packs};
 pub(crate) use self::builder::widened_from;
 pub use self::builder::{Builder, Subscript};
 pub use self::cases::{Case, cases};
@@ -126,6 +128,25 @@ pub(crate) trait Primitive {
     fn vjp(&self, b: &mut Builder<'_>, call: Call<'_>, g: NodeId, input: usize) -> Result<Option<NodeId>, OpError> {
         let _ = (b, call, g, input);
         Ok(None)
+    }
+
+    /// How it works along dimension `axis` of its result.
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No>;
+
+    /// The op with another size of its result along a dimension along which it is row-wise; `None` when no attribute depends
+    /// on sizes.
+    fn resized(&self, axis: usize, size: u64) -> Option<Op> {
+        let _ = (axis, size);
+        None
+    }
+
+    /// What it is of packed rows, where `layout` says what it has them in place of.
+    fn packs(&self, inputs: &[&TensorType], layout: Layout) -> Packs;
+
+    /// The op of packed rows; `None` when no attribute names dimensions or sizes.
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        let _ = call;
+        None
     }
 
     /// Floating point operations.

@@ -2,6 +2,7 @@
 
 use alip_plan::fault::{Fault, planted};
 
+use super::axes::{self, Along, Layout, No, PackedCall, Packs};
 use super::cases::{Case, CaseBuilder};
 use super::{Builder, Call, Op, OpError, Primitive, ReduceKind, Tensor, strided};
 use crate::graph::{DType, NodeId, Shape, TensorType};
@@ -128,6 +129,18 @@ impl Primitive for Reduce<'_> {
 
     fn flops(&self, inputs: &[&TensorType], _: &TensorType) -> u64 {
         inputs[0].shape.elements()
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        axes::kept(inputs, self.axes, axis)
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        Some(Op::Reduce { kind: self.kind, axes: call.axes(self.axes) })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use alip_plan::philox;
 
+use super::axes::{self, Along, Layout, No, PackedCall, Packs};
 use super::cases::{Case, CaseBuilder};
 use super::{Op, OpError, Primitive, Real, Tensor, strided};
 use crate::graph::{DType, Shape, TensorType};
@@ -27,6 +28,14 @@ impl Primitive for Input<'_> {
     fn eval(&self, _: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
         vec![0.0; out.shape.elements() as usize]
     }
+
+    fn along(&self, _: &[&TensorType], _: usize) -> Result<Along, No> {
+        Err(No("it is as it is given"))
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::No("it is as it is given")
+    }
 }
 
 pub(super) struct State<'a> {
@@ -49,6 +58,14 @@ impl Primitive for State<'_> {
     /// As for [`Input`].
     fn eval(&self, _: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
         vec![0.0; out.shape.elements() as usize]
+    }
+
+    fn along(&self, _: &[&TensorType], _: usize) -> Result<Along, No> {
+        Err(No("it is as it is given"))
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::No("it is as it is given")
     }
 }
 
@@ -81,6 +98,14 @@ impl Primitive for Const {
 
     fn eval(&self, _: &[Tensor<'_>], _: &TensorType) -> Vec<f64> {
         vec![self.value.0]
+    }
+
+    fn along(&self, _: &[&TensorType], _: usize) -> Result<Along, No> {
+        Err(No("a scalar has no dimension"))
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::No("a scalar has no dimension")
     }
 }
 
@@ -134,6 +159,23 @@ impl Primitive for Iota<'_> {
         let size = out.shape.size(self.axis) as usize;
         (0..out.shape.elements() as usize).map(|i| (i / stride % size) as f64).collect()
     }
+
+    fn along(&self, _: &[&TensorType], axis: usize) -> Result<Along, No> {
+        if axis == self.axis { Err(No("it counts there")) } else { Ok(Along::new()) }
+    }
+
+    fn resized(&self, axis: usize, size: u64) -> Option<Op> {
+        Some(Op::Iota { shape: axes::with_size(self.shape, axis, size), axis: self.axis })
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        let axis = call.layout.packed(self.axis).unwrap_or(self.axis);
+        Some(Op::Iota { shape: call.shape.clone(), axis })
+    }
 }
 
 pub(super) struct Random<'a> {
@@ -180,6 +222,14 @@ impl Primitive for Random<'_> {
         let counter = |i: u64| inputs.get(2).map_or(i as u32, |counters| counters.data[i as usize] as i32 as u32);
         (0..out.shape.elements()).map(|i| f64::from(philox::uniform(draw(counter(i))))).collect()
     }
+
+    fn along(&self, _: &[&TensorType], _: usize) -> Result<Along, No> {
+        Err(No("an element is drawn by its number among all"))
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::No("an element is drawn by its number among all")
+    }
 }
 
 pub(super) struct StopGradient;
@@ -199,6 +249,14 @@ impl Primitive for StopGradient {
 
     fn eval(&self, inputs: &[Tensor<'_>], _: &TensorType) -> Vec<f64> {
         inputs[0].data.to_vec()
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        axes::all(inputs, axis)
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
     }
 }
 

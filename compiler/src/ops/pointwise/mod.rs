@@ -5,6 +5,7 @@ mod rows;
 
 pub(super) use self::cases::cases;
 use self::rows::ROWS;
+use super::axes::{self, Along, Layout, No, Packs};
 use super::{Builder, Call, Op, OpError, Primitive, Real, ScalarOp, Tensor, same_shape};
 use crate::graph::{DType, NodeId, TensorType};
 
@@ -189,6 +190,14 @@ impl Primitive for ScalarOp {
 
     fn flops(&self, _: &[&TensorType], out: &TensorType) -> u64 {
         out.shape.elements()
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        axes::all(inputs, axis)
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
     }
 }
 
