@@ -3,11 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use alip_compiler::autodiff::gradients;
-use alip_compiler::ir::{Builder, DType, Evaluated, Graph, NodeId, OriginId, Shape, TensorType, Value, interpret};
+use alip_compiler::ir::{
+    Builder, DType, Evaluated, Graph, NodeId, OriginId, Shape, TensorType, Value, interpret, interpret_with,
+};
 use alip_compiler::ops::axes::{Along, Layout, Operand, Operands, PackedCall, Packs};
 use alip_compiler::ops::{Case, Op, ReduceKind, cases, pointwise_rows};
 use alip_compiler::transform::narrow::unrounded;
 use alip_compiler::trust::in_f32;
+use alip_compiler::trust::rounding::{bound_of, with_bounds};
+use alip_plan::bounds::F32;
 
 /// Half the distance of the finite difference: its error is about h^2 times a third derivative (of order 1), and
 /// 1e-16 / h times the loss (of order 10) from rounding, which balance near 1e-5.
@@ -113,9 +117,9 @@ fn every_op_has_a_case_with_a_distinct_name() {
     all.iter().flat_map(|case| case.graph.nodes()).for_each(|node| listed(&node.op));
 }
 
-/// The case in mid-graph: `loss = sum(c * op(g(x)))` with `g(x) = x + 0.1 x^2` before it, which keeps order, ties and
-/// zeros, and an upstream gradient `c` that is not 1.
-fn embedded(case: &Case) -> (Graph, NodeId, Vec<(String, NodeId)>) {
+/// The case behind other nodes: `y = op(g(x))` with `g(x) = x + 0.1 x^2`, which keeps order, ties and zeros; and its floats `x`
+/// by name.
+fn bent(case: &Case) -> (Graph, NodeId, Vec<(String, NodeId)>) {
     let mut graph = Graph::new("law");
     let mut b = Builder::new(&mut graph, OriginId::default());
     let mut map: Vec<NodeId> = Vec::new();
@@ -138,6 +142,14 @@ fn embedded(case: &Case) -> (Graph, NodeId, Vec<(String, NodeId)>) {
         map.push(id);
     }
     let y = map[case.graph.outputs["y"].index()];
+    graph.outputs.insert("y".into(), y);
+    (graph, y, variables)
+}
+
+/// The case in mid-graph: `loss = sum(c * y)` of what [`bent`] gives, with an upstream gradient `c` that is not 1.
+fn embedded(case: &Case) -> (Graph, NodeId, Vec<(String, NodeId)>) {
+    let (mut graph, y, variables) = bent(case);
+    let mut b = Builder::new(&mut graph, OriginId::default());
     let c = b.input("upstream", b.graph.ty(y).clone()).unwrap();
     let weighted = b.mul(y, c).unwrap();
     let axes: Vec<usize> = (0..b.graph.shape(y).rank()).collect();
@@ -235,6 +247,44 @@ fn nothing_flows_through_stop_gradient() {
     let case = cases().into_iter().find(|case| case.name == "stop_gradient").unwrap();
     let (mut graph, loss, variables) = embedded(&case);
     assert_eq!(gradients(&mut graph, loss, &[variables[0].1]).unwrap(), [None]);
+}
+
+/// What an op says of its rounding holds when every value before it, and its own, is rounded to f32.
+#[test]
+fn results_in_f32_are_within_the_bounds() {
+    let mut off = BTreeSet::new();
+    for case in cases() {
+        let (graph, y, _) = bent(&case);
+        let bounded = with_bounds(&graph, F32).unwrap();
+        let exact = interpret(&bounded, &in_f32(&case.inputs), &case.state).unwrap().outputs;
+        let float = |id: NodeId| graph.ty(id).dtype.is_float();
+        let rounded = interpret_with(&graph, &case.inputs, &case.state, |id, values| {
+            values.iter_mut().filter(|_| float(id)).for_each(|x| *x = f64::from(*x as f32));
+        });
+        let (rounded, expected) = (&rounded.unwrap().outputs["y"].data, &exact["y"].data);
+        let exactly = vec![0.0; expected.len()];
+        let bounds = exact.get(&bound_of("y")).map_or(&exactly, |bound| &bound.data);
+        for ((x, expected), bound) in rounded.iter().zip(expected).zip(bounds) {
+            // Nothing is known of rows some of whose scores are hidden by a large number.
+            if !bound.is_finite() && case.name.starts_with("attention") {
+                continue;
+            }
+            // Of integers and truth values the bound is whether they may be others.
+            let within = if float(y) {
+                bound.is_finite() && (x - expected).abs() <= *bound
+            } else {
+                x == expected || *bound == 1.0
+            };
+            assert!(within, "{}: {x} is {expected} in exact numbers, and the bound is {bound}", case.name);
+            if x != expected {
+                off.insert(graph.node(y).op.name());
+            }
+        }
+    }
+    // What computes is rounded, or the law says nothing.
+    for op in ["sum", "prod", "dot", "conv2d", "scatter_add", "exp", "div", "softmax", "layer_norm", "attention"] {
+        assert!(off.contains(op), "`{op}` is exact in every case");
+    }
 }
 
 /// Ops that are row-wise along no dimension, or whose results have none; all others are in a case that shows along which.

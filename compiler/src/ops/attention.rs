@@ -26,6 +26,7 @@ use alip_plan::fault::{Fault, planted};
 
 use super::axes::{Along, Layout, No, PackedCall, Packs};
 use super::cases::{Case, CaseBuilder};
+use super::rounding::{Found, Rounding};
 use super::{Builder, Call, Op, OpError, Primitive, Real, ReduceKind, Tensor, same_shape};
 use crate::graph::{DType, NodeId, Shape, TensorType};
 
@@ -381,6 +382,10 @@ impl Primitive for Attention {
 
     fn packed(&self, _: &PackedCall<'_>) -> Option<Op> {
         Some(Op::Attention(Attention { rows: Rows::Segments, ..self.clone() }))
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        r.as_expanded(self.name())
     }
 }
 

@@ -3,6 +3,7 @@
 use super::axes::{self, Along, Layout, No, Packs};
 use super::cases::{Case, CaseBuilder};
 use super::dot::{Matrix, product};
+use super::rounding::{Found, Rounding};
 use super::{Builder, Call, Conv, ConvKind, Op, OpError, Primitive, Tensor};
 use crate::graph::{DType, Dim, NodeId, Shape, TensorType};
 
@@ -223,6 +224,13 @@ impl Primitive for Conv {
 
     fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
         Packs::No("a window sees its neighbours")
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        // Every sum of a convolution or of its gradients is over a part of one of the inputs.
+        let elements = |x: &NodeId| r.b.graph.shape(*x).elements();
+        let terms = r.x.iter().map(elements).max().unwrap_or(1);
+        r.product(&Op::Conv2d(self.clone()), terms)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::axes::{self, Along, Layout, No, PackedCall, Packs};
 use super::cases::{Case, CaseBuilder};
+use super::rounding::{Found, Rounding};
 use super::{Builder, Call, Dot, Op, OpError, Primitive, Tensor, disagree, strided};
 use crate::graph::{DType, NodeId, Shape, TensorType};
 
@@ -215,6 +216,11 @@ impl Primitive for Dot {
             pairs.iter().filter_map(|(left, right)| Some((call.axis(0, *left)?, call.axis(1, *right)?))).collect()
         };
         Some(Op::Dot(Dot { batch: pairs(&self.batch), contract: pairs(&self.contract) }))
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        let terms = self.contract.iter().map(|(axis, _)| r.b.graph.shape(r.x[0]).size(*axis)).product();
+        r.product(&Op::Dot(self.clone()), terms)
     }
 }
 

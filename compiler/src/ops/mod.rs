@@ -1,11 +1,13 @@
 //! The primitive operations.
 //!
 //! One file per family; a family's file holds everything there is to know of its ops: name, shape and dtype rule,
-//! reference meaning in f64, gradient, how dimensions pass through it, and test cases. This file only lists the families and dispatches to them: a new op
-//! is a variant of [`Op`] (`graph/op.rs`), a line in `Op::with`, and an implementation of `Primitive` in its family's file.
+//! reference meaning in f64, gradient, rounding bound, how dimensions pass through it, and test cases. This file only lists
+//! the families and dispatches to them: a new op is a variant of [`Op`] (`graph/op.rs`), a line in `Op::with`, and an
+//! implementation of `Primitive` in its family's file.
 //!
-//! Laws (tests in `cases`, driven by each op's own cases): what `infer` says is what `eval` makes; `vjp` equals finite
-//! differences in mid-graph; picking positions commutes with every op along the dimensions that it says; every op has a case.
+//! Laws (`tests/op_laws.rs`, driven by each op's own cases): what `infer` says is what `eval` makes; `vjp` equals finite
+//! differences in mid-graph; `error` bounds what rounding to f32 does; picking positions and packing rows commute with every
+//! op where it says so; every op has a case.
 //!
 //! Every tensor has at least one element and at most [`MAX_ELEMENTS`], so that neither empty reductions nor overflowing
 //! offsets exist below this module.
@@ -26,6 +28,7 @@ mod gather;
 pub(crate) mod norm;
 mod pointwise;
 mod reduce;
+pub(crate) mod rounding;
 mod source;
 mod strided;
 mod views;
@@ -40,6 +43,7 @@ pub use self::builder::{Builder, Subscript};
 pub use self::cases::{Case, cases};
 pub use self::pointwise::{Pointwise, fold, pointwise, pointwise_rows};
 pub(crate) use self::pointwise::{constant, rounding, rounds_to};
+use self::rounding::{Found, Rounding};
 pub(crate) use self::source::fits;
 pub(crate) use self::views::broadcast_shapes;
 use crate::diag::Diagnostic;
@@ -129,6 +133,10 @@ pub(crate) trait Primitive {
         let _ = (b, call, g, input);
         Ok(None)
     }
+
+    /// A bound on the error of the result, given those of the inputs; asked of integers and truth values where an input is not
+    /// exact.
+    fn error(&self, rounding: &mut Rounding<'_, '_>) -> Found;
 
     /// How it works along dimension `axis` of its result.
     fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No>;
@@ -234,6 +242,11 @@ impl Op {
             values.iter_mut().for_each(|x| *x = out.dtype.rounded(*x));
         }
         values
+    }
+
+    /// Bound on the error of the result, see [`Primitive::error`].
+    pub(crate) fn error(&self, rounding: &mut Rounding<'_, '_>) -> Found {
+        self.with(|op| op.error(rounding))
     }
 
     /// Gradient with respect to one input, see [`Primitive::vjp`].

@@ -13,6 +13,7 @@
 
 use super::axes::{self, Along, Layout, No, PackedCall, Packs};
 use super::cases::{Case, CaseBuilder};
+use super::rounding::Rounding;
 use super::{Builder, Call, Op, OpError, Primitive, Real, ReduceKind, Tensor, disagree, strided};
 use crate::graph::{DType, NodeId, Shape, TensorType};
 
@@ -154,6 +155,10 @@ impl Primitive for Softmax<'_> {
     fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
         Some(Op::Softmax { axes: call.axes(self.axes) })
     }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Result<Option<NodeId>> {
+        r.as_expanded(self.name())
+    }
 }
 
 impl Primitive for LogSumExp<'_> {
@@ -199,6 +204,10 @@ impl Primitive for LogSumExp<'_> {
 
     fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
         Some(Op::LogSumExp { axes: call.axes(self.axes) })
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Result<Option<NodeId>> {
+        r.as_expanded(self.name())
     }
 }
 
@@ -263,6 +272,10 @@ impl Primitive for LayerNorm<'_> {
     fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
         Some(Op::LayerNorm { axes: call.axes(self.axes), eps: self.eps })
     }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Result<Option<NodeId>> {
+        r.as_expanded(self.name())
+    }
 }
 
 impl Primitive for CrossEntropy {
@@ -322,6 +335,10 @@ impl Primitive for CrossEntropy {
 
     fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
         Packs::Rows
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Result<Option<NodeId>> {
+        r.as_expanded(self.name())
     }
 }
 

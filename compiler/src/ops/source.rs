@@ -4,6 +4,7 @@ use alip_plan::philox;
 
 use super::axes::{self, Along, Layout, No, PackedCall, Packs};
 use super::cases::{Case, CaseBuilder};
+use super::rounding::{Found, Rounding};
 use super::{Op, OpError, Primitive, Real, Tensor, strided};
 use crate::graph::{DType, Shape, TensorType};
 
@@ -36,6 +37,10 @@ impl Primitive for Input<'_> {
     fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
         Packs::No("it is as it is given")
     }
+
+    fn error(&self, _: &mut Rounding<'_, '_>) -> Found {
+        Ok(None)
+    }
 }
 
 pub(super) struct State<'a> {
@@ -66,6 +71,10 @@ impl Primitive for State<'_> {
 
     fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
         Packs::No("it is as it is given")
+    }
+
+    fn error(&self, _: &mut Rounding<'_, '_>) -> Found {
+        Ok(None)
     }
 }
 
@@ -106,6 +115,10 @@ impl Primitive for Const {
 
     fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
         Packs::No("a scalar has no dimension")
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        if f64::from(self.value.0 as f32) == self.value.0 { Ok(None) } else { r.rounded(None, 1.0) }
     }
 }
 
@@ -176,6 +189,10 @@ impl Primitive for Iota<'_> {
         let axis = call.layout.packed(self.axis).unwrap_or(self.axis);
         Some(Op::Iota { shape: call.shape.clone(), axis })
     }
+
+    fn error(&self, _: &mut Rounding<'_, '_>) -> Found {
+        Ok(None)
+    }
 }
 
 pub(super) struct Random<'a> {
@@ -230,6 +247,10 @@ impl Primitive for Random<'_> {
     fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
         Packs::No("an element is drawn by its number among all")
     }
+
+    fn error(&self, _: &mut Rounding<'_, '_>) -> Found {
+        Ok(None)
+    }
 }
 
 pub(super) struct StopGradient;
@@ -257,6 +278,10 @@ impl Primitive for StopGradient {
 
     fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
         Packs::Rows
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        Ok(r.e[0])
     }
 }
 

@@ -4,6 +4,7 @@ use alip_plan::fault::{Fault, planted};
 
 use super::axes::{self, Along, Layout, No, PackedCall, Packs};
 use super::cases::{Case, CaseBuilder};
+use super::rounding::{Found, Rounding};
 use super::{Builder, Call, Op, OpError, Primitive, ReduceKind, Tensor, disagree, strided};
 use crate::graph::{Dim, NodeId, Shape, TensorType};
 
@@ -59,6 +60,10 @@ impl Primitive for Reshape<'_> {
     fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
         Some(Op::Reshape { shape: call.shape.clone() })
     }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        r.moved(Op::Reshape { shape: self.shape.clone() })
+    }
 }
 
 pub(super) struct Transpose<'a> {
@@ -107,6 +112,10 @@ impl Primitive for Transpose<'_> {
 
     fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
         Some(Op::Transpose { perm: call.axes(self.perm) })
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        r.moved(Op::Transpose { perm: self.perm.to_vec() })
     }
 }
 
@@ -171,6 +180,10 @@ impl Primitive for Broadcast<'_> {
 
     fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
         Packs::Repeats
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        r.moved(Op::Broadcast { shape: self.shape.clone(), dims: self.dims.to_vec() })
     }
 }
 
@@ -250,6 +263,10 @@ impl Primitive for Slice<'_> {
         let (start, end) = (call.per_axis(self.start, 0), call.per_axis(self.end, call.rows()));
         Some(Op::Slice { start, end, step: call.per_axis(self.step, 1) })
     }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        r.moved(Op::Slice { start: self.start.to_vec(), end: self.end.to_vec(), step: self.step.to_vec() })
+    }
 }
 
 pub(super) struct Pad<'a> {
@@ -317,6 +334,10 @@ impl Primitive for Pad<'_> {
     fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
         let [low, high, interior] = [self.low, self.high, self.interior].map(|of| call.per_axis(of, 0));
         Some(Op::Pad { low, high, interior })
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        r.moved(Op::Pad { low: self.low.to_vec(), high: self.high.to_vec(), interior: self.interior.to_vec() })
     }
 }
 
@@ -390,6 +411,14 @@ impl Primitive for Concat {
 
     fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
         Some(Op::Concat { axis: call.layout.packed(self.axis).unwrap_or(self.axis) })
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        if r.e.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let parts = (0..r.x.len()).map(|input| r.error_or_none(input)).collect::<Found<Vec<_>>>()?;
+        r.b.op(Op::Concat { axis: self.axis }, &parts).map(Some)
     }
 }
 
