@@ -215,7 +215,7 @@ fn lift(case: &Case) -> String {
     let (mut sources, ids) = load(case);
     let lifted = resolve::resolve_source(&mut sources, ids[0], &Options::default()).and_then(|resolved| {
         let options = transform::Options { disabled: Disabled::all(), ..transform::Options::default() };
-        let Rewritten { model, report, .. } = transform::forward(&resolved, &options)?;
+        let Rewritten { model, report, .. } = transform::forward(&resolved, &options, &Target::cpu().packing)?;
         let mut out = String::new();
         for lifted in report.lifted.iter().filter(|lifted| lifted.program == case.args) {
             line(&mut out, "lifted", &format!("{} in `{}`", lifted.what, lifted.origin.path));

@@ -3,10 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use alip_compiler::autodiff::gradients;
-use alip_compiler::ir::{Builder, Evaluated, Graph, NodeId, OriginId, TensorType, Value, interpret};
+use alip_compiler::ir::{
+    Builder, DType, Evaluated, Graph, NodeId, OriginId, Shape, TensorType, Value, interpret, interpret_with,
+};
+use alip_compiler::ops::axes::{Along, Layout, Operand, Operands, PackedCall, Packs};
 use alip_compiler::ops::{Case, Op, ReduceKind, cases, pointwise_rows};
 use alip_compiler::transform::narrow::unrounded;
 use alip_compiler::trust::in_f32;
+use alip_compiler::trust::rounding::{bound_of, with_bounds};
+use alip_plan::bounds::F32;
 
 /// Half the distance of the finite difference: its error is about h^2 times a third derivative (of order 1), and
 /// 1e-16 / h times the loss (of order 10) from rounding, which balance near 1e-5.
@@ -112,9 +117,9 @@ fn every_op_has_a_case_with_a_distinct_name() {
     all.iter().flat_map(|case| case.graph.nodes()).for_each(|node| listed(&node.op));
 }
 
-/// The case in mid-graph: `loss = sum(c * op(g(x)))` with `g(x) = x + 0.1 x^2` before it, which keeps order, ties and
-/// zeros, and an upstream gradient `c` that is not 1.
-fn embedded(case: &Case) -> (Graph, NodeId, Vec<(String, NodeId)>) {
+/// The case behind other nodes: `y = op(g(x))` with `g(x) = x + 0.1 x^2`, which keeps order, ties and zeros; and its floats `x`
+/// by name.
+fn bent(case: &Case) -> (Graph, NodeId, Vec<(String, NodeId)>) {
     let mut graph = Graph::new("law");
     let mut b = Builder::new(&mut graph, OriginId::default());
     let mut map: Vec<NodeId> = Vec::new();
@@ -137,6 +142,14 @@ fn embedded(case: &Case) -> (Graph, NodeId, Vec<(String, NodeId)>) {
         map.push(id);
     }
     let y = map[case.graph.outputs["y"].index()];
+    graph.outputs.insert("y".into(), y);
+    (graph, y, variables)
+}
+
+/// The case in mid-graph: `loss = sum(c * y)` of what [`bent`] gives, with an upstream gradient `c` that is not 1.
+fn embedded(case: &Case) -> (Graph, NodeId, Vec<(String, NodeId)>) {
+    let (mut graph, y, variables) = bent(case);
+    let mut b = Builder::new(&mut graph, OriginId::default());
     let c = b.input("upstream", b.graph.ty(y).clone()).unwrap();
     let weighted = b.mul(y, c).unwrap();
     let axes: Vec<usize> = (0..b.graph.shape(y).rank()).collect();
@@ -234,4 +247,237 @@ fn nothing_flows_through_stop_gradient() {
     let case = cases().into_iter().find(|case| case.name == "stop_gradient").unwrap();
     let (mut graph, loss, variables) = embedded(&case);
     assert_eq!(gradients(&mut graph, loss, &[variables[0].1]).unwrap(), [None]);
+}
+
+/// What an op says of its rounding holds when every value before it, and its own, is rounded to f32.
+#[test]
+fn results_in_f32_are_within_the_bounds() {
+    let mut off = BTreeSet::new();
+    for case in cases() {
+        let (graph, y, _) = bent(&case);
+        let bounded = with_bounds(&graph, F32).unwrap();
+        let exact = interpret(&bounded, &in_f32(&case.inputs), &case.state).unwrap().outputs;
+        let float = |id: NodeId| graph.ty(id).dtype.is_float();
+        let rounded = interpret_with(&graph, &case.inputs, &case.state, |id, values| {
+            values.iter_mut().filter(|_| float(id)).for_each(|x| *x = f64::from(*x as f32));
+        });
+        let (rounded, expected) = (&rounded.unwrap().outputs["y"].data, &exact["y"].data);
+        let exactly = vec![0.0; expected.len()];
+        let bounds = exact.get(&bound_of("y")).map_or(&exactly, |bound| &bound.data);
+        for ((x, expected), bound) in rounded.iter().zip(expected).zip(bounds) {
+            // Nothing is known of rows some of whose scores are hidden by a large number.
+            if !bound.is_finite() && case.name.starts_with("attention") {
+                continue;
+            }
+            // Of integers and truth values the bound is whether they may be others.
+            let within = if float(y) {
+                bound.is_finite() && (x - expected).abs() <= *bound
+            } else {
+                x == expected || *bound == 1.0
+            };
+            assert!(within, "{}: {x} is {expected} in exact numbers, and the bound is {bound}", case.name);
+            if x != expected {
+                off.insert(graph.node(y).op.name());
+            }
+        }
+    }
+    // What computes is rounded, or the law says nothing.
+    for op in ["sum", "prod", "dot", "conv2d", "scatter_add", "exp", "div", "softmax", "layer_norm", "attention"] {
+        assert!(off.contains(op), "`{op}` is exact in every case");
+    }
+}
+
+/// Ops that are row-wise along no dimension, or whose results have none; all others are in a case that shows along which.
+const NEVER_ROW_WISE: [&str; 9] = [
+    "input",
+    "state",
+    "const",
+    "random_uniform",
+    "conv2d_image_grad",
+    "conv2d_weight_grad",
+    "attention_grad_q",
+    "attention_grad_k",
+    "attention_grad_v",
+];
+
+/// An application of an op on numbers.
+struct Applied {
+    op: Op,
+    operands: Vec<Value>,
+    result: Value,
+}
+
+impl Applied {
+    fn of(case: &Case) -> Applied {
+        let mut graph = case.graph.clone();
+        let node = graph.node(graph.outputs["y"]).clone();
+        for (number, id) in node.inputs.iter().enumerate() {
+            graph.outputs.insert(number.to_string(), *id);
+        }
+        let mut values = run(&graph, case).outputs;
+        let result = values.remove("y").unwrap();
+        let operands = (0..node.inputs.len()).map(|number| values.remove(&number.to_string()).unwrap()).collect();
+        Applied { op: node.op, operands, result }
+    }
+
+    fn types(&self) -> Vec<&TensorType> {
+        self.operands.iter().map(|operand| &operand.ty).collect()
+    }
+}
+
+/// An op of other operands.
+fn apply(op: &Op, operands: Vec<Value>) -> Value {
+    let mut graph = Graph::new("law");
+    let mut b = Builder::new(&mut graph, OriginId::default());
+    let names = (0..operands.len()).map(|number| number.to_string());
+    let inputs: BTreeMap<String, Value> = names.zip(operands).collect();
+    let ids: Vec<NodeId> = (0..inputs.len())
+        .map(|number| b.input(&number.to_string(), inputs[&number.to_string()].ty.clone()).unwrap())
+        .collect();
+    let y = b.op(op.clone(), &ids).unwrap();
+    graph.outputs.insert("y".into(), y);
+    interpret(&graph, &inputs, &BTreeMap::new()).unwrap().outputs.remove("y").unwrap()
+}
+
+/// The value whose element at a place is that of `from` at the place that `place` says.
+fn moved(from: &Value, shape: Shape, place: impl Fn(&[u64]) -> Vec<u64>) -> Value {
+    let element = |mut number: u64| {
+        let mut at = vec![0; shape.rank()];
+        for axis in (0..shape.rank()).rev() {
+            (at[axis], number) = (number % shape.size(axis), number / shape.size(axis));
+        }
+        let place = place(&at);
+        let index = place.iter().zip(&from.ty.shape.0).fold(0, |index, (at, dim)| index * dim.size + at);
+        from.data[index as usize]
+    };
+    let data = (0..shape.elements()).map(element).collect();
+    Value::new(TensorType::new(from.ty.dtype, shape), data)
+}
+
+/// Positions of a value along a dimension.
+fn picked(from: &Value, axis: usize, positions: &[u64]) -> Value {
+    let mut shape = from.ty.shape.clone();
+    shape.0[axis] = (positions.len() as u64).into();
+    moved(from, shape, |at| {
+        let mut place = at.to_vec();
+        place[axis] = positions[at[axis] as usize];
+        place
+    })
+}
+
+fn check_equal(what: &str, found: &Value, expected: &Value) {
+    assert_eq!(found.ty.shape.sizes(), expected.ty.shape.sizes(), "{what}");
+    for (found, expected) in found.data.iter().zip(&expected.data) {
+        // Sums of another order.
+        assert!((found - expected).abs() <= 1e-12 * (1.0 + expected.abs()), "{what}: {found}, not {expected}");
+    }
+}
+
+/// An op that says that it is row-wise commutes with picking positions: backwards, some not, some twice.
+#[test]
+fn picking_positions_commutes_with_what_is_row_wise() {
+    let mut row_wise = BTreeSet::new();
+    for case in cases() {
+        let applied = Applied::of(&case);
+        for axis in 0..applied.result.ty.shape.rank() {
+            let along = match applied.op.along(&applied.types(), axis) {
+                Ok(along) => along,
+                Err(why) => {
+                    assert!(!why.0.is_empty(), "{}: no reason along {axis}", case.name);
+                    continue;
+                }
+            };
+            assert_eq!(along.len(), applied.operands.len(), "{}: operands along {axis}", case.name);
+            let size = applied.result.ty.shape.size(axis);
+            let positions: Vec<u64> = (0..size).rev().filter(|at| size < 3 || *at != 1).chain([0, 0]).collect();
+            let pick = |(operand, along): (&Value, &Option<usize>)| {
+                along.map_or_else(|| operand.clone(), |axis| picked(operand, axis, &positions))
+            };
+            let operands = applied.operands.iter().zip(&along).map(pick).collect();
+            let found = apply(&applied.op.resized(axis, positions.len() as u64), operands);
+            check_equal(&format!("{} along {axis}", case.name), &found, &picked(&applied.result, axis, &positions));
+            row_wise.insert(applied.op.name());
+        }
+    }
+    let expected: BTreeSet<&str> = op_names().filter(|name| !NEVER_ROW_WISE.contains(name)).collect();
+    assert_eq!(row_wise, expected);
+}
+
+/// Row-wise ops that are not themselves of packed rows; all others are in a case that shows what they are. To `broadcast` the
+/// rewrite gives picked rows.
+const NEVER_PACKED: [&str; 4] = ["conv2d", "scatter_add", "attention_lse", "broadcast"];
+
+/// The first rows of each sample, of some one, of others more.
+fn rows(samples: u64, positions: u64) -> Vec<(u64, u64)> {
+    (0..samples).flat_map(|sample| (0..=(sample + 1) % positions).map(move |position| (sample, position))).collect()
+}
+
+fn packed(from: &Value, layout: Layout, rows: &[(u64, u64)]) -> Value {
+    moved(from, layout.shape(&from.ty.shape, rows.len() as u64), |at| {
+        let (sample, position) = rows[at[layout.rows()] as usize];
+        let entry = |axis: usize| match layout.packed(axis) {
+            None => position,
+            Some(_) if axis == layout.samples => sample,
+            Some(place) => at[place],
+        };
+        (0..from.ty.shape.rank()).map(entry).collect()
+    })
+}
+
+/// How the operands follow the rows, if the op can be applied to packed ones.
+fn follows(applied: &Applied, layout: Layout) -> Option<Operands> {
+    let types = applied.types();
+    match applied.op.packs(&types, layout) {
+        Packs::Segments => Some(types.iter().map(|_| Operand::Rows(layout)).collect()),
+        Packs::Rows => {
+            let along = |axis| applied.op.along(&types, axis).ok();
+            let (samples, positions): (Along, Along) = (along(layout.samples)?, along(layout.positions)?);
+            let operand = |(samples, positions): (&Option<usize>, &Option<usize>)| match (*samples, *positions) {
+                (Some(samples), Some(positions)) => Some(Operand::Rows(Layout { samples, positions })),
+                (None, None) => Some(Operand::Same),
+                _ => None,
+            };
+            samples.iter().zip(&positions).map(operand).collect()
+        }
+        Packs::Repeats | Packs::No(_) => None,
+    }
+}
+
+/// Where the rows of samples begin and end, for queries and for keys.
+fn segments(rows: &[(u64, u64)], samples: u64) -> Value {
+    let edge = |sample: u64| rows.iter().filter(|(of, _)| *of < sample).count() as f64;
+    let edges = (0..2).flat_map(|_| (0..=samples).map(edge)).collect();
+    Value::new(TensorType::new(DType::I32, [2, samples + 1]), edges)
+}
+
+/// An op that says what it is of packed rows gives the rows of what it was, whichever dimensions are samples and positions.
+#[test]
+fn packing_rows_commutes_with_what_packs() {
+    let mut packs = BTreeSet::new();
+    for case in cases() {
+        let applied = Applied::of(&case);
+        let shape = &applied.result.ty.shape;
+        let pairs = (0..shape.rank()).flat_map(|samples| (0..shape.rank()).map(move |positions| (samples, positions)));
+        for (samples, positions) in pairs.filter(|(samples, positions)| samples != positions) {
+            let layout = Layout { samples, positions };
+            let Some(operands) = follows(&applied, layout) else { continue };
+            let rows = rows(shape.size(samples), shape.size(positions));
+            let pick = |(value, operand): (&Value, &Operand)| match operand {
+                Operand::Rows(layout) => packed(value, *layout, &rows),
+                _ => value.clone(),
+            };
+            let mut values: Vec<Value> = applied.operands.iter().zip(&operands).map(pick).collect();
+            if applied.op.packs(&applied.types(), layout) == Packs::Segments {
+                values.push(segments(&rows, shape.size(samples)));
+            }
+            let expected = packed(&applied.result, layout, &rows);
+            let call = PackedCall { layout, operands: &operands, shape: &expected.ty.shape };
+            let found = apply(&applied.op.packed(&call), values);
+            check_equal(&format!("{} in {layout:?}", case.name), &found, &expected);
+            packs.insert(applied.op.name());
+        }
+    }
+    let never = |name: &str| NEVER_PACKED.contains(&name) || NEVER_ROW_WISE.contains(&name);
+    let expected: BTreeSet<&str> = op_names().filter(|name| !never(name)).collect();
+    assert_eq!(packs, expected);
 }

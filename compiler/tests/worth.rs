@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use alip_compiler::diag::SourceMap;
-use alip_compiler::optimize::{DEAR_LAUNCH, Machine, OptimizeOptions, rule_names};
+use alip_compiler::optimize::{OptimizeOptions, rule_names};
 use alip_compiler::resolve::Options;
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
 use alip_plan::{ProgramReport, Report, Target};
@@ -27,7 +27,8 @@ fn no_program_takes_longer_and_more_launches_are_paid_for() {
         for (name, program) in &with {
             let written = &without[name];
             let more = program.launches.saturating_sub(written.launches) as f64;
-            let dear = more * DEAR_LAUNCH * Machine::of(&Target::cpu()).launch;
+            let rates = Target::cpu().rates;
+            let dear = more * rates.dear_launch * rates.launch;
             let seconds = (program.predicted_seconds, written.predicted_seconds);
             assert!(seconds.0 + dear <= seconds.1, "{spec} {name}: {program:?}, was {written:?}");
         }

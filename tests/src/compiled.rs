@@ -7,7 +7,7 @@ use alip_compiler::diag::{Diagnostics, SourceMap};
 use alip_compiler::ir::{DType, Graph, Model, Origin, StateDecl, TensorType, Value};
 use alip_compiler::schedule::ScheduleOptions;
 use alip_compiler::{CompileOptions, SpecOptions, compile_model, compile_spec};
-use alip_plan::{Plan, STATE_TOTAL_STEPS, StateKind, Target, TargetKind};
+use alip_plan::{Plan, STATE_TOTAL_STEPS, StateKind, Target};
 use alip_runtime::device::{Device, DeviceOptions, choose};
 use alip_runtime::exec::Session;
 use alip_runtime::tensor::{HostTensor, f32_to_bf16, f32_to_f16};
@@ -90,7 +90,7 @@ pub fn devices() -> Vec<(&'static str, Target)> {
 
 /// Whether a target stores every type that a graph computes with: wgpu has none of 16 bits.
 pub fn stores(target: &Target, graph: &Graph) -> bool {
-    target.kind == TargetKind::Cpu || graph.nodes().iter().all(|node| node.ty.dtype.bytes() == 4)
+    target.narrow_memory || graph.nodes().iter().all(|node| node.ty.dtype.bytes() == 4)
 }
 
 /// Elements by name.

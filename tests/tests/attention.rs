@@ -9,7 +9,7 @@ use alip_compiler::ops::Op;
 use alip_compiler::ops::attention::{Attention, AttentionResult, Rows};
 use alip_plan::bounds::{F32, Roundings, assert_within, bound, largest};
 use alip_plan::kernel::{Kernel, Loop};
-use alip_plan::{Plan, Real, Target, philox};
+use alip_plan::{Plan, Real, Target, Tiles, philox};
 use alip_runtime::device::{DeviceOptions, choose};
 use alip_tests::compiled::{Values, devices, model, plan, rounded, run, run_on, stores};
 
@@ -233,8 +233,13 @@ fn devices_agree_with_the_interpreter() {
         let expected = interpret(&graph, &values, &BTreeMap::new()).expect("the interpreter runs it").outputs;
         let model = model(case.name, &graph, &Values::new());
         for (device, target) in devices().into_iter().filter(|(_, target)| stores(target, &graph)) {
-            let (outputs, _) = run(device, plan(&model, target, true), "main", &values, &Values::new());
-            case.check(&outputs, &expected, device, &values);
+            // Generated kernels also with smaller workgroups.
+            let tiles = target.tiles.map(|tiles| Tiles { attention: 16, ..tiles });
+            let other = tiles.map(|tiles| Target { tiles: Some(tiles), ..target.clone() });
+            for target in [Some(target), other].into_iter().flatten() {
+                let (outputs, _) = run(device, plan(&model, target, true), "main", &values, &Values::new());
+                case.check(&outputs, &expected, device, &values);
+            }
         }
         let unfused = plan(&model, Target::cpu(), false);
         assert_eq!(attention_launches(&unfused), 5, "{}", case.name);

@@ -11,8 +11,8 @@ use alip_compiler::resolve::{LOSS, Options, Resolved, resolve, resolve_source};
 use alip_compiler::training::{Keep, training_step};
 use alip_compiler::transform::packing::PACKING;
 use alip_compiler::transform::{self, Disabled};
-use alip_plan::StateKind;
 use alip_plan::bounds::{assert_within, golden};
+use alip_plan::{StateKind, Target};
 use alip_tests::goldens::{self, Tensors};
 
 /// Of the largest entry: f64 rounding, with room for sums of thousands of terms and 20 steps.
@@ -26,7 +26,9 @@ fn forward(graph: &str) -> Resolved {
 
 fn trained(resolved: Resolved) -> Model {
     let options = transform::Options { disabled: Disabled::only(PACKING), ..transform::Options::default() };
-    let model = transform::forward(&resolved, &options).unwrap_or_else(|errors| panic!("{errors}")).model;
+    let model = transform::forward(&resolved, &options, &Target::cpu().packing)
+        .unwrap_or_else(|errors| panic!("{errors}"))
+        .model;
     let step = training_step(&resolved, model, Keep { grads: true, values: true });
     step.unwrap_or_else(|errors| panic!("{errors}")).model
 }

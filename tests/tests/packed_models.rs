@@ -28,7 +28,8 @@ fn model(graph: &str, set: &[&str], packed: bool) -> Model {
         resolve(&mut sources, graph, &options).unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
     let disabled = if packed { Disabled::default() } else { Disabled::only(PACKING) };
     let options = transform::Options { disabled, ..transform::Options::default() };
-    let rewritten = transform::forward(&resolved, &options).unwrap_or_else(|errors| panic!("{errors}"));
+    let rewritten =
+        transform::forward(&resolved, &options, &Target::cpu().packing).unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!(rewritten.report.unpacked, []);
     let step = training_step(&resolved, rewritten.model, Keep { grads: true, values: false });
     step.unwrap_or_else(|errors| panic!("{errors}")).model

@@ -6,9 +6,9 @@ use alip_compiler::autodiff::gradients;
 use alip_compiler::ir::{Builder, DType, Graph, NodeId, OriginId, Shape, TensorType, Value, interpret, verify};
 use alip_compiler::ops::attention::{Attention, AttentionResult, Rows};
 use alip_compiler::ops::{Op, ReduceKind};
-use alip_compiler::transform::packing::{Found, Spacing, buckets, find};
-use alip_plan::Real;
+use alip_compiler::transform::packing::{Found, buckets, find};
 use alip_plan::bounds::{assert_within, largest};
+use alip_plan::{Real, Target};
 use alip_tests::compiled::Values;
 use alip_tests::packing::{lengths, packing_inputs};
 
@@ -270,7 +270,10 @@ fn packed_towers_are_exact() {
             let lengths = lengths(&found.lengths(&graph).unwrap(), &inputs);
             assert_eq!(lengths, [ends.map(|end| end as i32 + 1).to_vec()], "{what}");
             let live = lengths[0].iter().map(|length| *length as u64).sum::<u64>();
-            let rows = [live, live + 3].into_iter().map(|rows| vec![rows]).chain(buckets(&groups, Spacing::Fine));
+            let rows = [live, live + 3]
+                .into_iter()
+                .map(|rows| vec![rows])
+                .chain(buckets(&groups, &Target::cpu().packing.trained));
             for rows in rows.filter(|rows| rows[0] >= live) {
                 let packed = found.pack(&graph, &rows).unwrap();
                 let mut inputs = inputs.clone();

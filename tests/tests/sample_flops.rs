@@ -9,7 +9,7 @@ use alip_compiler::ir::{DType, TensorType, Value};
 use alip_compiler::resolve::{Options, resolve};
 use alip_compiler::training::{Keep, training_step};
 use alip_compiler::{CompileOptions, compile_model, transform};
-use alip_plan::PROGRAM_TRAIN;
+use alip_plan::{PROGRAM_TRAIN, Target};
 use alip_tests::compiled::Values;
 use alip_tests::{packing, skip};
 
@@ -52,7 +52,8 @@ fn cost(texts: &[[Vec<f64>; 2]], batch: usize) -> (f64, f64) {
         .unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
     resolved.model.programs.retain(|name, _| name == PROGRAM_TRAIN);
     let options = transform::Options::default();
-    let rewritten = transform::forward(&resolved, &options).unwrap_or_else(|errors| panic!("{errors}"));
+    let rewritten =
+        transform::forward(&resolved, &options, &Target::cpu().packing).unwrap_or_else(|errors| panic!("{errors}"));
     let mut model = rewritten.model;
     let packed = model.packed.get_mut(PROGRAM_TRAIN).expect("the texts are packed");
 

@@ -62,7 +62,9 @@ fn trained(graph: &str) -> Model {
     let resolved = resolve(&mut sources, graph, &Options::default())
         .unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
     let options = transform::Options { disabled: Disabled::only(PACKING), ..transform::Options::default() };
-    let model = transform::forward(&resolved, &options).unwrap_or_else(|errors| panic!("{errors}")).model;
+    let model = transform::forward(&resolved, &options, &Target::cpu().packing)
+        .unwrap_or_else(|errors| panic!("{errors}"))
+        .model;
     let step = training_step(&resolved, model, Keep { grads: true, values: false });
     step.unwrap_or_else(|errors| panic!("{errors}")).model
 }

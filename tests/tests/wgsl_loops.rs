@@ -7,7 +7,7 @@ use alip_compiler::codegen::emit::wgsl;
 use alip_plan::bounds::{F32, Roundings, assert_within, bound, largest};
 use alip_plan::kernel::*;
 use alip_plan::philox;
-use alip_plan::{Buffer, DType, Plan, Port, Program, Real, Report, Segment, SegmentKind, Step, Target};
+use alip_plan::{Buffer, DType, Plan, Port, Program, Real, Report, Segment, SegmentKind, Step, Target, Tiles};
 use alip_runtime::device::{self, DeviceOptions};
 use alip_runtime::exec::Session;
 use alip_runtime::tensor::HostTensor;
@@ -97,14 +97,32 @@ fn run_both(
 /// largest result when `magnitude` is 0.
 fn check(name: &str, kernel: Loop, operands: &[Operand], range: f32, roundings: Roundings, magnitude: f64) {
     let inputs = inputs(operands, range);
-    let shader = wgsl::emit(&kernel, &Target::wgpu()).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let Some(actual) = run("wgpu", plan(shader, Target::wgpu(), operands), &inputs) else { return };
     let expected =
-        run("reference", plan(Kernel::Loop(kernel), Target::cpu(), operands), &inputs).expect("always there");
+        run("reference", plan(Kernel::Loop(kernel.clone()), Target::cpu(), operands), &inputs).expect("always there");
     let magnitude = if magnitude == 0.0 { largest(&expected) } else { magnitude };
-    if let Err(violation) = assert_within(&actual, &expected, bound(F32, roundings, magnitude)) {
-        panic!("{name}: {violation:?}");
+    for target in [Target::wgpu(), with_small_tiles()] {
+        let shader = wgsl::emit(&kernel, &target).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let Some(actual) = run("wgpu", plan(shader, target.clone(), operands), &inputs) else { return };
+        if let Err(violation) = assert_within(&actual, &expected, bound(F32, roundings, magnitude)) {
+            panic!("{name}: {violation:?} with {:?}", target.tiles);
+        }
     }
+}
+
+/// A description that shares out work otherwise than the one that ships, in every way there is.
+fn with_small_tiles() -> Target {
+    let tiles = Tiles {
+        product: 16,
+        depth: 8,
+        attention: 16,
+        long_sum: 100,
+        sum_threads: 16,
+        scatter_chunk: 4,
+        short_row: 4,
+        kept_rows: 8,
+        workgroup_bytes: 4096,
+    };
+    Target { tiles: Some(tiles), ..Target::wgpu() }
 }
 
 fn view(operand: u16, dtype: DType, strides: &[i64]) -> View {

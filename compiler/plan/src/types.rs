@@ -1,4 +1,4 @@
-//! Plans, programs, buffers, state and targets.
+//! Plans, programs, buffers and state.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use crate::kernel::Kernel;
 use crate::packing::{Packed, Role};
 use crate::pipeline::Pipeline;
+use crate::target::Target;
 
 /// Version of the plan's byte format; a reader accepts exactly its own.
-pub const FORMAT_VERSION: u32 = 5;
+pub const FORMAT_VERSION: u32 = 6;
 
 /// First bytes of a plan file.
 const MAGIC: &[u8; 8] = b"alipplan";
@@ -116,79 +117,6 @@ pub struct Plan {
     pub train: Option<TrainInfo>,
     /// What `alipc compile` prints.
     pub report: Report,
-}
-
-/// What kind of device a plan is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum TargetKind {
-    /// The embedded default: register code over tiles, products from a library.
-    Cpu,
-    /// WGSL through wgpu.
-    Wgpu,
-    /// CUDA C through NVRTC.
-    Cuda,
-}
-
-/// A named description of a target: the limits that code generation and memory planning obey.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Target {
-    /// `cpu`, `wgpu`, or the name that `native` printed.
-    pub name: String,
-    /// Which kernels the plan holds.
-    pub kind: TargetKind,
-    /// Largest segment in bytes.
-    pub max_segment_bytes: u64,
-    /// Largest slice of a segment that one kernel operand may cover, in bytes.
-    pub max_binding_bytes: u64,
-    /// Most operands of one kernel.
-    pub max_operands: u32,
-    /// Alignment of a buffer's offset in its segment, in bytes.
-    pub alignment: u64,
-    /// Most workgroups per dispatch dimension (GPU targets).
-    pub max_workgroups: u32,
-    /// Threads in a workgroup of pointwise and reduction kernels (GPU targets).
-    pub workgroup_size: u32,
-    /// Types of 16 bits in which `precision` may ask for products and activations to be; f32 takes the place of others. What a
-    /// spec itself casts is rounded on every target, if need be in f32.
-    pub storage: Vec<DType>,
-}
-
-impl Target {
-    /// The embedded cpu target.
-    pub fn cpu() -> Target {
-        Target {
-            name: "cpu".into(),
-            kind: TargetKind::Cpu,
-            max_segment_bytes: u64::MAX,
-            max_binding_bytes: u64::MAX,
-            max_operands: 64,
-            alignment: 64, // a cache line
-            max_workgroups: u32::MAX,
-            workgroup_size: 1,
-            // Its vectors are of f32 and its products are a library's: 16 bits would be widened first, which takes longer.
-            storage: Vec::new(),
-        }
-    }
-
-    /// The cpu target with storage of 16 bits: half the memory for activations, slower steps.
-    pub fn cpu_mixed() -> Target {
-        Target { name: "cpu_mixed".into(), storage: vec![DType::Bf16, DType::F16], ..Target::cpu() }
-    }
-
-    /// A wgpu adapter with the default limits of the WebGPU specification: what every adapter has.
-    pub fn wgpu() -> Target {
-        Target {
-            name: "wgpu".into(),
-            kind: TargetKind::Wgpu,
-            max_segment_bytes: 256 << 20,
-            max_binding_bytes: 128 << 20,
-            max_operands: 8,
-            alignment: 256,
-            max_workgroups: 65_535,
-            workgroup_size: 256,
-            storage: Vec::new(), // WGSL has no bf16, and f16 as an extension only
-        }
-    }
 }
 
 /// What a memory segment is for, also the category in memory reports.

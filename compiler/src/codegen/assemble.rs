@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use alip_plan::kernel::{Code, Instr, Kernel, Loop, Map, ScalarOp, Stage, View};
 use alip_plan::packing::Bucket;
 use alip_plan::{
-    BucketReport, Buffer, DType, Plan, Port, Program, ProgramReport, Report, Segment, SegmentKind, StateKind,
+    BucketReport, Buffer, DType, Plan, Port, Program, ProgramReport, Rates, Report, Segment, SegmentKind, StateKind,
     StateTensor, Step, Target, TargetKind, TrainInfo,
 };
 use indexmap::{IndexMap, IndexSet};
@@ -16,7 +16,7 @@ use indexmap::{IndexMap, IndexSet};
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Graph, Model, NodeId, StateDecl};
 use crate::launch::trace::Traced;
-use crate::launch::{Launch, Machine, Neighbours, bytes_moved, predict};
+use crate::launch::{Launch, Neighbours, bytes_moved, predict};
 use crate::ops::Op;
 use crate::schedule::check::{Intent, Intents, Value};
 use crate::schedule::memory::{Home, Peak, Placement, fits};
@@ -40,10 +40,9 @@ impl Part {
     }
 
     /// Seconds that its launches, and these copies, are predicted to take.
-    fn predicted(&self, machine: &Machine) -> f64 {
-        let copied =
-            |(id, _): &(NodeId, usize)| machine.launch + 2.0 * self.graph.bytes(*id) as f64 / machine.bandwidth;
-        predict(&self.launches, machine).seconds + self.placement.copies.iter().map(copied).sum::<f64>()
+    fn predicted(&self, rates: &Rates) -> f64 {
+        let copied = |(id, _): &(NodeId, usize)| rates.launch + 2.0 * self.graph.bytes(*id) as f64 / rates.bandwidth;
+        predict(&self.launches, rates).seconds + self.placement.copies.iter().map(copied).sum::<f64>()
     }
 }
 
@@ -255,13 +254,12 @@ impl<'a> Assembly<'a> {
             ("alignment", total - arena - state),
         ];
         report.memory.extend(categories.map(|(category, bytes)| (category.to_owned(), bytes)));
-        let machine = Machine::of(self.target);
         for (name, program) in programs {
             let flops = program.steps.iter().map(|step| step.flops).sum();
             let launches = program.steps.len() as u64;
             let part = parts.iter().find(|(of, _)| of == name).map(|(_, part)| part);
             let bytes = part.map_or(0, Part::bytes_moved);
-            let predicted_seconds = part.map_or(0.0, |part| part.predicted(&machine));
+            let predicted_seconds = part.map_or(0.0, |part| part.predicted(&self.target.rates));
             let buckets = Vec::new();
             report.programs.insert(name.clone(), ProgramReport { launches, flops, bytes, predicted_seconds, buckets });
         }

@@ -81,7 +81,7 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
     if log.ends("resolve") {
         return Ok(CompiledSpec::of(Rewritten::nothing(&resolved), resolved, log.found));
     }
-    let rewritten = log.timed("lift", || transform::forward(&resolved, &passes.transform))?;
+    let rewritten = log.timed("lift", || transform::forward(&resolved, &passes.transform, &passes.target.packing))?;
     log.dump("lift", &rewritten.model);
     if log.ends("lift") {
         return Ok(CompiledSpec::of(rewritten, resolved, log.found));

@@ -12,7 +12,7 @@ use crate::codegen::{self, Assembly, BackEnd, Lowered, Part, Stage, Unwatched, W
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Graph, Model, PackedGraphs, name_with_rows};
 use crate::launch::trace::Trace;
-use crate::launch::{Cost, Machine, Neighbours, predict};
+use crate::launch::{Cost, Neighbours, predict};
 use crate::optimize::{self, Chosen, Kept, Optimized, Optimizer};
 use crate::parallel;
 use crate::schedule::{self, Explanation, memory};
@@ -78,7 +78,7 @@ fn predicted(model: &Model, graph: &Graph, back_end: BackEnd<'_>) -> Result<Cost
     let order = codegen::order(model, neighbours, &[(&graph, launches.as_slice())]);
     let assembly = Assembly::new(model, &order, neighbours, target)?;
     let launches = codegen::join(model, &graph, launches, assembly.state(), target);
-    Ok(predict(&launches, &Machine::of(target)))
+    Ok(predict(&launches, &target.rates))
 }
 
 /// What a plan says of a program that there are several of.
@@ -212,11 +212,7 @@ impl<'a> Run<'a> {
     }
 
     /// The state's places in memory, in the order that joins most launches.
-    fn lay_out(
-        &mut self,
-        lowered: &[(String, Lowered)],
-        neighbours: &Neighbours,
-    ) -> Result<Assembly<'a>, Diagnostics> {
+    fn lay_out(&mut self, lowered: &[(String, Lowered)], neighbours: &Neighbours) -> Result<Assembly<'a>, Diagnostics> {
         let Run { options, model, .. } = *self;
         let order = self.timed("join", || match options.schedule.fuse {
             true => {

@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 
 use alip_plan::kernel::Loop;
 
-pub(crate) use self::cost::{COSTLY, predict, weight};
-pub use self::cost::{Cost, Machine};
+pub use self::cost::Cost;
+pub(crate) use self::cost::{predict, weight};
 pub use self::neighbours::Neighbours;
 pub(crate) use self::neighbours::{adjoin, joined, path};
 pub(crate) use self::traffic::bytes_moved;

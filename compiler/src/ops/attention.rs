@@ -24,7 +24,9 @@
 
 use alip_plan::fault::{Fault, planted};
 
+use super::axes::{Along, Layout, No, PackedCall, Packs};
 use super::cases::{Case, CaseBuilder};
+use super::rounding::{Found, Rounding};
 use super::{Builder, Call, Op, OpError, Primitive, Real, ReduceKind, Tensor, same_shape};
 use crate::graph::{DType, NodeId, Shape, TensorType};
 
@@ -347,6 +349,43 @@ impl Primitive for Attention {
         };
         let e = wide.and_then(|ty| ty.shape.0.last()).map_or(1, |dim| dim.size);
         flops(&[self.result], self, rows, [q.size(lead), q.size(lead + 1), e])
+    }
+
+    fn along(&self, _: &[&TensorType], axis: usize) -> Result<Along, No> {
+        if !matches!(self.result, AttentionResult::Out | AttentionResult::Lse) {
+            return Err(No("gradients do not stand in forward graphs"));
+        }
+        let (heads, packed) = (self.lead(), self.rows == Rows::Segments);
+        let of = |q: Option<usize>, k: Option<usize>, v: Option<usize>, rows: Option<usize>| {
+            let all = [q, k, v].into_iter().take(operands(self.result));
+            Ok(all.chain((self.rows != Rows::Dense).then_some(rows)).collect())
+        };
+        match axis {
+            axis if axis == heads => of(Some(heads), Some(heads), Some(heads), None),
+            axis if axis > heads => of(None, None, Some(heads + 1), None),
+            _ if packed => Err(No("which rows belong together is said by their place")),
+            0 => of(Some(0), Some(0), Some(0), Some(0)),
+            // The lengths are per sample, not per query.
+            _ if !self.causal => of(Some(1), None, None, None),
+            _ => Err(No("a query sees keys by its place")),
+        }
+    }
+
+    fn packs(&self, inputs: &[&TensorType], layout: Layout) -> Packs {
+        let all = |ty: &&TensorType| ty.shape.sizes()[..2] == inputs[0].shape.sizes()[..2];
+        let own = (self.result, self.rows, self.causal) == (AttentionResult::Out, Rows::Dense, true);
+        match own && layout == Layout::FIRST && inputs.iter().all(all) {
+            true => Packs::Segments,
+            false => Packs::No("positions see later ones: the attention is not causal"),
+        }
+    }
+
+    fn packed(&self, _: &PackedCall<'_>) -> Option<Op> {
+        Some(Op::Attention(Attention { rows: Rows::Segments, ..self.clone() }))
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        r.as_expanded(self.name())
     }
 }
 

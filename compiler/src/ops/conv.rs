@@ -1,7 +1,9 @@
 //! Two-dimensional cross-correlation and its two gradients, which are closed under differentiation.
 
+use super::axes::{self, Along, Layout, No, Packs};
 use super::cases::{Case, CaseBuilder};
 use super::dot::{Matrix, product};
+use super::rounding::{Found, Rounding};
 use super::{Builder, Call, Conv, ConvKind, Op, OpError, Primitive, Tensor};
 use crate::graph::{DType, Dim, NodeId, Shape, TensorType};
 
@@ -209,6 +211,26 @@ impl Primitive for Conv {
             ConvKind::WeightGrad => (b.elements(), &out.shape),
         };
         points.saturating_mul(2 * window.size(1) * window.size(2) * window.size(3))
+    }
+
+    fn along(&self, _: &[&TensorType], axis: usize) -> Result<Along, No> {
+        match (self.kind, axis) {
+            (ConvKind::Forward, 0) => axes::two(Some(0), None),
+            (ConvKind::Forward, 1) => axes::two(None, Some(0)),
+            (ConvKind::Forward, _) => Err(No("a window sees its neighbours")),
+            (ConvKind::ImageGrad | ConvKind::WeightGrad, _) => Err(No("gradients do not stand in forward graphs")),
+        }
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::No("a window sees its neighbours")
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        // Every sum of a convolution or of its gradients is over a part of one of the inputs.
+        let elements = |x: &NodeId| r.b.graph.shape(*x).elements();
+        let terms = r.x.iter().map(elements).max().unwrap_or(1);
+        r.product(&Op::Conv2d(self.clone()), terms)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Sums of products over paired dimensions.
 
+use super::axes::{self, Along, Layout, No, PackedCall, Packs};
 use super::cases::{Case, CaseBuilder};
+use super::rounding::{Found, Rounding};
 use super::{Builder, Call, Dot, Op, OpError, Primitive, Tensor, disagree, strided};
 use crate::graph::{DType, NodeId, Shape, TensorType};
 
@@ -189,6 +191,36 @@ impl Primitive for Dot {
     fn flops(&self, inputs: &[&TensorType], out: &TensorType) -> u64 {
         let k: u64 = self.contract.iter().map(|(l, _)| inputs[0].shape.size(*l)).product();
         out.shape.elements().saturating_mul(2 * k)
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        let Some(free) = axis.checked_sub(self.batch.len()) else {
+            return axes::two(Some(self.batch[axis].0), Some(self.batch[axis].1));
+        };
+        let left = self.lhs_free(inputs[0].shape.rank());
+        match free.checked_sub(left.len()) {
+            None => axes::two(Some(left[free]), None),
+            Some(right) => match self.rhs_free(inputs[1].shape.rank()).get(right) {
+                Some(axis) => axes::two(None, Some(*axis)),
+                None => Err(No("the result has no such dimension")),
+            },
+        }
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        let pairs = |pairs: &[(usize, usize)]| {
+            pairs.iter().filter_map(|(left, right)| Some((call.axis(0, *left)?, call.axis(1, *right)?))).collect()
+        };
+        Some(Op::Dot(Dot { batch: pairs(&self.batch), contract: pairs(&self.contract) }))
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        let terms = self.contract.iter().map(|(axis, _)| r.b.graph.shape(r.x[0]).size(*axis)).product();
+        r.product(&Op::Dot(self.clone()), terms)
     }
 }
 

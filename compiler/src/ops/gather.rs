@@ -1,6 +1,10 @@
 //! Rows picked by index, and rows added by index: each the gradient of the other.
 
+use std::cmp::Ordering;
+
+use super::axes::{self, Along, Layout, No, PackedCall, Packs};
 use super::cases::{Case, CaseBuilder};
+use super::rounding::{Found, Rounding};
 use super::{Builder, Call, Op, OpError, Primitive, Tensor, disagree, strided};
 use crate::graph::{DType, NodeId, Shape, TensorType};
 
@@ -81,6 +85,40 @@ impl Primitive for Gather {
         let g = b.cast(g, DType::F32)?;
         b.op(Op::ScatterAdd { batch: self.batch, rows }, &[call.inputs[1], g]).map(Some)
     }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        match axis.checked_sub(inputs[1].shape.rank()) {
+            None if axis < self.batch => axes::two(Some(axis), Some(axis)),
+            None => axes::two(None, Some(axis)),
+            Some(inner) => axes::two(Some(self.batch + 1 + inner), None),
+        }
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        Some(Op::Gather { batch: self.batch - usize::from(call.layout.positions < self.batch) })
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        if r.e.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let table = r.error_or_none(0)?;
+        let picked = r.b.gather(table, r.x[1], self.batch)?;
+        // Where another row may have been picked, of all of the row.
+        let Some(e) = r.e[1] else { return Ok(Some(picked)) };
+        let shape = r.b.graph.shape(r.y).clone();
+        let dims = (0..r.b.graph.shape(e).rank()).collect();
+        let other = r.b.op(Op::Broadcast { shape, dims }, &[e])?;
+        if !r.is_float() {
+            return r.b.or(picked, other).map(Some);
+        }
+        let unknown = r.b.scalar(f64::INFINITY)?;
+        r.b.select(other, unknown, picked).map(Some)
+    }
 }
 
 impl Primitive for ScatterAdd {
@@ -124,6 +162,30 @@ impl Primitive for ScatterAdd {
 
     fn flops(&self, inputs: &[&TensorType], _: &TensorType) -> u64 {
         inputs[1].shape.elements()
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        match axis.cmp(&self.batch) {
+            Ordering::Less => axes::all(inputs, axis),
+            Ordering::Equal => Err(No("the index says which rows are added up")),
+            Ordering::Greater => axes::two(None, Some(inputs[0].shape.rank() + axis - self.batch - 1)),
+        }
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::No("it adds up rows of all samples")
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        let op = Op::ScatterAdd { batch: self.batch, rows: self.rows };
+        if r.e[0].is_some() {
+            return r.b.full(f64::INFINITY, &r.b.graph.ty(r.y).clone()).map(Some);
+        }
+        let terms = r.b.graph.shape(r.x[0]).elements();
+        let carried = r.e[1].map(|e| r.b.op(op.clone(), &[r.x[0], e])).transpose()?;
+        let magnitude = r.b.abs(r.x[1])?;
+        let magnitude = r.b.op(op, &[r.x[0], magnitude])?;
+        r.plus(carried, magnitude, terms as f64)
     }
 }
 

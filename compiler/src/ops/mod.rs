@@ -1,11 +1,13 @@
 //! The primitive operations.
 //!
 //! One file per family; a family's file holds everything there is to know of its ops: name, shape and dtype rule,
-//! reference meaning in f64, gradient, and test cases. This file only lists the families and dispatches to them: a new op
-//! is a variant of [`Op`] (`graph/op.rs`), a line in `Op::with`, and an implementation of `Primitive` in its family's file.
+//! reference meaning in f64, gradient, rounding bound, how dimensions pass through it, and test cases. This file only lists
+//! the families and dispatches to them: a new op is a variant of [`Op`] (`graph/op.rs`), a line in `Op::with`, and an
+//! implementation of `Primitive` in its family's file.
 //!
-//! Laws (tests in `cases`, driven by each op's own cases): what `infer` says is what `eval` makes; `vjp` equals finite
-//! differences in mid-graph; every op has a case.
+//! Laws (`tests/op_laws.rs`, driven by each op's own cases): what `infer` says is what `eval` makes; `vjp` equals finite
+//! differences in mid-graph; `error` bounds what rounding to f32 does; picking positions and packing rows commute with every
+//! op where it says so; every op has a case.
 //!
 //! Every tensor has at least one element and at most [`MAX_ELEMENTS`], so that neither empty reductions nor overflowing
 //! offsets exist below this module.
@@ -15,6 +17,7 @@
 
 mod args;
 pub mod attention;
+pub mod axes;
 mod builder;
 mod cases;
 mod conv;
@@ -25,6 +28,7 @@ mod gather;
 pub(crate) mod norm;
 mod pointwise;
 mod reduce;
+pub(crate) mod rounding;
 mod source;
 mod strided;
 mod views;
@@ -33,11 +37,13 @@ use smallvec::SmallVec;
 
 pub use crate::graph::{Conv, ConvKind, Dot, Op, Real, ReduceKind, ScalarOp};
 
+use self::axes::{Along, Layout, No, PackedCall, Packs};
 pub(crate) use self::builder::widened_from;
 pub use self::builder::{Builder, Subscript};
 pub use self::cases::{Case, cases};
 pub use self::pointwise::{Pointwise, fold, pointwise, pointwise_rows};
 pub(crate) use self::pointwise::{constant, rounding, rounds_to};
+use self::rounding::{Found, Rounding};
 pub(crate) use self::source::fits;
 pub(crate) use self::views::broadcast_shapes;
 use crate::diag::Diagnostic;
@@ -128,6 +134,29 @@ pub(crate) trait Primitive {
         Ok(None)
     }
 
+    /// A bound on the error of the result, given those of the inputs; asked of integers and truth values where an input is not
+    /// exact.
+    fn error(&self, rounding: &mut Rounding<'_, '_>) -> Found;
+
+    /// How it works along dimension `axis` of its result.
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No>;
+
+    /// The op with another size of its result along a dimension along which it is row-wise; `None` when no attribute depends
+    /// on sizes.
+    fn resized(&self, axis: usize, size: u64) -> Option<Op> {
+        let _ = (axis, size);
+        None
+    }
+
+    /// What it is of packed rows, where `layout` says what it has them in place of.
+    fn packs(&self, inputs: &[&TensorType], layout: Layout) -> Packs;
+
+    /// The op of packed rows; `None` when no attribute names dimensions or sizes.
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        let _ = call;
+        None
+    }
+
     /// Floating point operations.
     fn flops(&self, inputs: &[&TensorType], out: &TensorType) -> u64 {
         let _ = (inputs, out);
@@ -213,6 +242,11 @@ impl Op {
             values.iter_mut().for_each(|x| *x = out.dtype.rounded(*x));
         }
         values
+    }
+
+    /// Bound on the error of the result, see [`Primitive::error`].
+    pub(crate) fn error(&self, rounding: &mut Rounding<'_, '_>) -> Found {
+        self.with(|op| op.error(rounding))
     }
 
     /// Gradient with respect to one input, see [`Primitive::vjp`].

@@ -11,7 +11,9 @@
 //! ([`crate::transform::expand`]); what a gradient shares with the forward part is written by the functions here in the
 //! same way for both, so that it is computed once.
 
+use super::axes::{self, Along, Layout, No, PackedCall, Packs};
 use super::cases::{Case, CaseBuilder};
+use super::rounding::Rounding;
 use super::{Builder, Call, Op, OpError, Primitive, Real, ReduceKind, Tensor, disagree, strided};
 use crate::graph::{DType, NodeId, Shape, TensorType};
 
@@ -141,6 +143,22 @@ impl Primitive for Softmax<'_> {
     fn flops(&self, inputs: &[&TensorType], _: &TensorType) -> u64 {
         5 * inputs[0].shape.elements()
     }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> std::result::Result<Along, No> {
+        if self.axes.contains(&axis) { Err(No("a distribution runs along it")) } else { axes::all(inputs, axis) }
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        Some(Op::Softmax { axes: call.axes(self.axes) })
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Result<Option<NodeId>> {
+        r.as_expanded(self.name())
+    }
 }
 
 impl Primitive for LogSumExp<'_> {
@@ -174,6 +192,22 @@ impl Primitive for LogSumExp<'_> {
 
     fn flops(&self, inputs: &[&TensorType], _: &TensorType) -> u64 {
         4 * inputs[0].shape.elements()
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> std::result::Result<Along, No> {
+        axes::kept(inputs, self.axes, axis)
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        Some(Op::LogSumExp { axes: call.axes(self.axes) })
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Result<Option<NodeId>> {
+        r.as_expanded(self.name())
     }
 }
 
@@ -221,6 +255,26 @@ impl Primitive for LayerNorm<'_> {
 
     fn flops(&self, inputs: &[&TensorType], _: &TensorType) -> u64 {
         6 * inputs[0].shape.elements()
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> std::result::Result<Along, No> {
+        if self.axes.contains(&axis) {
+            Err(No("its elements are normalised together"))
+        } else {
+            axes::all(inputs, axis)
+        }
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        Some(Op::LayerNorm { axes: call.axes(self.axes), eps: self.eps })
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Result<Option<NodeId>> {
+        r.as_expanded(self.name())
     }
 }
 
@@ -273,6 +327,18 @@ impl Primitive for CrossEntropy {
 
     fn flops(&self, inputs: &[&TensorType], _: &TensorType) -> u64 {
         4 * inputs[0].shape.elements()
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> std::result::Result<Along, No> {
+        axes::all(inputs, axis)
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Result<Option<NodeId>> {
+        r.as_expanded(self.name())
     }
 }
 

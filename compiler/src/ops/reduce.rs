@@ -2,7 +2,9 @@
 
 use alip_plan::fault::{Fault, planted};
 
+use super::axes::{self, Along, Layout, No, PackedCall, Packs};
 use super::cases::{Case, CaseBuilder};
+use super::rounding::{Found, Rounding};
 use super::{Builder, Call, Op, OpError, Primitive, ReduceKind, Tensor, strided};
 use crate::graph::{DType, NodeId, Shape, TensorType};
 
@@ -14,6 +16,22 @@ pub(super) struct Reduce<'a> {
 impl Reduce<'_> {
     fn kept(&self, rank: usize) -> Vec<usize> {
         (0..rank).filter(|axis| !self.axes.contains(axis)).collect()
+    }
+
+    /// Whether an integer may be another one.
+    fn choice(&self, r: &mut Rounding<'_, '_>) -> Found {
+        let Some(e) = r.e[0] else { return Ok(None) };
+        if self.kind != ReduceKind::ArgMax || !r.of_floats() {
+            return r.any(e, self.axes, 0.0);
+        }
+        // Whether another element than the largest one may be the largest.
+        let (e, lost) = r.reach(e)?;
+        let (low, high) = (r.b.sub(r.x[0], e)?, r.b.add(r.x[0], e)?);
+        let (least, most) = (r.b.scalar(f64::NEG_INFINITY)?, r.b.scalar(f64::INFINITY)?);
+        let (low, high) = (r.b.select(lost, least, low)?, r.b.select(lost, most, high)?);
+        let best = r.b.reduce(ReduceKind::Max, low, self.axes, true)?;
+        let rival = r.b.le(best, high)?;
+        r.any(rival, self.axes, 1.0)
     }
 
     /// A tensor of the result's shape, repeated along the reduced dimensions.
@@ -128,6 +146,45 @@ impl Primitive for Reduce<'_> {
 
     fn flops(&self, inputs: &[&TensorType], _: &TensorType) -> u64 {
         inputs[0].shape.elements()
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        axes::kept(inputs, self.axes, axis)
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        Some(Op::Reduce { kind: self.kind, axes: call.axes(self.axes) })
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        if !r.is_float() {
+            return self.choice(r);
+        }
+        let terms = r.terms();
+        let like = |kind| Op::Reduce { kind, axes: self.axes.to_vec() };
+        match self.kind {
+            ReduceKind::Sum => {
+                let carried = r.e[0].map(|e| r.b.op(like(self.kind), &[e])).transpose()?;
+                let magnitude = r.b.abs(r.x[0])?;
+                let magnitude = r.b.op(like(self.kind), &[magnitude])?;
+                r.plus(carried, magnitude, terms as f64)
+            }
+            // prod(|x| + e) - prod(|x|), and a rounding for each factor.
+            ReduceKind::Prod => {
+                let magnitude = r.b.abs(r.x[0])?;
+                let least = r.b.op(like(self.kind), &[magnitude])?;
+                let Some(e) = r.e[0] else { return r.plus(None, least, terms as f64) };
+                let reach = r.b.add(magnitude, e)?;
+                let most = r.b.op(like(self.kind), &[reach])?;
+                let carried = r.b.sub(most, least)?;
+                r.plus(Some(carried), most, terms as f64)
+            }
+            _ => r.e[0].map(|e| r.b.op(like(ReduceKind::Max), &[e])).transpose(),
+        }
     }
 }
 

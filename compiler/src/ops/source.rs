@@ -2,7 +2,9 @@
 
 use alip_plan::philox;
 
+use super::axes::{self, Along, Layout, No, PackedCall, Packs};
 use super::cases::{Case, CaseBuilder};
+use super::rounding::{Found, Rounding};
 use super::{Op, OpError, Primitive, Real, Tensor, strided};
 use crate::graph::{DType, Shape, TensorType};
 
@@ -27,6 +29,18 @@ impl Primitive for Input<'_> {
     fn eval(&self, _: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
         vec![0.0; out.shape.elements() as usize]
     }
+
+    fn along(&self, _: &[&TensorType], _: usize) -> Result<Along, No> {
+        Err(No("it is as it is given"))
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::No("it is as it is given")
+    }
+
+    fn error(&self, _: &mut Rounding<'_, '_>) -> Found {
+        Ok(None)
+    }
 }
 
 pub(super) struct State<'a> {
@@ -49,6 +63,18 @@ impl Primitive for State<'_> {
     /// As for [`Input`].
     fn eval(&self, _: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
         vec![0.0; out.shape.elements() as usize]
+    }
+
+    fn along(&self, _: &[&TensorType], _: usize) -> Result<Along, No> {
+        Err(No("it is as it is given"))
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::No("it is as it is given")
+    }
+
+    fn error(&self, _: &mut Rounding<'_, '_>) -> Found {
+        Ok(None)
     }
 }
 
@@ -81,6 +107,18 @@ impl Primitive for Const {
 
     fn eval(&self, _: &[Tensor<'_>], _: &TensorType) -> Vec<f64> {
         vec![self.value.0]
+    }
+
+    fn along(&self, _: &[&TensorType], _: usize) -> Result<Along, No> {
+        Err(No("a scalar has no dimension"))
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::No("a scalar has no dimension")
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        if f64::from(self.value.0 as f32) == self.value.0 { Ok(None) } else { r.rounded(None, 1.0) }
     }
 }
 
@@ -134,6 +172,27 @@ impl Primitive for Iota<'_> {
         let size = out.shape.size(self.axis) as usize;
         (0..out.shape.elements() as usize).map(|i| (i / stride % size) as f64).collect()
     }
+
+    fn along(&self, _: &[&TensorType], axis: usize) -> Result<Along, No> {
+        if axis == self.axis { Err(No("it counts there")) } else { Ok(Along::new()) }
+    }
+
+    fn resized(&self, axis: usize, size: u64) -> Option<Op> {
+        Some(Op::Iota { shape: axes::with_size(self.shape, axis, size), axis: self.axis })
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        let axis = call.layout.packed(self.axis).unwrap_or(self.axis);
+        Some(Op::Iota { shape: call.shape.clone(), axis })
+    }
+
+    fn error(&self, _: &mut Rounding<'_, '_>) -> Found {
+        Ok(None)
+    }
 }
 
 pub(super) struct Random<'a> {
@@ -180,6 +239,18 @@ impl Primitive for Random<'_> {
         let counter = |i: u64| inputs.get(2).map_or(i as u32, |counters| counters.data[i as usize] as i32 as u32);
         (0..out.shape.elements()).map(|i| f64::from(philox::uniform(draw(counter(i))))).collect()
     }
+
+    fn along(&self, _: &[&TensorType], _: usize) -> Result<Along, No> {
+        Err(No("an element is drawn by its number among all"))
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::No("an element is drawn by its number among all")
+    }
+
+    fn error(&self, _: &mut Rounding<'_, '_>) -> Found {
+        Ok(None)
+    }
 }
 
 pub(super) struct StopGradient;
@@ -199,6 +270,18 @@ impl Primitive for StopGradient {
 
     fn eval(&self, inputs: &[Tensor<'_>], _: &TensorType) -> Vec<f64> {
         inputs[0].data.to_vec()
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        axes::all(inputs, axis)
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        Ok(r.e[0])
     }
 }
 

@@ -2,7 +2,9 @@
 
 use alip_plan::fault::{Fault, planted};
 
+use super::axes::{self, Along, Layout, No, PackedCall, Packs};
 use super::cases::{Case, CaseBuilder};
+use super::rounding::{Found, Rounding};
 use super::{Builder, Call, Op, OpError, Primitive, ReduceKind, Tensor, disagree, strided};
 use crate::graph::{Dim, NodeId, Shape, TensorType};
 
@@ -38,6 +40,29 @@ impl Primitive for Reshape<'_> {
     fn vjp(&self, b: &mut Builder<'_>, call: Call<'_>, g: NodeId, _: usize) -> Result<Option<NodeId>, OpError> {
         let shape = b.graph.shape(call.inputs[0]).clone();
         b.reshape(g, shape).map(Some)
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        match axes::same_place(&inputs[0].shape, self.shape, axis) {
+            Some(place) => axes::all(inputs, place),
+            None => Err(No("the dimension is split or merged")),
+        }
+    }
+
+    fn resized(&self, axis: usize, size: u64) -> Option<Op> {
+        Some(Op::Reshape { shape: axes::with_size(self.shape, axis, size) })
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        Some(Op::Reshape { shape: call.shape.clone() })
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        r.moved(Op::Reshape { shape: self.shape.clone() })
     }
 }
 
@@ -75,6 +100,22 @@ impl Primitive for Transpose<'_> {
             inverse[*from] = to;
         }
         b.transpose(g, &inverse).map(Some)
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        axes::all(inputs, self.perm[axis])
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        Some(Op::Transpose { perm: call.axes(self.perm) })
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        r.moved(Op::Transpose { perm: self.perm.to_vec() })
     }
 }
 
@@ -125,6 +166,24 @@ impl Primitive for Broadcast<'_> {
         let axes: Vec<usize> = (0..self.shape.rank()).filter(repeats).collect();
         let sum = b.reduce(ReduceKind::Sum, g, &axes, false)?;
         b.reshape(sum, x).map(Some)
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        let from = self.dims.iter().position(|to| *to == axis);
+        let repeats = |from: &usize| inputs[0].shape.size(*from) != self.shape.size(axis);
+        Ok(Along::from_slice(&[from.filter(|from| !repeats(from))]))
+    }
+
+    fn resized(&self, axis: usize, size: u64) -> Option<Op> {
+        Some(Op::Broadcast { shape: axes::with_size(self.shape, axis, size), dims: self.dims.to_vec() })
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Repeats
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        r.moved(Op::Broadcast { shape: self.shape.clone(), dims: self.dims.to_vec() })
     }
 }
 
@@ -184,6 +243,30 @@ impl Primitive for Slice<'_> {
         }
         b.op(Op::Pad { low, high, interior }, &[g]).map(Some)
     }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        let whole = (self.start[axis], self.end[axis], self.step[axis]) == (0, inputs[0].shape.size(axis), 1);
+        if whole { axes::all(inputs, axis) } else { Err(No("it picks positions there")) }
+    }
+
+    fn resized(&self, axis: usize, size: u64) -> Option<Op> {
+        let mut end = self.end.to_vec();
+        end[axis] = size;
+        Some(Op::Slice { start: self.start.to_vec(), end, step: self.step.to_vec() })
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        let (start, end) = (call.per_axis(self.start, 0), call.per_axis(self.end, call.rows()));
+        Some(Op::Slice { start, end, step: call.per_axis(self.step, 1) })
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        r.moved(Op::Slice { start: self.start.to_vec(), end: self.end.to_vec(), step: self.step.to_vec() })
+    }
 }
 
 pub(super) struct Pad<'a> {
@@ -237,6 +320,24 @@ impl Primitive for Pad<'_> {
         let step: Vec<u64> = self.interior.iter().map(|n| n + 1).collect();
         let end = (0..x.len()).map(|axis| self.low[axis] + (x[axis] - 1) * step[axis] + 1).collect();
         b.op(Op::Slice { start: self.low.to_vec(), end, step }, &[g]).map(Some)
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        let none = [self.low[axis], self.high[axis], self.interior[axis]] == [0; 3];
+        if none { axes::all(inputs, axis) } else { Err(No("it adds positions there")) }
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        let [low, high, interior] = [self.low, self.high, self.interior].map(|of| call.per_axis(of, 0));
+        Some(Op::Pad { low, high, interior })
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        r.moved(Op::Pad { low: self.low.to_vec(), high: self.high.to_vec(), interior: self.interior.to_vec() })
     }
 }
 
@@ -299,11 +400,35 @@ impl Primitive for Concat {
         let end = start + size(b, call.inputs[input]);
         b.slice_axis(g, self.axis, start, end).map(Some)
     }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        if axis == self.axis { Err(No("its operands follow one another there")) } else { axes::all(inputs, axis) }
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn packed(&self, call: &PackedCall<'_>) -> Option<Op> {
+        Some(Op::Concat { axis: call.layout.packed(self.axis).unwrap_or(self.axis) })
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        if r.e.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        let parts = (0..r.x.len()).map(|input| r.error_or_none(input)).collect::<Found<Vec<_>>>()?;
+        r.b.op(Op::Concat { axis: self.axis }, &parts).map(Some)
+    }
 }
 
 fn reorder_cases(cases: &mut Vec<Case>) {
-    let reshapes: [(&str, &[u64], &[u64]); 3] =
-        [("split", &[4, 6], &[4, 2, 3]), ("merge", &[2, 3, 4], &[6, 4]), ("to_scalar", &[1, 1], &[])];
+    let reshapes: [(&str, &[u64], &[u64]); 4] = [
+        ("split", &[4, 6], &[4, 2, 3]),
+        ("merge", &[2, 3, 4], &[6, 4]),
+        ("heads", &[3, 4, 6], &[3, 4, 2, 3]),
+        ("to_scalar", &[1, 1], &[]),
+    ];
     for (name, from, to) in reshapes {
         let mut case = CaseBuilder::new(&format!("reshape_{name}"));
         let x = case.uniform_of("x", TensorType::f32(from.iter().copied().collect::<Shape>()), -1.0, 1.0);
@@ -337,6 +462,7 @@ pub(super) fn cases() -> Vec<Case> {
         ("range", [1, 0, 2], [3, 4, 5], [1, 1, 1]),
         ("one_position", [0, 2, 0], [3, 3, 5], [1, 1, 1]),
         ("steps", [0, 1, 0], [3, 4, 5], [2, 2, 3]),
+        ("features", [0, 0, 1], [3, 4, 4], [1, 1, 1]),
     ] {
         let mut case = CaseBuilder::new(&format!("slice_{name}"));
         let x = case.uniform("x", [3, 4, 5], -1.0, 1.0);
@@ -355,6 +481,13 @@ pub(super) fn cases() -> Vec<Case> {
         let b = case.uniform("b", other, -1.0, 1.0);
         cases.push(case.op(Op::Concat { axis }, &[a, b, a]));
     }
+    let mut case = CaseBuilder::new("concat_features");
+    let (a, b) = (case.uniform("a", [3, 4, 2], -1.0, 1.0), case.uniform("b", [3, 4, 1], -1.0, 1.0));
+    cases.push(case.op(Op::Concat { axis: 2 }, &[a, b]));
+    let mut case = CaseBuilder::new("pad_features");
+    let x = case.uniform("x", [3, 4, 2], -1.0, 1.0);
+    let [low, high, interior] = [[0, 0, 1], [0, 0, 2], [0, 0, 1]].map(|of| of.to_vec());
+    cases.push(case.op(Op::Pad { low, high, interior }, &[x]));
     cases
 }
 

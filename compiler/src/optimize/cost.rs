@@ -9,15 +9,13 @@
 //!
 //! So a term's cost depends on who reads it, and what is shared is paid once. Units: seconds.
 
+use alip_plan::{Fusion, Rates, Target};
 use smallvec::SmallVec;
 
 use super::language::Kind;
 use crate::ir::TensorType;
-use crate::launch::{COSTLY, Cost, Machine, weight};
+use crate::launch::{Cost, weight};
 use crate::ops::Op;
-
-/// Most operations of a value that is computed again rather than stored: those of the schedule.
-const MOST_OPERATIONS: u32 = 24;
 
 /// How a term takes part in kernels.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,23 +38,23 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    pub(crate) fn of(op: &Op, inputs: &[&TensorType], out: &TensorType, splat: bool, machine: &Machine) -> Role {
+    pub(crate) fn of(op: &Op, inputs: &[&TensorType], out: &TensorType, splat: bool, rates: &Rates) -> Role {
         if splat {
             return Role::Trivial;
         }
         match op {
             Op::Input { .. } | Op::State { .. } => Role::Leaf,
             Op::Const { .. } | Op::Iota { .. } => Role::Trivial,
-            Op::Pointwise(op) => Role::Point(weight(*op)),
+            Op::Pointwise(op) => Role::Point(weight(*op, rates)),
             Op::Reduce { .. } => Role::Reduce,
-            Op::Dot(_) => Role::Product(op.flops(inputs, out) as f64 / machine.product_rate),
-            Op::Conv2d(_) => Role::Whole(op.flops(inputs, out) as f64 / machine.conv_rate),
+            Op::Dot(_) => Role::Product(op.flops(inputs, out) as f64 / rates.products),
+            Op::Conv2d(_) => Role::Whole(op.flops(inputs, out) as f64 / rates.convolutions),
             Op::Concat { .. } => Role::Concat,
             Op::Pad { .. } => Role::Pad,
             Op::StopGradient => Role::View,
             _ if Kind::of(op).is_view() => Role::View,
-            Op::Gather { .. } | Op::Random { .. } => Role::Point(COSTLY),
-            _ => Role::Whole(op.flops(inputs, out) as f64 / machine.product_rate),
+            Op::Gather { .. } | Op::Random { .. } => Role::Point(rates.transcendental),
+            _ => Role::Whole(op.flops(inputs, out) as f64 / rates.products),
         }
     }
 }
@@ -124,7 +122,8 @@ fn copied(step: &Step) -> impl Iterator<Item = (usize, u32)> + '_ {
 
 impl Evaluator {
     /// The cost of steps in order.
-    pub(crate) fn cost(&mut self, steps: &[Step], machine: &Machine) -> Cost {
+    pub(crate) fn cost(&mut self, steps: &[Step], target: &Target) -> Cost {
+        let rates = &target.rates;
         self.places.clear();
         self.places.resize(steps.len(), Place::default());
         self.kernels.clear();
@@ -139,12 +138,12 @@ impl Evaluator {
             match step.role {
                 Role::Leaf => self.places[at].stored = true,
                 Role::Point(weight) => {
-                    arithmetic += f64::from(weight) * step.elements / machine.point_rate;
-                    self.place_point(steps, at, weight);
+                    arithmetic += f64::from(weight) * step.elements / rates.points;
+                    self.place_point(steps, at, weight, &target.fusion);
                 }
                 Role::Reduce => {
                     let points = steps[step.operands[0] as usize].elements;
-                    arithmetic += points / machine.point_rate;
+                    arithmetic += points / rates.points;
                     self.place_reduce(steps, at, points);
                 }
                 Role::Product(seconds) | Role::Whole(seconds) => {
@@ -188,7 +187,7 @@ impl Evaluator {
         let read = |kernel: &Kernel| kernel.reads.iter().map(|base| steps[*base as usize].bytes).sum::<f64>();
         bytes += self.kernels.iter().map(read).sum::<f64>();
         let launches = self.kernels.len() as u32;
-        let seconds = f64::from(launches) * machine.launch + bytes / machine.bandwidth + arithmetic;
+        let seconds = f64::from(launches) * rates.launch + bytes / rates.bandwidth + arithmetic;
         Cost { seconds, launches }
     }
 
@@ -264,7 +263,7 @@ impl Evaluator {
         sources
     }
 
-    fn place_point(&mut self, steps: &[Step], at: usize, weight: u32) {
+    fn place_point(&mut self, steps: &[Step], at: usize, weight: u32, fusion: &Fusion) {
         let step = &steps[at];
         let sources = self.sources(steps, at);
         let below = step.operands.iter().map(|operand| {
@@ -274,8 +273,9 @@ impl Evaluator {
         let operations = weight + below.sum::<u32>();
         let host = self.host(step, step.elements);
         // What is much smaller than the value costs nothing to read again.
-        let large = sources.iter().filter(|source| steps[**source as usize].elements * 8.0 > step.elements).count();
-        let cheap = large <= 1 && operations <= MOST_OPERATIONS && host.is_none();
+        let smaller = fusion.much_smaller as f64;
+        let large = sources.iter().filter(|source| steps[**source as usize].elements * smaller > step.elements).count();
+        let cheap = large <= 1 && operations <= fusion.most_operations && host.is_none();
         let place = &mut self.places[at];
         place.operations = operations;
         place.stored = place.needed || (place.readers > 1 && !cheap);

@@ -3,7 +3,7 @@
 //! A region by itself does not show what its change costs elsewhere: kernels that join over regions, updates that are one
 //! launch as long as all of them are computed alike. So a program is compiled down to its launches without and with the new
 //! forms of its regions, and they stay if it takes no longer, and where it has more launches, each buys as much time as
-//! [`DEAR_LAUNCH`] of them take. What a program decides holds for the same program with fewer rows.
+//! [`alip_plan::Rates::dear_launch`] of them take. What a program decides holds for the same program with fewer rows.
 //!
 //! All or nothing: new forms of neighbouring regions go together (a value that one leaves in another layout the next one
 //! reads so). To keep those of a few rules, or of some stretches of the program, was tried and won nothing
@@ -17,10 +17,6 @@ use super::{Cost, Optimizer};
 use crate::diag::Diagnostics;
 use crate::ir::Graph;
 use crate::parallel;
-
-/// What a launch more counts as, in launches of the model: what it costs beside its own time (a wait, a barrier, a place in a
-/// queue) the model knows least.
-pub const DEAR_LAUNCH: f64 = 20.0;
 
 /// New forms that regions take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +68,8 @@ impl Optimizer {
         let costs = parallel::map(solved.into(), one).into_iter().collect::<Result<Vec<Cost>, _>>()?;
         let [none, all] = costs[..] else { return Ok(Kept::Nothing) };
         let more = f64::from(all.launches.saturating_sub(none.launches));
-        let better = all != none && all.seconds + more * DEAR_LAUNCH * self.machine.launch <= none.seconds;
+        let rates = &self.target.rates;
+        let better = all != none && all.seconds + more * rates.dear_launch * rates.launch <= none.seconds;
         Ok(if better { Kept::Only(changed) } else { Kept::Nothing })
     }
 }

@@ -3,13 +3,12 @@
 //! An ILP would need a cost per term; here a term costs what it costs with those that read it, and an ILP solver is a
 //! library of the system. So the optimum is found by enumeration: every candidate of every class that a choice reaches.
 
-use alip_plan::Target;
+use alip_plan::{Rates, Target};
 
 use super::extract::{Choice, Extraction};
 use super::laws;
 use super::rules;
 use super::saturate::RuleIndex;
-use crate::launch::Machine;
 
 /// Choices after which an e-graph counts as too large to try them all.
 const MOST_CHOICES: u32 = 20_000;
@@ -49,18 +48,18 @@ fn extraction_finds_the_best_choice_of_small_regions() {
     let enabled: Vec<usize> = (0..rules.len()).collect();
     let index = RuleIndex::new(&rules, &enabled);
     // A launch that costs little, so that what is computed matters on tensors as small as these.
-    let machine = Machine { launch: 1e-9, ..Machine::of(&Target::cpu()) };
+    let target = Target { rates: Rates { launch: 1e-9, ..Target::cpu().rates }, ..Target::cpu() };
     let (mut compared, mut improved) = (0, 0);
     let mut failures = Vec::new();
     for rule in &rules {
         for seed in 0..6 {
             let Some(mut example) = laws::example_of(rule, seed) else { continue };
             let outputs = example.output_classes();
-            let mut before = Extraction::new(&example.egraph, &outputs, &machine);
+            let mut before = Extraction::new(&example.egraph, &outputs, &target);
             let only = vec![0; before.classes.len()];
             let Some(bound) = before.cost(&only) else { continue };
             index.saturate(&mut example.egraph);
-            let mut extraction = Extraction::new(&example.egraph, &outputs, &machine);
+            let mut extraction = Extraction::new(&example.egraph, &outputs, &target);
             (extraction.least_gain, extraction.more_launches) = (1e-9, true);
             let start = example.choice(&extraction);
             let found = extraction.cheaper(start, bound);

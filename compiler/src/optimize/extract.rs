@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use alip_plan::Target;
 use egg::Id;
 use smallvec::SmallVec;
 
@@ -19,7 +20,7 @@ use super::language::{EGraph, OpId, Term};
 use super::site::sides;
 use crate::hash::HashMap;
 use crate::ir::TensorType;
-use crate::launch::{Cost, Machine};
+use crate::launch::Cost;
 use crate::ops::{Dot, Op};
 use crate::schedule::{Layout, ViewOp, product};
 
@@ -102,7 +103,7 @@ pub(crate) struct Class {
 
 /// The part of an e-graph that outputs are made of, with a choice: an index into the candidates of every class.
 pub(crate) struct Extraction<'m> {
-    machine: &'m Machine,
+    target: &'m Target,
     /// See [`LEAST_GAIN`].
     pub(crate) least_gain: f64,
     /// Whether time may be bought with launches. Programs may not get more of them, however much there is to gain.
@@ -125,9 +126,9 @@ const UNSEEN: u32 = u32::MAX;
 const OPEN: u32 = u32::MAX - 1;
 
 impl<'m> Extraction<'m> {
-    pub(crate) fn new(egraph: &EGraph, outputs: &[Id], machine: &'m Machine) -> Extraction<'m> {
+    pub(crate) fn new(egraph: &EGraph, outputs: &[Id], target: &'m Target) -> Extraction<'m> {
         let mut extraction = Extraction {
-            machine,
+            target,
             least_gain: LEAST_GAIN,
             more_launches: false,
             classes: Vec::new(),
@@ -175,7 +176,7 @@ impl<'m> Extraction<'m> {
         let fact = &egraph[id].data;
         // A constant is one however it is written; as a literal it has nothing below it.
         let literal = fact.splat.is_some() && types.len() < 2;
-        let role = Role::of(op, &types, &fact.ty, literal, self.machine);
+        let role = Role::of(op, &types, &fact.ty, literal, &self.target.rates);
         let random_access = matches!(op, Op::Gather { .. } | Op::Random { .. });
         let dot = if let Op::Dot(dot) = op { Some(Rc::new(reads(dot, &types))) } else { None };
         let view = match role {
@@ -246,7 +247,7 @@ impl<'m> Extraction<'m> {
             }
         };
         let steps: Vec<Step> = order.iter().zip(copied).map(step).collect();
-        Some(self.evaluator.cost(&steps, self.machine))
+        Some(self.evaluator.cost(&steps, self.target))
     }
 
     /// Which operands of a product lie so that it has to have them copied, one bit each.
@@ -319,18 +320,18 @@ impl<'m> Extraction<'m> {
 
     /// About what a term costs by itself.
     fn alone(&self, class: &Class, candidate: &Candidate) -> f64 {
-        let machine = self.machine;
+        let rates = &self.target.rates;
         // Above zero, so that no term is as cheap as its operands.
-        let least = machine.launch * 1e-3;
-        let stored = machine.launch + class.bytes / machine.bandwidth;
+        let least = rates.launch * 1e-3;
+        let stored = rates.launch + class.bytes / rates.bandwidth;
         let read = |children: &[u32]| {
-            children.iter().map(|child| self.classes[*child as usize].elements).fold(0.0, f64::max) / machine.point_rate
+            children.iter().map(|child| self.classes[*child as usize].elements).fold(0.0, f64::max) / rates.points
         };
         least
             + match candidate.role {
                 Role::Leaf | Role::Trivial | Role::View => 0.0,
-                Role::Point(weight) => f64::from(weight) * class.elements / machine.point_rate,
-                Role::Reduce => machine.launch + read(&candidate.children),
+                Role::Point(weight) => f64::from(weight) * class.elements / rates.points,
+                Role::Reduce => rates.launch + read(&candidate.children),
                 Role::Product(seconds) | Role::Whole(seconds) => seconds + stored,
                 Role::Concat => stored,
                 Role::Pad => 2.0 * stored,

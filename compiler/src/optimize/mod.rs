@@ -39,7 +39,7 @@ mod tidy;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub use self::decide::{DEAR_LAUNCH, Kept};
+pub use self::decide::Kept;
 use self::extract::{Extraction, LEAST_GAIN};
 use self::judge::judge;
 use self::language::Interner;
@@ -53,8 +53,8 @@ use self::tidy::tidy;
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
 use crate::hash::HashMap;
 use crate::ir::Graph;
+pub use crate::launch::Cost;
 use crate::launch::Neighbours;
-pub use crate::launch::{Cost, Machine};
 use alip_plan::Target;
 
 /// What the optimiser may do.
@@ -182,7 +182,6 @@ pub struct Optimizer {
     rules: Vec<Rule>,
     enabled: Vec<RuleId>,
     target: Target,
-    machine: Machine,
     /// Concatenations that are no work.
     neighbours: Neighbours,
     ops: Interner,
@@ -217,12 +216,10 @@ impl Optimizer {
         }
         let kept = |rule: &Rule| !options.without.contains(rule.name) && !options.without.contains(rule.theme);
         let enabled = if options.enabled { (0..rules.len()).filter(|id| kept(&rules[*id])).collect() } else { vec![] };
-        let machine = Machine::of(target);
         Ok(Optimizer {
             rules,
             enabled,
             target: target.clone(),
-            machine,
             neighbours: Neighbours::default(),
             ops: Interner::default(),
             known: HashMap::default(),
@@ -303,19 +300,19 @@ impl Optimizer {
     fn saturate(&mut self, graph: &Graph, region: &Region) -> Forms {
         let mut written = Written::new(graph, region, std::mem::take(&mut self.ops));
         let outputs = written.outputs(region);
-        let mut extraction = Extraction::new(&written.egraph, &outputs, &self.machine);
+        let mut extraction = Extraction::new(&written.egraph, &outputs, &self.target);
         let only = vec![0; extraction.classes.len()];
         let before = extraction.cost(&only).unwrap_or_default();
         let saturated = RuleIndex::new(&self.rules, &self.enabled).saturate(&mut written.egraph);
         let mut found = Vec::new();
         if saturated.stop != Stop::Fault {
-            let mut extraction = Extraction::new(&written.egraph, &outputs, &self.machine);
+            let mut extraction = Extraction::new(&written.egraph, &outputs, &self.target);
             let start = written.choice(&extraction);
             found = extraction.cheaper(start, before);
         }
         let mut cost = (before, before);
         let mut forms = Forms { unchanged: Solution::unchanged(graph, region), ..Forms::default() };
-        let judge = |solution: &Solution| judge(&solution.graph(graph, region)?, &self.target, &self.machine);
+        let judge = |solution: &Solution| judge(&solution.graph(graph, region)?, &self.target);
         if !found.is_empty()
             && let Some(before) = judge(&forms.unchanged)
         {

@@ -6,28 +6,27 @@
 //! it runs before. If all that happens to a result is that it is copied into its part of a concatenation (the gradient of a
 //! packed projection) or around zeros, the copy is not made: the result is stored there.
 
-use alip_plan::{Target, TargetKind};
+use alip_plan::Target;
 
 use super::group::{Group, GroupId, Groups, Kind, MemberId, Site, Store, What};
 use super::layout::{Chain, Layout, inverse};
-use crate::ir::{DType, Graph, NodeId};
+use crate::ir::{Graph, NodeId};
 use crate::ops::Op;
 use crate::ops::attention::{Attention, AttentionResult, Role};
 
 /// What results of one kernel have in common: the call, with `Out` or `GradQ` for all results, and its shared inputs.
 pub(crate) type CallKey = (Attention, Vec<NodeId>);
 
-/// Whether the target has a kernel for a semantic op of a graph; what has none is expanded into primitives. There are
-/// kernels for attention on cpu, and in f32 on wgpu.
+/// Whether the target has a kernel for a semantic op of a graph; what has none is expanded into primitives. For
+/// attention there are kernels in the types that the target names.
 pub fn has_kernel(graph: &Graph, id: NodeId, target: &Target) -> bool {
     let node = graph.node(id);
-    match (&node.op, target.kind) {
-        (Op::Attention(_), TargetKind::Cpu | TargetKind::Wgpu) => {
-            let narrow = node.inputs.iter().any(|input| graph.ty(*input).dtype.bytes() < DType::F32.bytes());
-            (target.kind == TargetKind::Cpu || !narrow) && node.inputs.len() < target.max_operands as usize
-        }
-        _ => false,
-    }
+    let takes = |input: &NodeId| {
+        let dtype = graph.ty(*input).dtype;
+        !dtype.is_float() || target.attention.contains(&dtype)
+    };
+    let attention = matches!(node.op, Op::Attention(_)) && node.inputs.iter().all(takes);
+    attention && node.inputs.len() < target.max_operands as usize
 }
 
 impl Groups<'_> {

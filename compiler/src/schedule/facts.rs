@@ -1,17 +1,12 @@
 //! What grouping knows of every node before it starts, from one pass forward.
 
 use alip_plan::kernel::ScalarOp;
+use alip_plan::{Fusion, Rates, Target};
 use smallvec::SmallVec;
 
 use super::layout::view_op;
 use crate::ir::{Graph, NodeId};
 use crate::ops::Op;
-
-/// Most operations of an expression that is computed again rather than stored; a transcendental counts [`COSTLY`].
-pub(super) const MOST_OPERATIONS: u32 = 24;
-const COSTLY: u32 = 4;
-/// A source this many times smaller than the value made from it costs nothing to read again.
-const MUCH_SMALLER: u64 = 8;
 
 /// Facts of one node.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +28,7 @@ pub(crate) struct Facts {
 }
 
 /// Facts of all nodes.
-pub(crate) fn facts(graph: &Graph) -> Vec<Facts> {
+pub(crate) fn facts(graph: &Graph, target: &Target) -> Vec<Facts> {
     let mut all: Vec<Facts> = vec![Facts::default(); graph.nodes().len()];
     for id in graph.ids().rev() {
         let through = if view_op(graph, id).is_some() { all[id.index()].readers } else { 1 };
@@ -45,13 +40,13 @@ pub(crate) fn facts(graph: &Graph) -> Vec<Facts> {
         all[id.index()].readers += 1;
     }
     for id in graph.ids() {
-        let facts = of(graph, id, &all);
+        let facts = of(graph, id, &all, target);
         all[id.index()] = facts;
     }
     all
 }
 
-fn of(graph: &Graph, id: NodeId, all: &[Facts]) -> Facts {
+fn of(graph: &Graph, id: NodeId, all: &[Facts], target: &Target) -> Facts {
     let node = graph.node(id);
     let readers = all[id.index()].readers;
     if view_op(graph, id).is_some() {
@@ -69,9 +64,9 @@ fn of(graph: &Graph, id: NodeId, all: &[Facts]) -> Facts {
     let mut facts = Facts { readers, ..Facts::default() };
     match &node.op {
         Op::Const { .. } | Op::Iota { .. } => (facts.cheap, facts.trivial) = (true, true),
-        Op::Pointwise(op) => pointwise(graph, id, *op, all, &mut facts),
+        Op::Pointwise(op) => pointwise(graph, id, *op, all, target, &mut facts),
         Op::Random { .. } => {
-            facts.operations = 4 * COSTLY; // ten rounds of two wide products
+            facts.operations = 4 * target.rates.transcendental; // ten rounds of two wide products
             facts.cheap = true;
         }
         Op::Reduce { axes, .. } => {
@@ -88,24 +83,25 @@ fn of(graph: &Graph, id: NodeId, all: &[Facts]) -> Facts {
 }
 
 /// What a scalar operation costs, in simple ones.
-pub(super) fn operations(op: ScalarOp) -> u32 {
+pub(super) fn operations(op: ScalarOp, rates: &Rates) -> u32 {
     use ScalarOp::*;
     match op {
-        Exp | Ln | Sin | Cos | Tanh | Erf | Pow | Rem => COSTLY,
+        Exp | Ln | Sin | Cos | Tanh | Erf | Pow | Rem => rates.transcendental,
         _ => 1,
     }
 }
 
-fn pointwise(graph: &Graph, id: NodeId, op: ScalarOp, all: &[Facts], facts: &mut Facts) {
+fn pointwise(graph: &Graph, id: NodeId, op: ScalarOp, all: &[Facts], target: &Target, facts: &mut Facts) {
     let node = graph.node(id);
     let elements = node.ty.shape.elements();
-    facts.operations = operations(op);
+    facts.operations = operations(op, &target.rates);
+    let Fusion { much_smaller, most_operations, .. } = target.fusion;
     let mut large: SmallVec<[NodeId; 2]> = SmallVec::new();
     for input in &node.inputs {
         let given = &all[input.index()];
         facts.operations += given.operations;
         for source in &given.sources {
-            let small = graph.shape(*source).elements().saturating_mul(MUCH_SMALLER) <= elements;
+            let small = graph.shape(*source).elements().saturating_mul(much_smaller) <= elements;
             if !small && !large.contains(source) && large.len() < 2 {
                 large.push(*source);
             }
@@ -117,7 +113,7 @@ fn pointwise(graph: &Graph, id: NodeId, op: ScalarOp, all: &[Facts], facts: &mut
     }
     // Reading much more than it is keeps something large alive for something small.
     let wasteful = large.iter().any(|source| graph.shape(*source).elements() > 2 * elements);
-    facts.cheap = large.len() <= 1 && facts.operations <= MOST_OPERATIONS && !wasteful;
+    facts.cheap = large.len() <= 1 && facts.operations <= most_operations && !wasteful;
     facts.sources = large;
     // What rounds to fewer bits is there to be stored: its source has twice the bytes.
     let narrows = node.ty.dtype.bytes() < node.inputs.iter().map(|id| graph.ty(*id).dtype.bytes()).max().unwrap_or(0);

@@ -15,12 +15,12 @@
 
 use std::collections::BTreeSet;
 
+use alip_plan::{Fusion, Rates, Target};
 use smallvec::{SmallVec, smallvec};
 
 use super::attention::CallKey;
 use super::facts::{Facts, base, facts};
 use super::layout::{Chain, Cuts, Layout, ViewOp};
-use super::place::MOST_MEMBERS;
 use super::reads::{Found, Inputs};
 use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId};
@@ -163,6 +163,8 @@ pub(crate) struct Groups<'g> {
     /// Concatenations of state tensors that lie one after another, and these.
     pub(crate) adjoined: HashMap<NodeId, Vec<NodeId>>,
     pub(crate) max_operands: usize,
+    pub(crate) fusion: Fusion,
+    pub(crate) rates: Rates,
     pub(crate) fuse: bool,
     /// The members that read the node which is being placed.
     pub(crate) readers: Vec<MemberId>,
@@ -171,7 +173,7 @@ pub(crate) struct Groups<'g> {
 }
 
 impl<'g> Groups<'g> {
-    pub(crate) fn new(graph: &'g Graph, max_operands: usize, fuse: bool) -> Groups<'g> {
+    pub(crate) fn new(graph: &'g Graph, target: &Target, fuse: bool) -> Groups<'g> {
         let count = graph.nodes().len();
         let mut required = vec![false; count];
         for id in graph.outputs.values().chain(graph.updates.values()) {
@@ -179,7 +181,7 @@ impl<'g> Groups<'g> {
         }
         Groups {
             graph,
-            facts: facts(graph),
+            facts: facts(graph, target),
             members: Vec::new(),
             groups: Vec::new(),
             uses: vec![Vec::new(); count],
@@ -189,7 +191,9 @@ impl<'g> Groups<'g> {
             required,
             late: vec![false; count],
             adjoined: HashMap::default(),
-            max_operands,
+            max_operands: target.max_operands as usize,
+            fusion: target.fusion,
+            rates: target.rates,
             fuse,
             readers: Vec::new(),
             visited: Vec::new(),
@@ -399,7 +403,7 @@ impl<'g> Groups<'g> {
             a.target != b.target || self.is_outer_part(a) && self.is_outer_part(b) && a.region != b.region
         };
         let twice = x.stores.iter().any(|store| y.stores.iter().any(|other| !apart(store, other)));
-        let many = x.members.len() + y.members.len() > MOST_MEMBERS;
+        let many = x.members.len() + y.members.len() > self.fusion.most_members as usize;
         if !alike || twice || many || x.kept != y.kept || x.reduced != y.reduced || !cuts.join(&y.cuts) {
             return false;
         }

@@ -64,7 +64,7 @@ impl Default for ScheduleOptions {
 /// # Errors
 /// An op refuses its inputs, which only a defect of a pass can cause.
 pub fn normal_form(graph: &Graph, target: &Target, options: ScheduleOptions) -> Result<Graph, Diagnostics> {
-    if options.fuse { prepare(&join_sums(&join_pads(graph)?, target)?) } else { prepare(graph) }
+    if options.fuse { prepare(&join_sums(&join_pads(graph)?, target)?, target) } else { prepare(graph, target) }
 }
 
 /// Groups of a prepared graph, in an order in which they can run.
@@ -100,7 +100,7 @@ fn grouped<'g>(
     target: &Target,
     options: ScheduleOptions,
 ) -> Schedule<'g> {
-    let mut groups = Groups::new(graph, target.max_operands as usize, options.fuse);
+    let mut groups = Groups::new(graph, target, options.fuse);
     if options.fuse {
         groups.adjoin(neighbours);
     }

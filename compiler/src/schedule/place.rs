@@ -14,16 +14,6 @@ use super::reads::Inputs;
 use crate::ir::NodeId;
 use crate::ops::{Dot, Op};
 
-/// Most members of a group: keeps kernels small enough for registers and compilers.
-pub(super) const MOST_MEMBERS: usize = 192;
-/// Most reductions that follow one another in a kernel: every stage walks the row again and computes again what it needs.
-const MOST_STAGES: u32 = 4;
-/// A value with fewer elements than its reader has points, by this factor, is stored rather than computed at every point.
-const REPEATED: u64 = 2;
-/// A pointwise group becomes a reduction only if its rows are at most this long: fewer and longer ones would leave threads
-/// without work.
-const LONGEST_ROW: u64 = 8192;
-
 impl Groups<'_> {
     /// Places a node; all of its readers are placed.
     pub(crate) fn place(&mut self, id: NodeId) {
@@ -103,7 +93,8 @@ impl Groups<'_> {
         match group.kind {
             Kind::Reduction if layout.is_constant_from(group.kept.len()) => Some(group.kept.len()),
             Kind::Map => {
-                let length = self.facts[id.index()].row_length.filter(|length| (2..=LONGEST_ROW).contains(length))?;
+                let longest = self.fusion.longest_row;
+                let length = self.facts[id.index()].row_length.filter(|length| (2..=longest).contains(length))?;
                 let start = (0..group.kept.len()).rev().find(|dim| {
                     let row: u64 = group.kept[*dim..].iter().product();
                     row >= length
@@ -183,7 +174,7 @@ impl Groups<'_> {
             (true, None) => group.kept.iter().product(),
             (true, Some(start)) => group.kept[..start].iter().product(),
         };
-        self.facts[id.index()].trivial || points < REPEATED * site.layout.distinct()
+        self.facts[id.index()].trivial || points < self.fusion.repeated * site.layout.distinct()
     }
 
     /// The inputs of the node as a member at this site, if it fits there.
@@ -203,7 +194,7 @@ impl Groups<'_> {
             operands.remove(&id);
         }
         operands.extend(inputs.operands.iter().copied());
-        let fits = operands.len() <= self.max_operands && group.members.len() < MOST_MEMBERS;
+        let fits = operands.len() <= self.max_operands && group.members.len() < self.fusion.most_members as usize;
         fits.then_some(inputs)
     }
 
@@ -339,7 +330,7 @@ impl Groups<'_> {
     /// Adds a reduction to a group whose rows or points are its results.
     fn join_reduce(&mut self, id: NodeId, site: &Site, length: u64, tail: &[u64], stored: bool) -> Option<MemberId> {
         let group = &self.groups[site.group];
-        if site.height >= MOST_STAGES || group.members.len() >= MOST_MEMBERS {
+        if site.height >= self.fusion.most_stages || group.members.len() >= self.fusion.most_members as usize {
             return None;
         }
         let row_length = |sizes: &[u64]| sizes.iter().product::<u64>() == length;

@@ -4,6 +4,7 @@
 //! `[batch.., free.., contracted..]` with the contracted dimensions in one order, no product exists only to be transposed,
 //! and no sum of very many elements into very few results is left in one piece.
 
+use alip_plan::{Fusion, Target};
 use smallvec::SmallVec;
 
 use super::commute::Forms;
@@ -13,21 +14,16 @@ use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId, OriginId, Shape};
 use crate::ops::{Dot, Op, OpError, ReduceKind, ScalarOp};
 
-/// Reductions to fewer results than this are split, so that more than a few threads have work.
-const FEW_RESULTS: u64 = 32;
-/// Length of the pieces that long reductions are cut into, roughly: large against the cost of a launch, small against a
-/// cache and the number of threads.
-const PIECE: u64 = 4096;
-
 /// The same programs in the form that grouping expects.
 ///
 /// # Errors
 /// An op refuses its inputs, which only a defect of a pass can cause.
-pub fn prepare(graph: &Graph) -> Result<Graph, Diagnostics> {
+pub fn prepare(graph: &Graph, target: &Target) -> Result<Graph, Diagnostics> {
     let live = live(graph);
     let turned = turned(graph, &live);
     let (seen, forms) = (HashMap::default(), Forms::default());
-    let mut rebuild = Rebuild { graph: Graph::new(&graph.name), seen, origins: Vec::new(), forms };
+    let fusion = target.fusion;
+    let mut rebuild = Rebuild { graph: Graph::new(&graph.name), seen, origins: Vec::new(), forms, fusion };
     for origin in graph.origins() {
         let id = rebuild.graph.add_origin(origin.clone());
         rebuild.origins.push(id);
@@ -129,6 +125,7 @@ struct Rebuild {
     seen: HashMap<(Op, SmallVec<[NodeId; 3]>), NodeId>,
     origins: Vec<OriginId>,
     forms: Forms,
+    fusion: Fusion,
 }
 
 impl Rebuild {
@@ -248,16 +245,17 @@ impl Rebuild {
             return self.view(&Op::Reshape { shape: kept.clone() }, x, &kept, origin);
         }
         let trailing = axes.iter().enumerate().all(|(i, axis)| *axis == shape.rank() - axes.len() + i);
-        if kind == ReduceKind::ArgMax || kept.elements() >= FEW_RESULTS || !trailing || length < 2 * PIECE {
+        let Fusion { few_results, piece, .. } = self.fusion;
+        if kind == ReduceKind::ArgMax || kept.elements() >= few_results || !trailing || length < 2 * piece {
             return self.add(Op::Reduce { kind, axes: axes.to_vec() }, &[x], origin);
         }
         let rank = kept.rank();
-        let Some(pieces) = pieces(length) else {
+        let Some(pieces) = pieces(length, piece) else {
             // Whole pieces, and what remains.
             let flat: Shape = kept.0.iter().cloned().chain([length.into()]).collect();
             let flat = self.view(&Op::Reshape { shape: flat.clone() }, x, &flat, origin)?;
             let mut parts = Vec::new();
-            for (first, last) in [(0, length / PIECE * PIECE), (length / PIECE * PIECE, length)] {
+            for (first, last) in [(0, length / piece * piece), (length / piece * piece, length)] {
                 let start = std::iter::repeat_n(0, rank).chain([first]).collect();
                 let end = kept.sizes().into_iter().chain([last]).collect();
                 let shape: Shape = kept.0.iter().cloned().chain([(last - first).into()]).collect();
@@ -280,10 +278,10 @@ impl Rebuild {
     }
 }
 
-/// Into how many equal pieces a reduction of this length is cut: the divisor that makes pieces nearest to [`PIECE`], within
+/// Into how many equal pieces a reduction of this length is cut: the divisor that makes pieces nearest to this long, within
 /// a factor of eight. Some lengths (a large prime) have no such divisor.
-fn pieces(length: u64) -> Option<u64> {
-    let wanted = length / PIECE;
+fn pieces(length: u64, piece: u64) -> Option<u64> {
+    let wanted = length / piece;
     let candidates = (wanted.div_ceil(8)..=wanted * 8).filter(|pieces| length.is_multiple_of(*pieces));
     candidates.min_by_key(|pieces| pieces.abs_diff(wanted))
 }
@@ -294,8 +292,8 @@ mod tests {
 
     #[test]
     fn long_reductions_are_cut_near_the_wanted_length() {
-        assert_eq!(pieces(768 * 768), Some(144));
-        assert_eq!(pieces(8191 * 4096), Some(8191));
-        assert_eq!(pieces(104_729), None, "a prime");
+        assert_eq!(pieces(768 * 768, 4096), Some(144));
+        assert_eq!(pieces(8191 * 4096, 4096), Some(8191));
+        assert_eq!(pieces(104_729, 4096), None, "a prime");
     }
 }

@@ -16,8 +16,8 @@ use std::mem::Discriminant;
 
 use smallvec::SmallVec;
 
-use super::facts::{MOST_OPERATIONS, base, operations};
-use super::{Schedule, ScheduleOptions};
+use super::facts::{base, operations};
+use super::{Groups, Schedule, ScheduleOptions};
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::hash::{HashMap, HashSet};
 use crate::ir::{Graph, Node, NodeId};
@@ -154,7 +154,8 @@ fn choose(schedule: &Schedule<'_>) -> Vec<Waiting> {
             return false;
         }
         let there = |source: &NodeId| {
-            let small = graph.shape(*source).elements() * 8 <= graph.shape(waiting.value).elements();
+            let small =
+                graph.shape(*source).elements() * groups.fusion.much_smaller <= graph.shape(waiting.value).elements();
             let given = groups.writers[source.index()].is_empty();
             let last = groups.loads[source.index()].iter().map(position).max().unwrap_or(0);
             !gone.contains(source) && (small || given || last + LONG >= waiting.from)
@@ -172,7 +173,8 @@ fn choose(schedule: &Schedule<'_>) -> Vec<Waiting> {
 /// What a value is computed from pointwise, in memory; false if it is not, or not with few operations.
 fn expression(schedule: &Schedule<'_>, value: NodeId, sources: &mut Vec<NodeId>) -> bool {
     let graph = schedule.groups.graph;
-    let mut left = MOST_OPERATIONS;
+    let Groups { fusion, rates, .. } = &schedule.groups;
+    let mut left = fusion.most_operations;
     let mut seen = HashSet::default();
     let mut open = vec![value];
     while let Some(id) = open.pop() {
@@ -183,8 +185,8 @@ fn expression(schedule: &Schedule<'_>, value: NodeId, sources: &mut Vec<NodeId>)
         match op {
             _ if id != value && is_stored(schedule, id) => sources.push(id),
             Op::Const { .. } => {}
-            Op::Pointwise(op) if operations(*op) <= left => {
-                left -= operations(*op);
+            Op::Pointwise(op) if operations(*op, rates) <= left => {
+                left -= operations(*op, rates);
                 open.extend(&graph.node(id).inputs);
             }
             _ => return false,

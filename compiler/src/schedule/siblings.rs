@@ -9,7 +9,6 @@
 
 use super::group::{Group, GroupId, Groups, Input, Kind, MemberId};
 use super::layout::{Chain, Layout, ViewOp};
-use super::place::MOST_MEMBERS;
 use crate::hash::HashMap;
 use crate::ir::NodeId;
 
@@ -73,7 +72,8 @@ impl Groups<'_> {
         let (into, gone) = (&self.groups[host], &self.groups[map]);
         let back: Chain = vec![ViewOp::Reshape([into.kept.as_slice(), &into.reduced].concat())];
         let operands = into.operands.union(&gone.operands).count();
-        if operands > self.max_operands || into.members.len() + gone.members.len() > MOST_MEMBERS {
+        let members = into.members.len() + gone.members.len();
+        if operands > self.max_operands || members > self.fusion.most_members as usize {
             return false;
         }
         let gathers = |member: &MemberId| self.whole_operands(self.members[*member].node);

@@ -19,13 +19,8 @@ use crate::hash::{HashMap, HashSet};
 use crate::ir::{DType, Graph, NodeId, OriginId, Shape};
 use crate::ops::{Op, OpError, Real, ReduceKind, ScalarOp};
 
-/// Fewest terms worth joining: below, a launch more or less weighs nothing.
-const FEWEST_TERMS: usize = 4;
 /// Largest expression that is compared between terms.
 const LONGEST_FORM: usize = 16;
-/// Most bytes of a chunk: large against the cost of a launch, small against the memory that waits for its last part, and
-/// within what a GPU binds by default.
-const CHUNK_BYTES: u64 = 64 << 20;
 
 /// An expression over operands, in postfix order: what terms have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,7 +109,7 @@ fn find(graph: &Graph, target: &Target) -> Found {
                 term.slices.iter().all(kept) && operands.iter().all(|id| kept(id) && seen.insert(base(graph, *id).0))
             };
             let terms: Vec<Term> = terms.into_iter().filter(fits).collect();
-            if terms.len() < FEWEST_TERMS {
+            if terms.len() < target.fusion.fewest_terms as usize {
                 continue;
             }
             for terms in chunks(terms, target) {
@@ -248,7 +243,7 @@ fn whole(graph: &Graph, terms: Vec<Term>, readers: &[Vec<NodeId>]) -> Vec<Term> 
 /// that they move no other from its alignment.
 fn chunks(mut terms: Vec<Term>, target: &Target) -> Vec<Vec<Term>> {
     let bytes = |term: &Term| term.elements * DType::F32.bytes();
-    let limit = CHUNK_BYTES.min(target.max_binding_bytes).min(target.max_segment_bytes);
+    let limit = target.fusion.chunk_bytes.min(target.max_binding_bytes).min(target.max_segment_bytes);
     terms.retain(|term| bytes(term) <= limit);
     let odd = |term: &Term| !bytes(term).is_multiple_of(target.alignment.max(1));
     terms.sort_by_key(|term| (odd(term), term.operands.iter().max().copied()));

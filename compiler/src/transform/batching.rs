@@ -23,7 +23,7 @@
 //! (not only a lookup) is shared.
 
 use super::Changed;
-use super::analysis::{along, fault, places, resized};
+use super::analysis::{along, fault, places};
 use crate::diag::Diagnostics;
 use crate::hash::{HashMap, HashSet};
 use crate::ir::{Builder, Dim, Graph, NodeId, Shape, TensorType, commutes, eliminate_dead};
@@ -501,7 +501,7 @@ impl<'a> Emitter<'a> {
                 (None, None) => self.value(*input)?,
             });
         }
-        let op = resized(&member.op, axis, member.ty.shape.size(axis) * self.region.lanes as u64);
+        let op = member.op.resized(axis, member.ty.shape.size(axis) * self.region.lanes as u64);
         self.stacked[tuple] = Some(self.new.add(op, &inputs, member.origin)?);
         Ok(())
     }
@@ -566,7 +566,7 @@ impl<'a> Emitter<'a> {
                         None => self.value(*input)?,
                     });
                 }
-                let op = resized(&node.op, axis, node.ty.shape.size(axis) * self.region.lanes as u64);
+                let op = node.op.resized(axis, node.ty.shape.size(axis) * self.region.lanes as u64);
                 self.new.add(op, &inputs, node.origin)?
             }
             _ => {

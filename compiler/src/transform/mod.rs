@@ -25,6 +25,7 @@ mod streaming;
 
 use std::collections::BTreeSet;
 
+use alip_plan::{Packing, Spacing};
 use serde::Serialize;
 
 use crate::diag::{Diagnostic, Diagnostics};
@@ -149,11 +150,12 @@ impl Rewritten {
     }
 }
 
-/// Rewrites the forward programs of a model and packs their rows: a packed program becomes several, one per number of rows.
+/// Rewrites the forward programs of a model and packs their rows: a packed program becomes several, one per number of rows,
+/// which are the target's.
 ///
 /// # Errors
 /// A rewrite built a node that its op refuses: a fault of the compiler.
-pub fn forward(resolved: &Resolved, options: &Options) -> Result<Rewritten, Diagnostics> {
+pub fn forward(resolved: &Resolved, options: &Options, packing: &Packing) -> Result<Rewritten, Diagnostics> {
     let results = Results { values: resolved.values_read_later() };
     let Resolved { model: Model { name, programs, packed: _, state }, .. } = resolved;
     let mut model = Model { name: name.clone(), state: state.clone(), ..Model::default() };
@@ -164,7 +166,7 @@ pub fn forward(resolved: &Resolved, options: &Options) -> Result<Rewritten, Diag
     }
     for (name, graph) in &mut model.programs {
         let trained = name == alip_plan::PROGRAM_TRAIN;
-        let spacing = if trained { packing::Spacing::Fine } else { packing::Spacing::Coarse };
+        let spacing = if trained { &packing.trained } else { &packing.untrained };
         if let Some((whole, packed)) = pack_program(graph, &results, options, spacing, &mut report)? {
             *graph = whole;
             model.packed.insert(name.clone(), packed);
@@ -244,7 +246,7 @@ pub fn pack_program(
     graph: &Graph,
     results: &Results,
     options: &Options,
-    spacing: packing::Spacing,
+    spacing: &Spacing,
     report: &mut Report,
 ) -> Result<Option<(Graph, PackedGraphs)>, Diagnostics> {
     if !options.disabled.allows(packing::PACKING) {

@@ -9,7 +9,7 @@
 
 use std::borrow::Cow;
 
-use alip_plan::{Target, TargetKind};
+use alip_plan::Target;
 use smallvec::SmallVec;
 
 use super::fault;
@@ -41,7 +41,7 @@ pub fn for_target<'m>(model: &'m Model, target: &Target) -> Result<Cow<'m, Model
     if model.all_programs().all(|(_, graph)| !is_narrow(graph)) && model.state.values().all(|s| stored(s.ty.dtype)) {
         return Ok(Cow::Borrowed(model));
     }
-    let storage = if target.kind == TargetKind::Cpu { Storage::Narrow } else { Storage::F32 };
+    let storage = if target.narrow_memory { Storage::Narrow } else { Storage::F32 };
     let mut model = model.clone();
     let fewer = model.packed.values_mut().flat_map(|packed| packed.fewer.iter_mut().map(|(_, graph)| graph));
     for graph in model.programs.values_mut().chain(fewer) {

@@ -17,6 +17,7 @@
 
 use std::collections::BTreeMap;
 
+use alip_plan::Target;
 use indexmap::IndexMap;
 
 use super::Changed;
@@ -29,10 +30,14 @@ use crate::ops::{Dot, Op, OpError, ScalarOp};
 
 const NAME: &str = "projections";
 
-/// Parameters have neighbours only where they fill their place to the last byte: of the largest alignment of any target.
-const ALIGNMENT: u64 = 256;
-/// Most bytes that are joined: what a GPU binds by default, with room to spare.
-const MOST_BYTES: u64 = 64 << 20;
+/// What parameters must keep to, to have neighbours: they fill their place to the last byte, of so many it is a multiple, and
+/// together they have at most so many bytes. What is joined must hold on every target, since a model has one form for all.
+fn limits() -> (u64, u64) {
+    let all = Target::all();
+    let alignment = all.iter().map(|target| target.alignment).max();
+    let bytes = all.iter().map(|target| target.fusion.chunk_bytes).min();
+    (alignment.unwrap_or(1), bytes.unwrap_or(0))
+}
 
 pub(super) fn projections(graph: &Graph) -> Result<Option<Changed>, Diagnostics> {
     let sets = find(graph);
@@ -83,6 +88,7 @@ fn find(graph: &Graph) -> Vec<Vec<Projection>> {
     let parameters = |set: &[Projection], of: fn(&Projection) -> Option<NodeId>| -> Vec<NodeId> {
         set.iter().filter_map(of).collect()
     };
+    let (alignment, most_bytes) = limits();
     // The first and whoever reads the same set again.
     let mut of_parameter: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
     sets.retain(|set| {
@@ -91,7 +97,7 @@ fn find(graph: &Graph) -> Vec<Vec<Projection>> {
         let both = [weights, biases];
         let free = |all: &Vec<NodeId>| all.iter().all(|id| of_parameter.get(id).is_none_or(|known| known == all));
         let distinct = |all: &Vec<NodeId>| all.iter().collect::<HashSet<_>>().len() == all.len();
-        let fits = both.iter().all(|all| free(all) && distinct(all) && adjoin(graph, all, ALIGNMENT, MOST_BYTES));
+        let fits = both.iter().all(|all| free(all) && distinct(all) && adjoin(graph, all, alignment, most_bytes));
         if fits {
             both.iter().for_each(|all| of_parameter.extend(all.iter().map(|id| (*id, all.clone()))));
         }

@@ -25,11 +25,12 @@
 use smallvec::{SmallVec, smallvec};
 
 use super::Changed;
-use super::analysis::{self, along, cost, fault, places, resized, same_place};
+use super::analysis::{self, along, cost, fault, places};
 use crate::diag::Diagnostics;
 use crate::hash::HashMap;
 use crate::ir::{Builder, Dim, Graph, NodeId, Shape};
 use crate::ops::attention::{Attention, Rows};
+use crate::ops::axes::same_place;
 use crate::ops::{Op, OpError};
 
 const NAME: &str = "push_down";
@@ -460,7 +461,7 @@ impl<'a> Emitter<'a> {
             {
                 op = self.unmasked(attention.clone(), pick, &mut inputs, node.origin)?;
             }
-            op = resized(&op, *axis, pick.count(self.graph));
+            op = op.resized(*axis, pick.count(self.graph));
         }
         self.new.add(op, &inputs, node.origin)
     }

@@ -14,6 +14,7 @@ use alip_compiler::ops::{Op, ReduceKind};
 use alip_compiler::resolve::{Options, resolve, resolve_source};
 use alip_compiler::training::{Keep, training_step};
 use alip_compiler::transform::{self, Disabled, Report, Rewritten};
+use alip_plan::Target;
 use steps::{Within, assert_close, first_state};
 
 /// Both sides are sums of a few dozen terms in f64, in another order.
@@ -53,7 +54,7 @@ fn program(spec: &str, lift: bool) -> (Graph, Report) {
     let resolved = resolved.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
     let options = transform::Options { lift, disabled: Disabled::all() };
     let Rewritten { model, report, .. } =
-        transform::forward(&resolved, &options).unwrap_or_else(|errors| panic!("{errors}"));
+        transform::forward(&resolved, &options, &Target::cpu().packing).unwrap_or_else(|errors| panic!("{errors}"));
     let graph = model.programs["f"].clone();
     verify(&graph).unwrap_or_else(|errors| panic!("{errors}"));
     (graph, report)
@@ -115,7 +116,7 @@ fn a_training_step_stays_the_same() {
         let mut sources = SourceMap::new();
         let resolved = resolve(&mut sources, "alip_tiny", &Options::default()).unwrap();
         let options = transform::Options { lift, disabled: Disabled::all() };
-        let Rewritten { model, report, .. } = transform::forward(&resolved, &options).unwrap();
+        let Rewritten { model, report, .. } = transform::forward(&resolved, &options, &Target::cpu().packing).unwrap();
         let step = training_step(&resolved, model, Keep { grads: true, values: true }).unwrap();
         (step.model, report)
     };

@@ -18,8 +18,8 @@ use alip_compiler::resolve::{Options, resolve_source};
 use alip_compiler::training::{Keep, training_step};
 use alip_compiler::transform::packing::PACKING;
 use alip_compiler::transform::{self, Applied, Disabled, Results};
-use alip_plan::StateKind;
 use alip_plan::philox::philox4x32;
+use alip_plan::{StateKind, Target};
 
 /// Of the largest entry of a tensor: both sides are f64, with sums of a few thousand terms in another order.
 const RELATIVE: f64 = 1e-12;
@@ -117,7 +117,8 @@ fn model(spec: &str, lift: bool, disabled: &Disabled) -> (Model, Vec<Applied>) {
     let mut disabled = disabled.clone();
     disabled.0.insert(PACKING.into());
     let options = transform::Options { lift, disabled };
-    let rewritten = transform::forward(&resolved, &options).unwrap_or_else(|errors| panic!("{errors}"));
+    let rewritten =
+        transform::forward(&resolved, &options, &Target::cpu().packing).unwrap_or_else(|errors| panic!("{errors}"));
     let step = training_step(&resolved, rewritten.model, Keep { grads: true, values: false });
     let model = step.unwrap_or_else(|errors| panic!("{errors}")).model;
     verify_model(&model).unwrap_or_else(|errors| panic!("{errors}"));

@@ -5,7 +5,6 @@
 
 use alip_compiler::diag::Diagnostics;
 use alip_compiler::ir::{Graph, Model, StopGradients, simplify};
-use alip_compiler::transform::packing::Spacing;
 use alip_compiler::transform::{self, Results, forward_program, pack_program};
 use alip_compiler::{CompileOptions, SWITCHES};
 use alip_plan::Target;
@@ -57,7 +56,8 @@ impl Level {
         let results = Results { values: case.graph.values.keys().cloned().collect() };
         let mut report = transform::Report::default();
         let forward = forward_program(&case.graph, &results, &options.transform, &mut report)?;
-        let packed = pack_program(&forward, &results, &options.transform, Spacing::Coarse, &mut report)?;
+        let packed =
+            pack_program(&forward, &results, &options.transform, &options.target.packing.untrained, &mut report)?;
         let Some((whole, mut packed)) = packed else {
             return Ok((model("random", &self.finished(&forward)?, &case.state), report));
         };

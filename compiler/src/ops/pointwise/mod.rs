@@ -1,10 +1,13 @@
 //! Scalar operations at every point of equally shaped tensors: one row of a [table](rows) each.
 
+mod bounds;
 mod cases;
 mod rows;
 
 pub(super) use self::cases::cases;
 use self::rows::ROWS;
+use super::axes::{self, Along, Layout, No, Packs};
+use super::rounding::{Found, Rounding};
 use super::{Builder, Call, Op, OpError, Primitive, Real, ScalarOp, Tensor, same_shape};
 use crate::graph::{DType, NodeId, TensorType};
 
@@ -45,6 +48,8 @@ pub struct Pointwise {
     eval: fn(f64, f64, f64) -> f64,
     /// Meaning on I32 where it is not that on floats: arithmetic wraps.
     eval_i32: Option<fn(i32, i32) -> i32>,
+    /// Bound on the error of a result that is a float or is made of floats; others go by [`Rounding::any_input`].
+    error: fn(&mut Rounding<'_, '_>, ScalarOp) -> Found,
     /// (inputs, output, gradient of the output, which input) -> gradient of that input; `None`: zero everywhere.
     vjp: Option<Derivative>,
 }
@@ -189,6 +194,22 @@ impl Primitive for ScalarOp {
 
     fn flops(&self, _: &[&TensorType], out: &TensorType) -> u64 {
         out.shape.elements()
+    }
+
+    fn along(&self, inputs: &[&TensorType], axis: usize) -> Result<Along, No> {
+        axes::all(inputs, axis)
+    }
+
+    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
+        Packs::Rows
+    }
+
+    fn error(&self, r: &mut Rounding<'_, '_>) -> Found {
+        match pointwise(*self) {
+            Some(_) if !r.is_float() && !r.of_floats() => r.any_input(),
+            Some(row) => (row.error)(r, *self),
+            None => Err(OpError::new(format!("{self:?} exists inside kernels only"))),
+        }
     }
 }
 

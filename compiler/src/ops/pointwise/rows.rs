@@ -1,11 +1,11 @@
-//! The table: what each scalar operation means, and its gradient.
+//! The table: what each scalar operation means, its rounding bound and its gradient.
 //!
 //! A gradient of exactly 0 stays 0 through `exp`, `ln`, `sqrt` and `pow`, whose slopes may be infinite where their values are
 //! of use: `max(ln(x), least)` does not move with an x of 0, nor `min(exp(x), most)` with one of 1000.
 
 use alip_plan::fault::{Fault, planted};
 
-use super::{Pointwise, Rule, truth};
+use super::{Pointwise, Rule, bounds, truth};
 use crate::graph::{DType, NodeId};
 use crate::ops::{Builder, OpError, ScalarOp};
 
@@ -55,6 +55,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: (-3.5, 3.5),
         eval: |x, _, _| x,
         eval_i32: None,
+        error: bounds::cast,
         vjp: Some(|_, _, _, g, _| Ok(g)),
     },
     Pointwise {
@@ -65,6 +66,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |x, _, _| -x,
         eval_i32: Some(|x, _| x.wrapping_neg()),
+        error: bounds::exact,
         vjp: Some(|b, _, _, g, _| b.neg(g)),
     },
     Pointwise {
@@ -75,6 +77,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |x, _, _| x.abs(),
         eval_i32: Some(|x, _| x.wrapping_abs()),
+        error: bounds::exact,
         vjp: Some(|b, x, _, g, _| {
             let zero = b.scalar(0.0)?;
             let minus = b.neg(g)?;
@@ -91,6 +94,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |x, _, _| libm::exp(x),
         eval_i32: None,
+        error: bounds::exp,
         vjp: Some(|b, _, y, g, _| {
             let slope = b.mul(g, y)?;
             through(b, g, slope)
@@ -104,6 +108,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: POSITIVE,
         eval: |x, _, _| libm::log(x),
         eval_i32: None,
+        error: bounds::ln,
         vjp: Some(|b, x, _, g, _| {
             let slope = b.div(g, x[0])?;
             through(b, g, slope)
@@ -117,6 +122,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: POSITIVE,
         eval: |x, _, _| libm::sqrt(x),
         eval_i32: None,
+        error: bounds::sqrt,
         vjp: Some(|b, _, y, g, _| {
             let half = b.scalar(0.5)?;
             let half = b.mul(g, half)?;
@@ -132,6 +138,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: (-3.0, 3.0),
         eval: |x, _, _| libm::sin(x),
         eval_i32: None,
+        error: bounds::circular,
         vjp: Some(|b, x, _, g, _| {
             let cos = b.cos(x[0])?;
             b.mul(g, cos)
@@ -145,6 +152,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: (-3.0, 3.0),
         eval: |x, _, _| libm::cos(x),
         eval_i32: None,
+        error: bounds::circular,
         vjp: Some(|b, x, _, g, _| {
             let sin = b.sin(x[0])?;
             let product = b.mul(g, sin)?;
@@ -159,6 +167,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: (-2.0, 2.0),
         eval: |x, _, _| libm::tanh(x),
         eval_i32: None,
+        error: bounds::tanh,
         vjp: Some(|b, _, y, g, _| {
             let one = b.scalar(1.0)?;
             let square = b.mul(y, y)?;
@@ -174,6 +183,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: (-2.0, 2.0),
         eval: |x, _, _| libm::erf(x),
         eval_i32: None,
+        error: bounds::erf,
         vjp: Some(|b, x, _, g, _| {
             let scale = b.scalar(std::f64::consts::FRAC_2_SQRT_PI)?;
             let square = b.mul(x[0], x[0])?;
@@ -191,6 +201,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: (-3.5, 3.5),
         eval: |x, _, _| x.floor(),
         eval_i32: None,
+        error: bounds::steps,
         vjp: None,
     },
     Pointwise {
@@ -201,6 +212,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |x, _, _| truth(x == 0.0),
         eval_i32: None,
+        error: bounds::logic,
         vjp: None,
     },
     Pointwise {
@@ -211,6 +223,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |a, b, _| a + b,
         eval_i32: Some(i32::wrapping_add),
+        error: bounds::added,
         vjp: Some(|_, _, _, g, _| Ok(g)),
     },
     Pointwise {
@@ -221,6 +234,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |a, b, _| a - b,
         eval_i32: Some(i32::wrapping_sub),
+        error: bounds::added,
         vjp: Some(|b, _, _, g, input| if input == 0 || planted(Fault::SubGradientSign) { Ok(g) } else { b.neg(g) }),
     },
     Pointwise {
@@ -231,6 +245,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |a, b, _| a * b,
         eval_i32: Some(i32::wrapping_mul),
+        error: bounds::multiplied,
         vjp: Some(|b, x, _, g, input| b.mul(g, x[1 - input])),
     },
     Pointwise {
@@ -241,6 +256,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: POSITIVE,
         eval: |a, b, _| a / b,
         eval_i32: Some(|a, b| if b == 0 { a } else { a.wrapping_div(b) }),
+        error: bounds::quotient,
         vjp: Some(|b, x, y, g, input| {
             let quotient = b.div(g, x[1])?;
             if input == 0 {
@@ -258,6 +274,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: POSITIVE,
         eval: |a, b, _| libm::pow(a, b),
         eval_i32: None,
+        error: bounds::pow,
         vjp: Some(|b, x, y, g, input| {
             if input == 0 {
                 let one = b.scalar(1.0)?;
@@ -289,6 +306,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |a, b, _| if b.is_nan() { b } else { smaller(a, b) },
         eval_i32: Some(Ord::min),
+        error: bounds::extremum,
         vjp: Some(|b, x, _, g, input| {
             let (mine, other) = (x[input], x[1 - input]);
             let (chosen, beaten) = (b.lt(mine, other)?, b.lt(other, mine)?);
@@ -303,6 +321,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |a, b, _| if b.is_nan() { b } else { larger(a, b) },
         eval_i32: Some(Ord::max),
+        error: bounds::extremum,
         vjp: Some(|b, x, _, g, input| {
             let (mine, other) = (x[input], x[1 - input]);
             let (chosen, beaten) = (b.gt(mine, other)?, b.gt(other, mine)?);
@@ -317,6 +336,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |a, b, _| truth(a < b),
         eval_i32: None,
+        error: bounds::compared,
         vjp: None,
     },
     Pointwise {
@@ -327,6 +347,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |a, b, _| truth(a <= b),
         eval_i32: None,
+        error: bounds::compared,
         vjp: None,
     },
     Pointwise {
@@ -337,6 +358,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |a, b, _| truth(a == b),
         eval_i32: None,
+        error: bounds::compared,
         vjp: None,
     },
     Pointwise {
@@ -347,6 +369,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |a, b, _| truth(a != 0.0 && b != 0.0),
         eval_i32: None,
+        error: bounds::logic,
         vjp: None,
     },
     Pointwise {
@@ -357,6 +380,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |a, b, _| truth(a != 0.0 || b != 0.0),
         eval_i32: None,
+        error: bounds::logic,
         vjp: None,
     },
     Pointwise {
@@ -367,6 +391,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |a, b, c| if a != 0.0 { b } else { c },
         eval_i32: None,
+        error: bounds::chosen,
         vjp: Some(|b, x, _, g, input| {
             let zero = b.scalar(0.0)?;
             if input == 1 { b.select(x[0], g, zero) } else { b.select(x[0], zero, g) }
@@ -380,6 +405,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: POSITIVE,
         eval: remainder,
         eval_i32: Some(remainder_i32),
+        error: bounds::remainder,
         vjp: Some(|b, x, y, g, input| {
             if input == 0 {
                 return Ok(g);
@@ -402,6 +428,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |x, _, _| DType::Bf16.rounded(x),
         eval_i32: None,
+        error: bounds::steps,
         vjp: Some(|_, _, _, g, _| Ok(g)),
     },
     Pointwise {
@@ -412,6 +439,7 @@ pub(super) static ROWS: &[Pointwise] = &[
         range: UNIT,
         eval: |x, _, _| DType::F16.rounded(x),
         eval_i32: None,
+        error: bounds::steps,
         vjp: Some(|_, _, _, g, _| Ok(g)),
     },
 ];

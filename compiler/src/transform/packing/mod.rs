@@ -20,7 +20,7 @@
 //!
 //! The rewrite is found from the reads. An index `e` that is computed from inputs of the program by integer operations is
 //! known before the program runs. From everything it reads at that index, the walk goes back to what that is computed from,
-//! as long as every op works row by row along samples and positions ([`analysis::along`]) or is causal attention, and as long
+//! as long as every op works row by row along samples and positions ([`crate::ops::axes`]) or is causal attention, and as long
 //! as nobody else reads the value: a second reader may want the dead rows. It ends at inputs, at what does not vary along one
 //! of the two axes, and at parameters. If it meets anything else the program is left as it is, and the reason is kept.
 //!
@@ -33,8 +33,9 @@ mod buckets;
 mod region;
 mod rewrite;
 
-pub use buckets::{Spacing, buckets};
+pub use buckets::buckets;
 
+use alip_plan::Spacing;
 use alip_plan::packing::{Group, lengths_output};
 
 use super::{Applied, analysis};
@@ -148,7 +149,7 @@ fn mark(graph: &Graph, id: NodeId, wanted: &mut [bool]) {
 ///
 /// # Errors
 /// As [`Found::pack`].
-pub fn pack(graph: &Graph, found: &Found, spacing: Spacing) -> Result<Option<(Graph, PackedGraphs)>, Diagnostics> {
+pub fn pack(graph: &Graph, found: &Found, spacing: &Spacing) -> Result<Option<(Graph, PackedGraphs)>, Diagnostics> {
     if found.is_empty() {
         return Ok(None);
     }

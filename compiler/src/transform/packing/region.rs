@@ -8,44 +8,8 @@ use super::Stopped;
 use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId};
 use crate::ops::attention::{Attention, AttentionResult, Rows};
+use crate::ops::axes::{Layout, Operand, Operands, Packs};
 use crate::ops::{Op, ScalarOp};
-
-/// Where a value's dimensions of samples and positions are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Layout {
-    pub(super) samples: usize,
-    pub(super) positions: usize,
-}
-
-impl Layout {
-    /// That of `[N, T, ..]`.
-    pub(super) const FIRST: Layout = Layout { samples: 0, positions: 1 };
-
-    /// Where a dimension is once rows have taken the place of samples; positions have none.
-    pub(super) fn packed(self, axis: usize) -> Option<usize> {
-        (axis != self.positions).then(|| axis - usize::from(self.positions < axis))
-    }
-
-    /// Where the rows are.
-    pub(super) fn rows(self) -> usize {
-        self.samples - usize::from(self.positions < self.samples)
-    }
-}
-
-/// How an operand of a packed op follows the rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Operand {
-    /// It has samples and positions.
-    Rows(Layout),
-    /// It has positions only, along this dimension.
-    Positions(usize),
-    /// It has samples only.
-    Samples(usize),
-    /// It has neither.
-    Same,
-}
-
-pub(super) type Operands = SmallVec<[Operand; 3]>;
 
 /// How a value with samples and positions becomes one with rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,7 +108,6 @@ fn from_inputs(graph: &Graph, id: NodeId, known: &mut HashMap<NodeId, bool>) -> 
 pub(super) fn walk(graph: &Graph, reads: &Reads, kept: &[NodeId]) -> Result<Option<Region>, Stopped> {
     let mut walk = Walk {
         graph,
-        group: reads.group,
         layouts: HashMap::default(),
         followed: HashMap::default(),
         values: HashMap::default(),
@@ -183,7 +146,6 @@ fn uses(graph: &Graph, kept: &[NodeId]) -> Vec<usize> {
 
 struct Walk<'a> {
     graph: &'a Graph,
-    group: Group,
     /// Of the values met, that a reader wants packed.
     layouts: HashMap<NodeId, Layout>,
     /// How many of a value's readers want it packed.
@@ -239,11 +201,10 @@ impl Walk<'_> {
     /// How each operand follows the rows; none when the value itself is to be picked from.
     fn operands(&self, id: NodeId, layout: Layout) -> Result<Option<Operands>, Stopped> {
         let node = self.graph.node(id);
-        if let Op::Attention(attention) = &node.op
-            && layout == Layout::FIRST
-            && let Some(operands) = self.causal(attention, &node.inputs)
-        {
-            return Ok(Some(operands));
+        let types: SmallVec<[_; 3]> = node.inputs.iter().map(|input| self.graph.ty(*input)).collect();
+        let packs = node.op.packs(&types, layout);
+        if packs == Packs::Segments {
+            return Ok(Some(Operands::from_elem(Operand::Rows(layout), types.len())));
         }
         let both = (along(self.graph, id, layout.samples), along(self.graph, id, layout.positions));
         if let (Some(samples), Some(positions)) = both {
@@ -255,49 +216,15 @@ impl Walk<'_> {
             };
             let operands: Operands = samples.iter().zip(&positions).map(operand).collect();
             let follows = |operand: &Operand| matches!(operand, Operand::Rows(_) | Operand::Same);
-            if packs(&node.op) && (matches!(node.op, Op::Broadcast { .. }) || operands.iter().all(follows)) {
+            if packs == Packs::Repeats || packs == Packs::Rows && operands.iter().all(follows) {
                 return Ok(Some(operands));
             }
         }
-        match &node.op {
-            Op::Input { .. } | Op::State { .. } | Op::Random { .. } => Ok(None),
+        match (&node.op, packs) {
+            (Op::Input { .. } | Op::State { .. } | Op::Random { .. }, _) => Ok(None),
             _ if !node.ty.dtype.is_float() => Ok(None),
-            Op::Attention(_) => Err(self.stop(id, "positions see later ones: the attention is not causal")),
+            (_, Packs::No(why)) => Err(self.stop(id, why)),
             _ => Err(self.stop(id, "does not work row by row")),
         }
     }
-
-    /// Causal self-attention, which sees rows of its sample up to its own.
-    fn causal(&self, attention: &Attention, inputs: &[NodeId]) -> Option<Operands> {
-        let Attention { result, rows, causal, .. } = attention;
-        let all = |id: &NodeId| {
-            let shape = self.graph.shape(*id);
-            (shape.size(0), shape.size(1)) == (self.group.samples, self.group.context)
-        };
-        let fits = (*result, *rows, *causal) == (AttentionResult::Out, Rows::Dense, true);
-        (fits && inputs.iter().all(all)).then(|| Operands::from_elem(Operand::Rows(Layout::FIRST), 3))
-    }
-}
-
-/// Ops that [`super::rewrite`] knows how to apply to packed operands.
-fn packs(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Pointwise(_)
-            | Op::StopGradient
-            | Op::Reduce { .. }
-            | Op::Softmax { .. }
-            | Op::LogSumExp { .. }
-            | Op::LayerNorm { .. }
-            | Op::CrossEntropy
-            | Op::Dot(_)
-            | Op::Reshape { .. }
-            | Op::Transpose { .. }
-            | Op::Broadcast { .. }
-            | Op::Slice { .. }
-            | Op::Pad { .. }
-            | Op::Concat { .. }
-            | Op::Gather { .. }
-            | Op::Iota { .. }
-    )
 }

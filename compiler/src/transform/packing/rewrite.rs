@@ -2,11 +2,12 @@
 
 use alip_plan::packing::{Group, Role};
 
-use super::region::{Layout, Operand, Operands, Packing, Region};
+use super::region::{Packing, Region};
 use crate::hash::HashMap;
 use crate::ir::{Builder, DType, Dim, Graph, NodeId, OriginId, Shape, TensorType};
 use crate::ops::attention::{Attention, Rows};
-use crate::ops::{Dot, Op, OpError};
+use crate::ops::axes::{Layout, Operand, Operands, PackedCall};
+use crate::ops::{Op, OpError};
 
 type Result<T = NodeId> = std::result::Result<T, OpError>;
 
@@ -154,7 +155,7 @@ impl Rewrite<'_> {
     /// The rows of a draw: by the counters that they have in the whole, so that it need not be drawn.
     fn drawn(&mut self, number: usize, id: NodeId) -> Result {
         let node = self.graph.node(id);
-        let shape = self.shape(number, &node.ty.shape, Layout::FIRST);
+        let shape = Layout::FIRST.shape(&node.ty.shape, self.regions[number].rows);
         let Op::Random { stream, lane, .. } = node.op else { return self.whole(id) };
         let (seed, step) = (self.whole(node.inputs[0])?, self.whole(node.inputs[1])?);
         let row = self.input(number, Role::Source)?;
@@ -169,20 +170,10 @@ impl Rewrite<'_> {
         b.op(Op::Random { shape, stream, lane }, &[seed, step, counters])
     }
 
-    /// The shape with rows in place of samples and positions.
-    fn shape(&self, number: usize, shape: &Shape, layout: Layout) -> Shape {
-        let rows = Dim::named(self.regions[number].rows, "rows");
-        let dim = |(axis, dim): (usize, &Dim)| {
-            let packed = if axis == layout.samples { rows } else { *dim };
-            (axis != layout.positions).then_some(packed)
-        };
-        shape.0.iter().enumerate().filter_map(dim).collect()
-    }
-
     /// A value of the region from packed operands.
     fn packed(&mut self, number: usize, id: NodeId, layout: Layout, operands: &Operands) -> Result {
         let node = self.graph.node(id);
-        let shape = self.shape(number, &node.ty.shape, layout);
+        let shape = layout.shape(&node.ty.shape, self.regions[number].rows);
         if let Op::Broadcast { dims, .. } = &node.op {
             return self.broadcast(number, id, layout, operands[0], dims, shape);
         }
@@ -193,13 +184,10 @@ impl Rewrite<'_> {
                 _ => self.whole(*input)?,
             });
         }
-        let op = match &node.op {
-            Op::Attention(attention) => {
-                inputs.push(self.input(number, Role::Segments)?);
-                Op::Attention(Attention { rows: Rows::Segments, ..attention.clone() })
-            }
-            op => packed_op(op, layout, operands, shape, self.regions[number].rows),
-        };
+        if matches!(node.op, Op::Attention(_)) {
+            inputs.push(self.input(number, Role::Segments)?);
+        }
+        let op = node.op.packed(&PackedCall { layout, operands, shape: &shape });
         self.new.add(op, &inputs, node.origin)
     }
 
@@ -273,48 +261,5 @@ impl Rewrite<'_> {
             }
         };
         Builder::new(&mut self.new, node.origin).reshape(result, node.ty.shape.clone())
-    }
-}
-
-/// An op that works row by row, on operands with rows in place of samples and positions.
-fn packed_op(op: &Op, layout: Layout, operands: &Operands, shape: Shape, rows: u64) -> Op {
-    let axis = |operand: usize, axis: usize| match operands[operand] {
-        Operand::Rows(from) => from.packed(axis),
-        _ => Some(axis),
-    };
-    let without = |of: &[u64], value: u64| -> Vec<u64> {
-        let entry = |(axis, size): (usize, &u64)| {
-            let size = if axis == layout.samples { value } else { *size };
-            (axis != layout.positions).then_some(size)
-        };
-        of.iter().enumerate().filter_map(entry).collect()
-    };
-    let kept = |axes: &[usize]| axes.iter().filter_map(|reduced| axis(0, *reduced)).collect();
-    match op {
-        Op::Reduce { kind, axes } => Op::Reduce { kind: *kind, axes: kept(axes) },
-        Op::Softmax { axes } => Op::Softmax { axes: kept(axes) },
-        Op::LogSumExp { axes } => Op::LogSumExp { axes: kept(axes) },
-        Op::LayerNorm { axes, eps } => Op::LayerNorm { axes: kept(axes), eps: *eps },
-        Op::Dot(dot) => {
-            let pairs = |pairs: &[(usize, usize)]| {
-                pairs.iter().filter_map(|(left, right)| Some((axis(0, *left)?, axis(1, *right)?))).collect()
-            };
-            Op::Dot(Dot { batch: pairs(&dot.batch), contract: pairs(&dot.contract) })
-        }
-        Op::Reshape { .. } => Op::Reshape { shape },
-        Op::Transpose { perm } => {
-            let order = perm.iter().filter_map(|from| axis(0, *from));
-            Op::Transpose { perm: order.collect() }
-        }
-        Op::Slice { start, end, step } => {
-            Op::Slice { start: without(start, 0), end: without(end, rows), step: without(step, 1) }
-        }
-        Op::Pad { low, high, interior } => {
-            Op::Pad { low: without(low, 0), high: without(high, 0), interior: without(interior, 0) }
-        }
-        Op::Concat { axis: joined } => Op::Concat { axis: layout.packed(*joined).unwrap_or(*joined) },
-        Op::Gather { batch } => Op::Gather { batch: batch - usize::from(layout.positions < *batch) },
-        Op::Iota { axis: counted, .. } => Op::Iota { shape, axis: layout.packed(*counted).unwrap_or(*counted) },
-        op => op.clone(),
     }
 }

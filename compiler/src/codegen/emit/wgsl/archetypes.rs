@@ -1,18 +1,10 @@
 //! One function per archetype of kernel loops.
 
-use alip_plan::DType;
 use alip_plan::kernel::{Conv2d, ConvKind, Loop, Map, Product, ScatterAdd};
+use alip_plan::{DType, Tiles};
 
 use super::code::{self, Scope};
 use super::{EmitError, Shader, attention, reduction};
-
-/// Product tile: 64 x 64 results by 16 x 16 threads, 16 steps of k at a time; half of the workgroup memory.
-const TILE: u64 = 64;
-const TILE_K: u64 = 16;
-/// A sum of more products than this is shared by a workgroup.
-const LONG_SUM: u64 = 4096;
-/// Elements of a table row that one thread of a scatter owns, in registers.
-const SCATTER_CHUNK: u64 = 32;
 
 pub(super) fn emit(kernel: &Loop, shader: &mut Shader<'_>) -> Result<(), EmitError> {
     match kernel {
@@ -57,33 +49,36 @@ fn emit_map(map: &Map, shader: &mut Shader<'_>) -> Result<(), EmitError> {
 
 fn emit_product(product: &Product, shader: &mut Shader<'_>) -> Result<(), EmitError> {
     let (m, n, k) = (product.m, product.n, product.k);
-    let (tiles_m, tiles_n) = (m.div_ceil(TILE), n.div_ceil(TILE));
+    let Tiles { product: tile, depth, .. } = shader.tiles;
+    let (tiles_m, tiles_n) = (m.div_ceil(tile), n.div_ceil(tile));
+    // Threads on a side of the tile, each for four rows and four columns.
+    let side = tile / 4;
     let batch: u64 = product.batch.iter().product();
-    shader.launch(tiles_m * tiles_n * batch, 256);
+    shader.launch(tiles_m * tiles_n * batch, (side * side) as u32);
     shader.operand(product.a.operand, product.a.dtype)?;
     shader.operand(product.b.operand, product.b.dtype)?;
     let store = epilogue(product, shader)?;
     shader.globals.push_str(&format!(
         "var<workgroup> ta: array<vec4<f32>, {size}>;\nvar<workgroup> tb: array<vec4<f32>, {size}>;\n{store}",
-        size = TILE * TILE_K / 4
+        size = tile * depth / 4
     ));
 
     shader.line(format!("let batch = work / {}u;", tiles_m * tiles_n));
     shader.line(format!("if (batch >= {batch}u) {{ return; }}"));
-    shader.line(format!("let tile_m = (work / {tiles_n}u) % {tiles_m}u * {TILE}u;"));
-    shader.line(format!("let tile_n = work % {tiles_n}u * {TILE}u;"));
+    shader.line(format!("let tile_m = (work / {tiles_n}u) % {tiles_m}u * {tile}u;"));
+    shader.line(format!("let tile_n = work % {tiles_n}u * {tile}u;"));
     let coords = code::unravel(shader, "batch", &product.batch, "c");
     let (a, b) = (&product.a, &product.b);
     let rank = product.batch.len();
     shader.line(format!("let base_a = {};", code::offset(&coords, &a.strides[..rank], a.offset)));
     shader.line(format!("let base_b = {};", code::offset(&coords, &b.strides[..rank], b.offset)));
     // Thread (ty, tx) owns rows 4 ty to 4 ty + 3 and columns 4 tx to 4 tx + 3 of the tile; r{i} is a row.
-    shader.line("let tx = lane % 16u;");
-    shader.line("let ty = lane / 16u;");
+    shader.line(format!("let tx = lane % {side}u;"));
+    shader.line(format!("let ty = lane / {side}u;"));
     for i in 0..4 {
         shader.line(format!("var r{i} = vec4<f32>();"));
     }
-    shader.repeat(&format!("for (var k0 = 0u; k0 < {k}u; k0 += {TILE_K}u)"), k.div_ceil(TILE_K));
+    shader.repeat(&format!("for (var k0 = 0u; k0 < {k}u; k0 += {depth}u)"), k.div_ceil(depth));
     let rows =
         Side { tile: "ta", operand: a.operand, base: "base_a", stride: a.strides[rank], start: "tile_m", size: m };
     rows.load_tile(shader, a.strides[rank + 1], k);
@@ -91,9 +86,9 @@ fn emit_product(product: &Product, shader: &mut Shader<'_>) -> Result<(), EmitEr
         Side { tile: "tb", operand: b.operand, base: "base_b", stride: b.strides[rank + 1], start: "tile_n", size: n };
     columns.load_tile(shader, b.strides[rank], k);
     shader.line("workgroupBarrier();");
-    shader.repeat(&format!("for (var q = 0u; q < {TILE_K}u; q++)"), TILE_K);
-    shader.line(format!("let a = ta[q * {}u + ty];", TILE / 4));
-    shader.line(format!("let b = tb[q * {}u + tx];", TILE / 4));
+    shader.repeat(&format!("for (var q = 0u; q < {depth}u; q++)"), depth);
+    shader.line(format!("let a = ta[q * {side}u + ty];"));
+    shader.line(format!("let b = tb[q * {side}u + tx];"));
     for i in 0..4 {
         shader.line(format!("r{i} += a[{i}] * b;"));
     }
@@ -142,16 +137,19 @@ struct Side<'a> {
 }
 
 impl Side<'_> {
-    /// Loads a 64 x 16 tile, zeros beyond the edges; neighbouring threads read along the dimension with the smaller stride.
+    /// Loads its part of a tile, zeros beyond the edges; neighbouring threads read along the dimension with the smaller stride.
     fn load_tile(&self, shader: &mut Shader<'_>, k_stride: i64, k: u64) {
         let Side { tile, operand, base, stride, start, size } = self;
-        shader.repeat(&format!("for (var e = lane; e < {}u; e += 256u)", TILE * TILE_K), TILE * TILE_K / 256);
+        let Tiles { product: width, depth, .. } = shader.tiles;
+        let (elements, threads) = (width * depth, (width / 4).pow(2));
+        let head = format!("for (var e = lane; e < {elements}u; e += {threads}u)");
+        shader.repeat(&head, elements.div_ceil(threads));
         if k_stride < *stride {
-            shader.line(format!("let q = e % {TILE_K}u;"));
-            shader.line(format!("let o = e / {TILE_K}u;"));
+            shader.line(format!("let q = e % {depth}u;"));
+            shader.line(format!("let o = e / {depth}u;"));
         } else {
-            shader.line(format!("let o = e % {TILE}u;"));
-            shader.line(format!("let q = e / {TILE}u;"));
+            shader.line(format!("let o = e % {width}u;"));
+            shader.line(format!("let q = e / {width}u;"));
         }
         shader.line(format!("let free = {start} + o;"));
         shader.line("let deep = k0 + q;");
@@ -160,7 +158,7 @@ impl Side<'_> {
         let at = code::offset(&["free".into(), "deep".into()], &[*stride, k_stride], 0);
         shader.line(format!("x = p{operand}[{base} + {at}];"));
         shader.line("}");
-        shader.line(format!("{tile}[q * {}u + o / 4u][o % 4u] = x;", TILE / 4));
+        shader.line(format!("{tile}[q * {}u + o / 4u][o % 4u] = x;", width / 4));
         shader.line("}");
     }
 }
@@ -222,7 +220,8 @@ fn emit_weight_grad(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitEr
     let (oh, ow) = conv.out();
     let Conv2d { n, c, h, w, o, kh, kw, stride, padding, .. } = *conv;
     let (weights, rows) = (o * c * kh * kw, n * oh);
-    let width = if rows * ow > LONG_SUM { 64 } else { 1 };
+    let Tiles { long_sum, sum_threads, .. } = shader.tiles;
+    let width = if rows * ow > long_sum { sum_threads } else { 1 };
     if width > 1 {
         shader.launch(weights, width as u32);
         shader.line("let point = work;");
@@ -266,7 +265,7 @@ fn emit_weight_grad(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitEr
 
 fn emit_scatter(scatter: &ScatterAdd, shader: &mut Shader<'_>) -> Result<(), EmitError> {
     let ScatterAdd { batch, count, rows, inner } = *scatter;
-    let chunk = inner.clamp(1, SCATTER_CHUNK);
+    let chunk = inner.clamp(1, shader.tiles.scatter_chunk);
     let chunks = inner.div_ceil(chunk);
     shader.operand(0, DType::I32)?;
     shader.operand(1, DType::F32)?;

@@ -13,8 +13,6 @@ use alip_plan::kernel::{Attention, AttentionResult, Rows, View};
 
 use super::{EmitError, Shader, code};
 
-/// Threads of a workgroup, and rows of a tile.
-const WIDTH: u64 = 64;
 /// Below every score that is a number, and finite, so that the difference of two is a number.
 const LOWEST: &str = "-3.0e38f";
 /// The largest score that others have a distance to.
@@ -32,7 +30,8 @@ pub(super) fn emit(attention: &Attention, shader: &mut Shader<'_>) -> Result<(),
     if queries + keys > u64::from(u32::MAX) {
         return Err(EmitError(format!("{} rows in one kernel are more than 32 bits number", queries + keys)));
     }
-    shader.launch(queries + keys, WIDTH as u32);
+    let threads = shader.tiles.attention;
+    shader.launch(queries + keys, threads as u32);
     shader.line(format!("if (work >= {}u) {{ return; }}", queries + keys));
     let mut writer = Writer { attention, shader };
     writer.declare();
@@ -101,11 +100,13 @@ impl Writer<'_, '_> {
             )
         };
         let scale = code::constant(self.shader, scale.0, DType::F32);
+        let threads = self.shader.tiles.attention;
         let mut text = product("score", q, k, *d, format!("sum * {scale}"));
         if let (Some(v), Some(g)) = (v, g) {
             text += &product("slope", g, v, *e, "sum".into());
         }
-        text += &format!("var<workgroup> first: array<f32, {WIDTH}>;\nvar<workgroup> second: array<f32, {WIDTH}>;\n");
+        text +=
+            &format!("var<workgroup> first: array<f32, {threads}>;\nvar<workgroup> second: array<f32, {threads}>;\n");
         if self.attention.rows != Rows::Dense {
             text += "var<workgroup> found: vec4<u32>;\n";
         }
@@ -207,8 +208,9 @@ impl Writer<'_, '_> {
         }
         self.line(format!("var top = {LOWEST};"));
         self.line("var sum = 0.0f;");
-        let trips = keys.div_ceil(WIDTH);
-        self.shader.repeat(&format!("for (var j = lane; j < seen; j += {WIDTH}u)"), trips);
+        let threads = self.shader.tiles.attention;
+        let trips = keys.div_ceil(threads);
+        self.shader.repeat(&format!("for (var j = lane; j < seen; j += {threads}u)"), trips);
         self.shader.count(self.attention.d);
         self.line(format!("let x = score({s}, {i}, begin + j, {h});"));
         self.line(format!("let next = min_f(max_f(top, x), {HIGHEST});"));
@@ -218,8 +220,8 @@ impl Writer<'_, '_> {
         self.line("first[lane] = top;");
         self.line("second[lane] = sum;");
         self.line("workgroupBarrier();");
-        let halves = format!("for (var half = {}u; half > 0u; half = half >> 1u)", WIDTH / 2);
-        self.shader.repeat(&halves, WIDTH.ilog2().into());
+        let halves = format!("for (var half = {}u; half > 0u; half = half >> 1u)", threads / 2);
+        self.shader.repeat(&halves, threads.ilog2().into());
         self.line("if (lane < half) {");
         self.line("let a = first[lane];");
         self.line("let b = first[lane + half];");
@@ -280,11 +282,12 @@ impl Writer<'_, '_> {
     /// Goes over the other side's rows in tiles: `weigh` sets the weights of row `begin + j`; then all threads add up. Stores
     /// the sums at the row's own place.
     fn tiles(&mut self, other: &Other, sums: &[Sum<'_>], [s, row, h]: [&str; 3], weigh: impl FnOnce(&mut Self)) {
+        let threads = self.shader.tiles.attention;
         let owned = |sum: &Sum<'_>| -> Vec<(String, String)> {
-            let element = |c: u64| if c == 0 { "lane".into() } else { format!("lane + {}u", c * WIDTH) };
-            (0..sum.width.div_ceil(WIDTH)).map(|c| (format!("{}{c}", sum.name), element(c))).collect()
+            let element = |c: u64| if c == 0 { "lane".into() } else { format!("lane + {}u", c * threads) };
+            (0..sum.width.div_ceil(threads)).map(|c| (format!("{}{c}", sum.name), element(c))).collect()
         };
-        let inside = |sum: &Sum<'_>, x: &str, statement: String| match sum.width % WIDTH {
+        let inside = |sum: &Sum<'_>, x: &str, statement: String| match sum.width % threads {
             0 => statement,
             _ => format!("if ({x} < {}u) {{ {statement} }}", sum.width),
         };
@@ -292,15 +295,15 @@ impl Writer<'_, '_> {
             self.line(format!("var {name} = 0.0f;"));
         }
         let Other { from, to, most } = *other;
-        let tiles = format!("for (var tile = {from}; tile < {to}; tile += {WIDTH}u)");
-        self.shader.repeat(&tiles, most.div_ceil(WIDTH));
+        let tiles = format!("for (var tile = {from}; tile < {to}; tile += {threads}u)");
+        self.shader.repeat(&tiles, most.div_ceil(threads));
         self.line("let j = tile + lane;");
         self.line(format!("if (j < {to}) {{"));
         weigh(self);
         self.line("}");
         self.line("workgroupBarrier();");
-        self.line(format!("let rows = min({WIDTH}u, {to} - tile);"));
-        self.shader.repeat("for (var y = 0u; y < rows; y++)", WIDTH.min(most));
+        self.line(format!("let rows = min({threads}u, {to} - tile);"));
+        self.shader.repeat("for (var y = 0u; y < rows; y++)", threads.min(most));
         self.line("let at = begin + tile + y;");
         for sum in sums {
             for (name, x) in owned(sum) {

@@ -20,7 +20,7 @@ mod reduction;
 use std::fmt::Write;
 
 use alip_plan::kernel::{Kernel, Loop};
-use alip_plan::{DType, Target};
+use alip_plan::{DType, Target, Tiles};
 
 /// Why a loop cannot become WGSL.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,9 +37,11 @@ impl std::error::Error for EmitError {}
 /// The shader of a loop for a target, validated.
 ///
 /// # Errors
-/// More operands than the target binds, more work than it dispatches, a storage type it lacks, or text that naga refuses.
+/// A target without generated kernels, more operands than it binds, more work than it dispatches, a storage type it lacks, or
+/// text that naga refuses.
 pub fn emit(kernel: &Loop, target: &Target) -> Result<Kernel, EmitError> {
-    let mut shader = Shader::new(target);
+    let tiles = target.tiles.ok_or_else(|| EmitError(format!("target {} has no generated kernels", target.name)))?;
+    let mut shader = Shader::new(target, tiles);
     archetypes::emit(kernel, &mut shader)?;
     let iterations = shader.iterations;
     let (source, workgroups) = shader.finish()?;
@@ -50,6 +52,7 @@ pub fn emit(kernel: &Loop, target: &Target) -> Result<Kernel, EmitError> {
 /// A shader under construction.
 struct Shader<'t> {
     target: &'t Target,
+    tiles: Tiles,
     operands: Vec<Option<DType>>,
     functions: prelude::Functions,
     /// Module-scope declarations: workgroup memory, helper functions of this kernel.
@@ -65,9 +68,10 @@ struct Shader<'t> {
 }
 
 impl<'t> Shader<'t> {
-    fn new(target: &'t Target) -> Shader<'t> {
+    fn new(target: &'t Target, tiles: Tiles) -> Shader<'t> {
         Shader {
             target,
+            tiles,
             operands: Vec::new(),
             functions: prelude::Functions::default(),
             globals: String::new(),

@@ -1,25 +1,19 @@
 //! Reductions: a workgroup holds one long row, or several whose elements lie side by side, or a thread per short row.
 
-use alip_plan::DType;
 use alip_plan::fault::{Fault, planted};
 use alip_plan::kernel::{Lanes, Reduce, ReduceKind, Reduction, Stage};
+use alip_plan::{DType, Tiles};
 
 use super::archetypes::thread_per;
 use super::code::{self, Scope};
 use super::{EmitError, Shader};
 
-/// Rows shorter than this are reduced by one thread each: a workgroup would mostly wait.
-const SHORT_ROW: u64 = 32;
-/// Neighbouring rows of a workgroup where they lie side by side in memory: as many as threads that run in step.
-const KEPT_ROWS: u64 = 32;
-/// Workgroup memory of the WebGPU specification's default limits.
-const WORKGROUP_BYTES: u64 = 16_384;
 /// Index of a largest element before there is one: loses against every other.
 const NO_INDEX: &str = "0x7fffffffi";
 
 pub(super) fn emit(reduction: &Reduction, shader: &mut Shader<'_>) -> Result<(), EmitError> {
     let rows: u64 = reduction.kept.iter().product();
-    let share = Share::of(reduction, shader.target.workgroup_size.into());
+    let share = Share::of(reduction, shader.target.workgroup_size.into(), &shader.tiles);
     share.begin(shader, rows)?;
     let kept = code::unravel(shader, "row", &reduction.kept, "c");
     // What holds a slot's value: each stage that sets it names a new one.
@@ -68,17 +62,17 @@ struct Share {
 }
 
 impl Share {
-    fn of(reduction: &Reduction, most: u64) -> Share {
+    fn of(reduction: &Reduction, most: u64, tiles: &Tiles) -> Share {
         let rows: u64 = reduction.kept.iter().product();
         let length: u64 = reduction.reduced.iter().product();
-        let most = most.min(threads_that_fit(reduction));
-        if length < SHORT_ROW {
+        let most = most.min(threads_that_fit(reduction, tiles));
+        if length < tiles.short_row {
             return Share { threads: 1, rows: 1 };
         }
         match reduction.lanes {
             Lanes::Reduced => Share { threads: (length.next_power_of_two() / 2).clamp(32.min(most), most), rows: 1 },
             Lanes::Kept => {
-                let rows = rows.next_power_of_two().min(KEPT_ROWS).min(most / 2).max(1);
+                let rows = rows.next_power_of_two().min(tiles.kept_rows).min(most / 2).max(1);
                 Share { threads: most / rows, rows }
             }
         }
@@ -110,14 +104,14 @@ impl Share {
 }
 
 /// The largest power of two of threads whose partial results, all reductions together, fit workgroup memory.
-fn threads_that_fit(reduction: &Reduction) -> u64 {
+fn threads_that_fit(reduction: &Reduction, tiles: &Tiles) -> u64 {
     let arrays = reduction.stages.iter().map(|stage| match stage {
         Stage::Points { reduce, .. } => {
             reduce.iter().map(|item| if item.kind == ReduceKind::ArgMax { 2 } else { 1 }).sum()
         }
         Stage::Row { .. } => 0,
     });
-    1 << (WORKGROUP_BYTES / 4 / arrays.sum::<u64>().max(1)).max(1).ilog2()
+    1 << (tiles.workgroup_bytes / 4 / arrays.sum::<u64>().max(1)).max(1).ilog2()
 }
 
 struct PointsStage<'a> {

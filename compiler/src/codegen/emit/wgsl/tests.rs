@@ -2,7 +2,7 @@
 //! there is an adapter, in the runtime.
 
 use alip_plan::kernel::*;
-use alip_plan::{DType, Real, Target};
+use alip_plan::{DType, Real, Target, Tiles};
 
 use super::emit;
 
@@ -20,7 +20,11 @@ fn code(instrs: &[(ScalarOp, DType, [u16; 3])]) -> Code {
 
 /// Emits for the default wgpu target; the text holds each of `expected`.
 fn check(kernel: Loop, workgroups: [u32; 3], expected: &[&str]) {
-    match emit(&kernel, &Target::wgpu()) {
+    check_for(&Target::wgpu(), kernel, workgroups, expected);
+}
+
+fn check_for(target: &Target, kernel: Loop, workgroups: [u32; 3], expected: &[&str]) {
+    match emit(&kernel, target) {
         Ok(Kernel::Wgsl { source, workgroups: found, .. }) => {
             assert_eq!(found, workgroups, "workgroups of\n{source}");
             for part in expected {
@@ -205,10 +209,9 @@ fn many_reductions_in_one_kernel_share_workgroup_memory() {
     check(Loop::Reduction(reduction), [3, 1, 1], &["workgroup_size(128)", "w19_0: array<f32, 128>"]);
 }
 
-#[test]
-fn products() {
+fn product_with_bias() -> Loop {
     use ScalarOp::{Add, Load, Store};
-    let product = Product {
+    Loop::Product(Product {
         batch: vec![2, 3],
         m: 65,
         n: 100,
@@ -222,8 +225,22 @@ fn products() {
             (Add, DType::F32, [0, 1, 0]),
             (Store(0), DType::F32, [2, 0, 0]),
         ]),
-    };
-    check(Loop::Product(product), [24, 1, 1], &["fn finish(batch", "p3[column]"]);
+    })
+}
+
+#[test]
+fn products() {
+    check(product_with_bias(), [24, 1, 1], &["fn finish(batch", "p3[column]"]);
+}
+
+#[test]
+fn sizes_are_those_of_the_target() {
+    let tiles = Tiles { product: 32, depth: 8, ..Target::wgpu().tiles.expect("its kernels are generated") };
+    let target = Target { tiles: Some(tiles), ..Target::wgpu() };
+    let expected = ["workgroup_size(64)", "ta: array<vec4<f32>, 64>", "k0 += 8u"];
+    check_for(&target, product_with_bias(), [72, 1, 1], &expected);
+    let error = emit(&product_with_bias(), &Target::cpu()).expect_err("cpu brings its loops along");
+    assert_eq!(error.to_string(), "target cpu has no generated kernels");
 }
 
 #[test]
