@@ -9,6 +9,7 @@
 //! - Steps take effect in order. `run_steps` may return before they are done; `read` and `synchronize` see them done.
 //! - Downloads are asynchronous in form ([`Download`]), so that the same runtime can live where blocking is forbidden.
 
+mod choose;
 pub mod cpu;
 mod host;
 pub mod reference;
@@ -19,6 +20,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use alip_plan::{Plan, Target, TargetKind};
+
+pub use choose::{Choice, choose, choose_like, kinds, names};
 
 /// A range of bytes of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,92 +197,4 @@ pub trait Download: Send {
 pub struct DeviceOptions {
     /// Threads of the cpu device; all cores when absent. Results do not depend on it.
     pub threads: Option<usize>,
-}
-
-/// Opens a device; the error says why this machine has none.
-type Open = fn(&DeviceOptions) -> Result<Box<dyn Device>, String>;
-
-/// A kind of device this build knows.
-struct Entry {
-    name: &'static str,
-    open: Open,
-    /// `auto` asks the entries in order and takes the first that is fit for it; the string says why it is not.
-    auto: fn(&dyn Device) -> Result<(), String>,
-}
-
-/// Known devices, in the order `auto` prefers them.
-fn registry() -> Vec<Entry> {
-    vec![
-        #[cfg(feature = "wgpu")]
-        Entry { name: "wgpu", open: wgpu::open, auto: wgpu::fit_for_auto },
-        Entry { name: "cpu", open: cpu::open, auto: |_| Ok(()) },
-        Entry {
-            name: "reference",
-            open: |_| Ok(Box::new(reference::Reference)),
-            auto: |_| Err("it is for finding errors".into()),
-        },
-    ]
-}
-
-/// Names of all devices of this build.
-pub fn names() -> Vec<&'static str> {
-    registry().iter().map(|entry| entry.name).collect()
-}
-
-/// A device and why it was taken.
-pub struct Choice {
-    /// The device.
-    pub device: Box<dyn Device>,
-    /// One line for people: what was taken and what was passed over.
-    pub reason: String,
-}
-
-/// Opens the device called `name`; `auto` takes the first of the registry that this machine has and that is fit for work
-/// (cuda, else a hardware wgpu adapter, else cpu).
-///
-/// # Errors
-/// An unknown name, or a device this machine does not have.
-pub fn choose(name: &str, options: &DeviceOptions) -> Result<Choice, DeviceError> {
-    let entries = registry();
-    if name == "auto" {
-        let mut passed_over: Vec<String> = Vec::new();
-        for entry in &entries {
-            let opened = (entry.open)(options);
-            match opened.and_then(|device| (entry.auto)(device.as_ref()).map(|()| device)) {
-                Ok(device) => {
-                    let mut reason = format!("{}: {}", device.name(), device.description());
-                    for why in &passed_over {
-                        reason.push_str(why);
-                    }
-                    return Ok(Choice { device, reason });
-                }
-                Err(why) => passed_over.push(format!("; not {}: {why}", entry.name)),
-            }
-        }
-    }
-    let unavailable = |why: String| DeviceError::Unavailable { name: name.to_string(), why };
-    let Some(entry) = entries.iter().find(|entry| entry.name == name) else {
-        let hint = if name == "wgpu" { " (built without the feature `wgpu`)" } else { "" };
-        return Err(unavailable(format!("this build has {}, and auto{hint}", names().join(", "))));
-    };
-    let device = (entry.open)(options).map_err(unavailable)?;
-    let reason = format!("{}: {}", device.name(), device.description());
-    Ok(Choice { device, reason })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn unknown_devices_are_named() {
-        let Err(error) = choose("cuba", &DeviceOptions::default()) else { panic!("there is no such device") };
-        assert!(error.to_string().starts_with("device `cuba` cannot be used: this build has "), "{error}");
-    }
-
-    #[test]
-    fn auto_says_what_it_took() {
-        let choice = choose("auto", &DeviceOptions { threads: Some(1) }).unwrap();
-        assert!(choice.reason.starts_with(choice.device.name()), "{}", choice.reason);
-    }
 }

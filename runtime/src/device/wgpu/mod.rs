@@ -34,12 +34,48 @@ pub struct Wgpu {
     fault: Arc<Mutex<Option<String>>>,
 }
 
-/// Opens the adapter that the system prefers for speed.
+/// Opens the adapter with this index in the order of [`list`], or the one that the system prefers for speed.
 ///
 /// # Errors
 /// No adapter, or one that refuses its own limits.
-pub fn open(_options: &DeviceOptions) -> Result<Box<dyn Device>, String> {
-    Ok(Box::new(Wgpu::open()?))
+pub fn open(index: Option<usize>, _options: &DeviceOptions) -> Result<Box<dyn Device>, String> {
+    let instance = instance();
+    let adapter = match index {
+        Some(index) => adapters(&instance)?.into_iter().nth(index).ok_or(NO_ADAPTER)?,
+        None => {
+            let options = wgpu::RequestAdapterOptions {
+                power_preference: wgpu::PowerPreference::HighPerformance,
+                ..wgpu::RequestAdapterOptions::default()
+            };
+            pollster::block_on(instance.request_adapter(&options)).map_err(|error| format!("{NO_ADAPTER} ({error})"))?
+        }
+    };
+    Ok(Box::new(Wgpu::open(&adapter)?))
+}
+
+/// What the adapters of this machine compute with, in the order of the drivers.
+///
+/// # Errors
+/// There is none.
+pub fn list() -> Result<Vec<String>, String> {
+    Ok(adapters(&instance())?.iter().map(|adapter| describe(&adapter.get_info())).collect())
+}
+
+const NO_ADAPTER: &str = "no Vulkan, Metal or DX12 adapter; install the card's driver, or Mesa's lavapipe for tests";
+
+fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
+}
+
+fn adapters(instance: &wgpu::Instance) -> Result<Vec<wgpu::Adapter>, String> {
+    let all = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    if all.is_empty() { Err(NO_ADAPTER.into()) } else { Ok(all) }
+}
+
+/// Model, interface and driver.
+fn describe(info: &wgpu::AdapterInfo) -> String {
+    let software = if info.device_type == wgpu::DeviceType::Cpu { format!(", {SOFTWARE}") } else { String::new() };
+    format!("{} ({:?}, {} {}{software})", info.name, info.backend, info.driver, info.driver_info)
 }
 
 /// Whether `--device auto` may take this device: a software adapter is slower than the cpu device.
@@ -55,21 +91,7 @@ pub fn fit_for_auto(device: &dyn Device) -> Result<(), String> {
 const SOFTWARE: &str = "software adapter";
 
 impl Wgpu {
-    /// See [`open`].
-    ///
-    /// # Errors
-    /// No adapter, or one that refuses its own limits.
-    pub fn open() -> Result<Wgpu, String> {
-        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-        let options = wgpu::RequestAdapterOptions {
-            power_preference: wgpu::PowerPreference::HighPerformance,
-            ..wgpu::RequestAdapterOptions::default()
-        };
-        let adapter = pollster::block_on(instance.request_adapter(&options)).map_err(|error| {
-            format!(
-                "no Vulkan, Metal or DX12 adapter ({error}); install the card's driver, or Mesa's lavapipe for tests"
-            )
-        })?;
+    fn open(adapter: &wgpu::Adapter) -> Result<Wgpu, String> {
         let limits = adapter.limits();
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("alip"),
@@ -115,12 +137,7 @@ impl Device for Wgpu {
     }
 
     fn description(&self) -> String {
-        let software =
-            if self.info.device_type == wgpu::DeviceType::Cpu { format!(", {SOFTWARE}") } else { String::new() };
-        format!(
-            "{} ({:?}, {} {}{software})",
-            self.info.name, self.info.backend, self.info.driver, self.info.driver_info
-        )
+        describe(&self.info)
     }
 
     fn target(&self) -> Target {
