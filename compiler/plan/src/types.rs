@@ -264,6 +264,10 @@ pub const STATE_STEP: &str = "train.step";
 pub const STATE_TOTAL_STEPS: &str = "train.total_steps";
 /// Path of the random seed, I32 [], read by random operations.
 pub const STATE_SEED: &str = "train.seed";
+/// Path of the flag, I32 [], that a step sets when its loss or gradient is not finite and no loss scale can be the reason: 0 in
+/// every sound state. While it is set, `train` changes no state, so that steps already submitted do no harm. The runtime clears
+/// it once it has seen it.
+pub const STATE_HALTED: &str = "train.halted";
 
 /// Path of the loss scale, F32 []; there if the spec asks for one. A step whose gradients overflowed changes it and nothing else.
 pub const STATE_LOSS_SCALE: &str = "loss_scale.scale";

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use alip_plan::{PROGRAM_TRAIN, Plan, STATE_LOSS_SCALE, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS};
+use alip_plan::{PROGRAM_TRAIN, Plan, STATE_HALTED, STATE_LOSS_SCALE, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS};
 
 use crate::data::{Batch, DataError, Loader};
 use crate::exec::{ExecError, NonFinite, RowTotals, Session};
@@ -135,9 +135,6 @@ fn newest(step: u64, saved: Option<&(u64, PathBuf)>) -> String {
         None => "There is no checkpoint yet; --resume begins anew".into(),
     }
 }
-
-/// A loss scale below this cannot be what made gradients overflow: the run has diverged.
-const LEAST_SCALE: f64 = 1.0;
 
 /// A step whose loss or gradient is not finite.
 #[derive(Clone, Debug, PartialEq)]
@@ -417,19 +414,19 @@ impl Trainer<'_> {
             let value = record.metric(name)?;
             (!value.is_finite()).then(|| (name.to_string(), value))
         });
-        let taken = self.steps_taken()?;
+        let taken = self.state(STATE_STEP)?.map(|step| step as u64);
         if metric.is_none() && taken.is_none_or(|taken| taken == record.step) {
             return Ok(true);
         }
-        let loss_is_finite = record.metric(loss).is_none_or(f64::is_finite);
-        if taken == Some(at.step)
-            && loss_is_finite
-            && let Some(scale) = self.loss_scale()?
-            && scale >= LEAST_SCALE
-        {
+        let halted = self.state(STATE_HALTED)?.is_some_and(|halted| halted != 0.0);
+        if !halted && let Some(scale) = self.state(STATE_LOSS_SCALE)? {
             let step = record.step;
             self.watch.note(&format!("step {step}: gradients overflowed, the batch is skipped; loss scale {scale}"));
             return Ok(false);
+        }
+        if halted {
+            // What is saved goes on from before the step.
+            self.session.write_state(STATE_HALTED, &HostTensor::scalar_i32(0))?;
         }
         // The update is guarded: a step that is not finite leaves the state as it was. Only then is it worth saving.
         let saved = if taken == Some(at.step) { self.save(at).ok() } else { None };
@@ -445,18 +442,12 @@ impl Trainer<'_> {
         Ok(first.map(|first| (first, launches)))
     }
 
-    fn loss_scale(&mut self) -> Result<Option<f64>, TrainError> {
-        if self.session.plan().state(STATE_LOSS_SCALE).is_none() {
-            return Ok(None);
+    /// A scalar of the state, if the plan has it.
+    fn state(&mut self, path: &str) -> Result<Option<f64>, ExecError> {
+        match self.session.plan().state(path) {
+            Some(_) => Ok(self.session.read_state(path)?.first()),
+            None => Ok(None),
         }
-        Ok(self.session.read_state(STATE_LOSS_SCALE)?.first())
-    }
-
-    fn steps_taken(&mut self) -> Result<Option<u64>, TrainError> {
-        if self.session.plan().state(STATE_STEP).is_none() {
-            return Ok(None);
-        }
-        Ok(self.session.read_state(STATE_STEP)?.first().map(|step| step as u64))
     }
 }
 

@@ -201,7 +201,7 @@ fn a_divergence_is_told_whether_or_not_its_origin_is_found() {
              ROOT/checkpoints/step-00000003.safetensors. A lower learning rate or a longer warm-up is the usual cure"
         )
     };
-    let found = "The first value that is not finite was made by `tower` (NaN at element 0, launch 1 of 6).";
+    let found = "The first value that is not finite was made by `tower` (NaN at element 0, launch 1 of 7).";
     check(&folder("trainer_nan"), diverges(), never(), &said(found), &[2, 3]);
     let alone: Fails = Arc::new(|_, steps| steps.len() == 1);
     let not_found = "The step could not be run again to find out where that came from (device `faulty` failed: the adapter was \
