@@ -10,7 +10,7 @@ use crate::packing::{Packed, Role};
 use crate::pipeline::Pipeline;
 
 /// Version of the plan's byte format; a reader accepts exactly its own.
-pub const FORMAT_VERSION: u32 = 5;
+pub const FORMAT_VERSION: u32 = 6;
 
 /// First bytes of a plan file.
 const MAGIC: &[u8; 8] = b"alipplan";
@@ -196,8 +196,11 @@ impl Target {
 pub enum SegmentKind {
     /// State tensors; survives every step.
     State,
-    /// Inputs, activations, gradients and outputs; shared by all programs, nothing survives a program in it.
+    /// Activations, gradients and outputs; shared by all programs, nothing survives a program in it.
     Arena,
+    /// What programs read of the caller, shared by all of them; no step writes it. A device may have it several times over, so
+    /// that it receives the inputs of the next steps while earlier ones run.
+    Inputs,
 }
 
 /// One device allocation.
@@ -340,7 +343,7 @@ pub struct Report {
     /// Per program: launches and floating point operations.
     pub programs: BTreeMap<String, ProgramReport>,
     /// Planned peak device memory by category, in bytes. Of the state: `weights`, `optimizer`, `buffers`, `average`. Of the
-    /// memory that programs share, when the largest needs most: `inputs`; `activations`, on which the loss depends;
+    /// memory that programs share: `inputs`; when the largest needs most: `activations`, on which the loss depends;
     /// `gradients`, with all else that only the backward pass and the update need; `workspace`, what lies between them and
     /// what smaller programs need elsewhere. `alignment` is what segments are larger than their tensors.
     pub memory: BTreeMap<String, u64>,

@@ -6,7 +6,10 @@
 //!
 //! Invariants:
 //! - Nothing above this border knows a driver, and nothing below it knows what a program means.
-//! - Steps take effect in order. `run_steps` may return before they are done; `read` and `synchronize` see them done.
+//! - Steps take effect in order. `run_steps` may return before they are done; `read` and `synchronize` see them done, and what is
+//!   submitted later changes nothing of what was read.
+//! - Inputs are uploaded past the steps that still run: each step reads those that were written last before it was submitted,
+//!   however many copies of the segments of inputs that takes.
 //! - Downloads are asynchronous in form ([`Download`]), so that the same runtime can live where blocking is forbidden.
 
 mod choose;
@@ -158,11 +161,25 @@ pub trait LoadedPlan: Send {
     /// A slice outside its segment, or a number of bytes that is not the slice's.
     fn write(&mut self, slice: Slice, bytes: &[u8]) -> Result<(), DeviceError>;
 
-    /// Starts a download of what the slice holds after all steps submitted so far.
+    /// Uploads the inputs of the steps that are submitted next, all of them, into segments of inputs. Steps submitted before
+    /// read what they were given. The bytes are read before this returns.
+    ///
+    /// # Errors
+    /// As [`LoadedPlan::write`].
+    fn write_inputs(&mut self, inputs: &[(Slice, &[u8])]) -> Result<(), DeviceError> {
+        inputs.iter().try_for_each(|(slice, bytes)| self.write(*slice, bytes))
+    }
+
+    /// Starts a download of what the slices hold after all steps submitted so far, one after the other.
     ///
     /// # Errors
     /// A slice outside its segment.
-    fn read(&mut self, slice: Slice) -> Result<Box<dyn Download>, DeviceError>;
+    fn read(&mut self, slices: &[Slice]) -> Result<Box<dyn Download>, DeviceError>;
+
+    /// How many programs the caller may well submit while the device is at one before them, so that it never waits for the host.
+    fn ahead(&self) -> usize {
+        0
+    }
 
     /// Submits steps of a program, in order.
     ///
@@ -185,7 +202,7 @@ pub trait Download: Send {
     /// Whether [`Download::wait`] would return at once; lets the device make progress.
     fn poll(&mut self) -> bool;
 
-    /// The bytes, waiting if they are not there yet.
+    /// The bytes of all slices one after the other, waiting if they are not there yet; not for what was submitted later.
     ///
     /// # Errors
     /// The device was lost.

@@ -3,6 +3,8 @@
 //! It regresses the mean of a text's ids on the pixels: `loss = mean((image . w - mean(raw) / 100)^2)`, one step of gradient
 //! descent with a falling rate, update guarded as the compiler's is.
 
+mod late;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -16,6 +18,8 @@ use alip_plan::{
 };
 
 use crate::run::{DeviceIdentity, RunInfo};
+
+pub(crate) use late::{Late, Pace};
 
 pub(crate) const BATCH: u64 = 4;
 pub(crate) const SIDE: u64 = 4;
@@ -76,7 +80,7 @@ fn view(operand: u16, dtype: DType, strides: &[i64]) -> View {
 
 /// Places buffers one after the other.
 struct Memory {
-    end: [u64; 2],
+    end: [u64; 3],
 }
 
 impl Memory {
@@ -91,7 +95,7 @@ impl Memory {
 /// The plan `linear`.
 pub(crate) fn linear() -> Plan {
     use DType::{F32, I32};
-    let mut memory = Memory { end: [0, 0] };
+    let mut memory = Memory { end: [0; 3] };
     let w = memory.buffer(0, F32, &[PIXELS]);
     let counters: Vec<Buffer> = (0..4).map(|_| memory.buffer(0, I32, &[])).collect();
     let state = |path: &str, kind, buffer: &Buffer| StateTensor { path: path.into(), kind, buffer: buffer.clone() };
@@ -102,12 +106,12 @@ pub(crate) fn linear() -> Plan {
         state(STATE_SEED, StateKind::Optimizer, &counters[2]),
         state(STATE_HALTED, StateKind::Optimizer, &counters[3]),
     ];
-    let image = memory.buffer(1, F32, &[BATCH, 3, SIDE, SIDE]);
-    let raw = memory.buffer(1, I32, &[BATCH, CONTEXT]);
+    let image = memory.buffer(2, F32, &[BATCH, 3, SIDE, SIDE]);
+    let raw = memory.buffer(2, I32, &[BATCH, CONTEXT]);
     let error = memory.buffer(1, F32, &[BATCH]);
     let loss = memory.buffer(1, F32, &[]);
     let rate = memory.buffer(1, F32, &[]);
-    let seed = memory.buffer(1, I32, &[]);
+    let seed = memory.buffer(2, I32, &[]);
 
     let kernels = vec![init(), set(), forward(), residual(), mean_square(), schedule(), update(), count(), halt()];
     let given = vec![image, raw, error, loss, rate];
@@ -147,6 +151,7 @@ pub(crate) fn linear() -> Plan {
         segments: vec![
             Segment { kind: SegmentKind::State, bytes: memory.end[0] },
             Segment { kind: SegmentKind::Arena, bytes: memory.end[1] },
+            Segment { kind: SegmentKind::Inputs, bytes: memory.end[2] },
         ],
         state: states,
         kernels,

@@ -4,16 +4,20 @@
 //! since one buffer cannot be bound both ways in one dispatch. Pipelines and bind groups are made when a program first runs;
 //! after that, running only records dispatches. wgpu orders dispatches that touch the same buffers.
 //!
+//! Segments of inputs are there twice ([`SLOTS`]), and bind groups of the steps that read them: so the upload for the next step
+//! waits for no step that still runs.
+//!
 //! The adapter's own limits are requested: the defaults are far below what most hardware has.
 
+mod download;
 mod launch;
 mod limits;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 
-use alip_plan::{Plan, Target, TargetKind};
+use alip_plan::{Plan, Segment, SegmentKind, Target, TargetKind};
 
 use self::launch::{Dispatch, Launcher};
 use super::{Device, DeviceError, DeviceOptions, Download, LoadedPlan, MemoryFacts, Slice};
@@ -23,6 +27,13 @@ const STEPS_PER_SUBMISSION: usize = 128;
 
 /// Uploads lie in memory of the driver's until they are submitted and done: a whole state would lie there twice.
 const STAGED_BYTES: u64 = 64 << 20;
+
+/// Copies of the segments of inputs: one is read while the other is filled.
+const SLOTS: usize = 2;
+
+/// Programs that wait in the queue beside the one that runs: while the host takes the results of that, the adapter goes on with the
+/// first, and the second keeps it from waiting for a host that is late for once.
+const AHEAD: usize = 2;
 
 /// An opened adapter.
 pub struct Wgpu {
@@ -126,7 +137,7 @@ impl Wgpu {
 
 fn check(fault: &Mutex<Option<String>>) -> Result<(), DeviceError> {
     match fault.lock().ok().and_then(|mut slot| slot.take()) {
-        Some(why) => Err(DeviceError::Driver { device: "wgpu".into(), why }),
+        Some(why) => Err(failed(why)),
         None => Ok(()),
     }
 }
@@ -162,18 +173,24 @@ impl Device for Wgpu {
         }
         alip_plan::check::check(&plan).map_err(|violation| DeviceError::InvalidPlan(violation.to_string()))?;
         limits::check(&plan, &self.limits, &self.info.name)?;
-        let segments: Vec<wgpu::Buffer> = plan
-            .segments
-            .iter()
-            .map(|segment| {
-                self.device.create_buffer(&wgpu::BufferDescriptor {
-                    label: None,
-                    size: segment.bytes.next_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT),
-                    usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                })
+        let allocate = |segment: &Segment| {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: segment.bytes.next_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT),
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
             })
-            .collect();
+        };
+        let is_input = |segment: &Segment| segment.kind == SegmentKind::Inputs;
+        let first: Vec<wgpu::Buffer> = plan.segments.iter().map(allocate).collect();
+        let slots = std::array::from_fn(|slot| {
+            let own = |(segment, first): (&Segment, &wgpu::Buffer)| match slot > 0 && is_input(segment) {
+                true => allocate(segment),
+                false => first.clone(),
+            };
+            plan.segments.iter().zip(&first).map(own).collect()
+        });
+        let inputs = plan.segments.iter().filter(|segment| is_input(segment)).map(|segment| segment.bytes).sum::<u64>();
         if let Err(error) = self.check() {
             let bytes = plan.segments.iter().map(|segment| segment.bytes).max().unwrap_or(0);
             return match error {
@@ -187,8 +204,12 @@ impl Device for Wgpu {
             device: self.device.clone(),
             queue: self.queue.clone(),
             fault: self.fault.clone(),
-            memory: MemoryFacts { segments: plan.segments.iter().map(|segment| segment.bytes).sum(), scratch: 0 },
-            segments,
+            memory: MemoryFacts {
+                segments: plan.segments.iter().map(|segment| segment.bytes).sum(),
+                scratch: inputs * (SLOTS as u64 - 1),
+            },
+            slots,
+            slot: 0,
             launcher: Launcher::new(self.device.clone(), self.info.name.clone(), plan),
             programs: BTreeMap::new(),
             staged: 0,
@@ -201,7 +222,10 @@ struct Loaded {
     device: wgpu::Device,
     queue: wgpu::Queue,
     fault: Arc<Mutex<Option<String>>>,
-    segments: Vec<wgpu::Buffer>,
+    /// Segments, by slot; only those of inputs differ.
+    slots: [Vec<wgpu::Buffer>; SLOTS],
+    /// Where inputs were written last.
+    slot: usize,
     launcher: Launcher,
     /// Programs that ran before.
     programs: BTreeMap<String, Vec<Dispatch>>,
@@ -214,15 +238,14 @@ impl Loaded {
     fn segment(&self, slice: Slice) -> Result<&wgpu::Buffer, DeviceError> {
         let inside =
             |buffer: &&wgpu::Buffer| slice.offset.checked_add(slice.bytes).is_some_and(|end| end <= buffer.size());
-        self.segments
+        self.slots[self.slot]
             .get(slice.segment as usize)
             .filter(inside)
             .ok_or_else(|| DeviceError::Misuse(format!("{slice:?} is outside the plan's memory")))
     }
-}
 
-impl LoadedPlan for Loaded {
-    fn write(&mut self, slice: Slice, bytes: &[u8]) -> Result<(), DeviceError> {
+    /// Puts bytes into the queue.
+    fn enqueue(&self, slice: Slice, bytes: &[u8]) -> Result<(), DeviceError> {
         let segment = self.segment(slice)?;
         if bytes.len() as u64 != slice.bytes {
             return Err(DeviceError::Misuse(format!(
@@ -232,38 +255,42 @@ impl LoadedPlan for Loaded {
             )));
         }
         self.queue.write_buffer(segment, slice.offset, bytes);
+        Ok(())
+    }
+}
+
+impl LoadedPlan for Loaded {
+    fn write(&mut self, slice: Slice, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.enqueue(slice, bytes)?;
         self.staged += slice.bytes;
         if self.staged > STAGED_BYTES {
             self.queue.submit([]);
-            wait(&self.device)?;
+            wait(&self.device, None)?;
             self.staged = 0;
         }
         check(&self.fault)
     }
 
-    fn read(&mut self, slice: Slice) -> Result<Box<dyn Download>, DeviceError> {
-        let segment = self.segment(slice)?;
-        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size: slice.bytes.next_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT),
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encoder.copy_buffer_to_buffer(segment, slice.offset, &staging, 0, staging.size());
-        self.queue.submit([encoder.finish()]);
-        let (sender, done) = mpsc::channel();
-        staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            // The receiver is gone when nobody waits any more.
-            let _ = sender.send(result.map_err(|error| error.to_string()));
-        });
+    fn write_inputs(&mut self, inputs: &[(Slice, &[u8])]) -> Result<(), DeviceError> {
+        self.slot = (self.slot + 1) % SLOTS;
+        inputs.iter().try_for_each(|(slice, bytes)| self.enqueue(*slice, bytes))?;
+        check(&self.fault)
+    }
+
+    fn read(&mut self, slices: &[Slice]) -> Result<Box<dyn Download>, DeviceError> {
+        slices.iter().try_for_each(|slice| self.segment(*slice).map(drop))?;
+        let download = download::download(&self.device, &self.queue, &self.slots[self.slot], slices);
         check(&self.fault)?;
-        Ok(Box::new(Pending { device: self.device.clone(), staging, bytes: slice.bytes as usize, done, result: None }))
+        Ok(download)
+    }
+
+    fn ahead(&self) -> usize {
+        AHEAD
     }
 
     fn run_steps(&mut self, program: &str, steps: Range<usize>) -> Result<(), DeviceError> {
         if !self.programs.contains_key(program) {
-            let dispatches = self.launcher.prepare(program, &self.segments)?;
+            let dispatches = self.launcher.prepare(program, &self.slots)?;
             check(&self.fault)?;
             self.programs.insert(program.to_owned(), dispatches);
         }
@@ -275,7 +302,7 @@ impl LoadedPlan for Loaded {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for dispatch in chunk {
                 pass.set_pipeline(&dispatch.pipeline);
-                pass.set_bind_group(0, &dispatch.group, &[]);
+                pass.set_bind_group(0, &dispatch.groups[self.slot], &[]);
                 let [x, y, z] = dispatch.workgroups;
                 pass.dispatch_workgroups(x, y, z);
             }
@@ -286,7 +313,7 @@ impl LoadedPlan for Loaded {
     }
 
     fn synchronize(&mut self) -> Result<(), DeviceError> {
-        wait(&self.device)?;
+        wait(&self.device, None)?;
         check(&self.fault)
     }
 
@@ -295,45 +322,14 @@ impl LoadedPlan for Loaded {
     }
 }
 
-fn wait(device: &wgpu::Device) -> Result<(), DeviceError> {
-    match device.poll(wgpu::PollType::wait_indefinitely()) {
+/// Waits for a submission and those before it, by default for all.
+fn wait(device: &wgpu::Device, submission_index: Option<wgpu::SubmissionIndex>) -> Result<(), DeviceError> {
+    match device.poll(wgpu::PollType::Wait { submission_index, timeout: None }) {
         Ok(_) => Ok(()),
-        Err(error) => Err(DeviceError::Driver { device: "wgpu".into(), why: error.to_string() }),
+        Err(error) => Err(failed(error.to_string())),
     }
 }
 
-/// A download: a copy in host-visible memory that is being mapped.
-struct Pending {
-    device: wgpu::Device,
-    staging: wgpu::Buffer,
-    bytes: usize,
-    done: mpsc::Receiver<Result<(), String>>,
-    result: Option<Result<(), String>>,
-}
-
-impl Download for Pending {
-    fn poll(&mut self) -> bool {
-        if self.result.is_none() {
-            // Progress only; a failure shows up in the mapping's own result.
-            let _ = self.device.poll(wgpu::PollType::Poll);
-            self.result = self.done.try_recv().ok();
-        }
-        self.result.is_some()
-    }
-
-    fn wait(mut self: Box<Self>) -> Result<Vec<u8>, DeviceError> {
-        let failed = |why: String| DeviceError::Driver { device: "wgpu".into(), why };
-        if !self.poll() {
-            wait(&self.device)?;
-            self.result = self.done.recv().ok();
-        }
-        match self.result.take() {
-            Some(Ok(())) => {
-                let view = self.staging.get_mapped_range(..).map_err(|error| failed(error.to_string()))?;
-                Ok(view[..self.bytes].to_vec())
-            }
-            Some(Err(why)) => Err(failed(why)),
-            None => Err(failed("a download was dropped by the driver".into())),
-        }
-    }
+fn failed(why: String) -> DeviceError {
+    DeviceError::Driver { device: "wgpu".into(), why }
 }
