@@ -203,6 +203,8 @@ impl Wanted {
 
 /// A step that was submitted, and whose results nobody has looked at.
 struct InFlight {
+    /// Before its batch was asked for.
+    begun: Mark,
     /// Global index of its first sample.
     cursor: u64,
     results: Results,
@@ -234,23 +236,21 @@ impl Landed {
     }
 }
 
-/// The time between two steps.
-struct Clock {
-    since: Instant,
-    /// How much of it was spent waiting for data.
+/// What a run had done at a moment.
+#[derive(Clone, Copy)]
+struct Mark {
+    at: Instant,
+    /// Steps whose results were looked at.
+    landed: u64,
+    /// Time that was spent waiting for data.
     waited: Duration,
 }
 
-impl Clock {
-    fn start() -> Clock {
-        Clock { since: Instant::now(), waited: Duration::ZERO }
-    }
-
-    /// Seconds since the last step, and the share of them spent waiting for data.
-    fn lap(&mut self) -> (f64, f64) {
-        let Clock { since, waited } = std::mem::replace(self, Clock::start());
-        let seconds = since.elapsed().as_secs_f64().max(1e-9);
-        (seconds, waited.as_secs_f64() / seconds)
+impl Mark {
+    /// Steps per second since an earlier moment, and the share of the time that was spent waiting for data.
+    fn since(&self, earlier: &Mark) -> (f64, f64) {
+        let seconds = (self.at - earlier.at).as_secs_f64().max(1e-9);
+        ((self.landed - earlier.landed) as f64 / seconds, (self.waited - earlier.waited).as_secs_f64() / seconds)
     }
 }
 
@@ -260,7 +260,8 @@ struct Progress {
     log: MetricsLog,
     summary: Summary,
     flight: VecDeque<InFlight>,
-    clock: Clock,
+    landed: u64,
+    waited: Duration,
     /// Step of the last checkpoint that was tried, and when the next is due whatever the steps.
     tried: u64,
     next_save: Instant,
@@ -272,6 +273,10 @@ impl Progress {
         let Position { step, cursor } = self.summary.position;
         let steps = self.flight.len() as u64;
         Position { step: step + steps, cursor: cursor + steps * self.wanted.batch }
+    }
+
+    fn mark(&self) -> Mark {
+        Mark { at: Instant::now(), landed: self.landed, waited: self.waited }
     }
 }
 
@@ -290,7 +295,8 @@ impl Trainer<'_> {
             log: self.run.log(position.step)?,
             summary: Summary { finished: false, position, checkpoint, last: None, rows },
             flight: VecDeque::new(),
-            clock: Clock::start(),
+            landed: 0,
+            waited: Duration::ZERO,
             tried: position.step,
             next_save: Instant::now() + self.cadence.time,
         };
@@ -359,8 +365,9 @@ impl Trainer<'_> {
 
     /// Submits the next step, whose batch begins at `cursor`.
     fn submit(&mut self, progress: &mut Progress, cursor: u64) -> Result<InFlight, TrainError> {
+        let begun = progress.mark();
         let batch = self.feed.next()?;
-        progress.clock.waited += batch.waited;
+        progress.waited += batch.waited;
         for skipped in &batch.skipped {
             self.watch.note(&format!("skipped {skipped}"));
         }
@@ -368,13 +375,15 @@ impl Trainer<'_> {
         self.feed.give_back(batch);
         let metrics: Vec<&str> = progress.wanted.metrics.iter().map(String::as_str).collect();
         let results = self.session.download(PROGRAM_TRAIN, &metrics, &progress.wanted.state)?;
-        Ok(InFlight { cursor, results, rows: self.session.rows_run(PROGRAM_TRAIN).cloned() })
+        Ok(InFlight { begun, cursor, results, rows: self.session.rows_run(PROGRAM_TRAIN).cloned() })
     }
 
     /// Waits for the oldest step in flight and tells people of it.
     fn land(&mut self, progress: &mut Progress, step: InFlight) -> Result<(), TrainError> {
-        let Progress { wanted, log, summary, clock, .. } = progress;
         let found = step.results.wait()?;
+        progress.landed += 1;
+        let (steps_per_s, data_wait) = progress.mark().since(&step.begun);
+        let Progress { wanted, log, summary, .. } = progress;
         if let Some(rows) = &step.rows {
             summary.rows.add(rows);
         }
@@ -387,7 +396,6 @@ impl Trainer<'_> {
             halted: state(STATE_HALTED).is_some_and(|halted| halted != 0.0),
             loss_scale: state(STATE_LOSS_SCALE),
         };
-        let (seconds, data_wait) = clock.lap();
         let is_taken = self.is_taken(wanted, &landed)?;
         summary.position.cursor = step.cursor + wanted.batch;
         if !is_taken {
@@ -399,7 +407,7 @@ impl Trainer<'_> {
             step: summary.position.step,
             epoch: self.feed.epoch_len().map(|len| cursor as f64 / len.max(1) as f64),
             metrics: landed.metrics,
-            samples_per_s: wanted.batch as f64 / seconds,
+            samples_per_s: wanted.batch as f64 * steps_per_s,
             data_wait,
         };
         if let Some(warning) = log.record(&record) {
@@ -429,8 +437,6 @@ impl Trainer<'_> {
             }
         };
         progress.next_save = Instant::now() + pause;
-        // Saving is no part of a step.
-        progress.clock = Clock::start();
     }
 
     fn save(&mut self, at: Position) -> Result<PathBuf, TrainError> {
