@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use alip_compiler::diag::{Diagnostics, SourceMap};
-use alip_compiler::ir::{DType, Value, interpret};
+use alip_compiler::ir::{DType, TensorType, Value, interpret};
 use alip_compiler::resolve::{Options, Resolved, graph_names, resolve};
 use alip_compiler::training::{Keep, Training, training_step};
-use alip_plan::StateKind;
+use alip_plan::{STATE_HALTED, STATE_LOSS_SCALE, StateKind};
 
 fn build(graph: &str, options: &Options) -> Training {
     built(graph, options).1
@@ -136,8 +136,8 @@ fn a_group_has_its_own_learning_rate() {
                 (name.clone(), Value::new(ty, vec![1.0; count]))
             });
             let state = model.state.iter().map(|(path, decl)| {
-                let count = decl.ty.shape.elements() as usize;
-                (path.clone(), Value::new(decl.ty.clone(), vec![1.0; count]))
+                let (count, one) = (decl.ty.shape.elements() as usize, f64::from(path != STATE_HALTED));
+                (path.clone(), Value::new(decl.ty.clone(), vec![one; count]))
             });
             let (inputs, state) = (inputs.collect(), state.collect());
             interpret(&model.programs["train"], &inputs, &state).expect("it runs").updates["f.bias"].data[0]
@@ -145,6 +145,49 @@ fn a_group_has_its_own_learning_rate() {
         assert_eq!(step(""), 1.0 - 1e-3, "{module}");
         assert_eq!(step(r#"(select: "*.bias", lr: "100 * lr")"#), 1.0 - 0.1, "{module}");
     }
+}
+
+/// A step is taken from the first state, with a gradient of this size, and then a good one.
+fn check_halted(loss_scale: &str, size: f64, halts: bool) {
+    let text = format!(
+        r#"Graph(name: "g", use: ["optim/sgd", "optim/loss_scale", "schedule/constant"],
+            inputs: {{ "g": (dtype: F32, shape: "[2]") }}, params: {{ "w": (shape: "[2]", init: "0") }},
+            body: ["loss = sum(w * g)"],
+            train: (loss: "loss", optimizer: "sgd()", schedule: "constant(max_lr: 0.1)" {loss_scale}))"#
+    );
+    let files = [("g.ron".to_owned(), text)].into();
+    let resolved = build("g", &Options { files, ..Options::default() });
+    let start = first_state(&resolved, 0.0);
+    let step = |state: &BTreeMap<String, Value>, size: f64| {
+        let inputs = [("g".to_owned(), Value::new(TensorType::f32([2]), vec![1.0, size]))].into();
+        let updates = interpret(&resolved.model.programs["train"], &inputs, state).expect("it runs").updates;
+        state.clone().into_iter().chain(updates).collect::<BTreeMap<_, _>>()
+    };
+    let moved = |from: &BTreeMap<String, Value>, to: &BTreeMap<String, Value>| -> Vec<String> {
+        to.iter().filter(|(path, value)| from[*path] != **value).map(|(path, _)| path.clone()).collect()
+    };
+    let after = step(&start, size);
+    let scale = (!loss_scale.is_empty()).then_some(STATE_LOSS_SCALE);
+    let expected: Vec<&str> = scale.into_iter().chain(halts.then_some(STATE_HALTED)).collect();
+    assert_eq!(moved(&start, &after), expected, "{loss_scale} {size}");
+    // Nothing moves any more, until the flag is cleared.
+    let mut good = step(&after, 2.0);
+    assert_eq!(good == after, halts, "{loss_scale} {size}");
+    let mut cleared = after.clone();
+    cleared.insert(STATE_HALTED.into(), Value::scalar(DType::I32, 0.0));
+    good = step(&cleared, 2.0);
+    assert_eq!((&good["w"].data, &good["train.step"].data), (&vec![-0.1, -0.2], &vec![1.0]));
+}
+
+#[test]
+fn what_no_loss_scale_excuses_halts() {
+    // The norm overflows, the loss does not, since the weights are 0; times infinity they are NaN.
+    check_halted("", 1e200, true);
+    check_halted("", f64::INFINITY, true);
+    let scale = |init: &str| format!(r#", loss_scale: "dynamic_loss_scale(init: {init})""#);
+    check_halted(&scale("2"), 1e200, false);
+    check_halted(&scale("2"), f64::INFINITY, true);
+    check_halted(&scale("1"), 1e200, true);
 }
 
 #[test]
@@ -214,6 +257,7 @@ fn parameters_start_as_published() {
         ("optimizer.v.visual.proj", 0.0),
         ("train.step", 0.0),
         ("train.seed", 7.0),
+        ("train.halted", 0.0),
     ];
     for (path, value) in constant {
         assert!(state[path].data.iter().all(|x| (x - value).abs() < 1e-15), "{path}");

@@ -66,6 +66,11 @@ fn what_cannot_be_trained_is_said_before_the_first_step() {
     let at = folder.path();
     check(at, &["train", "alip_shapez", "--device", "cpu"], &["error: ", "alip_shapez", "alip_shapes"]);
     check(at, &["train", "small.ron", "--device", "cuba"], &["error: device `cuba` cannot be used: this build has "]);
+    check(
+        at,
+        &["train", "small.ron", "--device", "cpu:1"],
+        &["error: device `cpu:1` cannot be used: there is one cpu only; call it `cpu`"],
+    );
     check(at, &[&TRAIN[..5], &["0"]].concat(), &["error: --steps 0: a run has at least one step"]);
     check(
         at,
@@ -286,7 +291,8 @@ fn devices_are_shown_without_chatter() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     let out = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(out.contains("\n           target cpu\n"), "{out}");
-    assert!(out.contains("target wgpu:segment=") || out.contains("no Vulkan"), "{out}");
+    let adapter = out.lines().any(|line| line.starts_with("wgpu:0     "));
+    assert!(adapter && out.contains("target wgpu:segment=") || out.contains("no Vulkan"), "{out}");
 }
 
 #[test]

@@ -328,6 +328,8 @@ fn a_step_that_is_not_finite_changes_nothing() {
     let before = run.state.clone();
     for bad in [f64::NAN, f64::INFINITY] {
         run.step(&gradient(&[1.0, bad]));
+        assert_eq!(run.state["train.halted"].data, [1.0]);
+        run.set("train.halted", 0.0);
         assert_eq!(run.state, before, "after a gradient of {bad}");
     }
     assert_eq!(run.state["train.step"].data, [1.0]);

@@ -11,7 +11,8 @@ use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
 use alip_plan::bounds::golden;
 use alip_plan::kernel::*;
 use alip_plan::{
-    Buffer, DType, Plan, Port, Program, Report, STATE_TOTAL_STEPS, Segment, SegmentKind, Step, Target, philox,
+    Buffer, DType, Plan, Port, Program, Report, STATE_HALTED, STATE_STEP, STATE_TOTAL_STEPS, Segment, SegmentKind,
+    Step, Target, philox,
 };
 use alip_runtime::device::{Device, DeviceOptions, choose};
 use alip_runtime::exec::{Session, Tensors};
@@ -254,6 +255,26 @@ fn training_twice_gives_the_same_bits() {
     }
 }
 
+/// Steps that are submitted before the results of those before them are read, each with inputs of its own.
+#[test]
+fn steps_in_flight_read_their_own_inputs() {
+    let (Some(first), Some(second)) = (adapter(), adapter()) else { return };
+    let plan = tiny();
+    let batches = [0.5, -40.0, 3.0, 100.0, -0.25].map(|pixel| batch(&plan, pixel));
+    let (mut waiting, mut ahead) = (started(&plan, first), started(&plan, second));
+    let names: Vec<&str> = plan.programs["train"].outputs.iter().map(|port| port.name.as_str()).collect();
+    let in_flight = batches.each_ref().map(|batch| {
+        ahead.submit("train", batch).expect("it runs");
+        ahead.download("train", &names, &[STATE_STEP]).expect("all is there")
+    });
+    for (step, (batch, results)) in batches.iter().zip(in_flight).enumerate() {
+        let found = results.wait().expect("the adapter stays");
+        assert_eq!(found.outputs, waiting.run("train", batch).expect("it runs"), "step {step}");
+        assert_eq!(found.state[STATE_STEP].first(), Some(step as f64 + 1.0));
+    }
+    assert!(state(&mut waiting, &plan) == state(&mut ahead, &plan));
+}
+
 #[test]
 fn a_step_on_an_image_that_is_not_finite_changes_nothing() {
     let Some(device) = adapter() else { return };
@@ -265,8 +286,10 @@ fn a_step_on_an_image_that_is_not_finite_changes_nothing() {
         let outputs = session.run("train", &batch(&plan, pixel)).expect("it runs");
         assert!(!outputs["loss"].to_f32()[0].is_finite(), "a loss of {:?}", outputs["loss"].to_f32());
         for ((path, before), (_, after)) in before.iter().zip(&state(&mut session, &plan)) {
-            assert_eq!(before.bytes(), after.bytes(), "{path} after {pixel}");
+            let expected = if path == STATE_HALTED { HostTensor::scalar_i32(1) } else { before.clone() };
+            assert_eq!(expected.bytes(), after.bytes(), "{path} after {pixel}");
         }
+        session.write_state(STATE_HALTED, &HostTensor::scalar_i32(0)).expect("it is there");
     }
     let found = session.first_nonfinite("train", &batch(&plan, f32::NAN)).expect("it runs");
     let found = found.expect("the image is not finite");

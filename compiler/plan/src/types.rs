@@ -124,8 +124,11 @@ pub struct Plan {
 pub enum SegmentKind {
     /// State tensors; survives every step.
     State,
-    /// Inputs, activations, gradients and outputs; shared by all programs, nothing survives a program in it.
+    /// Activations, gradients and outputs; shared by all programs, nothing survives a program in it.
     Arena,
+    /// What programs read of the caller, shared by all of them; no step writes it. A device may have it several times over, so
+    /// that it receives the inputs of the next steps while earlier ones run.
+    Inputs,
 }
 
 /// One device allocation.
@@ -192,6 +195,10 @@ pub const STATE_STEP: &str = "train.step";
 pub const STATE_TOTAL_STEPS: &str = "train.total_steps";
 /// Path of the random seed, I32 [], read by random operations.
 pub const STATE_SEED: &str = "train.seed";
+/// Path of the flag, I32 [], that a step sets when its loss or gradient is not finite and no loss scale can be the reason: 0 in
+/// every sound state. While it is set, `train` changes no state, so that steps already submitted do no harm. The runtime clears
+/// it once it has seen it.
+pub const STATE_HALTED: &str = "train.halted";
 
 /// Path of the loss scale, F32 []; there if the spec asks for one. A step whose gradients overflowed changes it and nothing else.
 pub const STATE_LOSS_SCALE: &str = "loss_scale.scale";
@@ -264,7 +271,7 @@ pub struct Report {
     /// Per program: launches and floating point operations.
     pub programs: BTreeMap<String, ProgramReport>,
     /// Planned peak device memory by category, in bytes. Of the state: `weights`, `optimizer`, `buffers`, `average`. Of the
-    /// memory that programs share, when the largest needs most: `inputs`; `activations`, on which the loss depends;
+    /// memory that programs share: `inputs`; when the largest needs most: `activations`, on which the loss depends;
     /// `gradients`, with all else that only the backward pass and the update need; `workspace`, what lies between them and
     /// what smaller programs need elsewhere. `alignment` is what segments are larger than their tensors.
     pub memory: BTreeMap<String, u64>,

@@ -46,12 +46,33 @@ impl Part {
     }
 }
 
+/// Which segments of the plan are those that programs count from 0.
+#[derive(Default)]
+struct Shared {
+    inputs: Vec<u32>,
+    arena: Vec<u32>,
+}
+
+impl Shared {
+    /// The segments of a kind, of which there are as many as sizes, and as large.
+    fn grow(all: &mut Vec<u32>, segments: &mut Vec<Segment>, kind: SegmentKind, sizes: &[u64]) {
+        for (index, bytes) in sizes.iter().enumerate() {
+            if index == all.len() {
+                all.push(segments.len() as u32);
+                segments.push(Segment { kind, bytes: 0 });
+            }
+            let segment = &mut segments[all[index] as usize];
+            segment.bytes = segment.bytes.max(*bytes);
+        }
+    }
+}
+
 /// A plan under construction.
 pub(crate) struct Assembly<'a> {
     target: &'a Target,
     segments: Vec<Segment>,
-    /// Segments that hold state come first.
-    arena: u32,
+    /// Indices of the segments that programs share.
+    shared: Shared,
     state: Vec<StateTensor>,
     kernels: IndexMap<Kernel, ()>,
     /// Loops as they were, so that each is emitted once.
@@ -103,8 +124,8 @@ impl<'a> Assembly<'a> {
             state.insert(index, StateTensor { path: path.clone(), kind: decl.kind, buffer });
         }
         let state = state.into_values().collect();
-        let arena = segments.len() as u32;
-        Ok(Assembly { target, segments, arena, state, kernels: IndexMap::new(), emitted: IndexMap::new() })
+        let shared = Shared::default();
+        Ok(Assembly { target, segments, shared, state, kernels: IndexMap::new(), emitted: IndexMap::new() })
     }
 
     /// Adds a program; what it means to do is for the check of memory, and which nodes its steps touch for whoever looks for
@@ -114,17 +135,13 @@ impl<'a> Assembly<'a> {
     /// A kernel that the target cannot run.
     pub(crate) fn program(&mut self, part: &Part) -> Result<(Program, Intents, Vec<Traced>), Diagnostics> {
         let Part { graph, launches, placement } = part;
-        for (index, bytes) in placement.segments.iter().enumerate() {
-            let segment = self.arena as usize + index;
-            if segment == self.segments.len() {
-                self.segments.push(Segment { kind: SegmentKind::Arena, bytes: 0 });
-            }
-            self.segments[segment].bytes = self.segments[segment].bytes.max(*bytes);
-        }
+        let Shared { inputs, arena } = &mut self.shared;
+        Shared::grow(inputs, &mut self.segments, SegmentKind::Inputs, &placement.inputs);
+        Shared::grow(arena, &mut self.segments, SegmentKind::Arena, &placement.segments);
         let mut building = Building {
             graph,
             placement,
-            arena: self.arena,
+            shared: &self.shared,
             state: &self.state,
             alignment: self.target.alignment.max(4),
             buffers: IndexSet::new(),
@@ -241,17 +258,19 @@ impl<'a> Assembly<'a> {
             *report.memory.entry(category.into()).or_default() += tensor.buffer.bytes();
         }
         let total: u64 = self.segments.iter().map(|segment| segment.bytes).sum();
-        let arena = self.segments.iter().filter(|segment| segment.kind == SegmentKind::Arena);
-        let arena: u64 = arena.map(|segment| segment.bytes).sum();
+        let of_kind = |kind| -> u64 {
+            self.segments.iter().filter(|segment| segment.kind == kind).map(|segment| segment.bytes).sum()
+        };
+        let (inputs, arena) = (of_kind(SegmentKind::Inputs), of_kind(SegmentKind::Arena));
         let largest = parts.iter().map(|(_, part)| part).max_by_key(|part| part.placement.peak.total());
         let peak = largest.map_or(Peak::default(), |part| part.placement.peak);
         let state: u64 = report.memory.values().sum();
         let categories = [
-            ("inputs", peak.inputs),
+            ("inputs", inputs),
             ("activations", peak.activations),
             ("gradients", peak.gradients),
             ("workspace", arena.saturating_sub(peak.total())),
-            ("alignment", total - arena - state),
+            ("alignment", total - inputs - arena - state),
         ];
         report.memory.extend(categories.map(|(category, bytes)| (category.to_owned(), bytes)));
         for (name, program) in programs {
@@ -292,7 +311,7 @@ pub(crate) fn report_buckets(plan: &mut Plan, parts: &[(String, Part)]) {
 struct Building<'a> {
     graph: &'a Graph,
     placement: &'a Placement,
-    arena: u32,
+    shared: &'a Shared,
     state: &'a [StateTensor],
     /// Of buffers in their segments, in bytes.
     alignment: u64,
@@ -302,14 +321,16 @@ struct Building<'a> {
 impl Building<'_> {
     fn buffer(&mut self, id: NodeId) -> Result<u32, Diagnostics> {
         let ty = self.graph.ty(id);
+        let at = |segments: &[u32], segment: usize, offset| Buffer {
+            segment: segments[segment],
+            offset,
+            dtype: ty.dtype,
+            shape: ty.shape.sizes(),
+        };
         let buffer = match self.placement.homes.get(&id) {
             Some(Home::State(index)) => self.state[*index].buffer.clone(),
-            Some(Home::Arena(segment, offset)) => Buffer {
-                segment: self.arena + *segment as u32,
-                offset: *offset,
-                dtype: ty.dtype,
-                shape: ty.shape.sizes(),
-            },
+            Some(Home::Input(segment, offset)) => at(&self.shared.inputs, *segment, *offset),
+            Some(Home::Arena(segment, offset)) => at(&self.shared.arena, *segment, *offset),
             None => {
                 let path = &self.graph.origin(id).path;
                 return Err(Diagnostic::error(format!("internal: a value {ty} of `{path}` has no place")).into());

@@ -1,15 +1,17 @@
 //! Where every value of a program lies.
 //!
 //! State tensors have places of their own. A new value of a state tensor is written straight into them where no later step
-//! reads the old value; otherwise into the arena, and copied by a last step. Everything else lies in the arena, which all
-//! programs share, from the step that writes it to the last step that reads it: inputs during the whole program, outputs to
-//! its end.
+//! reads the old value; otherwise into the arena, and copied by a last step. Inputs have memory of their own, which no step
+//! writes, so that the next ones can be uploaded while a step runs. Everything else lies in the arena from the step that writes
+//! it to the last step that reads it, outputs to the end of the program; scalar outputs lie one after another, so that a
+//! device downloads all metrics as one piece. All programs share arena and memory of inputs.
 //!
 //! Invariants: offsets are multiples of the target's alignment, no segment is larger than its limit, and no operand larger
 //! than a binding. What lives at the same time does not overlap; [`super::check`] proves it independently.
 
 use alip_plan::Target;
 use alip_plan::fault::{Fault, planted};
+use indexmap::IndexSet;
 
 use crate::diag::Diagnostic;
 use crate::hash::HashMap;
@@ -22,6 +24,8 @@ use crate::ops::Op;
 pub(crate) enum Home {
     /// In the place of the state tensor with this index.
     State(usize),
+    /// In a segment of inputs, at a byte offset.
+    Input(usize, u64),
     /// In an arena segment, at a byte offset.
     Arena(usize, u64),
 }
@@ -32,6 +36,8 @@ pub(crate) struct Placement {
     pub(crate) homes: HashMap<NodeId, Home>,
     /// Steps after the last launch: a value and the state tensor it is copied to.
     pub(crate) copies: Vec<(NodeId, usize)>,
+    /// Size of each segment of inputs.
+    pub(crate) inputs: Vec<u64>,
     /// Size of each arena segment.
     pub(crate) segments: Vec<u64>,
     /// What the arena holds when most of it is in use.
@@ -41,8 +47,6 @@ pub(crate) struct Placement {
 /// Bytes that live at the same time, at the step at which they are most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Peak {
-    /// Inputs of the program, which stay all the time.
-    pub(crate) inputs: u64,
     /// What the loss depends on; in a program without one, everything else.
     pub(crate) activations: u64,
     /// What it does not depend on: gradients, values that are computed again for them, what the update needs.
@@ -59,30 +63,26 @@ impl Peak {
             }
         }
         // By step: what begins there less what ended before.
-        let mut changes = vec![[0i64; 3]; end + 2];
+        let mut changes = vec![[0i64; 2]; end + 2];
         for life in lives {
-            let kind = match graph.node(life.value).op {
-                Op::Input { .. } => 0,
-                _ if forward[life.value.index()] => 1,
-                _ => 2,
-            };
+            let kind = usize::from(!forward[life.value.index()]);
             changes[life.first][kind] += life.bytes as i64;
             changes[life.last + 1][kind] -= life.bytes as i64;
         }
-        let (mut now, mut most) = ([0i64; 3], [0i64; 3]);
+        let (mut now, mut most) = ([0i64; 2], [0i64; 2]);
         for change in changes {
-            (0..3).for_each(|kind| now[kind] += change[kind]);
+            (0..2).for_each(|kind| now[kind] += change[kind]);
             if now.iter().sum::<i64>() > most.iter().sum() {
                 most = now;
             }
         }
-        let [inputs, activations, gradients] = most.map(|bytes| bytes as u64);
-        Peak { inputs, activations, gradients }
+        let [activations, gradients] = most.map(|bytes| bytes as u64);
+        Peak { activations, gradients }
     }
 
     /// All of it.
     pub(crate) fn total(&self) -> u64 {
-        self.inputs + self.activations + self.gradients
+        self.activations + self.gradients
     }
 }
 
@@ -93,6 +93,12 @@ struct Life {
     bytes: u64,
     first: usize,
     last: usize,
+}
+
+impl Life {
+    fn new(graph: &Graph, value: NodeId, (first, last): (usize, usize)) -> Life {
+        Life { value, bytes: graph.bytes(value), first, last }
+    }
 }
 
 /// Gives every value of a program its place; `states` finds a state tensor's index by path, `loss` names the output that is
@@ -128,10 +134,8 @@ pub(crate) fn place(
         }
     }
     let end = launches.len() + placement.copies.len();
+    place_inputs(graph, target, &mut placement)?;
     let mut lives: HashMap<NodeId, (usize, usize)> = HashMap::default();
-    for id in graph.inputs.values() {
-        lives.insert(*id, (0, end));
-    }
     for (value, steps) in &accesses.writers {
         let last = accesses.readers.get(value).into_iter().flatten().chain(steps).max().copied().unwrap_or(end);
         let first = steps.iter().min().copied().unwrap_or(0);
@@ -146,10 +150,7 @@ pub(crate) fn place(
     let mut lives: Vec<Life> = lives
         .into_iter()
         .filter(|(value, _)| !placement.homes.contains_key(value))
-        .map(|(value, (first, last))| {
-            let ty = graph.ty(value);
-            Life { value, bytes: ty.shape.elements() * ty.dtype.bytes(), first, last }
-        })
+        .map(|(value, life)| Life::new(graph, value, life))
         .collect();
     // Largest first: what is hard to place finds the most room.
     lives.sort_by_key(|life| (std::cmp::Reverse(life.bytes), life.first, life.value));
@@ -158,11 +159,45 @@ pub(crate) fn place(
     }
     let loss = loss.and_then(|loss| graph.outputs.get(loss).copied());
     placement.peak = Peak::new(graph, &lives, end, loss);
+    let scalars = scalar_outputs(graph, &mut lives, target);
     let offsets = pack(&lives, target, &mut placement.segments);
     for (life, (segment, offset)) in lives.iter().zip(offsets) {
         placement.homes.insert(life.value, Home::Arena(segment, offset));
     }
+    let block = scalars.first().and_then(|first| placement.homes.get(first)).copied();
+    if let Some(Home::Arena(segment, offset)) = block {
+        let places = (offset..).step_by(alignment(target) as usize).map(|offset| Home::Arena(segment, offset));
+        placement.homes.extend(scalars.into_iter().zip(places));
+    }
     Ok(placement)
+}
+
+/// Gives inputs their places: all are there during the whole program.
+fn place_inputs(graph: &Graph, target: &Target, placement: &mut Placement) -> Result<(), Diagnostic> {
+    let inputs: Vec<Life> = graph.inputs.values().map(|id| Life::new(graph, *id, (0, 0))).collect();
+    for input in &inputs {
+        fits_binding(graph, input, target)?;
+    }
+    let places = pack(&inputs, target, &mut placement.inputs);
+    let homes = places.into_iter().map(|(segment, offset)| Home::Input(segment, offset));
+    placement.homes.extend(inputs.iter().map(|input| input.value).zip(homes));
+    Ok(())
+}
+
+/// The scalars that a program yields out of the arena, in their order. Of their lives one is left, with room for all.
+fn scalar_outputs(graph: &Graph, lives: &mut Vec<Life>, target: &Target) -> Vec<NodeId> {
+    let in_arena: HashMap<NodeId, Life> = lives.iter().map(|life| (life.value, *life)).collect();
+    let is_scalar = |id: &NodeId| graph.shape(*id).rank() == 0 && in_arena.contains_key(id);
+    let all: IndexSet<NodeId> = graph.outputs.values().copied().filter(is_scalar).collect();
+    let of_all = all.iter().filter_map(|id| in_arena.get(id)).copied().reduce(|all, life| Life {
+        bytes: all.bytes.next_multiple_of(alignment(target)) + life.bytes,
+        first: all.first.min(life.first),
+        last: all.last.max(life.last),
+        ..all
+    });
+    lives.retain(|life| !all.contains(&life.value));
+    lives.extend(of_all);
+    all.into_iter().collect()
 }
 
 impl Placement {
@@ -172,6 +207,7 @@ impl Placement {
         homes.sort_unstable();
         let line = |(home, id): &(Home, NodeId)| match home {
             Home::State(index) => format!("state {index}: %{} {}\n", id.0, graph.ty(*id)),
+            Home::Input(segment, offset) => format!("input {segment} + {offset}: %{} {}\n", id.0, graph.ty(*id)),
             Home::Arena(segment, offset) => format!("arena {segment} + {offset}: %{} {}\n", id.0, graph.ty(*id)),
         };
         homes.iter().map(line).collect()
@@ -252,7 +288,7 @@ fn fits_binding(graph: &Graph, life: &Life, target: &Target) -> Result<(), Diagn
 
 /// Segment and offset of every life, in the given order; `segments` receives the sizes.
 fn pack(lives: &[Life], target: &Target, segments: &mut Vec<u64>) -> Vec<(usize, u64)> {
-    let align = target.alignment.max(4);
+    let align = alignment(target);
     let mut placed: Vec<Vec<(u64, u64, usize, usize)>> = Vec::new(); // offset, end, first, last
     let mut result = Vec::new();
     for life in lives {
@@ -277,6 +313,11 @@ fn pack(lives: &[Life], target: &Target, segments: &mut Vec<u64>) -> Vec<(usize,
         result.push((segment, offset));
     }
     result
+}
+
+/// Of the places of values in their segments, in bytes.
+fn alignment(target: &Target) -> u64 {
+    target.alignment.max(4)
 }
 
 /// The smallest gap between busy spans that has room, else the end of the last.

@@ -1,7 +1,7 @@
 //! The loss scale: the loss is multiplied by a state before it is differentiated, its gradients are divided by it.
 //!
 //! Which value the scale has next is a module of the language, `train: (loss_scale: "dynamic_loss_scale()")`. It is applied to
-//! `finite`, 1 for a step that is taken and 0 for one that is not; its state is not guarded, so that a step that overflowed
+//! `finite`, 1 for a step that is taken and 0 for one that is not; its state is not guarded by that, so that a step that overflowed
 //! changes the scale and nothing else.
 
 use std::collections::BTreeMap;

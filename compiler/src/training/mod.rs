@@ -5,10 +5,10 @@
 //!   same name (so that one_cycle's beta1 replaces adamw's). The optimiser is applied to each parameter `w` and its clipped
 //!   gradient `g`, and yields the new parameter; its state `m` for the parameter `PATH` is `optimizer.m.PATH`.
 //! - Then come the parameter's clamp and its average, `average.PATH`.
-//! - A step whose loss or gradient norm is not finite leaves all state as it was, the step counter too, so that it can be
-//!   run again to look for the cause; but for the loss scale, where there is one ([`loss_scale`]).
+//! - A step whose loss or gradient norm is not finite leaves all state as it was, but for the loss scale ([`guard`]).
 //! - Frozen parameters, and those without a path to the loss, are not touched.
 
+mod guard;
 mod loss_scale;
 mod untrained;
 
@@ -239,8 +239,7 @@ impl Update<'_> {
             builder.add(step, one)
         })?;
         self.evaluator.graph.updates.insert(STATE_STEP.into(), next);
-        let finite = self.guard(loss, norm)?;
-        self.next_loss_scale(finite)?;
+        self.guard(loss, norm)?;
         known.insert("grad_norm".into(), Value::Tensor(norm));
         known.insert("loss_scale".into(), scale.map_or(Value::Float(1.0), Value::Tensor));
         known.insert("clip_coef".into(), coef.map_or(Value::Float(1.0), Value::Tensor));
@@ -504,24 +503,6 @@ impl Update<'_> {
             self.evaluator.graph.updates.insert(average, new);
         }
         Ok(())
-    }
-
-    /// Keeps the old state where the loss or the norm is not finite; says whether they are.
-    fn guard(&mut self, loss: NodeId, norm: NodeId) -> Result<NodeId> {
-        let updates = std::mem::take(&mut self.evaluator.graph.updates);
-        let finite = self.emit(self.train.span, |builder| {
-            let (loss, norm) = (builder.is_finite(loss)?, builder.is_finite(norm)?);
-            builder.and(loss, norm)
-        })?;
-        let mut guarded = IndexMap::new();
-        for (path, new) in updates {
-            let ty = self.evaluator.graph.ty(new).clone();
-            let old = self.evaluator.read(&self.frame, &path, ty, self.train.span)?;
-            let kept = self.emit(self.train.span, |builder| builder.select(finite, new, old))?;
-            guarded.insert(path, kept);
-        }
-        self.evaluator.graph.updates = guarded;
-        Ok(finite)
     }
 
     /// The metrics that read the update; all of them in the order of the spec.

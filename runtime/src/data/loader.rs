@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use alip_plan::pipeline::{Mode, Pipeline};
 
-use super::maker::{Maker, Place, Turn};
+use super::maker::{Maker, Place, Recipe, Turn};
 use super::spares::Spares;
 use super::{DataError, Order, SampleSource, Skipped, Skips, Transform, Vocabularies};
 use crate::tensor::HostTensor;
@@ -105,9 +105,8 @@ pub struct Loader {
     queue: Option<Receiver<Place>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
-    transform: Arc<Transform>,
+    recipe: Arc<Recipe>,
     spares: Arc<Spares>,
-    order: Order,
     waited: Duration,
     delivered: u64,
     skips: Skips,
@@ -141,25 +140,27 @@ impl Loader {
         let makers = options.prefetch.max(1) + 1;
         let (places, queue) = channel();
         let spares = Arc::new(Spares::new(options.batch, makers + 1));
-        let maker = Arc::new(Maker {
+        let recipe = Arc::new(Recipe {
             declared: pipeline.source.clone(),
             source,
-            transform: transform.clone(),
-            spares: spares.clone(),
+            transform,
             order,
             stop: stop.clone(),
             batch: options.batch,
             passes: options.passes,
             pool,
+        });
+        let maker = Arc::new(Maker {
+            recipe: recipe.clone(),
+            spares: spares.clone(),
             turn: Mutex::new(Turn { first: options.start_sample, places }),
         });
         let mut loader = Loader {
             queue: Some(queue),
             stop,
             threads: Vec::with_capacity(makers),
-            transform,
+            recipe,
             spares,
-            order,
             waited: Duration::ZERO,
             delivered: 0,
             skips: Skips::default(),
@@ -218,10 +219,20 @@ impl Loader {
         Ok(Some(batch))
     }
 
+    /// The batch that begins at a sample, made now; those that [`Loader::next`] gives are the same whether or not it was asked
+    /// for. What it skips is not counted.
+    ///
+    /// # Errors
+    /// A sample cannot be used, nor any that could stand in.
+    pub fn batch_at(&mut self, first: u64) -> Result<Batch, DataError> {
+        let tensors = self.recipe.transform.allocate(self.recipe.batch)?;
+        self.recipe.make(first, tensors, || ()).unwrap_or(Err(DataError::Stopped))
+    }
+
     /// Takes a batch that is done with, so that another can be made in its memory. What is delivered is the same whether or
     /// not batches are given back; a batch of another loader is dropped.
     pub fn give_back(&mut self, batch: Batch) {
-        self.spares.give(&self.transform, batch);
+        self.spares.give(&self.recipe.transform, batch);
     }
 
     fn close_with(&mut self, error: DataError) -> DataError {
@@ -231,12 +242,12 @@ impl Loader {
 
     /// The order of the samples: epoch length, steps.
     pub fn order(&self) -> &Order {
-        &self.order
+        &self.recipe.order
     }
 
     /// The body that runs; it has the tokenizer.
     pub fn transform(&self) -> &Transform {
-        &self.transform
+        &self.recipe.transform
     }
 
     /// How long the consumer has waited for batches in all.

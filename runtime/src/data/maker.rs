@@ -4,6 +4,8 @@
 //! others stand in for bad samples, and holds the batch until it is taken. Tasks are begun in the order of the samples, and a
 //! worker that finds none left of one batch goes on with the next: a slow sample holds up its own batch and no worker but one.
 //! Tasks write into the batch's tensors; which rows each of them has is fixed before they begin.
+//!
+//! What a batch holds is a function of its first sample ([`Recipe`]); who makes it when is the business of [`Maker`].
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,17 +35,22 @@ pub(super) struct Turn {
     pub(super) places: Sender<Place>,
 }
 
-/// What all makers share.
-pub(super) struct Maker {
+/// What batches are made of.
+pub(super) struct Recipe {
     pub(super) declared: Source,
     pub(super) source: Arc<dyn SampleSource>,
     pub(super) transform: Arc<Transform>,
-    pub(super) spares: Arc<Spares>,
     pub(super) order: Order,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) batch: usize,
     pub(super) passes: Passes,
     pub(super) pool: rayon::ThreadPool,
+}
+
+/// What all makers share.
+pub(super) struct Maker {
+    pub(super) recipe: Arc<Recipe>,
+    pub(super) spares: Arc<Spares>,
     pub(super) turn: Mutex<Turn>,
 }
 
@@ -63,29 +70,49 @@ struct Made {
 impl Maker {
     /// Makes batches until there are no more, or nobody takes them.
     pub(super) fn make_all(&self) {
-        while !self.stop.load(Ordering::Relaxed) && self.make_next().is_some() {}
+        while !self.recipe.stop.load(Ordering::Relaxed) && self.make_next().is_some() {}
     }
 
     /// Makes the next batch and waits until it is taken; `None` when there is nothing more to do.
     fn make_next(&self) -> Option<()> {
+        let recipe = &self.recipe;
         // Kept until all tasks are given, so that those of the batch after it come behind them.
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let first = turn.first;
-        let valid = match self.passes {
-            Passes::Endless => self.batch,
-            Passes::Once => self.order.epoch_len().saturating_sub(first).min(self.batch as u64) as usize,
-        };
-        if valid == 0 {
+        if recipe.valid(first) == 0 {
             return None;
         }
         // Without room: a batch that is not taken yet stays with its maker.
         let (deliver, place) = sync_channel(0);
         turn.places.send(place).ok()?;
-        turn.first += self.batch as u64;
-        let mut tensors = match self.spares.take(&self.transform) {
+        turn.first += recipe.batch as u64;
+        let tensors = match self.spares.take(&recipe.transform) {
             Ok(tensors) => tensors,
             Err(error) => return deliver.send(Err(error.into())).ok(),
         };
+        let made = recipe.make(first, tensors, || drop(turn))?;
+        let failed = made.is_err();
+        deliver.send(made).ok().filter(|()| !failed)
+    }
+}
+
+impl Recipe {
+    /// Rows that count of the batch that begins at a sample.
+    fn valid(&self, first: u64) -> usize {
+        match self.passes {
+            Passes::Endless => self.batch,
+            Passes::Once => self.order.epoch_len().saturating_sub(first).min(self.batch as u64) as usize,
+        }
+    }
+
+    /// Makes the batch that begins at a sample in these tensors, and says when all its tasks are given; `None` when it was
+    /// stopped.
+    pub(super) fn make(
+        &self,
+        first: u64,
+        mut tensors: Vec<HostTensor>,
+        given: impl FnOnce(),
+    ) -> Option<Result<Batch, DataError>> {
         let samples = self.order.samples(first, self.batch as u64);
         let mut rows = rows_of(&mut tensors, self.batch);
         let mut read: Read = (0..self.batch).map(|_| None).collect();
@@ -96,17 +123,16 @@ impl Maker {
                     *read = (!stopped).then(|| self.read(epoch, index, slots));
                 });
             }
-            drop(turn);
+            given();
         });
         let read: Vec<_> = read.into_iter().collect::<Option<_>>()?;
         let made = self.replace((first, &samples), read, &mut rows);
         drop(rows);
-        let made = made.map(|made| self.batch_of((first, valid), made, tensors));
-        let failed = made.is_err();
-        deliver.send(made).ok().filter(|()| !failed)
+        Some(made.map(|made| self.batch_of(first, made, tensors)))
     }
 
-    fn batch_of(&self, (first, valid): (u64, usize), all: Vec<Made>, tensors: Vec<HostTensor>) -> Batch {
+    fn batch_of(&self, first: u64, all: Vec<Made>, tensors: Vec<HostTensor>) -> Batch {
+        let valid = self.valid(first);
         let names = self.transform.outputs().map(|(name, _)| name.to_string());
         let mut batch = Batch {
             tensors: names.zip(tensors).collect(),

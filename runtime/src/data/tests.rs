@@ -136,6 +136,22 @@ fn batches_do_not_depend_on_workers_or_restarts() {
     assert_ne!(take(&mut open(folder.source(0.3), &other).unwrap(), 14), whole);
 }
 
+/// What was delivered is made once more, the last batch of a pass too, while others go on to be delivered.
+#[test]
+fn a_batch_is_made_again() {
+    let folder = Folder::with_images("again", 23, &[4, 17]);
+    let train = LoaderOptions { max_bad: 1.0, ..LoaderOptions::train(5, 4) };
+    for (options, batches) in [(train, 14), (LoaderOptions { max_bad: 1.0, ..LoaderOptions::eval(4) }, 6)] {
+        let whole = take(&mut open(folder.source(0.3), &options).unwrap(), batches);
+        let mut loader = open(folder.source(0.3), &options).unwrap();
+        for batch in &whole {
+            assert_eq!(&take(&mut loader, 1)[0], batch);
+            assert_eq!(&loader.batch_at(batch.first_sample).unwrap(), batch);
+        }
+        assert_eq!(loader.skips().count() as usize, whole.iter().flat_map(|batch| &batch.skipped).count());
+    }
+}
+
 /// Fills the tensors of a batch with what would be seen if it were delivered, and gives them back.
 fn poison(loader: &mut Loader, mut batch: Batch) {
     for tensor in batch.tensors.values_mut() {

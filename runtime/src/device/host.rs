@@ -70,11 +70,14 @@ impl HostMemory {
         Ok(())
     }
 
-    pub(super) fn read(&mut self, slice: Slice) -> Result<Box<dyn Download>, DeviceError> {
-        let at = self.locate(slice)?;
-        // SAFETY: as in `write`.
-        let bytes = unsafe { std::slice::from_raw_parts(at, slice.bytes as usize) };
-        Ok(Box::new(Ready(bytes.to_vec())))
+    pub(super) fn read(&mut self, slices: &[Slice]) -> Result<Box<dyn Download>, DeviceError> {
+        let mut bytes = Vec::with_capacity(slices.iter().map(|slice| slice.bytes as usize).sum());
+        for slice in slices {
+            let at = self.locate(*slice)?;
+            // SAFETY: as in `write`.
+            bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(at, slice.bytes as usize) });
+        }
+        Ok(Box::new(Ready(bytes)))
     }
 
     fn locate(&self, slice: Slice) -> Result<*mut u8, DeviceError> {

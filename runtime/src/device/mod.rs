@@ -6,9 +6,13 @@
 //!
 //! Invariants:
 //! - Nothing above this border knows a driver, and nothing below it knows what a program means.
-//! - Steps take effect in order. `run_steps` may return before they are done; `read` and `synchronize` see them done.
+//! - Steps take effect in order. `run_steps` may return before they are done; `read` and `synchronize` see them done, and what is
+//!   submitted later changes nothing of what was read.
+//! - Inputs are uploaded past the steps that still run: each step reads those that were written last before it was submitted,
+//!   however many copies of the segments of inputs that takes.
 //! - Downloads are asynchronous in form ([`Download`]), so that the same runtime can live where blocking is forbidden.
 
+mod choose;
 pub mod cpu;
 mod host;
 pub mod reference;
@@ -19,6 +23,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use alip_plan::{Plan, Target, TargetKind};
+
+pub use choose::{Choice, choose, choose_like, kinds, names};
 
 /// A range of bytes of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,11 +161,25 @@ pub trait LoadedPlan: Send {
     /// A slice outside its segment, or a number of bytes that is not the slice's.
     fn write(&mut self, slice: Slice, bytes: &[u8]) -> Result<(), DeviceError>;
 
-    /// Starts a download of what the slice holds after all steps submitted so far.
+    /// Uploads the inputs of the steps that are submitted next, all of them, into segments of inputs. Steps submitted before
+    /// read what they were given. The bytes are read before this returns.
+    ///
+    /// # Errors
+    /// As [`LoadedPlan::write`].
+    fn write_inputs(&mut self, inputs: &[(Slice, &[u8])]) -> Result<(), DeviceError> {
+        inputs.iter().try_for_each(|(slice, bytes)| self.write(*slice, bytes))
+    }
+
+    /// Starts a download of what the slices hold after all steps submitted so far, one after the other.
     ///
     /// # Errors
     /// A slice outside its segment.
-    fn read(&mut self, slice: Slice) -> Result<Box<dyn Download>, DeviceError>;
+    fn read(&mut self, slices: &[Slice]) -> Result<Box<dyn Download>, DeviceError>;
+
+    /// How many programs the caller may well submit while the device is at one before them, so that it never waits for the host.
+    fn ahead(&self) -> usize {
+        0
+    }
 
     /// Submits steps of a program, in order.
     ///
@@ -182,7 +202,7 @@ pub trait Download: Send {
     /// Whether [`Download::wait`] would return at once; lets the device make progress.
     fn poll(&mut self) -> bool;
 
-    /// The bytes, waiting if they are not there yet.
+    /// The bytes of all slices one after the other, waiting if they are not there yet; not for what was submitted later.
     ///
     /// # Errors
     /// The device was lost.
@@ -194,92 +214,4 @@ pub trait Download: Send {
 pub struct DeviceOptions {
     /// Threads of the cpu device; all cores when absent. Results do not depend on it.
     pub threads: Option<usize>,
-}
-
-/// Opens a device; the error says why this machine has none.
-type Open = fn(&DeviceOptions) -> Result<Box<dyn Device>, String>;
-
-/// A kind of device this build knows.
-struct Entry {
-    name: &'static str,
-    open: Open,
-    /// `auto` asks the entries in order and takes the first that is fit for it; the string says why it is not.
-    auto: fn(&dyn Device) -> Result<(), String>,
-}
-
-/// Known devices, in the order `auto` prefers them.
-fn registry() -> Vec<Entry> {
-    vec![
-        #[cfg(feature = "wgpu")]
-        Entry { name: "wgpu", open: wgpu::open, auto: wgpu::fit_for_auto },
-        Entry { name: "cpu", open: cpu::open, auto: |_| Ok(()) },
-        Entry {
-            name: "reference",
-            open: |_| Ok(Box::new(reference::Reference)),
-            auto: |_| Err("it is for finding errors".into()),
-        },
-    ]
-}
-
-/// Names of all devices of this build.
-pub fn names() -> Vec<&'static str> {
-    registry().iter().map(|entry| entry.name).collect()
-}
-
-/// A device and why it was taken.
-pub struct Choice {
-    /// The device.
-    pub device: Box<dyn Device>,
-    /// One line for people: what was taken and what was passed over.
-    pub reason: String,
-}
-
-/// Opens the device called `name`; `auto` takes the first of the registry that this machine has and that is fit for work
-/// (cuda, else a hardware wgpu adapter, else cpu).
-///
-/// # Errors
-/// An unknown name, or a device this machine does not have.
-pub fn choose(name: &str, options: &DeviceOptions) -> Result<Choice, DeviceError> {
-    let entries = registry();
-    if name == "auto" {
-        let mut passed_over: Vec<String> = Vec::new();
-        for entry in &entries {
-            let opened = (entry.open)(options);
-            match opened.and_then(|device| (entry.auto)(device.as_ref()).map(|()| device)) {
-                Ok(device) => {
-                    let mut reason = format!("{}: {}", device.name(), device.description());
-                    for why in &passed_over {
-                        reason.push_str(why);
-                    }
-                    return Ok(Choice { device, reason });
-                }
-                Err(why) => passed_over.push(format!("; not {}: {why}", entry.name)),
-            }
-        }
-    }
-    let unavailable = |why: String| DeviceError::Unavailable { name: name.to_string(), why };
-    let Some(entry) = entries.iter().find(|entry| entry.name == name) else {
-        let hint = if name == "wgpu" { " (built without the feature `wgpu`)" } else { "" };
-        return Err(unavailable(format!("this build has {}, and auto{hint}", names().join(", "))));
-    };
-    let device = (entry.open)(options).map_err(unavailable)?;
-    let reason = format!("{}: {}", device.name(), device.description());
-    Ok(Choice { device, reason })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn unknown_devices_are_named() {
-        let Err(error) = choose("cuba", &DeviceOptions::default()) else { panic!("there is no such device") };
-        assert!(error.to_string().starts_with("device `cuba` cannot be used: this build has "), "{error}");
-    }
-
-    #[test]
-    fn auto_says_what_it_took() {
-        let choice = choose("auto", &DeviceOptions { threads: Some(1) }).unwrap();
-        assert!(choice.reason.starts_with(choice.device.name()), "{}", choice.reason);
-    }
 }

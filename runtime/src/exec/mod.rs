@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alip_plan::{Buffer, DType, PROGRAM_INIT, Plan, Program, SegmentKind};
+use alip_plan::{Buffer, PROGRAM_INIT, Plan, Program, SegmentKind};
 
 use crate::device::{Device, DeviceError, Download, LoadedPlan, MemoryFacts, Slice};
 use crate::tensor::{HostTensor, Shape, TensorError};
@@ -176,11 +176,7 @@ impl Session {
     /// An input that is missing or has another shape or dtype, an unknown program or output, or the device fails.
     pub fn run_for(&mut self, program: &str, inputs: &Tensors, outputs: &[&str]) -> Result<Tensors, ExecError> {
         self.submit(program, inputs)?;
-        let started: Vec<(String, Pending)> = outputs
-            .iter()
-            .map(|&name| Ok((name.to_string(), self.download(program, name)?)))
-            .collect::<Result<_, ExecError>>()?;
-        started.into_iter().map(|(name, pending)| Ok((name, pending.wait()?))).collect()
+        Ok(self.download(program, outputs, &[])?.wait()?.outputs)
     }
 
     /// Uploads inputs and submits all steps of a program without waiting for them.
@@ -193,20 +189,34 @@ impl Session {
         Ok(self.loaded.run_steps(&name, 0..found.steps.len())?)
     }
 
-    /// Starts the download of an output of the program that ran last.
+    /// Starts the download, as one piece, of outputs of the program that was submitted last and of state as it leaves it. What
+    /// is submitted later changes nothing of it.
     ///
     /// # Errors
-    /// An unknown program or output, or the device fails.
-    pub fn download(&mut self, program: &str, output: &str) -> Result<Pending, ExecError> {
+    /// An unknown program, output or state tensor, or the device fails.
+    pub fn download(&mut self, program: &str, outputs: &[&str], state: &[&str]) -> Result<Results, ExecError> {
         let found = self.ran(program)?;
-        let buffer = found.output(output).ok_or_else(|| ExecError::Name {
-            what: format!("output of {program}"),
-            name: output.to_string(),
-            problem: "does not exist",
-            known: list(found.outputs.iter().map(|port| &port.name)),
-        })?;
-        let buffer = buffer.clone();
-        self.pending(&buffer)
+        let output = |&name: &&str| match found.output(name) {
+            Some(buffer) => Ok((name.to_string(), buffer.clone())),
+            None => Err(ExecError::Name {
+                what: format!("output of {program}"),
+                name: name.to_string(),
+                problem: "does not exist",
+                known: list(found.outputs.iter().map(|port| &port.name)),
+            }),
+        };
+        let mut tensors = outputs.iter().map(output).collect::<Result<Vec<_>, _>>()?;
+        for &path in state {
+            tensors.push((path.to_string(), self.state(path)?));
+        }
+        let slices: Vec<Slice> = tensors.iter().map(|(_, buffer)| Slice::from(buffer)).collect();
+        Ok(Results { outputs: outputs.len(), tensors, download: self.loaded.read(&slices)? })
+    }
+
+    /// How many more runs of a program may well be submitted before the results of one are waited for: 0 on a device that has
+    /// computed what [`Session::submit`] asks for when it returns.
+    pub fn ahead(&self) -> usize {
+        self.loaded.ahead()
     }
 
     /// Waits until everything submitted is done.
@@ -223,7 +233,7 @@ impl Session {
     /// No such tensor, or the device fails.
     pub fn read_state(&mut self, path: &str) -> Result<HostTensor, ExecError> {
         let buffer = self.state(path)?;
-        self.pending(&buffer)?.wait()
+        self.value(&buffer)
     }
 
     /// Replaces the value of a state tensor; a float is rounded to the type in which the plan keeps it.
@@ -270,7 +280,7 @@ impl Session {
 
     /// The elements of buffers.
     fn values(&mut self, buffers: &[(usize, &Buffer)]) -> Result<Vec<Vec<f32>>, ExecError> {
-        buffers.iter().map(|(_, buffer)| Ok(self.pending(buffer)?.wait()?.to_f32().into_owned())).collect()
+        buffers.iter().map(|(_, buffer)| Ok(self.value(buffer)?.to_f32().into_owned())).collect()
     }
 
     /// Zeros where nothing survives a program, a piece at a time: the host may not have the memory that the device has.
@@ -326,7 +336,7 @@ impl Session {
                     self.loaded.run_steps(&name, index..index + 1).map_err(ExecError::from)?;
                 }
                 seen(index, moment, &mut |buffer| match found.buffers.get(buffer as usize) {
-                    Some(buffer) => self.pending(buffer)?.wait(),
+                    Some(buffer) => self.value(buffer),
                     None => Err(DeviceError::Misuse(format!("`{name}` has no buffer {buffer}")).into()),
                 })?;
             }
@@ -347,12 +357,15 @@ impl Session {
             None => (program.to_string(), Tensors::new()),
         };
         let found = find(plan, &name)?;
+        let mut tensors = Vec::with_capacity(found.inputs.len());
         for port in &found.inputs {
             let Some(buffer) = found.buffers.get(port.buffer as usize) else { continue };
             let given = || given(&what, &port.name, buffer, inputs);
-            let tensor = made.get(&port.name).map_or_else(given, |made| Ok(Cow::Borrowed(made)))?;
-            self.loaded.write(Slice::from(buffer), tensor.bytes())?;
+            tensors
+                .push((Slice::from(buffer), made.get(&port.name).map_or_else(given, |made| Ok(Cow::Borrowed(made)))?));
         }
+        let bytes: Vec<(Slice, &[u8])> = tensors.iter().map(|(slice, tensor)| (*slice, tensor.bytes())).collect();
+        self.loaded.write_inputs(&bytes)?;
         Ok((name, found))
     }
 
@@ -369,32 +382,52 @@ impl Session {
         })
     }
 
-    fn pending(&mut self, buffer: &Buffer) -> Result<Pending, ExecError> {
-        let download = self.loaded.read(Slice::from(buffer))?;
-        Ok(Pending { dtype: buffer.dtype, shape: buffer.shape.clone(), download })
+    /// What a buffer holds.
+    fn value(&mut self, buffer: &Buffer) -> Result<HostTensor, ExecError> {
+        let bytes = self.loaded.read(&[Slice::from(buffer)])?.wait()?;
+        Ok(HostTensor::from_bytes(buffer.dtype, &buffer.shape, &bytes)?)
     }
 }
 
-/// A tensor on its way to the host.
-pub struct Pending {
-    dtype: DType,
-    shape: Vec<u64>,
+/// Tensors on their way to the host, in one piece.
+pub struct Results {
+    /// Outputs before state, by name and path.
+    tensors: Vec<(String, Buffer)>,
+    /// How many of them are outputs.
+    outputs: usize,
     download: Box<dyn Download>,
 }
 
-impl Pending {
-    /// Whether [`Pending::wait`] would return at once.
+/// Tensors that were downloaded together.
+#[derive(Debug, PartialEq)]
+pub struct Found {
+    /// Outputs of a program, by name.
+    pub outputs: Tensors,
+    /// State, by path.
+    pub state: Tensors,
+}
+
+impl Results {
+    /// Whether [`Results::wait`] would return at once.
     pub fn poll(&mut self) -> bool {
         self.download.poll()
     }
 
-    /// The tensor, waiting if it is not there yet.
+    /// The tensors, waiting if they are not there yet; not for what was submitted later.
     ///
     /// # Errors
     /// The device was lost.
-    pub fn wait(self) -> Result<HostTensor, ExecError> {
+    pub fn wait(self) -> Result<Found, ExecError> {
         let bytes = self.download.wait()?;
-        Ok(HostTensor::from_bytes(self.dtype, &self.shape, &bytes)?)
+        let mut rest = bytes.as_slice();
+        let mut found = Found { outputs: Tensors::new(), state: Tensors::new() };
+        for (index, (name, buffer)) in self.tensors.into_iter().enumerate() {
+            let (own, others) = rest.split_at_checked(buffer.bytes() as usize).unwrap_or((rest, &[]));
+            rest = others;
+            let tensors = if index < self.outputs { &mut found.outputs } else { &mut found.state };
+            tensors.insert(name, HostTensor::from_bytes(buffer.dtype, &buffer.shape, own)?);
+        }
+        Ok(found)
     }
 }
 

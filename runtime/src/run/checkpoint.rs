@@ -372,7 +372,7 @@ mod tests {
             assert!(error.ends_with(message), "{error}");
         };
         fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
-        check("its header says 748; it has no other before it: delete it to begin the run anew");
+        check("its header says 848; it has no other before it: delete it to begin the run anew");
         let mut flipped = bytes.clone();
         *flipped.last_mut().unwrap() ^= 1;
         fs::write(&path, flipped).unwrap();

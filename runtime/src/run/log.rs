@@ -22,7 +22,7 @@ pub struct StepRecord {
     pub epoch: Option<f64>,
     /// The graph's metrics, in the order of the spec.
     pub metrics: Vec<(String, f64)>,
-    /// Samples of this step over its time.
+    /// Samples of this step, and of those that were done while it was in flight behind them, over its time.
     pub samples_per_s: f64,
     /// Share of the step's time, 0 to 1, that was spent waiting for data.
     pub data_wait: f64,

@@ -3,6 +3,8 @@
 //! It regresses the mean of a text's ids on the pixels: `loss = mean((image . w - mean(raw) / 100)^2)`, one step of gradient
 //! descent with a falling rate, update guarded as the compiler's is.
 
+mod late;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -11,11 +13,13 @@ use alip_plan::kernel::{
 };
 use alip_plan::pipeline::{Argument, Pipeline, PipelineNode, PipelineOp, Shuffle, Source};
 use alip_plan::{
-    Buffer, DType, PROGRAM_INIT, PROGRAM_TRAIN, Plan, Port, Program, Real, Report, STATE_SEED, STATE_STEP,
-    STATE_TOTAL_STEPS, Segment, SegmentKind, StateKind, StateTensor, Step, Target, TrainInfo,
+    Buffer, DType, PROGRAM_INIT, PROGRAM_TRAIN, Plan, Port, Program, Real, Report, STATE_HALTED, STATE_SEED,
+    STATE_STEP, STATE_TOTAL_STEPS, Segment, SegmentKind, StateKind, StateTensor, Step, Target, TrainInfo,
 };
 
 use crate::run::{DeviceIdentity, RunInfo};
+
+pub(crate) use late::{Late, Pace};
 
 pub(crate) const BATCH: u64 = 4;
 pub(crate) const SIDE: u64 = 4;
@@ -59,6 +63,15 @@ impl Writer {
         let infinity = self.constant(f64::INFINITY, DType::F32);
         self.f(ScalarOp::Lt, &[size, infinity])
     }
+    /// Whether a step is taken, by the views of loss and flag.
+    fn taken(&mut self, loss: u16, halted: u16) -> u16 {
+        let loss = self.f(ScalarOp::Load(loss), &[]);
+        let finite = self.finite(loss);
+        let halted = self.op(ScalarOp::Load(halted), DType::I32, &[]);
+        let zero = self.constant(0.0, DType::I32);
+        let running = self.op(ScalarOp::Eq, DType::I32, &[halted, zero]);
+        self.op(ScalarOp::And, DType::Bool, &[finite, running])
+    }
 }
 
 fn view(operand: u16, dtype: DType, strides: &[i64]) -> View {
@@ -67,7 +80,7 @@ fn view(operand: u16, dtype: DType, strides: &[i64]) -> View {
 
 /// Places buffers one after the other.
 struct Memory {
-    end: [u64; 2],
+    end: [u64; 3],
 }
 
 impl Memory {
@@ -82,25 +95,27 @@ impl Memory {
 /// The plan `linear`.
 pub(crate) fn linear() -> Plan {
     use DType::{F32, I32};
-    let mut memory = Memory { end: [0, 0] };
+    let mut memory = Memory { end: [0; 3] };
     let w = memory.buffer(0, F32, &[PIXELS]);
-    let counters: Vec<Buffer> = (0..3).map(|_| memory.buffer(0, I32, &[])).collect();
+    let counters: Vec<Buffer> = (0..4).map(|_| memory.buffer(0, I32, &[])).collect();
     let state = |path: &str, kind, buffer: &Buffer| StateTensor { path: path.into(), kind, buffer: buffer.clone() };
     let states = vec![
         state("w", StateKind::Param, &w),
         state(STATE_STEP, StateKind::Optimizer, &counters[0]),
         state(STATE_TOTAL_STEPS, StateKind::Optimizer, &counters[1]),
         state(STATE_SEED, StateKind::Optimizer, &counters[2]),
+        state(STATE_HALTED, StateKind::Optimizer, &counters[3]),
     ];
-    let image = memory.buffer(1, F32, &[BATCH, 3, SIDE, SIDE]);
-    let raw = memory.buffer(1, I32, &[BATCH, CONTEXT]);
+    let image = memory.buffer(2, F32, &[BATCH, 3, SIDE, SIDE]);
+    let raw = memory.buffer(2, I32, &[BATCH, CONTEXT]);
     let error = memory.buffer(1, F32, &[BATCH]);
     let loss = memory.buffer(1, F32, &[]);
     let rate = memory.buffer(1, F32, &[]);
-    let seed = memory.buffer(1, I32, &[]);
+    let seed = memory.buffer(2, I32, &[]);
 
-    let kernels = vec![init(), set(), forward(), residual(), mean_square(), schedule(), update(), count()];
-    let buffers = vec![w, counters[0].clone(), counters[1].clone(), counters[2].clone(), image, raw, error, loss, rate];
+    let kernels = vec![init(), set(), forward(), residual(), mean_square(), schedule(), update(), count(), halt()];
+    let given = vec![image, raw, error, loss, rate];
+    let buffers = [std::slice::from_ref(&w), &counters, &given].concat();
     let step = |kernel, operands: &[u32], origin: &str| Step {
         kernel,
         operands: operands.to_vec(),
@@ -108,25 +123,26 @@ pub(crate) fn linear() -> Plan {
         flops: 2 * BATCH * PIXELS,
     };
     let steps = vec![
-        step(2, &[4, 0, 6], "tower"),
-        step(3, &[5, 6], "target"),
-        step(4, &[6, 7], "loss"),
-        step(5, &[1, 2, 8], "train.schedule"),
-        step(6, &[6, 4, 0, 7, 8], "train.update"),
-        step(7, &[7, 1], "train.step"),
+        step(2, &[5, 0, 7], "tower"),
+        step(3, &[6, 7], "target"),
+        step(4, &[7, 8], "loss"),
+        step(5, &[1, 2, 9], "train.schedule"),
+        step(6, &[7, 5, 0, 8, 9, 4], "train.update"),
+        step(7, &[8, 1, 4], "train.step"),
+        step(8, &[8, 4], "train.halted"),
     ];
     let port = |name: &str, buffer| Port { name: name.into(), buffer };
     let train = Program {
-        inputs: vec![port("image", 4), port("raw", 5)],
-        outputs: vec![port("loss", 7), port("lr", 8)],
+        inputs: vec![port("image", 5), port("raw", 6)],
+        outputs: vec![port("loss", 8), port("lr", 9)],
         buffers: buffers.clone(),
         steps,
     };
     let start = Program {
-        inputs: vec![port("seed", 4)],
+        inputs: vec![port("seed", 5)],
         outputs: vec![],
-        buffers: [&buffers[..4], &[seed]].concat(),
-        steps: vec![step(0, &[4, 0], "w"), step(1, &[1, 2, 4, 3], "train")],
+        buffers: [&buffers[..5], &[seed]].concat(),
+        steps: vec![step(0, &[5, 0], "w"), step(1, &[1, 2, 5, 3, 4], "train")],
     };
     Plan {
         name: "linear".into(),
@@ -135,6 +151,7 @@ pub(crate) fn linear() -> Plan {
         segments: vec![
             Segment { kind: SegmentKind::State, bytes: memory.end[0] },
             Segment { kind: SegmentKind::Arena, bytes: memory.end[1] },
+            Segment { kind: SegmentKind::Inputs, bytes: memory.end[2] },
         ],
         state: states,
         kernels,
@@ -195,16 +212,16 @@ fn init() -> Kernel {
     map(vec![PIXELS], vec![view(0, DType::I32, &[0]), view(1, DType::F32, &[1])], code)
 }
 
-/// `step = 0, total = 1, seed = seed`; operands step, total, seed given, seed.
+/// `step = 0, total = 1, seed = seed, halted = 0`; operands step, total, seed given, seed, halted.
 fn set() -> Kernel {
     let mut code = Writer::default();
-    for (at, value) in [(0, 0.0), (1, 1.0)] {
+    for (at, value) in [(0, 0.0), (1, 1.0), (4, 0.0)] {
         let value = code.constant(value, DType::I32);
         code.op(ScalarOp::Store(at), DType::I32, &[value]);
     }
     let seed = code.op(ScalarOp::Load(2), DType::I32, &[]);
     code.op(ScalarOp::Store(3), DType::I32, &[seed]);
-    map(vec![1], (0..4).map(|operand| view(operand, DType::I32, &[0])).collect(), code)
+    map(vec![1], (0..5).map(|operand| view(operand, DType::I32, &[0])).collect(), code)
 }
 
 /// `error = image @ w`; operands image, w, error.
@@ -276,7 +293,7 @@ fn schedule() -> Kernel {
     map(vec![1], vec![counter(0), counter(1), view(2, DType::F32, &[0])], code)
 }
 
-/// `w -= rate * 2 / batch * image^T @ error`, unless the loss is not finite; operands error, image, w, loss, rate.
+/// `w -= rate * 2 / batch * image^T @ error`, if the step is taken; operands error, image, w, loss, rate, halted.
 fn update() -> Kernel {
     let mut code = Writer::default();
     let gradient = code.f(ScalarOp::Product, &[]);
@@ -286,11 +303,11 @@ fn update() -> Kernel {
     let change = code.f(ScalarOp::Mul, &[scale, gradient]);
     let old = code.f(ScalarOp::Load(0), &[]);
     let new = code.f(ScalarOp::Sub, &[old, change]);
-    let loss = code.f(ScalarOp::Load(1), &[]);
-    let finite = code.finite(loss);
-    let next = code.f(ScalarOp::Select, &[finite, new, old]);
+    let taken = code.taken(1, 3);
+    let next = code.f(ScalarOp::Select, &[taken, new, old]);
     code.f(ScalarOp::Store(0), &[next]);
     let scalar = |operand| view(operand, DType::F32, &[0, 0]);
+    let halted = view(5, DType::I32, &[0, 0]);
     Kernel::Loop(Loop::Product(Product {
         batch: vec![],
         m: 1,
@@ -298,20 +315,31 @@ fn update() -> Kernel {
         k: BATCH,
         a: view(0, DType::F32, &[0, 1]),
         b: view(1, DType::F32, &[PIXELS as i64, 1]),
-        views: vec![view(2, DType::F32, &[0, 1]), scalar(3), scalar(4)],
+        views: vec![view(2, DType::F32, &[0, 1]), scalar(3), scalar(4), halted],
         code: code.0,
     }))
 }
 
-/// `step += 1`, unless the loss is not finite; operands loss, step.
+/// `step += 1`, if the step is taken; operands loss, step, halted.
 fn count() -> Kernel {
     let mut code = Writer::default();
-    let loss = code.f(ScalarOp::Load(0), &[]);
-    let finite = code.finite(loss);
+    let taken = code.taken(0, 2);
     let step = code.op(ScalarOp::Load(1), DType::I32, &[]);
     let one = code.constant(1.0, DType::I32);
     let next = code.op(ScalarOp::Add, DType::I32, &[step, one]);
-    let next = code.op(ScalarOp::Select, DType::I32, &[finite, next, step]);
+    let next = code.op(ScalarOp::Select, DType::I32, &[taken, next, step]);
+    code.op(ScalarOp::Store(1), DType::I32, &[next]);
+    map(vec![1], vec![view(0, DType::F32, &[0]), view(1, DType::I32, &[0]), view(2, DType::I32, &[0])], code)
+}
+
+/// `halted = 1`, if the loss is not finite; operands loss, halted.
+fn halt() -> Kernel {
+    let mut code = Writer::default();
+    let loss = code.f(ScalarOp::Load(0), &[]);
+    let finite = code.finite(loss);
+    let halted = code.op(ScalarOp::Load(1), DType::I32, &[]);
+    let one = code.constant(1.0, DType::I32);
+    let next = code.op(ScalarOp::Select, DType::I32, &[finite, halted, one]);
     code.op(ScalarOp::Store(1), DType::I32, &[next]);
     map(vec![1], vec![view(0, DType::F32, &[0]), view(1, DType::I32, &[0])], code)
 }

@@ -5,21 +5,30 @@
 //!   is one number. So a run that is killed at any moment and resumed takes the same steps as one that is not.
 //! - Whatever ends a run, the state is saved first where there is a sound one. What does not touch the state (a log that cannot
 //!   be written, a checkpoint that cannot be written now) ends no run.
+//! - Steps are submitted ahead of those whose metrics have been read, as many as the device asks for. Whatever looks at the state
+//!   (a checkpoint, the search for what is not finite) first waits for all of them. A step that was refused for good changes no state,
+//!   nor do those after it, so that it is found there; its batch is made again from the cursor.
 //! - Nothing here knows a terminal; what people see goes through [`Watch`].
 
+mod failure;
+
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use alip_plan::{PROGRAM_TRAIN, Plan, STATE_LOSS_SCALE, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS};
+use alip_plan::{
+    PROGRAM_TRAIN, Plan, STATE_HALTED, STATE_LOSS_SCALE, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS, TrainInfo,
+};
 
 use crate::data::{Batch, DataError, Loader};
-use crate::exec::{ExecError, NonFinite, RowTotals, Session};
-use crate::run::checkpoint::{self, CheckpointError, Header};
-use crate::run::file::FileError;
+use crate::exec::{NonFinite, Results, RowTotals, RowsRun, Session};
+use crate::run::checkpoint::{self, Header};
 use crate::run::log::MetricsLog;
 use crate::run::{RunDir, StepRecord, Writer};
 use crate::tensor::HostTensor;
+
+pub use failure::{Divergence, TrainError};
 
 /// Where batches come from: a [`Loader`], or anything that gives one global batch after the other without end.
 pub trait Feed {
@@ -28,6 +37,12 @@ pub trait Feed {
     /// # Errors
     /// The data cannot be delivered.
     fn next(&mut self) -> Result<Batch, DataError>;
+
+    /// The batch that begins at this global sample, once more.
+    ///
+    /// # Errors
+    /// The data cannot be delivered.
+    fn again(&mut self, cursor: u64) -> Result<Batch, DataError>;
 
     /// Takes a batch that is done with; its memory may be used again.
     fn give_back(&mut self, batch: Batch) {
@@ -42,6 +57,10 @@ impl Feed for Loader {
     fn next(&mut self) -> Result<Batch, DataError> {
         // Training is endless, so a loader that ends has stopped for no reason.
         Loader::next(self)?.ok_or(DataError::Stopped)
+    }
+
+    fn again(&mut self, cursor: u64) -> Result<Batch, DataError> {
+        Loader::batch_at(self, cursor)
     }
 
     fn give_back(&mut self, batch: Batch) {
@@ -59,125 +78,6 @@ pub trait Watch {
     fn step(&mut self, record: &StepRecord, of: u64);
     /// Something worth a line: a skipped sample, a checkpoint.
     fn note(&mut self, text: &str);
-}
-
-/// Why training stopped.
-#[derive(Debug, thiserror::Error)]
-pub enum TrainError {
-    /// The plan cannot train.
-    #[error("the plan of `{0}` has no program `train`: its spec has no `train` section")]
-    NoTraining(String),
-    /// The program failed.
-    #[error(transparent)]
-    Exec(#[from] ExecError),
-    /// The data cannot be delivered.
-    #[error(transparent)]
-    Data(#[from] DataError),
-    /// A checkpoint cannot be written or read.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// The log cannot be written.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// A count that the plan's 32-bit counters cannot hold.
-    #[error("{what} {value} is too large: at most {}", i32::MAX)]
-    TooLarge {
-        /// `--steps`, `--seed`.
-        what: &'static str,
-        /// The value.
-        value: u64,
-    },
-    /// A loss or gradient is not a number.
-    #[error("{0}")]
-    Diverged(Box<Divergence>),
-    /// Training cannot go on, and the state is on disk.
-    #[error("{why}. The state after step {step} is saved in {}; --resume continues from there", path.display())]
-    Saved {
-        /// What ended the run.
-        why: Box<TrainError>,
-        /// Steps taken.
-        step: u64,
-        /// The checkpoint.
-        path: PathBuf,
-    },
-    /// Training cannot go on, and its state cannot be saved.
-    #[error("{why}. The state after step {step} could not be saved: {unsaved}. {}", newest(*step, saved.as_ref()))]
-    Unsaved {
-        /// What ended the run.
-        why: Box<TrainError>,
-        /// Steps taken.
-        step: u64,
-        /// Why the state is not on disk.
-        unsaved: Box<TrainError>,
-        /// Step and file of the newest checkpoint.
-        saved: Option<(u64, PathBuf)>,
-    },
-    /// A step failed half way: what the device holds is the state of no step.
-    #[error("step {step}: {why}. {}", newest(step.saturating_sub(1), saved.as_ref()))]
-    Lost {
-        /// What the device said.
-        why: Box<ExecError>,
-        /// The step that failed, counted from 1.
-        step: u64,
-        /// Step and file of the newest checkpoint.
-        saved: Option<(u64, PathBuf)>,
-    },
-}
-
-/// Where a run that has taken `step` steps can go on from.
-fn newest(step: u64, saved: Option<&(u64, PathBuf)>) -> String {
-    match saved {
-        Some((at, path)) => {
-            let lost = step.saturating_sub(*at);
-            let lost = if lost == 0 { String::new() } else { format!(", {lost} steps before") };
-            format!("The newest checkpoint is {}{lost}; --resume continues from there", path.display())
-        }
-        None => "There is no checkpoint yet; --resume begins anew".into(),
-    }
-}
-
-/// A loss scale below this cannot be what made gradients overflow: the run has diverged.
-const LEAST_SCALE: f64 = 1.0;
-
-/// A step whose loss or gradient is not finite.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Divergence {
-    /// The step that failed, counted from 1.
-    pub step: u64,
-    /// The metric that showed it; `None` when only the state did not move.
-    pub metric: Option<(String, f64)>,
-    /// The first value of the step that is not finite, and the number of launches of the program; or why there was no search.
-    pub first: Result<Option<(NonFinite, usize)>, ExecError>,
-    /// Global indices of the first sample of the batch and of the one after the last.
-    pub samples: (u64, u64),
-    /// Where the state before the step is.
-    pub saved: Option<PathBuf>,
-}
-
-impl std::fmt::Display for Divergence {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "step {}: ", self.step)?;
-        match &self.metric {
-            Some((name, value)) => write!(f, "metric `{name}` is {value}.")?,
-            None => write!(f, "the gradient is not finite, so the step was not taken.")?,
-        }
-        match &self.first {
-            Ok(Some((first, launches))) => {
-                let place = if first.origin.is_empty() { "the top of the graph" } else { &first.origin };
-                let (step, element, value) = (first.step + 1, first.element, first.value);
-                write!(f, " The first value that is not finite was made by `{place}`")?;
-                write!(f, " ({value} at element {element}, launch {step} of {launches}).")?;
-            }
-            Ok(None) => write!(f, " No single operation of the step gave NaN or infinity when it was run again.")?,
-            Err(error) => write!(f, " The step could not be run again to find out where that came from ({error}).")?,
-        }
-        write!(f, " The batch was samples {} to {}.", self.samples.0, self.samples.1.saturating_sub(1))?;
-        match &self.saved {
-            Some(path) => write!(f, " The state before the step is saved in {}.", path.display())?,
-            None => write!(f, " The last checkpoint is the newest state that is sound.")?,
-        }
-        write!(f, " A lower learning rate or a longer warm-up is the usual cure")
-    }
 }
 
 /// Where a run stands.
@@ -284,6 +184,100 @@ struct Wanted {
     batch: u64,
     loss: String,
     metrics: Vec<String>,
+    /// State that says what became of the step.
+    state: Vec<&'static str>,
+}
+
+impl Wanted {
+    fn new(plan: &Plan, train: &TrainInfo) -> Wanted {
+        let mut state = vec![STATE_STEP, STATE_HALTED, STATE_LOSS_SCALE];
+        state.retain(|path| plan.state(path).is_some());
+        Wanted {
+            batch: train.batch,
+            loss: train.loss.clone(),
+            metrics: metrics(plan, &train.loss, &train.metrics),
+            state,
+        }
+    }
+}
+
+/// A step that was submitted, and whose results nobody has looked at.
+struct InFlight {
+    /// Before its batch was asked for.
+    begun: Mark,
+    /// Global index of its first sample.
+    cursor: u64,
+    results: Results,
+    rows: Option<RowsRun>,
+}
+
+/// What came of a step.
+struct Landed {
+    /// Where the run stood before.
+    at: Position,
+    metrics: Vec<(String, f64)>,
+    /// Steps taken, if the plan counts them.
+    taken: Option<u64>,
+    halted: bool,
+    loss_scale: Option<f64>,
+}
+
+impl Landed {
+    fn metric(&self, name: &str) -> Option<f64> {
+        self.metrics.iter().find(|(own, _)| own == name).map(|(_, value)| *value)
+    }
+
+    /// Loss or gradient norm, if it is not finite.
+    fn nonfinite(&self, loss: &str) -> Option<(String, f64)> {
+        [loss, "grad_norm"].into_iter().find_map(|name| {
+            let value = self.metric(name)?;
+            (!value.is_finite()).then(|| (name.to_string(), value))
+        })
+    }
+}
+
+/// What a run had done at a moment.
+#[derive(Clone, Copy)]
+struct Mark {
+    at: Instant,
+    /// Steps whose results were looked at.
+    landed: u64,
+    /// Time that was spent waiting for data.
+    waited: Duration,
+}
+
+impl Mark {
+    /// Steps per second since an earlier moment, and the share of the time that was spent waiting for data.
+    fn since(&self, earlier: &Mark) -> (f64, f64) {
+        let seconds = (self.at - earlier.at).as_secs_f64().max(1e-9);
+        ((self.landed - earlier.landed) as f64 / seconds, (self.waited - earlier.waited).as_secs_f64() / seconds)
+    }
+}
+
+/// A run on its way: what the loop knows beside the session.
+struct Progress {
+    wanted: Wanted,
+    log: MetricsLog,
+    summary: Summary,
+    flight: VecDeque<InFlight>,
+    landed: u64,
+    waited: Duration,
+    /// Step of the last checkpoint that was tried, and when the next is due whatever the steps.
+    tried: u64,
+    next_save: Instant,
+}
+
+impl Progress {
+    /// Where the run stands once all that was submitted is taken.
+    fn ahead(&self) -> Position {
+        let Position { step, cursor } = self.summary.position;
+        let steps = self.flight.len() as u64;
+        Position { step: step + steps, cursor: cursor + steps * self.wanted.batch }
+    }
+
+    fn mark(&self) -> Mark {
+        Mark { at: Instant::now(), landed: self.landed, waited: self.waited }
+    }
 }
 
 impl Trainer<'_> {
@@ -293,14 +287,21 @@ impl Trainer<'_> {
     /// The data, the device or the disk fails, or the loss is no number. The error says where the newest state is.
     pub fn train(&mut self, position: Position) -> Result<Summary, TrainError> {
         let plan = self.session.plan().clone();
-        let train = plan.train.clone().ok_or_else(|| TrainError::NoTraining(plan.name.clone()))?;
-        let metrics = metrics(&plan, &train.loss, &train.metrics);
-        let wanted = Wanted { batch: train.batch, loss: train.loss, metrics };
-        let mut log = self.run.log(position.step)?;
+        let train = plan.train.as_ref().ok_or_else(|| TrainError::NoTraining(plan.name.clone()))?;
         let checkpoint = self.run.checkpoints().pop().map(|(_, path)| path);
         let rows = RowTotals::default();
-        let mut summary = Summary { finished: false, position, checkpoint, last: None, rows };
-        let trained = self.steps(&wanted, &mut log, &mut summary);
+        let mut progress = Progress {
+            wanted: Wanted::new(&plan, train),
+            log: self.run.log(position.step)?,
+            summary: Summary { finished: false, position, checkpoint, last: None, rows },
+            flight: VecDeque::new(),
+            landed: 0,
+            waited: Duration::ZERO,
+            tried: position.step,
+            next_save: Instant::now() + self.cadence.time,
+        };
+        let trained = self.steps(&mut progress);
+        let Progress { mut log, mut summary, .. } = progress;
         let at = summary.position;
         match trained {
             Ok(()) => {
@@ -330,66 +331,112 @@ impl Trainer<'_> {
         }
     }
 
-    fn steps(&mut self, wanted: &Wanted, log: &mut MetricsLog, summary: &mut Summary) -> Result<(), TrainError> {
+    /// Submits steps and looks at what came of them, the oldest first, until all are taken, somebody asks to stop, or the data end.
+    fn steps(&mut self, progress: &mut Progress) -> Result<(), TrainError> {
         let steps = self.run.info().steps;
-        let names: Vec<&str> = wanted.metrics.iter().map(String::as_str).collect();
-        let mut next_save = Instant::now() + self.cadence.time;
-        while summary.position.step < steps && !self.stop.load(Ordering::Relaxed) {
-            let (started, at) = (Instant::now(), summary.position);
-            let batch = self.feed.next()?;
-            for skipped in &batch.skipped {
-                self.watch.note(&format!("skipped {skipped}"));
-            }
-            let outputs = self.session.run_for(PROGRAM_TRAIN, &batch.tensors, &names)?;
-            if let Some(run) = self.session.rows_run(PROGRAM_TRAIN) {
-                summary.rows.add(run);
-            }
-            let values = names.iter().filter_map(|&name| Some((name.to_string(), outputs.get(name)?.first()?)));
-            let seconds = started.elapsed().as_secs_f64().max(1e-9);
-            let after = at.cursor + wanted.batch;
-            let record = StepRecord {
-                step: at.step + 1,
-                epoch: self.feed.epoch_len().map(|len| after as f64 / len.max(1) as f64),
-                metrics: values.collect(),
-                samples_per_s: wanted.batch as f64 / seconds,
-                data_wait: batch.waited.as_secs_f64() / seconds,
-            };
-            let is_taken = self.check(&record, &wanted.loss, at, &batch)?;
-            self.feed.give_back(batch);
-            if !is_taken {
-                summary.position.cursor = after;
-                continue;
-            }
-            if let Some(warning) = log.record(&record) {
-                self.watch.note(&warning);
-            }
-            self.watch.step(&record, steps);
-            summary.position = Position { step: record.step, cursor: after };
-            summary.last = Some(record);
-            let is_due = summary.position.step.is_multiple_of(self.cadence.steps.max(1));
+        let mut no_data = None;
+        loop {
+            let ahead = progress.ahead();
+            let is_over = ahead.step >= steps || no_data.is_some() || self.stop.load(Ordering::Relaxed);
             // The last one is written after the loop.
-            if summary.position.step < steps && (is_due || Instant::now() >= next_save) {
-                log.synchronize();
-                let saved = self.save_or_warn(summary.position);
-                next_save =
-                    Instant::now() + if saved.is_some() { self.cadence.time } else { RETRY.min(self.cadence.time) };
-                summary.checkpoint = saved.or(summary.checkpoint.take());
+            let saves = !is_over && self.is_due(progress, ahead.step);
+            if !is_over && !saves && progress.flight.len() <= self.session.ahead() {
+                match self.submit(progress, ahead.cursor) {
+                    Ok(step) => progress.flight.push_back(step),
+                    // Those in flight are still taken.
+                    Err(error @ TrainError::Data(_)) => no_data = Some(error),
+                    Err(error) => return Err(error),
+                }
+            } else if let Some(step) = progress.flight.pop_front() {
+                self.land(progress, step)?;
+            } else if is_over {
+                return no_data.map_or(Ok(()), Err);
+            } else {
+                self.save_on_the_way(progress);
             }
         }
+    }
+
+    /// Whether there is to be a checkpoint of this step before the next is submitted.
+    fn is_due(&self, progress: &Progress, step: u64) -> bool {
+        let by_steps = step.is_multiple_of(self.cadence.steps.max(1));
+        step > progress.tried && (by_steps || Instant::now() >= progress.next_save)
+    }
+
+    /// Submits the next step, whose batch begins at `cursor`.
+    fn submit(&mut self, progress: &mut Progress, cursor: u64) -> Result<InFlight, TrainError> {
+        let begun = progress.mark();
+        let batch = self.feed.next()?;
+        progress.waited += batch.waited;
+        for skipped in &batch.skipped {
+            self.watch.note(&format!("skipped {skipped}"));
+        }
+        self.session.submit(PROGRAM_TRAIN, &batch.tensors)?;
+        self.feed.give_back(batch);
+        let metrics: Vec<&str> = progress.wanted.metrics.iter().map(String::as_str).collect();
+        let results = self.session.download(PROGRAM_TRAIN, &metrics, &progress.wanted.state)?;
+        Ok(InFlight { begun, cursor, results, rows: self.session.rows_run(PROGRAM_TRAIN).cloned() })
+    }
+
+    /// Waits for the oldest step in flight and tells people of it.
+    fn land(&mut self, progress: &mut Progress, step: InFlight) -> Result<(), TrainError> {
+        let found = step.results.wait()?;
+        progress.landed += 1;
+        let (steps_per_s, data_wait) = progress.mark().since(&step.begun);
+        let Progress { wanted, log, summary, .. } = progress;
+        if let Some(rows) = &step.rows {
+            summary.rows.add(rows);
+        }
+        let state = |path: &str| found.state.get(path).and_then(HostTensor::first);
+        let value = |name: &String| Some((name.clone(), found.outputs.get(name)?.first()?));
+        let landed = Landed {
+            at: Position { cursor: step.cursor, ..summary.position },
+            metrics: wanted.metrics.iter().filter_map(value).collect(),
+            taken: state(STATE_STEP).map(|step| step as u64),
+            halted: state(STATE_HALTED).is_some_and(|halted| halted != 0.0),
+            loss_scale: state(STATE_LOSS_SCALE),
+        };
+        let is_taken = self.is_taken(wanted, &landed)?;
+        summary.position.cursor = step.cursor + wanted.batch;
+        if !is_taken {
+            return Ok(());
+        }
+        summary.position.step += 1;
+        let cursor = summary.position.cursor;
+        let record = StepRecord {
+            step: summary.position.step,
+            epoch: self.feed.epoch_len().map(|len| cursor as f64 / len.max(1) as f64),
+            metrics: landed.metrics,
+            samples_per_s: wanted.batch as f64 * steps_per_s,
+            data_wait,
+        };
+        if let Some(warning) = log.record(&record) {
+            self.watch.note(&warning);
+        }
+        self.watch.step(&record, self.run.info().steps);
+        summary.last = Some(record);
         Ok(())
     }
 
-    /// A checkpoint on the way: one that cannot be written now can be later, and ending the run would lose what it would hold.
-    fn save_or_warn(&mut self, at: Position) -> Option<PathBuf> {
-        match self.save(at) {
-            Ok(path) => Some(path),
+    /// A checkpoint on the way, with nothing in flight: one that cannot be written now can be later, and ending the run would lose what
+    /// it would hold.
+    fn save_on_the_way(&mut self, progress: &mut Progress) {
+        let at = progress.summary.position;
+        progress.log.synchronize();
+        progress.tried = at.step;
+        let pause = match self.save(at) {
+            Ok(path) => {
+                progress.summary.checkpoint = Some(path);
+                self.cadence.time
+            }
             Err(error) => {
                 let step = at.step;
                 self.watch
                     .note(&format!("warning: no checkpoint of step {step}: {error}; training goes on and tries again"));
-                None
+                RETRY.min(self.cadence.time)
             }
-        }
+        };
+        progress.next_save = Instant::now() + pause;
     }
 
     fn save(&mut self, at: Position) -> Result<PathBuf, TrainError> {
@@ -409,54 +456,36 @@ impl Trainer<'_> {
         Ok(saved.path)
     }
 
-    /// Whether the step was taken: one whose gradients overflowed under a loss scale was not. Stops any other run whose loss or
+    /// Whether a step was taken: one whose gradients overflowed under a loss scale was not. Stops any other run whose loss or
     /// gradient is not finite, and finds out where that came from.
-    fn check(&mut self, record: &StepRecord, loss: &str, at: Position, batch: &Batch) -> Result<bool, TrainError> {
-        let watched = [loss, "grad_norm"];
-        let metric = watched.into_iter().find_map(|name| {
-            let value = record.metric(name)?;
-            (!value.is_finite()).then(|| (name.to_string(), value))
-        });
-        let taken = self.steps_taken()?;
-        if metric.is_none() && taken.is_none_or(|taken| taken == record.step) {
+    fn is_taken(&mut self, wanted: &Wanted, landed: &Landed) -> Result<bool, TrainError> {
+        let Landed { at, taken, halted, loss_scale, .. } = *landed;
+        let step = at.step + 1;
+        let metric = landed.nonfinite(&wanted.loss);
+        if !halted && metric.is_none() && taken.is_none_or(|taken| taken == step) {
             return Ok(true);
         }
-        let loss_is_finite = record.metric(loss).is_none_or(f64::is_finite);
-        if taken == Some(at.step)
-            && loss_is_finite
-            && let Some(scale) = self.loss_scale()?
-            && scale >= LEAST_SCALE
-        {
-            let step = record.step;
+        if !halted && let Some(scale) = loss_scale {
             self.watch.note(&format!("step {step}: gradients overflowed, the batch is skipped; loss scale {scale}"));
             return Ok(false);
         }
-        // The update is guarded: a step that is not finite leaves the state as it was. Only then is it worth saving.
+        if halted {
+            // The state is that before the step, whatever was submitted since, and what is saved goes on from there.
+            self.session.write_state(STATE_HALTED, &HostTensor::scalar_i32(0))?;
+        }
         let saved = if taken == Some(at.step) { self.save(at).ok() } else { None };
-        let first = self.first_nonfinite(batch);
-        let samples = (at.cursor, at.cursor + batch.rows.len() as u64);
-        Err(TrainError::Diverged(Box::new(Divergence { step: record.step, metric, first, samples, saved })))
+        let first = self.first_nonfinite(at.cursor);
+        let samples = (at.cursor, at.cursor + wanted.batch);
+        Err(TrainError::Diverged(Box::new(Divergence { step, metric, first, samples, saved })))
     }
 
-    /// The first value of a step that is not finite, and the number of its launches.
-    fn first_nonfinite(&mut self, batch: &Batch) -> Result<Option<(NonFinite, usize)>, ExecError> {
-        let first = self.session.first_nonfinite(PROGRAM_TRAIN, &batch.tensors)?;
-        let launches = self.session.ran(PROGRAM_TRAIN)?.steps.len();
+    /// The first value that is not finite of a step from the state as it is, and the number of its launches; or why that cannot be
+    /// known.
+    fn first_nonfinite(&mut self, cursor: u64) -> Result<Option<(NonFinite, usize)>, String> {
+        let batch = self.feed.again(cursor).map_err(|error| error.to_string())?;
+        let first = self.session.first_nonfinite(PROGRAM_TRAIN, &batch.tensors).map_err(|error| error.to_string())?;
+        let launches = self.session.ran(PROGRAM_TRAIN).map_err(|error| error.to_string())?.steps.len();
         Ok(first.map(|first| (first, launches)))
-    }
-
-    fn loss_scale(&mut self) -> Result<Option<f64>, TrainError> {
-        if self.session.plan().state(STATE_LOSS_SCALE).is_none() {
-            return Ok(None);
-        }
-        Ok(self.session.read_state(STATE_LOSS_SCALE)?.first())
-    }
-
-    fn steps_taken(&mut self) -> Result<Option<u64>, TrainError> {
-        if self.session.plan().state(STATE_STEP).is_none() {
-            return Ok(None);
-        }
-        Ok(self.session.read_state(STATE_STEP)?.first().map(|step| step as u64))
     }
 }
 

@@ -20,26 +20,26 @@ type Found = Result<(String, String), String>;
 
 pub(crate) fn run(args: &Args) -> Outcome {
     let options = DeviceOptions::default();
-    let devices: Vec<(&str, Found)> = device::names()
+    let devices: Vec<(String, Found)> = device::names()
         .into_iter()
         .map(|name| {
-            let opened = device::choose(name, &options).map(|choice| choice.device);
+            let opened = device::choose(&name, &options).map(|choice| choice.device);
             let facts = opened.map(|device| (device.description(), device.target().name));
             (name, facts.map_err(|error| error.to_string()))
         })
         .collect();
     let auto = device::choose("auto", &options);
     if args.json {
-        let entry = |(name, found): &(&str, Found)| {
+        let entry = |(name, found): &(String, Found)| {
             let facts = match found {
                 Ok((description, target)) => serde_json::json!({ "description": description, "target": target }),
                 Err(why) => serde_json::json!({ "unavailable": why }),
             };
-            (name.to_string(), facts)
+            (name.clone(), facts)
         };
         let mut object: serde_json::Map<_, _> = devices.iter().map(entry).collect();
         if let Ok(choice) = &auto {
-            object.insert("auto".into(), choice.device.name().into());
+            object.insert("auto".into(), choice.name.clone().into());
         }
         say!("{}", serde_json::Value::Object(object));
         return Ok(ExitCode::SUCCESS);

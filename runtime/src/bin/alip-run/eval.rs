@@ -60,7 +60,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if run.checkpoints().is_empty() && args.checkpoint.is_none() {
         return Err(none());
     }
-    let device = args.device.open_as(Some(&info.device.name))?;
+    let device = args.device.open_as(Some(&info.device))?;
     let mut session = session_on(&run, device.as_ref())?;
     let header = match &args.checkpoint {
         Some(path) => run.restore_from(path, &mut session)?,

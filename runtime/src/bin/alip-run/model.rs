@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use alip_plan::pipeline::{Pipeline, Source};
 use alip_plan::{PROGRAM_TRAIN, Plan, Target};
-use alip_runtime::device::{self, Device, DeviceError, DeviceOptions};
+use alip_runtime::device::{self, Choice, Device, DeviceError, DeviceOptions};
 use alip_runtime::exec::{ExecError, Session};
-use alip_runtime::run::{RunDir, SpecFile, SpecSources, read_plan};
+use alip_runtime::run::{DeviceIdentity, RunDir, SpecFile, SpecSources, read_plan};
 
 use crate::{Failure, Outcome};
 
@@ -59,7 +59,8 @@ fn share(text: &str) -> Result<f64, String> {
 /// Which device.
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// `auto` takes a hardware adapter, else cpu; `alip-run devices` lists them. A run keeps to its own [default: auto]
+    /// `cpu`, `wgpu` for the fastest adapter, `wgpu:1` for the second that `alip-run devices` lists; `auto` takes a hardware
+    /// adapter, else cpu. A run keeps to its own [default: auto]
     #[arg(long)]
     device: Option<String>,
     /// Threads of the cpu device; results do not depend on it
@@ -73,23 +74,23 @@ impl DeviceArgs {
         self.open_as(None)
     }
 
-    /// Opens the device asked for, else the one that a run was started on, where this machine has it.
-    pub(crate) fn open_as(&self, own: Option<&str>) -> Outcome<Box<dyn Device>> {
-        let device = self.choose(own)?;
-        note!("device: {}, {}", device.name(), device.summary());
+    /// Opens the device asked for, else one like that which a run was started on, where this machine has it.
+    pub(crate) fn open_as(&self, own: Option<&DeviceIdentity>) -> Outcome<Box<dyn Device>> {
+        let Choice { device, name, .. } = self.choose(own)?;
+        note!("device: {name}, {}", device.summary());
         Ok(device)
     }
 
     /// The same without a word.
-    pub(crate) fn choose(&self, own: Option<&str>) -> Outcome<Box<dyn Device>> {
+    pub(crate) fn choose(&self, own: Option<&DeviceIdentity>) -> Outcome<Choice> {
         let threads = self.threads.map(|threads| bounded("--threads", threads)).transpose()?;
         let options = DeviceOptions { threads };
-        let choice = match (&self.device, own) {
+        Ok(match (&self.device, own) {
             (Some(name), _) => device::choose(name, &options)?,
-            (None, Some(own)) => device::choose(own, &options).or_else(|_| device::choose("auto", &options))?,
+            (None, Some(own)) => device::choose_like(&own.name, &own.arithmetic, &options)
+                .or_else(|_| device::choose("auto", &options))?,
             (None, None) => device::choose("auto", &options)?,
-        };
-        Ok(choice.device)
+        })
     }
 }
 
@@ -348,7 +349,7 @@ mod tests {
     use alip_runtime::data::Vocabularies;
     use alip_runtime::device::LoadedPlan;
     use alip_runtime::device::reference::Reference;
-    use alip_runtime::run::{DeviceIdentity, NewRun, RunInfo, Writer};
+    use alip_runtime::run::{NewRun, RunInfo, Writer};
 
     use super::*;
 

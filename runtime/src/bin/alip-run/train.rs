@@ -221,7 +221,7 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
     let mut run = Writer::open(root, args.keep as usize)?;
     same_spec(args, &run)?;
     let own = run.info().device.clone();
-    let device = args.device.open_as(Some(&own.name))?;
+    let device = args.device.open_as(Some(&own))?;
     let mut info = run.info().clone();
     let now = DeviceIdentity::of(device.as_ref());
     if own != now {

@@ -183,8 +183,8 @@ impl LoadedPlan for Loaded {
         self.memory.write(slice, bytes)
     }
 
-    fn read(&mut self, slice: Slice) -> Result<Box<dyn Download>, DeviceError> {
-        self.memory.read(slice)
+    fn read(&mut self, slices: &[Slice]) -> Result<Box<dyn Download>, DeviceError> {
+        self.memory.read(slices)
     }
 
     fn run_steps(&mut self, program: &str, steps: Range<usize>) -> Result<(), DeviceError> {

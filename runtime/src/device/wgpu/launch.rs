@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use alip_plan::kernel::Kernel;
-use alip_plan::{Plan, Step};
+use alip_plan::{Buffer, Plan, SegmentKind, Step};
 
 use super::super::DeviceError;
+use super::SLOTS;
 
 /// Mesa's software rasteriser leaves all loops of a thread, without a word, after this many iterations together
 /// (`LP_MAX_TGSI_LOOP_ITERATIONS` in its gallivm; seen in version 22.3).
@@ -18,7 +19,8 @@ const LLVMPIPE_ITERATIONS: u64 = 65_535;
 /// One dispatch, ready to be recorded.
 pub(super) struct Dispatch {
     pub(super) pipeline: wgpu::ComputePipeline,
-    pub(super) group: wgpu::BindGroup,
+    /// By slot of the inputs.
+    pub(super) groups: [wgpu::BindGroup; SLOTS],
     pub(super) workgroups: [u32; 3],
 }
 
@@ -39,12 +41,16 @@ impl Launcher {
         Launcher { device, adapter, plan, layouts: BTreeMap::new(), pipelines: BTreeMap::new() }
     }
 
-    /// All steps of a program, whose buffers are slices of the segments.
+    /// All steps of a program, whose buffers are slices of the segments of each slot.
     ///
     /// # Errors
     /// A program the plan lacks; a plan that breaks the laws of its format; loops that this adapter would leave early. What
     /// the driver says of a shader comes as its fault.
-    pub(super) fn prepare(&mut self, program: &str, segments: &[wgpu::Buffer]) -> Result<Vec<Dispatch>, DeviceError> {
+    pub(super) fn prepare(
+        &mut self,
+        program: &str,
+        slots: &[Vec<wgpu::Buffer>; SLOTS],
+    ) -> Result<Vec<Dispatch>, DeviceError> {
         let plan = self.plan.clone();
         let missing = || DeviceError::Misuse(format!("the plan has no program `{program}`"));
         let program = plan.programs.get(program).ok_or_else(missing)?;
@@ -57,8 +63,15 @@ impl Launcher {
             let layout = self.layout(step.operands.len());
             let pipeline = self.pipelines.entry(step.kernel);
             let pipeline = pipeline.or_insert_with(|| pipeline_of(&self.device, source, &layout)).clone();
-            let group = bind(&self.device, &program.buffers, step, &layout, segments)?;
-            dispatches.push(Dispatch { pipeline, group, workgroups: *workgroups });
+            let bind = |slot: &Vec<wgpu::Buffer>| bind(&self.device, &program.buffers, step, &layout, slot);
+            let first = bind(&slots[0])?;
+            let mut groups = std::array::from_fn(|_| first.clone());
+            if reads_inputs(&plan, &program.buffers, step) {
+                for (group, slot) in groups.iter_mut().zip(slots).skip(1) {
+                    *group = bind(slot)?;
+                }
+            }
+            dispatches.push(Dispatch { pipeline, groups, workgroups: *workgroups });
         }
         Ok(dispatches)
     }
@@ -83,13 +96,20 @@ impl Launcher {
     }
 }
 
+/// Whether an operand of a step lies in a segment that slots do not share.
+fn reads_inputs(plan: &Plan, buffers: &[Buffer], step: &Step) -> bool {
+    let operands = step.operands.iter().filter_map(|operand| buffers.get(*operand as usize));
+    let mut segments = operands.filter_map(|buffer| plan.segments.get(buffer.segment as usize));
+    segments.any(|segment| segment.kind == SegmentKind::Inputs)
+}
+
 fn invalid(what: &str) -> DeviceError {
     DeviceError::InvalidPlan(what.to_string())
 }
 
 fn bind(
     device: &wgpu::Device,
-    buffers: &[alip_plan::Buffer],
+    buffers: &[Buffer],
     step: &Step,
     layout: &wgpu::BindGroupLayout,
     segments: &[wgpu::Buffer],

@@ -4,16 +4,20 @@
 //! since one buffer cannot be bound both ways in one dispatch. Pipelines and bind groups are made when a program first runs;
 //! after that, running only records dispatches. wgpu orders dispatches that touch the same buffers.
 //!
+//! Segments of inputs are there twice ([`SLOTS`]), and bind groups of the steps that read them: so the upload for the next step
+//! waits for no step that still runs.
+//!
 //! The adapter's own limits are requested: the defaults are far below what most hardware has.
 
+mod download;
 mod launch;
 mod limits;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 
-use alip_plan::{Plan, Target, TargetKind};
+use alip_plan::{Plan, Segment, SegmentKind, Target, TargetKind};
 
 use self::launch::{Dispatch, Launcher};
 use super::{Device, DeviceError, DeviceOptions, Download, LoadedPlan, MemoryFacts, Slice};
@@ -23,6 +27,13 @@ const STEPS_PER_SUBMISSION: usize = 128;
 
 /// Uploads lie in memory of the driver's until they are submitted and done: a whole state would lie there twice.
 const STAGED_BYTES: u64 = 64 << 20;
+
+/// Copies of the segments of inputs: one is read while the other is filled.
+const SLOTS: usize = 2;
+
+/// Programs that wait in the queue beside the one that runs: while the host takes the results of that, the adapter goes on with the
+/// first, and the second keeps it from waiting for a host that is late for once.
+const AHEAD: usize = 2;
 
 /// An opened adapter.
 pub struct Wgpu {
@@ -34,12 +45,48 @@ pub struct Wgpu {
     fault: Arc<Mutex<Option<String>>>,
 }
 
-/// Opens the adapter that the system prefers for speed.
+/// Opens the adapter with this index in the order of [`list`], or the one that the system prefers for speed.
 ///
 /// # Errors
 /// No adapter, or one that refuses its own limits.
-pub fn open(_options: &DeviceOptions) -> Result<Box<dyn Device>, String> {
-    Ok(Box::new(Wgpu::open()?))
+pub fn open(index: Option<usize>, _options: &DeviceOptions) -> Result<Box<dyn Device>, String> {
+    let instance = instance();
+    let adapter = match index {
+        Some(index) => adapters(&instance)?.into_iter().nth(index).ok_or(NO_ADAPTER)?,
+        None => {
+            let options = wgpu::RequestAdapterOptions {
+                power_preference: wgpu::PowerPreference::HighPerformance,
+                ..wgpu::RequestAdapterOptions::default()
+            };
+            pollster::block_on(instance.request_adapter(&options)).map_err(|error| format!("{NO_ADAPTER} ({error})"))?
+        }
+    };
+    Ok(Box::new(Wgpu::open(&adapter)?))
+}
+
+/// What the adapters of this machine compute with, in the order of the drivers.
+///
+/// # Errors
+/// There is none.
+pub fn list() -> Result<Vec<String>, String> {
+    Ok(adapters(&instance())?.iter().map(|adapter| describe(&adapter.get_info())).collect())
+}
+
+const NO_ADAPTER: &str = "no Vulkan, Metal or DX12 adapter; install the card's driver, or Mesa's lavapipe for tests";
+
+fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
+}
+
+fn adapters(instance: &wgpu::Instance) -> Result<Vec<wgpu::Adapter>, String> {
+    let all = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    if all.is_empty() { Err(NO_ADAPTER.into()) } else { Ok(all) }
+}
+
+/// Model, interface and driver.
+fn describe(info: &wgpu::AdapterInfo) -> String {
+    let software = if info.device_type == wgpu::DeviceType::Cpu { format!(", {SOFTWARE}") } else { String::new() };
+    format!("{} ({:?}, {} {}{software})", info.name, info.backend, info.driver, info.driver_info)
 }
 
 /// Whether `--device auto` may take this device: a software adapter is slower than the cpu device.
@@ -55,21 +102,7 @@ pub fn fit_for_auto(device: &dyn Device) -> Result<(), String> {
 const SOFTWARE: &str = "software adapter";
 
 impl Wgpu {
-    /// See [`open`].
-    ///
-    /// # Errors
-    /// No adapter, or one that refuses its own limits.
-    pub fn open() -> Result<Wgpu, String> {
-        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-        let options = wgpu::RequestAdapterOptions {
-            power_preference: wgpu::PowerPreference::HighPerformance,
-            ..wgpu::RequestAdapterOptions::default()
-        };
-        let adapter = pollster::block_on(instance.request_adapter(&options)).map_err(|error| {
-            format!(
-                "no Vulkan, Metal or DX12 adapter ({error}); install the card's driver, or Mesa's lavapipe for tests"
-            )
-        })?;
+    fn open(adapter: &wgpu::Adapter) -> Result<Wgpu, String> {
         let limits = adapter.limits();
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("alip"),
@@ -104,7 +137,7 @@ impl Wgpu {
 
 fn check(fault: &Mutex<Option<String>>) -> Result<(), DeviceError> {
     match fault.lock().ok().and_then(|mut slot| slot.take()) {
-        Some(why) => Err(DeviceError::Driver { device: "wgpu".into(), why }),
+        Some(why) => Err(failed(why)),
         None => Ok(()),
     }
 }
@@ -115,12 +148,7 @@ impl Device for Wgpu {
     }
 
     fn description(&self) -> String {
-        let software =
-            if self.info.device_type == wgpu::DeviceType::Cpu { format!(", {SOFTWARE}") } else { String::new() };
-        format!(
-            "{} ({:?}, {} {}{software})",
-            self.info.name, self.info.backend, self.info.driver, self.info.driver_info
-        )
+        describe(&self.info)
     }
 
     fn target(&self) -> Target {
@@ -145,18 +173,24 @@ impl Device for Wgpu {
         }
         alip_plan::check::check(&plan).map_err(|violation| DeviceError::InvalidPlan(violation.to_string()))?;
         limits::check(&plan, &self.limits, &self.info.name)?;
-        let segments: Vec<wgpu::Buffer> = plan
-            .segments
-            .iter()
-            .map(|segment| {
-                self.device.create_buffer(&wgpu::BufferDescriptor {
-                    label: None,
-                    size: segment.bytes.next_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT),
-                    usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                })
+        let allocate = |segment: &Segment| {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: segment.bytes.next_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT),
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
             })
-            .collect();
+        };
+        let is_input = |segment: &Segment| segment.kind == SegmentKind::Inputs;
+        let first: Vec<wgpu::Buffer> = plan.segments.iter().map(allocate).collect();
+        let slots = std::array::from_fn(|slot| {
+            let own = |(segment, first): (&Segment, &wgpu::Buffer)| match slot > 0 && is_input(segment) {
+                true => allocate(segment),
+                false => first.clone(),
+            };
+            plan.segments.iter().zip(&first).map(own).collect()
+        });
+        let inputs = plan.segments.iter().filter(|segment| is_input(segment)).map(|segment| segment.bytes).sum::<u64>();
         if let Err(error) = self.check() {
             let bytes = plan.segments.iter().map(|segment| segment.bytes).max().unwrap_or(0);
             return match error {
@@ -170,8 +204,12 @@ impl Device for Wgpu {
             device: self.device.clone(),
             queue: self.queue.clone(),
             fault: self.fault.clone(),
-            memory: MemoryFacts { segments: plan.segments.iter().map(|segment| segment.bytes).sum(), scratch: 0 },
-            segments,
+            memory: MemoryFacts {
+                segments: plan.segments.iter().map(|segment| segment.bytes).sum(),
+                scratch: inputs * (SLOTS as u64 - 1),
+            },
+            slots,
+            slot: 0,
             launcher: Launcher::new(self.device.clone(), self.info.name.clone(), plan),
             programs: BTreeMap::new(),
             staged: 0,
@@ -184,7 +222,10 @@ struct Loaded {
     device: wgpu::Device,
     queue: wgpu::Queue,
     fault: Arc<Mutex<Option<String>>>,
-    segments: Vec<wgpu::Buffer>,
+    /// Segments, by slot; only those of inputs differ.
+    slots: [Vec<wgpu::Buffer>; SLOTS],
+    /// Where inputs were written last.
+    slot: usize,
     launcher: Launcher,
     /// Programs that ran before.
     programs: BTreeMap<String, Vec<Dispatch>>,
@@ -197,15 +238,14 @@ impl Loaded {
     fn segment(&self, slice: Slice) -> Result<&wgpu::Buffer, DeviceError> {
         let inside =
             |buffer: &&wgpu::Buffer| slice.offset.checked_add(slice.bytes).is_some_and(|end| end <= buffer.size());
-        self.segments
+        self.slots[self.slot]
             .get(slice.segment as usize)
             .filter(inside)
             .ok_or_else(|| DeviceError::Misuse(format!("{slice:?} is outside the plan's memory")))
     }
-}
 
-impl LoadedPlan for Loaded {
-    fn write(&mut self, slice: Slice, bytes: &[u8]) -> Result<(), DeviceError> {
+    /// Puts bytes into the queue.
+    fn enqueue(&self, slice: Slice, bytes: &[u8]) -> Result<(), DeviceError> {
         let segment = self.segment(slice)?;
         if bytes.len() as u64 != slice.bytes {
             return Err(DeviceError::Misuse(format!(
@@ -215,38 +255,42 @@ impl LoadedPlan for Loaded {
             )));
         }
         self.queue.write_buffer(segment, slice.offset, bytes);
+        Ok(())
+    }
+}
+
+impl LoadedPlan for Loaded {
+    fn write(&mut self, slice: Slice, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.enqueue(slice, bytes)?;
         self.staged += slice.bytes;
         if self.staged > STAGED_BYTES {
             self.queue.submit([]);
-            wait(&self.device)?;
+            wait(&self.device, None)?;
             self.staged = 0;
         }
         check(&self.fault)
     }
 
-    fn read(&mut self, slice: Slice) -> Result<Box<dyn Download>, DeviceError> {
-        let segment = self.segment(slice)?;
-        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size: slice.bytes.next_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT),
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encoder.copy_buffer_to_buffer(segment, slice.offset, &staging, 0, staging.size());
-        self.queue.submit([encoder.finish()]);
-        let (sender, done) = mpsc::channel();
-        staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            // The receiver is gone when nobody waits any more.
-            let _ = sender.send(result.map_err(|error| error.to_string()));
-        });
+    fn write_inputs(&mut self, inputs: &[(Slice, &[u8])]) -> Result<(), DeviceError> {
+        self.slot = (self.slot + 1) % SLOTS;
+        inputs.iter().try_for_each(|(slice, bytes)| self.enqueue(*slice, bytes))?;
+        check(&self.fault)
+    }
+
+    fn read(&mut self, slices: &[Slice]) -> Result<Box<dyn Download>, DeviceError> {
+        slices.iter().try_for_each(|slice| self.segment(*slice).map(drop))?;
+        let download = download::download(&self.device, &self.queue, &self.slots[self.slot], slices);
         check(&self.fault)?;
-        Ok(Box::new(Pending { device: self.device.clone(), staging, bytes: slice.bytes as usize, done, result: None }))
+        Ok(download)
+    }
+
+    fn ahead(&self) -> usize {
+        AHEAD
     }
 
     fn run_steps(&mut self, program: &str, steps: Range<usize>) -> Result<(), DeviceError> {
         if !self.programs.contains_key(program) {
-            let dispatches = self.launcher.prepare(program, &self.segments)?;
+            let dispatches = self.launcher.prepare(program, &self.slots)?;
             check(&self.fault)?;
             self.programs.insert(program.to_owned(), dispatches);
         }
@@ -258,7 +302,7 @@ impl LoadedPlan for Loaded {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for dispatch in chunk {
                 pass.set_pipeline(&dispatch.pipeline);
-                pass.set_bind_group(0, &dispatch.group, &[]);
+                pass.set_bind_group(0, &dispatch.groups[self.slot], &[]);
                 let [x, y, z] = dispatch.workgroups;
                 pass.dispatch_workgroups(x, y, z);
             }
@@ -269,7 +313,7 @@ impl LoadedPlan for Loaded {
     }
 
     fn synchronize(&mut self) -> Result<(), DeviceError> {
-        wait(&self.device)?;
+        wait(&self.device, None)?;
         check(&self.fault)
     }
 
@@ -278,45 +322,14 @@ impl LoadedPlan for Loaded {
     }
 }
 
-fn wait(device: &wgpu::Device) -> Result<(), DeviceError> {
-    match device.poll(wgpu::PollType::wait_indefinitely()) {
+/// Waits for a submission and those before it, by default for all.
+fn wait(device: &wgpu::Device, submission_index: Option<wgpu::SubmissionIndex>) -> Result<(), DeviceError> {
+    match device.poll(wgpu::PollType::Wait { submission_index, timeout: None }) {
         Ok(_) => Ok(()),
-        Err(error) => Err(DeviceError::Driver { device: "wgpu".into(), why: error.to_string() }),
+        Err(error) => Err(failed(error.to_string())),
     }
 }
 
-/// A download: a copy in host-visible memory that is being mapped.
-struct Pending {
-    device: wgpu::Device,
-    staging: wgpu::Buffer,
-    bytes: usize,
-    done: mpsc::Receiver<Result<(), String>>,
-    result: Option<Result<(), String>>,
-}
-
-impl Download for Pending {
-    fn poll(&mut self) -> bool {
-        if self.result.is_none() {
-            // Progress only; a failure shows up in the mapping's own result.
-            let _ = self.device.poll(wgpu::PollType::Poll);
-            self.result = self.done.try_recv().ok();
-        }
-        self.result.is_some()
-    }
-
-    fn wait(mut self: Box<Self>) -> Result<Vec<u8>, DeviceError> {
-        let failed = |why: String| DeviceError::Driver { device: "wgpu".into(), why };
-        if !self.poll() {
-            wait(&self.device)?;
-            self.result = self.done.recv().ok();
-        }
-        match self.result.take() {
-            Some(Ok(())) => {
-                let view = self.staging.get_mapped_range(..).map_err(|error| failed(error.to_string()))?;
-                Ok(view[..self.bytes].to_vec())
-            }
-            Some(Err(why)) => Err(failed(why)),
-            None => Err(failed("a download was dropped by the driver".into())),
-        }
-    }
+fn failed(why: String) -> DeviceError {
+    DeviceError::Driver { device: "wgpu".into(), why }
 }

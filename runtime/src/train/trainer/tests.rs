@@ -11,7 +11,7 @@ use crate::data::Vocabularies;
 use crate::device::reference::Reference;
 use crate::device::{Device, DeviceError, Download, LoadedPlan, MemoryFacts, Slice};
 use crate::run::NewRun;
-use crate::train::testing::{BATCH, CONTEXT, SIDE, folder, info, linear};
+use crate::train::testing::{BATCH, CONTEXT, Late, Pace, SIDE, folder, info, linear};
 
 /// Whether a device is lost when it is to run these steps of a program.
 type Fails = Arc<dyn Fn(&str, &Range<usize>) -> bool + Send + Sync>;
@@ -57,8 +57,8 @@ impl LoadedPlan for LoadedFaulty {
     fn write(&mut self, slice: Slice, bytes: &[u8]) -> Result<(), DeviceError> {
         self.here()?.write(slice, bytes)
     }
-    fn read(&mut self, slice: Slice) -> Result<Box<dyn Download>, DeviceError> {
-        self.here()?.read(slice)
+    fn read(&mut self, slices: &[Slice]) -> Result<Box<dyn Download>, DeviceError> {
+        self.here()?.read(slices)
     }
     fn run_steps(&mut self, program: &str, steps: Range<usize>) -> Result<(), DeviceError> {
         self.lost |= (self.fails)(program, &steps);
@@ -86,14 +86,18 @@ impl Feed for Batches {
             return Err(DataError::TooManyBad { bad: 3, seen: 12, allowed: 0.1, from: 10, last });
         }
         self.given += 1;
+        self.again((self.given - 1) * BATCH)
+    }
+
+    fn again(&mut self, cursor: u64) -> Result<Batch, DataError> {
         let image = HostTensor::f32(
             &[BATCH, 3, SIDE, SIDE],
-            vec![(self.pixel)(self.given); (BATCH * 3 * SIDE * SIDE) as usize],
+            vec![(self.pixel)(cursor / BATCH + 1); (BATCH * 3 * SIDE * SIDE) as usize],
         );
         let raw = HostTensor::i32(&[BATCH, CONTEXT], vec![7; (BATCH * CONTEXT) as usize]);
         Ok(Batch {
             tensors: BTreeMap::from([("image".to_string(), image?), ("raw".to_string(), raw?)]),
-            first_sample: (self.given - 1) * BATCH,
+            first_sample: cursor,
             valid: BATCH as usize,
             rows: (0..BATCH).collect(),
             labels: BTreeMap::new(),
@@ -118,22 +122,33 @@ impl Watch for Notes {
 }
 
 /// Trains with a checkpoint every two steps; what came of it, and what people were told.
-fn train(root: &Path, mut batches: Batches, fails: Fails) -> (Result<Summary, TrainError>, Vec<String>) {
+fn train(root: &Path, batches: Batches, fails: Fails) -> (Result<Summary, TrainError>, Vec<String>) {
+    let mut notes = Notes::default();
+    (train_on(Box::new(Faulty(fails)), root, batches, &mut notes, &AtomicBool::new(false)), notes.0)
+}
+
+fn train_on(
+    device: Box<dyn Device>,
+    root: &Path,
+    mut batches: Batches,
+    watch: &mut dyn Watch,
+    stop: &AtomicBool,
+) -> Result<Summary, TrainError> {
     let (plan, vocabularies) = (linear(), Vocabularies::default());
     let new = NewRun { info: &info(&plan), plan: &plan, sources: None, vocabularies: &vocabularies };
-    let run = Writer::create(root, &new, 3).unwrap();
-    let mut session = Session::new(Arc::new(plan), Box::new(Faulty(fails))).unwrap();
-    let position = begin(&mut session, run.info().seed, run.info().steps).unwrap();
-    let (stop, mut notes) = (AtomicBool::new(false), Notes::default());
+    let run = if RunDir::holds_run(root) { Writer::open(root, 3) } else { Writer::create(root, &new, 3) }.unwrap();
+    let mut session = Session::new(Arc::new(plan), device).unwrap();
+    let position = resume(&mut session, &run).unwrap();
+    batches.given = position.cursor / BATCH;
     let mut trainer = Trainer {
         session: &mut session,
         feed: &mut batches,
         run: &run,
         cadence: Cadence { steps: 2, time: Duration::MAX / 4 },
-        stop: &stop,
-        watch: &mut notes,
+        stop,
+        watch,
     };
-    (trainer.train(position), notes.0)
+    trainer.train(position)
 }
 
 fn never() -> Fails {
@@ -201,7 +216,7 @@ fn a_divergence_is_told_whether_or_not_its_origin_is_found() {
              ROOT/checkpoints/step-00000003.safetensors. A lower learning rate or a longer warm-up is the usual cure"
         )
     };
-    let found = "The first value that is not finite was made by `tower` (NaN at element 0, launch 1 of 6).";
+    let found = "The first value that is not finite was made by `tower` (NaN at element 0, launch 1 of 7).";
     check(&folder("trainer_nan"), diverges(), never(), &said(found), &[2, 3]);
     let alone: Fails = Arc::new(|_, steps| steps.len() == 1);
     let not_found = "The step could not be run again to find out where that came from (device `faulty` failed: the adapter was \
@@ -234,4 +249,77 @@ fn an_old_checkpoint_that_stays_is_a_warning() {
     let [told] = &notes.0[..] else { panic!("{:?}", notes.0) };
     let begin = format!("warning: {}: cannot remove the old checkpoint: ", stuck.display());
     assert!(told.starts_with(&begin) && told.ends_with("; the new one is good"), "{told}");
+}
+
+/// What is left of a run: its checkpoints, and what is logged of each step but how long it took.
+fn remains(root: &Path) -> (Vec<Vec<u8>>, Vec<serde_json::Value>) {
+    let checkpoints = RunDir::open(root).unwrap().checkpoints();
+    let log = fs::read_to_string(root.join("metrics.jsonl")).unwrap();
+    let untimed = |line: &str| {
+        let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let own = line.as_object_mut().unwrap();
+        assert!(own.remove("samples_per_s").is_some() && own["data_wait"].as_f64().unwrap() >= 0.0);
+        own.remove("data_wait");
+        line
+    };
+    (checkpoints.iter().map(|(_, path)| fs::read(path).unwrap()).collect(), log.lines().map(untimed).collect())
+}
+
+/// An asynchronous device trains the same bits as one that computes each step while it is waited for, and says the same. As many
+/// steps are in flight as it asks for.
+fn check_late(name: &str, batches: fn() -> Batches, in_flight: usize) {
+    let root = folder(&format!("{name}_sync"));
+    let said = |root: &Path, trained: Result<Summary, TrainError>| match trained {
+        Ok(summary) => format!("{:?} {}", summary.position, summary.finished),
+        Err(error) => error.to_string().replace(&root.display().to_string(), "ROOT"),
+    };
+    let expected = (said(&root, train(&root, batches(), never()).0), remains(&root));
+    for pace in [Pace::AtOnce, Pace::WhenWaitedFor] {
+        let root = folder(&format!("{name}_{pace:?}"));
+        let most = Arc::default();
+        let device = Late { pace, most: Arc::clone(&most) };
+        let trained = train_on(Box::new(device), &root, batches(), &mut Notes::default(), &AtomicBool::new(false));
+        assert_eq!((said(&root, trained), remains(&root)), expected, "{name}, {pace:?}");
+        let most = most.load(Ordering::Relaxed);
+        assert!(most <= in_flight && (pace == Pace::AtOnce || most == in_flight), "{name}: {most} in flight");
+    }
+}
+
+#[test]
+fn steps_in_flight_change_nothing() {
+    // A checkpoint every two steps empties the queue.
+    check_late("late_good", || Batches { given: 0, until: 99, pixel: GOOD }, 2);
+    check_late("late_bad_data", || Batches { given: 0, until: 5, pixel: GOOD }, 2);
+    // Another step is in flight behind the one that is not finite; without the flag it would be taken.
+    check_late("late_nan", || Batches { given: 0, until: 99, pixel: |step| if step == 7 { f32::NAN } else { 0.1 } }, 2);
+    check_late(
+        "late_nan_last",
+        || Batches { given: 0, until: 99, pixel: |step| if step == 8 { f32::NAN } else { 0.1 } },
+        2,
+    );
+    check_late("late_nan_at_once", || Batches { given: 0, until: 99, pixel: |_| f32::INFINITY }, 2);
+}
+
+/// Asks to stop after a step.
+struct Stops<'a>(u64, &'a AtomicBool);
+
+impl Watch for Stops<'_> {
+    fn step(&mut self, record: &StepRecord, _: u64) {
+        self.1.store(record.step >= self.0, Ordering::Relaxed);
+    }
+    fn note(&mut self, _: &str) {}
+}
+
+#[test]
+fn who_stops_takes_the_steps_in_flight() {
+    let good = || Batches { given: 0, until: 99, pixel: GOOD };
+    let (unbroken, root) = (folder("late_unbroken"), folder("late_stopped"));
+    train(&unbroken, good(), never()).0.unwrap();
+    let late = || Box::new(Late { pace: Pace::WhenWaitedFor, most: Arc::default() });
+    let stop = AtomicBool::new(false);
+    let stopped = train_on(late(), &root, good(), &mut Stops(5, &stop), &stop).unwrap();
+    // The sixth step was submitted before anybody heard of the fifth.
+    assert_eq!((stopped.finished, stopped.position), (false, Position { step: 6, cursor: 6 * BATCH }));
+    train_on(late(), &root, good(), &mut Notes::default(), &AtomicBool::new(false)).unwrap();
+    assert_eq!(remains(&root), remains(&unbroken));
 }

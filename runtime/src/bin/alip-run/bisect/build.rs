@@ -140,7 +140,7 @@ impl Build {
     }
 
     fn session(&self, args: &Args) -> Outcome<Session> {
-        Ok(Session::new(Arc::clone(&self.plan), args.device.choose(None)?)?)
+        Ok(Session::new(Arc::clone(&self.plan), args.device.choose(None)?.device)?)
     }
 
     /// The program that the batch runs, and what its steps read and write.
