@@ -10,7 +10,7 @@ use crate::packing::{Packed, Role};
 use crate::pipeline::Pipeline;
 
 /// Version of the plan's byte format; a reader accepts exactly its own.
-pub const FORMAT_VERSION: u32 = 5;
+pub const FORMAT_VERSION: u32 = 6;
 
 /// First bytes of a plan file.
 const MAGIC: &[u8; 8] = b"alipplan";

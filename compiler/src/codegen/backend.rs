@@ -54,23 +54,23 @@ impl BackEnd<'_> {
     /// The launches of a program; none where who watches has seen enough.
     ///
     /// # Errors
-    /// An op refuses its inputs, which only a defect of a pass can cause.
+    /// An op refuses its inputs, or a group cannot be made or lowered, which only a defect of a pass can cause.
     pub(crate) fn lower(&self, graph: &Graph, watch: &mut impl Watch) -> Result<Option<Lowered>, Diagnostics> {
         let BackEnd { target, options, neighbours } = *self;
         let graph = watch.timed("prepare", || normal_form(graph, target, options))?;
         if !watch.goes_on(Stage::Prepared(&graph))? {
             return Ok(None);
         }
-        let first = watch.timed("schedule", || schedule(&graph, neighbours, target, options));
+        let first = watch.timed("schedule", || schedule(&graph, neighbours, target, options))?;
         let again = watch.timed("schedule", || recompute(&first, options))?;
         let scheduled = match &again {
-            Some(again) => watch.timed("schedule", || schedule_again(again, neighbours, target, options)),
+            Some(again) => watch.timed("schedule", || schedule_again(again, neighbours, target, options))?,
             None => first,
         };
         if !watch.goes_on(Stage::Scheduled(&scheduled))? {
             return Ok(None);
         }
-        let launches = watch.timed("lower", || lower(&scheduled));
+        let launches = watch.timed("lower", || lower(&scheduled))?;
         if !watch.goes_on(Stage::Lowered(&scheduled, &launches))? {
             return Ok(None);
         }

@@ -3,7 +3,7 @@
 use alip_plan::kernel::ScalarOp;
 use smallvec::SmallVec;
 
-use super::layout::view_op;
+use super::layout::is_view;
 use crate::ir::{Graph, NodeId};
 use crate::ops::Op;
 
@@ -36,7 +36,7 @@ pub(crate) struct Facts {
 pub(crate) fn facts(graph: &Graph) -> Vec<Facts> {
     let mut all: Vec<Facts> = vec![Facts::default(); graph.nodes().len()];
     for id in graph.ids().rev() {
-        let through = if view_op(graph, id).is_some() { all[id.index()].readers } else { 1 };
+        let through = if is_view(graph, id) { all[id.index()].readers } else { 1 };
         for input in &graph.node(id).inputs {
             all[input.index()].readers += through;
         }
@@ -54,7 +54,7 @@ pub(crate) fn facts(graph: &Graph) -> Vec<Facts> {
 fn of(graph: &Graph, id: NodeId, all: &[Facts]) -> Facts {
     let node = graph.node(id);
     let readers = all[id.index()].readers;
-    if view_op(graph, id).is_some() {
+    if is_view(graph, id) {
         let input = &all[node.inputs[0].index()];
         let same = graph.shape(node.inputs[0]).elements() == node.ty.shape.elements();
         return Facts {
@@ -131,7 +131,7 @@ fn pointwise(graph: &Graph, id: NodeId, op: ScalarOp, all: &[Facts], facts: &mut
 
 /// The first value below views.
 pub(crate) fn base(graph: &Graph, mut id: NodeId) -> (NodeId, &Op) {
-    while view_op(graph, id).is_some() {
+    while is_view(graph, id) {
         id = graph.node(id).inputs[0];
     }
     (id, &graph.node(id).op)

@@ -7,7 +7,6 @@
 use smallvec::SmallVec;
 
 use super::commute::Forms;
-use super::facts::base;
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId, OriginId, Shape};
@@ -159,10 +158,6 @@ impl Rebuild {
             Op::Dot(dot) => self.dot(dot, inputs, origin),
             Op::Reduce { kind, axes } => self.reduce(*kind, axes, inputs[0], origin),
             Op::Concat { .. } if inputs.len() == 1 => Ok(inputs[0]),
-            Op::Conv2d(_) => {
-                let second = self.apart(inputs[0], inputs[1], origin)?;
-                self.add(op.clone(), &[inputs[0], second], origin)
-            }
             _ => self.add(op.clone(), inputs, origin),
         }
     }
@@ -194,16 +189,6 @@ impl Rebuild {
             }
             _ => self.add(op, &[input], origin),
         }
-    }
-
-    /// A value that does not lie where another one lies: a kernel that knows its operands by their position takes no place
-    /// twice.
-    fn apart(&mut self, first: NodeId, second: NodeId, origin: OriginId) -> Result<NodeId, OpError> {
-        if base(&self.graph, first).0 != base(&self.graph, second).0 {
-            return Ok(second);
-        }
-        let dtype = self.graph.ty(second).dtype;
-        self.add(Op::Pointwise(ScalarOp::Cast(dtype)), &[second], origin)
     }
 
     fn is_one(&self, mut id: NodeId) -> bool {

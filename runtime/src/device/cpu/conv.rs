@@ -2,7 +2,7 @@
 
 use alip_plan::DType;
 use alip_plan::fault::{Fault, planted};
-use alip_plan::kernel::{Conv2d, ConvKind};
+use alip_plan::kernel::{Conv2d, ConvKind, View};
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
@@ -15,8 +15,8 @@ const COLUMNS: usize = 4 << 20;
 /// A convolution ready to run.
 pub(super) struct PreparedConv {
     kind: ConvKind,
-    /// Of both operands.
-    dtype: DType,
+    /// Both factors, and the result.
+    views: [View; 3],
     n: usize,
     c: usize,
     h: usize,
@@ -51,16 +51,17 @@ impl Wide {
 
 impl PreparedConv {
     pub(super) fn new(conv: &Conv2d) -> PreparedConv {
-        let (oh, ow) = conv.out();
+        let (oh, ow) = conv.extent();
         let [n, c, h, w, o, kh, kw, stride, padding, oh, ow] =
             [conv.n, conv.c, conv.h, conv.w, conv.o, conv.kh, conv.kw, conv.stride, conv.padding, oh, ow]
                 .map(|size| size as usize);
         let rows = (COLUMNS / (c * kh * kw * ow).max(1)).clamp(1, oh.max(1));
-        PreparedConv { kind: conv.kind, dtype: conv.dtype, n, c, h, w, o, kh, kw, stride, padding, oh, ow, rows }
+        let views = [&conv.a, &conv.b, &conv.out].map(View::clone);
+        PreparedConv { kind: conv.kind, views, n, c, h, w, o, kh, kw, stride, padding, oh, ow, rows }
     }
 
     pub(super) fn run(&self, operands: &Operands, threads: &Threads) {
-        let [first, second, result] = [0, 1, 2].map(|operand| operands.0[operand] as usize);
+        let [first, second, result] = self.views.each_ref().map(|view| operands.start(view) as usize);
         let (image, out, weight) =
             (self.c * self.h * self.w, self.o * self.oh * self.ow, self.o * self.c * self.kh * self.kw);
         let channel = self.h * self.w;
@@ -110,13 +111,14 @@ impl PreparedConv {
 
     /// So many elements of an operand in f32: where they are, or widened.
     fn wide(&self, operand: usize, first: usize, count: usize, scratch: &mut Scratch) -> Wide {
-        if self.dtype == DType::F32 {
+        let dtype = self.views[0].dtype; // of both factors
+        if dtype == DType::F32 {
             // SAFETY: inside an operand that `check` sized.
             return Wide { start: unsafe { (operand as *mut f32).add(first) }, block: None };
         }
         let mut block = scratch.take_block(count);
         // SAFETY: as above.
-        unsafe { widen(self.dtype, (operand as *const u16).add(first), 1, &mut block[..count]) };
+        unsafe { widen(dtype, (operand as *const u16).add(first), 1, &mut block[..count]) };
         Wide { start: block.as_mut_ptr(), block: Some(block) }
     }
 

@@ -1,6 +1,7 @@
 //! Runs register code over tiles.
 
 use alip_plan::DType;
+use alip_plan::kernel::View;
 
 use super::code::{Cell, Layout, Op, Place, Program};
 use super::grid::{Grid, TILE, Walk};
@@ -15,6 +16,15 @@ pub(super) struct Operands(pub(super) Vec<*mut u8>);
 unsafe impl Send for Operands {}
 // SAFETY: as above.
 unsafe impl Sync for Operands {}
+
+impl Operands {
+    /// The first element that a dense view walks.
+    pub(super) fn start(&self, view: &View) -> *mut u8 {
+        let offset = view.offset as isize * view.dtype.bytes() as isize;
+        // SAFETY: `check` keeps the view inside its operand.
+        unsafe { self.0[view.operand as usize].offset(offset) }
+    }
+}
 
 /// Lanes of a single value's cell: a cache line, so that vector loops over one lane never touch a neighbour.
 const SINGLE: usize = 16;
