@@ -3,7 +3,6 @@
 use alip_plan::kernel::ScalarOp;
 use smallvec::SmallVec;
 
-use super::layout::is_view;
 use crate::ir::{Graph, NodeId};
 use crate::ops::Op;
 
@@ -36,7 +35,7 @@ pub(crate) struct Facts {
 pub(crate) fn facts(graph: &Graph) -> Vec<Facts> {
     let mut all: Vec<Facts> = vec![Facts::default(); graph.nodes().len()];
     for id in graph.ids().rev() {
-        let through = if is_view(graph, id) { all[id.index()].readers } else { 1 };
+        let through = if graph.node(id).op.is_view() { all[id.index()].readers } else { 1 };
         for input in &graph.node(id).inputs {
             all[input.index()].readers += through;
         }
@@ -54,7 +53,7 @@ pub(crate) fn facts(graph: &Graph) -> Vec<Facts> {
 fn of(graph: &Graph, id: NodeId, all: &[Facts]) -> Facts {
     let node = graph.node(id);
     let readers = all[id.index()].readers;
-    if is_view(graph, id) {
+    if graph.node(id).op.is_view() {
         let input = &all[node.inputs[0].index()];
         let same = graph.shape(node.inputs[0]).elements() == node.ty.shape.elements();
         return Facts {
@@ -131,7 +130,7 @@ fn pointwise(graph: &Graph, id: NodeId, op: ScalarOp, all: &[Facts], facts: &mut
 
 /// The first value below views.
 pub(crate) fn base(graph: &Graph, mut id: NodeId) -> (NodeId, &Op) {
-    while is_view(graph, id) {
+    while graph.node(id).op.is_view() {
         id = graph.node(id).inputs[0];
     }
     (id, &graph.node(id).op)

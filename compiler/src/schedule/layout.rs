@@ -65,16 +65,10 @@ impl ViewOp {
     }
 }
 
-/// Whether a node is a view of its only input.
-pub(crate) fn is_view(graph: &Graph, id: NodeId) -> bool {
-    let op = &graph.node(id).op;
-    matches!(op, Op::Reshape { .. } | Op::StopGradient | Op::Transpose { .. } | Op::Broadcast { .. } | Op::Slice { .. })
-}
-
 /// The node as a step of a chain, if it is a view of its only input.
 pub(crate) fn view_op(graph: &Graph, id: NodeId) -> Option<ViewOp> {
     let node = graph.node(id);
-    let input = node.inputs.first().filter(|_| is_view(graph, id))?;
+    let input = node.inputs.first().filter(|_| node.op.is_view())?;
     ViewOp::of(&node.op, graph.shape(*input).elements(), &node.ty.shape.sizes())
 }
 

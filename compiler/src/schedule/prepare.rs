@@ -23,7 +23,7 @@ const PIECE: u64 = 4096;
 /// # Errors
 /// An op refuses its inputs, which only a defect of a pass can cause.
 pub fn prepare(graph: &Graph) -> Result<Graph, Diagnostics> {
-    let live = live(graph);
+    let live = graph.live(graph.inputs.values().chain(graph.outputs.values()).chain(graph.updates.values()));
     let turned = turned(graph, &live);
     let (seen, forms) = (HashMap::default(), Forms::default());
     let mut rebuild = Rebuild { graph: Graph::new(&graph.name), seen, origins: Vec::new(), forms };
@@ -80,22 +80,6 @@ pub fn prepare(graph: &Graph) -> Result<Graph, Diagnostics> {
     result.updates = updates.map(|(path, id)| (path, copy(id))).collect();
     result.values = graph.values.iter().filter_map(port).collect();
     Ok(result)
-}
-
-/// What outputs and updates depend on, and all inputs.
-fn live(graph: &Graph) -> Vec<bool> {
-    let mut live = vec![false; graph.nodes().len()];
-    for id in graph.inputs.values().chain(graph.outputs.values()).chain(graph.updates.values()) {
-        live[id.index()] = true;
-    }
-    for id in graph.ids().rev() {
-        if live[id.index()] {
-            for input in &graph.node(id).inputs {
-                live[input.index()] = true;
-            }
-        }
-    }
-    live
 }
 
 /// Products whose only user is a transpose that exchanges their sides, and these transposes: `(x y)^T` is `y^T x^T`. So the
@@ -191,15 +175,8 @@ impl Rebuild {
         }
     }
 
-    fn is_one(&self, mut id: NodeId) -> bool {
-        loop {
-            let node = self.graph.node(id);
-            match node.op {
-                Op::Const { value, .. } => return value.0 == 1.0,
-                Op::Broadcast { .. } | Op::Reshape { .. } => id = node.inputs[0],
-                _ => return false,
-            }
-        }
+    fn is_one(&self, id: NodeId) -> bool {
+        self.graph.splat(id) == Some(1.0)
     }
 
     fn dot(&mut self, dot: &Dot, inputs: &[NodeId], origin: OriginId) -> Result<NodeId, OpError> {

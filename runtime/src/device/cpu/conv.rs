@@ -3,10 +3,10 @@
 use alip_plan::DType;
 use alip_plan::fault::{Fault, planted};
 use alip_plan::kernel::{Conv2d, ConvKind, View};
-use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
 use super::Threads;
+use super::matrix::{Matrix, multiply};
 use super::run::{Operands, Scratch, widen};
 
 /// Most elements of a column matrix: 16 MiB per thread.
@@ -31,9 +31,6 @@ pub(super) struct PreparedConv {
     /// Output rows whose columns are made at a time.
     rows: usize,
 }
-
-/// A row-major matrix: pointer and row stride.
-type Matrix = (*mut f32, isize);
 
 /// A part of an operand in f32, perhaps a copy; only ever read.
 struct Wide {
@@ -129,13 +126,10 @@ impl PreparedConv {
             self.gather(image, 0..self.c, y, width / self.ow, columns);
             // SAFETY: rows `y..` of every output channel.
             let out = unsafe { out.add(y * self.ow) };
-            multiply(
-                [self.o, width, depth],
-                (out, (self.oh * self.ow) as isize),
-                false,
-                (weight, depth as isize, 1),
-                (columns.as_mut_ptr(), width as isize, 1),
-            );
+            let weight = Matrix { data: weight, row: depth as isize, column: 1 };
+            let (out, columns) = (self.pixels(out), Matrix::block(columns, width));
+            // SAFETY: all are inside their memory; the rows of the result are this task's.
+            unsafe { multiply([self.o, width, depth], out, false, weight, columns, 1.0) };
         }
     }
 
@@ -147,13 +141,12 @@ impl PreparedConv {
             let width = self.rows.min(self.oh - y) * self.ow;
             // SAFETY: rows `y..` of every output channel.
             let out = unsafe { out.add(y * self.ow) };
-            multiply(
-                [depth, width, self.o],
-                (columns.as_mut_ptr(), width as isize),
-                false,
-                (weight, 1, depth as isize),
-                (out, (self.oh * self.ow) as isize, 1),
-            );
+            let weight = Matrix { data: weight, row: 1, column: depth as isize };
+            // SAFETY: all are inside their memory; columns are this task's.
+            unsafe {
+                let to = Matrix::block(columns, width);
+                multiply([depth, width, self.o], to, false, weight, self.pixels(out), 1.0);
+            }
             self.visit(
                 0..self.c,
                 y,
@@ -183,14 +176,16 @@ impl PreparedConv {
             self.gather(channel, 0..1, y, width / self.ow, columns);
             // SAFETY: rows `y..` of every output channel; channel `c` of the weight, which is this task's.
             let (out, weight) = unsafe { (out.add(y * self.ow), weight.add(c * window)) };
-            multiply(
-                [self.o, window, width],
-                (weight, depth as isize),
-                add || y > 0,
-                (out, (self.oh * self.ow) as isize, 1),
-                (columns.as_mut_ptr(), 1, width as isize),
-            );
+            let weight = Matrix { data: weight, row: depth as isize, column: 1 };
+            let columns = Matrix::block(columns, width).transposed();
+            // SAFETY: all are inside their memory; the channel of the weight is this task's.
+            unsafe { multiply([self.o, window, width], weight, add || y > 0, self.pixels(out), columns, 1.0) };
         }
+    }
+
+    /// Pixels of all output channels, a channel in a row.
+    fn pixels(&self, out: *mut f32) -> Matrix {
+        Matrix { data: out, row: (self.oh * self.ow) as isize, column: 1 }
     }
 
     /// The columns of output rows `y..y + rows`: a matrix [channels * kh * kw, rows * ow].
@@ -240,33 +235,5 @@ impl PreparedConv {
                 }
             }
         }
-    }
-}
-
-/// `to [m, n] (+)= a [m, k] * b [k, n]`; operands with row and column stride.
-fn multiply([m, n, k]: [usize; 3], to: Matrix, add: bool, a: (*mut f32, isize, isize), b: (*mut f32, isize, isize)) {
-    // SAFETY: callers give matrices inside their memory and a result apart from the operands.
-    unsafe {
-        gemm(
-            m,
-            n,
-            k,
-            to.0,
-            1,
-            to.1,
-            add,
-            a.0,
-            a.2,
-            a.1,
-            b.0,
-            b.2,
-            b.1,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
     }
 }

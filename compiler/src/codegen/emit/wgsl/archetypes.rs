@@ -34,7 +34,7 @@ pub(super) fn thread_per(shader: &mut Shader<'_>, count: u64) -> Result<(), Emit
     let size = shader.target.workgroup_size;
     shader.launch(count.div_ceil(u64::from(size)), size);
     shader.line(format!("let point = work * {size}u + lane;"));
-    shader.line(format!("if (point >= {count}u) {{ return; }}"));
+    shader.leave_beyond(&[("point", count)]);
     Ok(())
 }
 
@@ -68,7 +68,7 @@ fn emit_product(product: &Product, shader: &mut Shader<'_>) -> Result<(), EmitEr
     ));
 
     shader.line(format!("let batch = work / {}u;", tiles_m * tiles_n));
-    shader.line(format!("if (batch >= {batch}u) {{ return; }}"));
+    shader.leave_beyond(&[("batch", batch)]);
     shader.line(format!("let tile_m = (work / {tiles_n}u) % {tiles_m}u * {TILE}u;"));
     shader.line(format!("let tile_n = work % {tiles_n}u * {TILE}u;"));
     let coords = code::unravel(shader, "batch", &product.batch, "c");
@@ -108,7 +108,7 @@ fn emit_product(product: &Product, shader: &mut Shader<'_>) -> Result<(), EmitEr
 /// The epilogue as a function `finish(batch, row, column, value)`.
 fn epilogue(product: &Product, shader: &mut Shader<'_>) -> Result<String, EmitError> {
     let mark = shader.body.len();
-    shader.line(format!("if (row >= {}u || column >= {}u) {{ return; }}", product.m, product.n));
+    shader.leave_beyond(&[("row", product.m), ("column", product.n)]);
     let mut coords = code::unravel(shader, "batch", &product.batch, "c");
     coords.extend(["row".to_string(), "column".to_string()]);
     let scope = Scope {
@@ -234,7 +234,7 @@ fn emit_weight_grad(conv: &Conv2d, [a, b, result]: [&str; 3], shader: &mut Shade
     if width > 1 {
         shader.launch(weights, width as u32);
         shader.line("let point = work;");
-        shader.line(format!("if (point >= {weights}u) {{ return; }}"));
+        shader.leave_beyond(&[("point", weights)]);
     } else {
         thread_per(shader, weights)?;
     }

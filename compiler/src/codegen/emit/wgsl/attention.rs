@@ -33,7 +33,7 @@ pub(super) fn emit(attention: &Attention, shader: &mut Shader<'_>) -> Result<(),
         return Err(EmitError(format!("{} rows in one kernel are more than 32 bits number", queries + keys)));
     }
     shader.launch(queries + keys, WIDTH as u32);
-    shader.line(format!("if (work >= {}u) {{ return; }}", queries + keys));
+    shader.leave_beyond(&[("work", queries + keys)]);
     let mut writer = Writer { attention, shader };
     writer.declare();
     match (queries, keys) {
