@@ -183,7 +183,7 @@ fn groups(case: &Case) -> String {
         let origins = |line: &&str| !line.starts_with("origin ");
         let node = |line: &str| format!("{}\n", line.rsplit_once(" @").map_or(line, |(node, _)| node));
         let nodes: String = ir::print(&graph).lines().filter(origins).map(node).collect();
-        Ok(nodes + "\n" + &schedule::schedule(&graph, &neighbours, &target, options).table())
+        Ok(nodes + "\n" + &schedule::schedule(&graph, &neighbours, &target, options)?.table())
     });
     show(&sources, scheduled)
 }

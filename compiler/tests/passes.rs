@@ -73,7 +73,7 @@ fn a_step_that_computes_values_again_is_the_same_step() {
         let target = Target::cpu();
         let graph = normal_form(&model.programs["train"], &target, ScheduleOptions::default()).unwrap();
         let options = ScheduleOptions::default();
-        let again = recompute(&schedule(&graph, &Neighbours::default(), &target, options), options).unwrap();
+        let again = recompute(&schedule(&graph, &Neighbours::default(), &target, options).unwrap(), options).unwrap();
         let again = again.expect("a gelu is worth it").graph;
         verify(&again).unwrap();
         let erfs = |graph: &Graph| graph.nodes().iter().filter(|node| node.op == Op::Pointwise(ScalarOp::Erf)).count();

@@ -56,6 +56,13 @@ impl Case {
         self.operands.len() as u16 - 1
     }
 
+    /// A dense view of an operand of its own, sometimes from a later element on.
+    fn whole(&mut self, dtype: DType, sizes: &[u64], random: &mut Random) -> View {
+        let offset = if random.chance(30) { random.below(5) as u64 } else { 0 };
+        let operand = self.operand(dtype, sizes.iter().product::<u64>() + offset);
+        View { offset: offset as i64, ..View::dense(operand, dtype, sizes) }
+    }
+
     fn view(&mut self, view: View) -> u16 {
         self.views.push(view);
         self.views.len() as u16 - 1
@@ -432,20 +439,21 @@ fn convolutions() {
             1 => ConvKind::ImageGrad,
             _ => ConvKind::WeightGrad,
         };
-        let conv = Conv2d { kind, dtype: DType::F32, n, c, h, w, o, kh, kw, stride, padding };
-        let (oh, ow) = conv.out();
-        let (image, weight, out) = (n * c * h * w, o * c * kh * kw, n * o * oh * ow);
         let mut case = Case::default();
-        let sizes = match kind {
-            ConvKind::Forward => [image, weight, out],
-            ConvKind::ImageGrad => [out, weight, image],
-            ConvKind::WeightGrad => [image, out, weight],
+        let none = View::dense(0, DType::F32, &[]);
+        let [a, b, out] = [none.clone(), none.clone(), none];
+        let conv = Conv2d { kind, n, c, h, w, o, kh, kw, stride, padding, a, b, out };
+        let [a, b, out] = conv.domains();
+        let a = case.whole(DType::F32, &a, &mut random);
+        // Two views of one operand where both factors are alike.
+        let b = if conv.domains()[0] == b && random.chance(50) {
+            a.clone()
+        } else {
+            case.whole(DType::F32, &b, &mut random)
         };
-        for size in sizes {
-            case.operand(DType::F32, size);
-        }
-        case.outputs.push(2);
-        case.check(Loop::Conv2d(conv), seed);
+        let out = case.whole(DType::F32, &out, &mut random);
+        case.outputs.push(out.operand as usize);
+        case.check(Loop::Conv2d(Conv2d { a, b, out, ..conv }), seed);
     }
 }
 
@@ -456,10 +464,10 @@ fn scatters() {
         let mut small = |limit: usize| 1 + random.below(limit) as u64;
         let (batch, count, rows, inner) = (small(3), small(40), small(12), small(300));
         let mut case = Case::default();
-        case.operand(DType::I32, batch * count);
-        case.operand(DType::F32, batch * count * inner);
-        case.operand(DType::F32, batch * rows * inner);
+        let index = case.whole(DType::I32, &[batch, count], &mut random);
+        let updates = case.whole(DType::F32, &[batch, count, inner], &mut random);
+        let out = case.whole(DType::F32, &[batch, rows, inner], &mut random);
         case.outputs.push(2);
-        case.check(Loop::ScatterAdd(ScatterAdd { batch, count, rows, inner }), seed);
+        case.check(Loop::ScatterAdd(ScatterAdd { batch, count, rows, inner, index, updates, out }), seed);
     }
 }

@@ -444,7 +444,6 @@ fn products_with_epilogue() {
 fn convolutions() {
     let small = Conv2d {
         kind: ConvKind::Forward,
-        dtype: DType::F32,
         n: 2,
         c: 3,
         h: 9,
@@ -454,22 +453,24 @@ fn convolutions() {
         kw: 2,
         stride: 2,
         padding: 1,
+        a: View::dense(0, DType::F32, &[]),
+        b: View::dense(1, DType::F32, &[]),
+        out: View::dense(2, DType::F32, &[]),
     };
     // Sums over images so large that a workgroup shares them.
     let large = Conv2d { n: 4, h: 71, w: 73, ..small.clone() };
     for base in [small, large] {
         let Conv2d { n, c, h, w, o, kh, kw, .. } = base;
-        let (oh, ow) = base.out();
-        let (image, weight, out) = (vec![n, c, h, w], vec![o, c, kh, kw], vec![n, o, oh, ow]);
-        let cases = [
-            (ConvKind::Forward, [&image, &weight, &out], c * kh * kw),
-            (ConvKind::ImageGrad, [&out, &weight, &image], o * kh * kw),
-            (ConvKind::WeightGrad, [&image, &out, &weight], n * oh * ow),
-        ];
-        for (kind, shapes, length) in cases {
-            let operands = shapes.map(|shape| (DType::F32, shape.clone()));
+        let (oh, ow) = base.extent();
+        let cases =
+            [(ConvKind::Forward, c * kh * kw), (ConvKind::ImageGrad, o * kh * kw), (ConvKind::WeightGrad, n * oh * ow)];
+        for (kind, length) in cases {
+            let conv = Conv2d { kind, ..base.clone() };
+            let domains = conv.domains();
+            let operands = domains.map(|shape| (DType::F32, shape.to_vec()));
             let roundings = Roundings::reduction(length as usize);
-            let kernel = Loop::Conv2d(Conv2d { kind, ..base.clone() });
+            let [a, b, out] = [0, 1, 2].map(|at: u16| View::dense(at, DType::F32, &domains[at as usize]));
+            let kernel = Loop::Conv2d(Conv2d { a, b, out, ..conv });
             check(&format!("{kind:?} of {h} x {w}"), kernel, &operands, 1.0, roundings, length as f64);
         }
     }
@@ -477,7 +478,15 @@ fn convolutions() {
 
 #[test]
 fn scatter_adds_rows() {
-    let scatter = ScatterAdd { batch: 2, count: 60, rows: 20, inner: 70 };
+    let scatter = ScatterAdd {
+        batch: 2,
+        count: 60,
+        rows: 20,
+        inner: 70,
+        index: View::dense(0, DType::I32, &[2, 60]),
+        updates: View::dense(1, DType::F32, &[2, 60, 70]),
+        out: View::dense(2, DType::F32, &[2, 20, 70]),
+    };
     let operands = [(DType::I32, vec![2, 60]), (DType::F32, vec![2, 60, 70]), (DType::F32, vec![2, 20, 70])];
     check("scatter", Loop::ScatterAdd(scatter), &operands, 19.0, Roundings::reduction(60), 19.0 * 60.0);
 }

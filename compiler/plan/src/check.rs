@@ -8,7 +8,7 @@ mod packing;
 
 use std::fmt;
 
-use crate::kernel::{Code, Conv2d, ConvKind, Instr, Kernel, Loop, ReduceKind, ScalarOp, Stage, View};
+use crate::kernel::{Code, Conv2d, Instr, Kernel, Loop, ReduceKind, ScalarOp, Stage, View};
 use crate::{Buffer, DType, Plan, Program, Step};
 
 /// A law that a plan breaks, and where.
@@ -102,9 +102,7 @@ pub fn kernel(kernel: &Loop, operands: &[&Buffer]) -> Checked {
             let mut accesses = Accesses::new(operands, &reduction.views, &domain, reduction.kept.len())?;
             let mut slots = vec![None; reduction.slots as usize];
             for stage in &reduction.stages {
-                let code = match stage {
-                    Stage::Points { code, .. } | Stage::Row { code, .. } => code,
-                };
+                let code = stage.code();
                 let typing =
                     Typing { views: &reduction.views, dims: domain.len(), slots: Some(&slots), product: false };
                 let types = typing.check(code)?;
@@ -135,62 +133,52 @@ pub fn kernel(kernel: &Loop, operands: &[&Buffer]) -> Checked {
             accesses.check()
         }
         Loop::Conv2d(conv) => {
-            let [image, weight, out] = conv_sizes(conv)?;
-            let sizes = match conv.kind {
-                ConvKind::Forward => [image, weight, out],
-                ConvKind::ImageGrad => [out, weight, image],
-                ConvKind::WeightGrad => [image, out, weight],
-            };
-            if !conv.dtype.is_float() {
-                return Err(format!("a convolution of {}", conv.dtype));
+            let domains = conv_domains(conv)?;
+            if !conv.a.dtype.is_float() || conv.b.dtype != conv.a.dtype {
+                return Err(format!("a convolution of {} and {}", conv.a.dtype, conv.b.dtype));
             }
-            dense(operands, &[(conv.dtype, sizes[0]), (conv.dtype, sizes[1]), (DType::F32, sizes[2])])
+            let types = [conv.a.dtype, conv.b.dtype, DType::F32];
+            let [a, b, out] = &domains;
+            dense(operands, [("a", &conv.a, a), ("b", &conv.b, b), ("the result", &conv.out, out)], types)
         }
         Loop::ScatterAdd(scatter) => {
-            let product = |sizes: &[u64]| sizes.iter().try_fold(1u64, |a, &b| a.checked_mul(b)).ok_or("overflow");
-            let updates = product(&[scatter.batch, scatter.count, scatter.inner])?;
-            let out = product(&[scatter.batch, scatter.rows, scatter.inner])?;
-            let index = product(&[scatter.batch, scatter.count])?;
-            dense(operands, &[(DType::I32, index), (DType::F32, updates), (DType::F32, out)])
+            let [index, updates, out] = &scatter.domains();
+            let views = [
+                ("index", &scatter.index, index.as_slice()),
+                ("updates", &scatter.updates, updates),
+                ("the result", &scatter.out, out),
+            ];
+            dense(operands, views, [DType::I32, DType::F32, DType::F32])
         }
         Loop::Attention(attention) => self::attention::check(attention, operands),
     }
 }
 
-/// Elements of image, weight and result.
-fn conv_sizes(conv: &Conv2d) -> Checked<[u64; 3]> {
+/// The domains of a convolution, whose sizes may be anything.
+fn conv_domains(conv: &Conv2d) -> Checked<[[u64; 4]; 3]> {
     let padded = |size: u64| conv.padding.checked_mul(2).and_then(|both| both.checked_add(size));
     let fits = |size: u64, window: u64| window > 0 && padded(size).is_some_and(|padded| padded >= window);
     if conv.stride == 0 || !fits(conv.h, conv.kh) || !fits(conv.w, conv.kw) {
         return Err("the window of a convolution does not fit its padded image".into());
     }
-    let (oh, ow) = conv.out();
-    let size = |sizes: [u64; 4]| sizes.iter().try_fold(1u64, |a, &b| a.checked_mul(b)).ok_or("overflow");
-    Ok([
-        size([conv.n, conv.c, conv.h, conv.w])?,
-        size([conv.o, conv.c, conv.kh, conv.kw])?,
-        size([conv.n, conv.o, oh, ow])?,
-    ])
+    Ok(conv.domains())
 }
 
-/// Operands that are used whole; the last is the result and overlaps no other.
-fn dense(operands: &[&Buffer], wanted: &[(DType, u64)]) -> Checked {
-    if operands.len() != wanted.len() {
-        return Err(format!("{} operands, not {}", operands.len(), wanted.len()));
-    }
-    for (index, (operand, &(dtype, elements))) in operands.iter().zip(wanted).enumerate() {
-        if operand.dtype != dtype || operand.elements() != elements {
-            let found = (operand.dtype, &operand.shape);
-            return Err(format!("operand {index} is {found:?}, not {elements} elements of {dtype}"));
+/// Views that walk dense values of these types; what the last one writes overlaps no other.
+fn dense(operands: &[&Buffer], views: [(&str, &View, &[u64]); 3], types: [DType; 3]) -> Checked {
+    let mut ranges: Vec<Option<ByteRange>> = Vec::new();
+    for ((name, view, domain), dtype) in views.into_iter().zip(types) {
+        let elements = domain.iter().try_fold(1i64, |all, &size| all.checked_mul(i64::try_from(size).ok()?));
+        if elements.is_none() {
+            return Err(format!("the domain {domain:?} of {name} is too large"));
         }
+        if view.dtype != dtype || !view.is_dense(domain) {
+            return Err(format!("{name} is no dense {dtype} over {domain:?}: {view:?}"));
+        }
+        ranges.push(view_range(operands, view, domain).map_err(|why| format!("{name}: {why}"))?);
     }
-    let whole = |operand: &Buffer| ByteRange {
-        segment: operand.segment,
-        start: i128::from(operand.offset),
-        end: i128::from(operand.offset + operand.bytes()),
-    };
-    match operands.split_last() {
-        Some((out, inputs)) if inputs.iter().any(|input| whole(input).overlaps(&whole(out))) => {
+    match ranges.as_slice() {
+        [a, b, Some(out)] if [a, b].into_iter().flatten().any(|range| range.overlaps(out)) => {
             Err("the result overlaps an operand".into())
         }
         _ => Ok(()),

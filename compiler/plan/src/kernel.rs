@@ -50,6 +50,81 @@ pub enum Loop {
     Attention(Box<Attention>),
 }
 
+impl Loop {
+    /// All views. Operands are bound through them and nothing else, whatever the archetype.
+    pub fn views(&self) -> Vec<&View> {
+        match self {
+            Loop::Map(map) => map.views.iter().collect(),
+            Loop::Reduction(reduction) => reduction.views.iter().collect(),
+            Loop::Product(product) => product.views.iter().chain([&product.a, &product.b]).collect(),
+            Loop::Conv2d(conv) => vec![&conv.a, &conv.b, &conv.out],
+            Loop::ScatterAdd(scatter) => vec![&scatter.index, &scatter.updates, &scatter.out],
+            Loop::Attention(attention) => {
+                let inputs = attention.inputs().into_iter().map(|(_, view, _)| view);
+                inputs.chain(attention.results.iter().map(|(_, view)| view)).collect()
+            }
+        }
+    }
+
+    /// The same, to give their operands other numbers or places.
+    pub fn views_mut(&mut self) -> Vec<&mut View> {
+        match self {
+            Loop::Map(map) => map.views.iter_mut().collect(),
+            Loop::Reduction(reduction) => reduction.views.iter_mut().collect(),
+            Loop::Product(product) => product.views.iter_mut().chain([&mut product.a, &mut product.b]).collect(),
+            Loop::Conv2d(conv) => vec![&mut conv.a, &mut conv.b, &mut conv.out],
+            Loop::ScatterAdd(scatter) => vec![&mut scatter.index, &mut scatter.updates, &mut scatter.out],
+            Loop::Attention(attention) => attention.views_mut().collect(),
+        }
+    }
+
+    /// What runs at points and once per row, with the views that it names; none where an archetype has no code.
+    pub fn codes(&self) -> (&[View], Vec<&Code>) {
+        match self {
+            Loop::Map(map) => (&map.views, vec![&map.code]),
+            Loop::Reduction(reduction) => (&reduction.views, reduction.stages.iter().map(Stage::code).collect()),
+            Loop::Product(product) => (&product.views, vec![&product.code]),
+            Loop::Conv2d(_) | Loop::ScatterAdd(_) | Loop::Attention(_) => (&[], Vec::new()),
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn codes_mut(&mut self) -> (Option<&mut Vec<View>>, Vec<&mut Code>) {
+        match self {
+            Loop::Map(map) => (Some(&mut map.views), vec![&mut map.code]),
+            Loop::Reduction(reduction) => {
+                (Some(&mut reduction.views), reduction.stages.iter_mut().map(Stage::code_mut).collect())
+            }
+            Loop::Product(product) => (Some(&mut product.views), vec![&mut product.code]),
+            Loop::Conv2d(_) | Loop::ScatterAdd(_) | Loop::Attention(_) => (None, Vec::new()),
+        }
+    }
+}
+
+impl View {
+    /// All of a dense value of these sizes, row-major.
+    pub fn dense(operand: u16, dtype: DType, sizes: &[u64]) -> View {
+        let mut strides: Vec<i64> = Vec::with_capacity(sizes.len());
+        let mut stride = 1i64;
+        for &size in sizes.iter().rev() {
+            strides.push(if size == 1 { 0 } else { stride });
+            // What overflows is no size of a value; `check` refuses it.
+            stride = stride.wrapping_mul(size as i64);
+        }
+        strides.reverse();
+        View { operand, dtype, offset: 0, strides, gather: None }
+    }
+
+    /// Does it walk a dense value of these sizes, row-major, from its offset on?
+    pub fn is_dense(&self, sizes: &[u64]) -> bool {
+        let dense = View::dense(self.operand, self.dtype, sizes);
+        let strides = self.strides.iter().zip(&dense.strides).zip(sizes);
+        self.gather.is_none()
+            && self.strides.len() == sizes.len()
+            && strides.into_iter().all(|((stride, dense), size)| stride == dense || *size == 1)
+    }
+}
+
 /// Where the element of a domain point lies in an operand:
 /// `offset + sum(coordinate[d] * strides[d])`, plus `index * stride` when gathered; all in elements.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -251,6 +326,22 @@ pub enum Stage {
     },
 }
 
+impl Stage {
+    /// What is run.
+    pub fn code(&self) -> &Code {
+        match self {
+            Stage::Points { code, .. } | Stage::Row { code, .. } => code,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn code_mut(&mut self) -> &mut Code {
+        match self {
+            Stage::Points { code, .. } | Stage::Row { code, .. } => code,
+        }
+    }
+}
+
 /// Which way a cpu tile or a GPU workgroup lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Lanes {
@@ -301,21 +392,20 @@ pub struct Product {
 /// Which of the three convolution products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ConvKind {
-    /// Operands image [n, c, h, w], weight [o, c, kh, kw], out [n, o, oh, ow].
+    /// From image [n, c, h, w] and weight [o, c, kh, kw] to out [n, o, oh, ow].
     Forward,
-    /// Operands out gradient [n, o, oh, ow], weight, image gradient [n, c, h, w].
+    /// From out gradient [n, o, oh, ow] and weight to image gradient [n, c, h, w].
     ImageGrad,
-    /// Operands image, out gradient, weight gradient [o, c, kh, kw].
+    /// From image and out gradient to weight gradient [o, c, kh, kw].
     WeightGrad,
 }
 
-/// Two-dimensional cross-correlation without bias, dense operands in the order of [`ConvKind`]; the result is F32.
+/// Two-dimensional cross-correlation without bias. Its views, in the order of [`ConvKind`], are dense: each operand from
+/// the view's offset on, row-major. Both factors are of one float type, the result is F32.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Conv2d {
     /// Which product.
     pub kind: ConvKind,
-    /// Type of both operands, a float.
-    pub dtype: DType,
     /// Images.
     pub n: u64,
     /// Input channels.
@@ -334,13 +424,32 @@ pub struct Conv2d {
     pub stride: u64,
     /// Zeros added on each side, both ways.
     pub padding: u64,
+    /// The first factor.
+    pub a: View,
+    /// The second factor.
+    pub b: View,
+    /// The result.
+    pub out: View,
 }
 
 impl Conv2d {
     /// Output height and width.
-    pub fn out(&self) -> (u64, u64) {
+    pub fn extent(&self) -> (u64, u64) {
         let size = |n: u64, k: u64| (n + 2 * self.padding - k) / self.stride + 1;
         (size(self.h, self.kh), size(self.w, self.kw))
+    }
+
+    /// The domains of `a`, `b` and `out`.
+    pub fn domains(&self) -> [[u64; 4]; 3] {
+        let (oh, ow) = self.extent();
+        let image = [self.n, self.c, self.h, self.w];
+        let weight = [self.o, self.c, self.kh, self.kw];
+        let out = [self.n, self.o, oh, ow];
+        match self.kind {
+            ConvKind::Forward => [image, weight, out],
+            ConvKind::ImageGrad => [out, weight, image],
+            ConvKind::WeightGrad => [image, out, weight],
+        }
     }
 }
 
@@ -460,8 +569,8 @@ impl Attention {
     }
 }
 
-/// `out[b, index[b, i], :] += updates[b, i, :]` on a zeroed `out`, in the order of `i` (deterministic).
-/// Operands, dense: index I32 [batch, count], updates F32 [batch, count, inner], out F32 [batch, rows, inner].
+/// `out[b, index[b, i], :] += updates[b, i, :]` on a zeroed `out`, in the order of `i` (deterministic). Its views are dense:
+/// each operand from the view's offset on, row-major.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ScatterAdd {
     /// Independent tables.
@@ -472,4 +581,18 @@ pub struct ScatterAdd {
     pub rows: u64,
     /// Elements of a row.
     pub inner: u64,
+    /// I32 over [batch, count]; clamped to `0..rows`.
+    pub index: View,
+    /// F32 over [batch, count, inner].
+    pub updates: View,
+    /// F32 over [batch, rows, inner].
+    pub out: View,
+}
+
+impl ScatterAdd {
+    /// The domains of `index`, `updates` and `out`.
+    pub fn domains(&self) -> [Vec<u64>; 3] {
+        let ScatterAdd { batch, count, rows, inner, .. } = *self;
+        [vec![batch, count], vec![batch, count, inner], vec![batch, rows, inner]]
+    }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use alip_plan::kernel::{Code, Instr, Kernel, Loop, Map, ScalarOp, Stage, View};
+use alip_plan::kernel::{Code, Instr, Kernel, Loop, Map, ScalarOp, View};
 use alip_plan::packing::Bucket;
 use alip_plan::{
     BucketReport, Buffer, DType, Plan, Port, Program, ProgramReport, Rates, Report, Segment, SegmentKind, StateKind,
@@ -343,13 +343,7 @@ impl Building<'_> {
     /// it. So kernels that differ in the part of a value alone (a gradient among others) are one.
     fn part(&mut self, buffer: u32, operand: u16, kernel: &mut Loop) -> u32 {
         let whole = &self.buffers[buffer as usize];
-        let mut views: Vec<&mut View> = match kernel {
-            Loop::Map(map) => map.views.iter_mut().collect(),
-            Loop::Reduction(reduction) => reduction.views.iter_mut().collect(),
-            Loop::Product(product) => product.views.iter_mut().chain([&mut product.a, &mut product.b]).collect(),
-            Loop::Attention(attention) => attention.views_mut().collect(),
-            Loop::Conv2d(_) | Loop::ScatterAdd(_) => Vec::new(),
-        };
+        let mut views = kernel.views_mut();
         if views.iter().any(|view| view.gather.as_ref().is_some_and(|gather| gather.operand == operand)) {
             return buffer;
         }
@@ -444,40 +438,21 @@ impl Building<'_> {
 
 /// Gives operands other numbers; views that become equal become one.
 fn renumber(kernel: &mut Loop, moved: &[u16]) {
-    let change = |view: &mut View| {
+    for view in kernel.views_mut() {
         view.operand = moved[view.operand as usize];
         if let Some(gather) = &mut view.gather {
             gather.operand = moved[gather.operand as usize];
         }
-    };
-    let views = |views: &mut Vec<View>, codes: Vec<&mut Code>| {
-        views.iter_mut().for_each(change);
-        let mut distinct: IndexSet<View> = IndexSet::new();
-        let of: Vec<u16> = views.drain(..).map(|view| distinct.insert_full(view).0 as u16).collect();
-        views.extend(distinct);
-        for instr in codes.into_iter().flat_map(|code| code.instrs.iter_mut()) {
-            match &mut instr.op {
-                ScalarOp::Load(view) | ScalarOp::Store(view) => *view = of[*view as usize],
-                _ => {}
-            }
+    }
+    let (Some(views), codes) = kernel.codes_mut() else { return };
+    let mut distinct: IndexSet<View> = IndexSet::new();
+    let of: Vec<u16> = views.drain(..).map(|view| distinct.insert_full(view).0 as u16).collect();
+    views.extend(distinct);
+    for instr in codes.into_iter().flat_map(|code| code.instrs.iter_mut()) {
+        match &mut instr.op {
+            ScalarOp::Load(view) | ScalarOp::Store(view) => *view = of[*view as usize],
+            _ => {}
         }
-    };
-    match kernel {
-        Loop::Map(map) => views(&mut map.views, vec![&mut map.code]),
-        Loop::Reduction(reduction) => {
-            let code = |stage| match stage {
-                &mut Stage::Points { ref mut code, .. } | &mut Stage::Row { ref mut code, .. } => code,
-            };
-            views(&mut reduction.views, reduction.stages.iter_mut().map(code).collect());
-        }
-        Loop::Product(product) => {
-            change(&mut product.a);
-            change(&mut product.b);
-            views(&mut product.views, vec![&mut product.code]);
-        }
-        Loop::Attention(attention) => attention.views_mut().for_each(change),
-        // Their operands are fixed by position and never share a place: they are not written over state.
-        Loop::Conv2d(_) | Loop::ScatterAdd(_) => {}
     }
 }
 

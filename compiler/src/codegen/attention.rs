@@ -1,42 +1,46 @@
 //! Groups of attention to kernels: roles to views.
 
 use alip_plan::kernel::{self, AttentionResult, Loop, View};
-use indexmap::IndexSet;
 
+use super::operands::Operands;
+use crate::diag::Diagnostic;
 use crate::ir::NodeId;
 use crate::ops::Op;
 use crate::ops::attention::{Attention, Role, Rows, flops};
-use crate::schedule::{Group, Groups, Input, Layout, MemberId};
+use crate::schedule::{Group, Groups, Layout, MemberId};
 
-/// The kernel of a group, and its operations.
-pub(super) fn attention(groups: &Groups<'_>, group: &Group, operands: &mut IndexSet<NodeId>) -> (Loop, u64) {
-    let lowering = Lowering { groups, group };
-    let (op, inputs) = lowering.op(group.members[0]);
+/// The kernel of a group for results of a call, and its operations.
+pub(super) fn attention(
+    groups: &Groups<'_>,
+    group: &Group<'_>,
+    op: &Attention,
+    operands: &mut Operands,
+) -> Result<(Loop, u64), Diagnostic> {
     let packed = op.rows == Rows::Segments;
+    let mut lowering = Lowering { groups, group, packed, operands };
     let lead = if packed { 1 } else { 2 };
-    let shape = |index: usize| groups.sizes(inputs[index]);
-    let (q, k) = (shape(0), shape(1));
-    let mut view = |role: Role| lowering.operand(role, packed, operands);
-    let (q_view, k_view) = (view(Role::Q).expect("all have queries"), view(Role::K).expect("all have keys"));
-    let [v, extents, lse, g, delta] = [Role::V, Role::Rows, Role::Lse, Role::G, Role::Delta].map(view);
-    let wide = lowering.input(Role::V).or(lowering.input(Role::G));
-    let e = wide.and_then(|(member, operand)| groups.sizes(lowering.op(member).1[operand]).last().copied());
-    let segments = lowering.input(Role::Rows).filter(|_| packed);
-    let segments = segments.map_or(0, |(member, operand)| groups.sizes(lowering.op(member).1[operand])[1] - 1);
-    let results = lowering.results(packed, operands);
+    let (q, k) = (lowering.needed(Role::Q)?, lowering.needed(Role::K)?);
+    let mut view = |role: Role| lowering.read(role).transpose();
+    let [v, extents, lse, g, delta] =
+        [view(Role::V)?, view(Role::Rows)?, view(Role::Lse)?, view(Role::G)?, view(Role::Delta)?];
+    let shape = |role: Role| lowering.input(role).map_or(Vec::new(), |(_, _, input)| groups.sizes(input));
+    let (queries, keys) = (shape(Role::Q), shape(Role::K));
+    let wide = [Role::V, Role::G].map(shape).into_iter().find_map(|sizes| sizes.last().copied());
+    let segments = shape(Role::Rows).get(1).map_or(0, |edges| edges - 1);
+    let results = lowering.results()?;
     let kernel = kernel::Attention {
         rows: op.rows,
-        samples: if packed { 1 } else { q[0] },
+        samples: if packed { 1 } else { queries[0] },
         segments,
-        queries: q[lead - 1],
-        keys: k[lead - 1],
-        heads: q[lead],
-        d: q[lead + 1],
-        e: e.unwrap_or(0),
+        queries: queries[lead - 1],
+        keys: keys[lead - 1],
+        heads: queries[lead],
+        d: queries[lead + 1],
+        e: wide.unwrap_or(0),
         causal: op.causal,
         scale: op.scale,
-        q: q_view,
-        k: k_view,
+        q,
+        k,
         v,
         extents,
         lse,
@@ -47,60 +51,63 @@ pub(super) fn attention(groups: &Groups<'_>, group: &Group, operands: &mut Index
     let computed: Vec<AttentionResult> = kernel.results.iter().map(|(result, _)| *result).collect();
     let rows = [if packed { segments } else { kernel.samples }, kernel.queries, kernel.keys];
     let flops = flops(&computed, op, rows, [kernel.heads, kernel.d, kernel.e]);
-    (Loop::Attention(Box::new(kernel)), flops)
+    Ok((Loop::Attention(Box::new(kernel)), flops))
 }
 
-struct Lowering<'a> {
-    groups: &'a Groups<'a>,
-    group: &'a Group,
+struct Lowering<'a, 'g> {
+    groups: &'a Groups<'g>,
+    group: &'a Group<'g>,
+    packed: bool,
+    operands: &'a mut Operands,
 }
 
-impl<'a> Lowering<'a> {
-    fn op(&self, member: MemberId) -> (&'a Attention, &'a [NodeId]) {
-        let node = self.groups.graph.node(self.groups.members[member].node);
-        let Op::Attention(op) = &node.op else { unreachable!("a group of attention has nothing else") };
-        (op, &node.inputs)
+impl<'g> Lowering<'_, 'g> {
+    fn op(&self, member: MemberId) -> Option<(&'g Attention, &'g [NodeId])> {
+        let node = self.groups.graph.node(self.groups.member(member).node);
+        if let Op::Attention(op) = &node.op { Some((op, &node.inputs)) } else { None }
     }
 
-    /// The first member that has this input, and which of its operands it is.
-    fn input(&self, role: Role) -> Option<(MemberId, usize)> {
-        self.group.members.iter().find_map(|member| {
-            let operand = self.op(*member).0.roles().iter().position(|of| *of == role)?;
-            Some((*member, operand))
+    /// The first member that has this input, which of its operands it is, and the input.
+    fn input(&self, role: Role) -> Option<(MemberId, usize, NodeId)> {
+        self.group.members().iter().find_map(|member| {
+            let (op, inputs) = self.op(*member)?;
+            let operand = op.roles().iter().position(|of| *of == role)?;
+            Some((*member, operand, *inputs.get(operand)?))
         })
     }
 
-    fn operand(&self, role: Role, packed: bool, operands: &mut IndexSet<NodeId>) -> Option<View> {
-        let (member, operand) = self.input(role)?;
-        let (Input::Load(value) | Input::Pending(value)) = self.groups.members[member].inputs[operand] else {
-            unreachable!("attention reads memory")
-        };
-        let chain = self.groups.chain_to(member, operand, value);
-        let layout = Layout::through(&self.groups.sizes(value), &chain).expect("grouping admits strided operands only");
-        Some(self.view(value, &layout, packed && role != Role::Rows, operands))
+    fn read(&mut self, role: Role) -> Option<Result<View, Diagnostic>> {
+        let (member, operand, _) = self.input(role)?;
+        let access = self.groups.access(member, operand);
+        Some(access.and_then(|(value, layout)| self.view(value, &layout, self.packed && role != Role::Rows)))
     }
 
-    fn results(&self, packed: bool, operands: &mut IndexSet<NodeId>) -> Vec<(AttentionResult, View)> {
+    fn needed(&mut self, role: Role) -> Result<View, Diagnostic> {
+        let missing = "attention without queries or keys";
+        self.read(role).unwrap_or_else(|| {
+            let first = self.group.members().first().map_or(NodeId(0), |member| self.groups.member(*member).node);
+            Err(self.groups.fault(first, missing))
+        })
+    }
+
+    fn results(&mut self) -> Result<Vec<(AttentionResult, View)>, Diagnostic> {
         let mut results: Vec<(AttentionResult, View)> = Vec::new();
-        for store in &self.group.stores {
-            let layout = Layout::through(&self.groups.sizes(store.target), &self.groups.store_chain(store));
-            let layout = layout.expect("grouping stores strided only");
-            let view = self.view(store.target, &layout, packed, operands);
-            results.push((self.op(store.member).0.result, view));
+        for store in self.group.stores() {
+            let fault = || self.groups.fault(store.target, "what is no result of attention");
+            let (op, _) = self.op(store.member).ok_or_else(fault)?;
+            let layout = self.groups.store_layout(store)?;
+            results.push((op.result, self.view(store.target, &layout, self.packed)?));
         }
         results.sort_by_key(|(result, _)| *result);
-        results
+        Ok(results)
     }
 
     /// One stride per dimension; packed rows are those of one sample.
-    fn view(&self, value: NodeId, layout: &Layout, one_sample: bool, operands: &mut IndexSet<NodeId>) -> View {
-        let strides = layout.dims.iter().map(|atoms| atoms.first().map_or(0, |atom| atom.stride));
-        View {
-            operand: operands.insert_full(value).0 as u16,
-            dtype: self.groups.graph.ty(value).dtype,
-            offset: layout.offset,
-            strides: one_sample.then_some(0).into_iter().chain(strides).collect(),
-            gather: None,
+    fn view(&mut self, value: NodeId, layout: &Layout, one_sample: bool) -> Result<View, Diagnostic> {
+        let mut view = self.operands.strided(self.groups, value, layout)?;
+        if one_sample {
+            view.strides.insert(0, 0);
         }
+        Ok(view)
     }
 }

@@ -56,7 +56,7 @@ impl BackEnd<'_> {
     /// The launches of a program; none where who watches has seen enough.
     ///
     /// # Errors
-    /// An op refuses its inputs, which only a defect of a pass can cause.
+    /// An op refuses its inputs, or a group cannot be made or lowered, which only a defect of a pass can cause.
     pub(crate) fn lower(&self, graph: &Graph, watch: &mut impl Watch) -> Result<Option<Lowered>, Diagnostics> {
         self.lower_like(graph, None, watch)
     }
@@ -78,7 +78,7 @@ impl BackEnd<'_> {
         }
         let like = like.filter(|like| like.fits(&graph));
         let first = || schedule(&graph, neighbours, target, options);
-        let first = like.is_none().then(|| watch.timed("schedule", first));
+        let first = like.is_none().then(|| watch.timed("schedule", first)).transpose()?;
         let chosen = first.as_ref().map(|first| watch.timed("schedule", || Choice::of(first, options)));
         let again = match like.or(chosen.as_ref()) {
             Some(choice) => watch.timed("schedule", || choice.apply(&graph))?,
@@ -86,13 +86,13 @@ impl BackEnd<'_> {
         };
         let scheduled = watch.timed("schedule", || match (&again, first) {
             (Some(again), _) => schedule_again(again, neighbours, target, options),
-            (None, Some(first)) => first,
+            (None, Some(first)) => Ok(first),
             (None, None) => schedule(&graph, neighbours, target, options),
-        });
+        })?;
         if !watch.goes_on(Stage::Scheduled(&scheduled))? {
             return Ok(None);
         }
-        let launches = watch.timed("lower", || lower(&scheduled));
+        let launches = watch.timed("lower", || lower(&scheduled))?;
         if !watch.goes_on(Stage::Lowered(&scheduled, &launches))? {
             return Ok(None);
         }

@@ -6,6 +6,7 @@ use alip_plan::kernel::{Code, Gather, Instr, ScalarOp, View};
 use alip_plan::{DType, Real};
 use indexmap::IndexSet;
 
+use super::operands::Operands;
 use crate::hash::HashMap;
 use crate::ir::NodeId;
 use crate::schedule::MemberId;
@@ -181,14 +182,14 @@ impl Domain {
     }
 
     /// The finished views, with operands numbered by `operands`.
-    pub(super) fn views(&self, operands: &mut IndexSet<NodeId>) -> Vec<View> {
+    pub(super) fn views(&self, operands: &mut Operands) -> Vec<View> {
         let view = |access: &Access| View {
-            operand: operands.insert_full(access.value).0 as u16,
+            operand: operands.bind(access.value),
             dtype: access.dtype,
             offset: access.at.offset,
             strides: access.at.strides.clone(),
             gather: access.gather.as_ref().map(|picked| Gather {
-                operand: operands.insert_full(picked.index).0 as u16,
+                operand: operands.bind(picked.index),
                 offset: picked.at.offset,
                 strides: picked.at.strides.clone(),
                 stride: picked.stride,

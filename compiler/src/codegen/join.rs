@@ -91,7 +91,8 @@ pub(crate) fn join(
     for (form, parts) in forms(model, graph, &launches) {
         runs.extend(self::runs(&form, parts, state, target));
     }
-    runs.retain(|run| run.len() > 1 && independent(&launches, run));
+    let accesses = Accesses::new(graph, &launches);
+    runs.retain(|run| run.len() > 1 && independent(&launches, &accesses, run));
     loop {
         let joined = apply(&launches, &runs);
         // The order has changed: do new values still take the place of old ones?
@@ -200,11 +201,15 @@ fn runs(form: &Form, mut parts: Vec<Part>, state: &[StateTensor], target: &Targe
 }
 
 /// Does nothing up to the last launch of a run read what one of them writes?
-fn independent(launches: &[Launch], run: &[Part]) -> bool {
-    let writes: HashSet<NodeId> = run.iter().flat_map(|part| &launches[part.launch].writes).copied().collect();
+fn independent(launches: &[Launch], accesses: &Accesses<'_>, run: &[Part]) -> bool {
     let places = run.iter().map(|part| part.launch);
     let (Some(first), Some(last)) = (places.clone().min(), places.max()) else { return false };
-    launches[first..=last].iter().all(|launch| launch.reads.iter().all(|value| !writes.contains(value)))
+    let mut writes = run.iter().flat_map(|part| &launches[part.launch].writes);
+    writes.all(|value| {
+        let readers = accesses.readers(*value);
+        let next = readers.partition_point(|step| *step < first);
+        readers.get(next).is_none_or(|step| *step > last)
+    })
 }
 
 /// All launches, with one at the place of the last for each run.

@@ -144,6 +144,14 @@ pub enum Op {
     StopGradient,
 }
 
+impl Op {
+    /// Whether it is a view of its only operand: nothing is computed, and every element is one of the operand's.
+    pub fn is_view(&self) -> bool {
+        use Op::*;
+        matches!(self, Reshape { .. } | Transpose { .. } | Broadcast { .. } | Slice { .. } | StopGradient)
+    }
+}
+
 /// Dimensions of a [`Op::Dot`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Dot {

@@ -129,6 +129,39 @@ impl Graph {
         readers
     }
 
+    /// What these nodes depend on, and they themselves.
+    pub(crate) fn live<'a>(&self, results: impl IntoIterator<Item = &'a NodeId>) -> Vec<bool> {
+        self.live_from(results, |_| false)
+    }
+
+    /// The same, where some nodes are given: what only they depend on is not needed.
+    pub(crate) fn live_from<'a>(
+        &self,
+        results: impl IntoIterator<Item = &'a NodeId>,
+        given: impl Fn(NodeId) -> bool,
+    ) -> Vec<bool> {
+        let mut live = vec![false; self.nodes.len()];
+        results.into_iter().for_each(|id| live[id.index()] = true);
+        for id in self.ids().rev() {
+            if live[id.index()] && !given(id) {
+                self.node(id).inputs.iter().for_each(|input| live[input.index()] = true);
+            }
+        }
+        live
+    }
+
+    /// The one number that a tensor holds everywhere: a constant, repeated or not.
+    pub(crate) fn splat(&self, mut id: NodeId) -> Option<f64> {
+        loop {
+            let node = self.node(id);
+            match node.op {
+                Op::Const { value, .. } => return Some(value.0),
+                Op::Broadcast { .. } | Op::Reshape { .. } => id = node.inputs[0],
+                _ => return None,
+            }
+        }
+    }
+
     /// Adds an origin.
     pub fn add_origin(&mut self, origin: Origin) -> OriginId {
         if self.origins.last() != Some(&origin) {

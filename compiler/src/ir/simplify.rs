@@ -58,15 +58,7 @@ pub fn simplify(graph: &Graph, stops: StopGradients) -> Result<Simplified, Diagn
 /// # Errors
 /// As [`simplify`].
 pub fn eliminate_dead(graph: &Graph) -> Result<Simplified, Diagnostics> {
-    let mut live = vec![false; graph.nodes().len()];
-    for id in graph.outputs.values().chain(graph.updates.values()).chain(graph.inputs.values()) {
-        live[id.index()] = true;
-    }
-    for id in graph.ids().rev() {
-        if live[id.index()] {
-            graph.node(id).inputs.iter().for_each(|input| live[input.index()] = true);
-        }
-    }
+    let live = graph.live(graph.outputs.values().chain(graph.updates.values()).chain(graph.inputs.values()));
     let mut new = graph.successor();
     let mut map: Vec<Option<NodeId>> = Vec::with_capacity(live.len());
     for id in graph.ids() {
@@ -114,7 +106,7 @@ impl Simplifier {
             && commutes(scalar)
         {
             // Constants last, for readers; the order within each kind only has to be one.
-            inputs.sort_by_key(|id| (self.splat(*id).is_some(), *id));
+            inputs.sort_by_key(|id| (self.graph.splat(*id).is_some(), *id));
         }
         let key = (op, inputs);
         if let Some(id) = self.known.get(&key) {
@@ -133,22 +125,13 @@ impl Simplifier {
         self.graph.node(id).inputs[0]
     }
 
-    /// The value of a constant, or of a tensor that repeats one.
-    fn splat(&self, id: NodeId) -> Option<f64> {
-        match self.op(id) {
-            Op::Const { value, .. } => Some(value.0),
-            Op::Broadcast { dims, .. } if dims.is_empty() => self.splat(self.input(id)),
-            _ => None,
-        }
-    }
-
     fn make_splat(&mut self, value: f64, dtype: DType, shape: &Shape) -> Result<NodeId, OpError> {
         let scalar = self.node(constant(value, dtype), &[])?;
         self.node(Op::Broadcast { shape: shape.clone(), dims: vec![] }, &[scalar])
     }
 
     fn fold_pointwise(&mut self, op: ScalarOp, inputs: &[NodeId]) -> Result<Option<NodeId>, OpError> {
-        let values: SmallVec<[Option<f64>; 3]> = inputs.iter().map(|id| self.splat(*id)).collect();
+        let values: SmallVec<[Option<f64>; 3]> = inputs.iter().map(|id| self.graph.splat(*id)).collect();
         let Some(last) = inputs.last() else { return Ok(None) };
         if let Some(values) = values.iter().copied().collect::<Option<SmallVec<[f64; 3]>>>() {
             let dtype = self.graph.ty(*last).dtype;
@@ -193,7 +176,7 @@ impl Simplifier {
     /// A scalar operation on tensors that are repeated alike is done once, then repeated.
     fn hoist(&mut self, op: ScalarOp, inputs: &[NodeId]) -> Result<Option<NodeId>, OpError> {
         let mut pattern: Option<(Shape, Vec<usize>, Shape)> = None;
-        for id in inputs.iter().filter(|id| self.splat(**id).is_none()) {
+        for id in inputs.iter().filter(|id| self.graph.splat(**id).is_none()) {
             let Op::Broadcast { shape, dims } = self.op(*id) else { return Ok(None) };
             let inner = self.graph.shape(self.input(*id));
             match &pattern {
@@ -205,7 +188,7 @@ impl Simplifier {
         let Some((shape, dims, inner)) = pattern else { return Ok(None) };
         let mut operands = Operands::new();
         for id in inputs {
-            operands.push(match self.splat(*id) {
+            operands.push(match self.graph.splat(*id) {
                 Some(value) => self.make_splat(value, self.graph.ty(*id).dtype, &inner)?,
                 None => self.input(*id),
             });
@@ -217,7 +200,7 @@ impl Simplifier {
     /// A scalar operation on tensors that were all given the same dimensions of size 1 is done before they are.
     fn hoist_ones(&mut self, op: ScalarOp, inputs: &[NodeId]) -> Result<Option<NodeId>, OpError> {
         let mut inner: Option<Shape> = None;
-        for id in inputs.iter().filter(|id| self.splat(**id).is_none()) {
+        for id in inputs.iter().filter(|id| self.graph.splat(**id).is_none()) {
             let Op::Reshape { .. } = self.op(*id) else { return Ok(None) };
             let from = self.graph.shape(self.input(*id));
             if inner.as_ref().is_some_and(|inner| inner != from) || !same_but_ones(from, self.graph.shape(*id)) {
@@ -230,7 +213,7 @@ impl Simplifier {
         };
         let mut operands = Operands::new();
         for id in inputs {
-            operands.push(match self.splat(*id) {
+            operands.push(match self.graph.splat(*id) {
                 Some(value) => self.make_splat(value, self.graph.ty(*id).dtype, &inner)?,
                 None => self.input(*id),
             });
@@ -306,9 +289,9 @@ impl Simplifier {
             (Op::Pad { low, high, interior }, _) if low.iter().chain(high).chain(interior).all(|n| *n == 0) => {
                 return Ok(Some(x));
             }
-            (Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. }, _) if self.splat(x).is_some() => {
+            (Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. }, _) if self.graph.splat(x).is_some() => {
                 let ty = op.infer(&[self.graph.ty(x)])?;
-                let value = self.splat(x).unwrap_or_default();
+                let value = self.graph.splat(x).unwrap_or_default();
                 return self.make_splat(value, dtype, &ty.shape).map(Some);
             }
             (Op::Reshape { shape }, Op::Reshape { .. }) => Op::Reshape { shape: shape.clone() },

@@ -8,8 +8,9 @@
 //! other is written like any value. A tensor is followed by another only if it ends where the target lets one begin.
 
 use alip_plan::Target;
+use indexmap::IndexSet;
 
-use crate::hash::HashMap;
+use crate::hash::{HashMap, HashSet};
 use crate::ir::{Graph, NodeId};
 use crate::ops::Op;
 
@@ -24,23 +25,21 @@ pub struct Neighbours {
 impl Neighbours {
     /// What the programs of a compile read as one.
     pub fn find<'g>(graphs: impl Iterator<Item = &'g Graph>, target: &Target) -> Neighbours {
-        let mut wanted: Vec<Vec<Box<str>>> = Vec::new();
+        let mut wanted: IndexSet<Vec<Box<str>>> = IndexSet::new();
         for graph in graphs {
             for id in graph.ids() {
                 if let Some(states) = joined(graph, id)
                     && fits(graph, &states, target)
                 {
-                    let paths = states.iter().filter_map(|state| path(graph, *state)).map(Into::into).collect();
-                    if !wanted.contains(&paths) {
-                        wanted.push(paths);
-                    }
+                    wanted.insert(states.iter().filter_map(|state| path(graph, *state)).map(Into::into).collect());
                 }
             }
         }
+        let mut wanted = Vec::from_iter(wanted);
         wanted.sort_by_key(|paths| std::cmp::Reverse(paths.len()));
         let mut found = Neighbours::default();
         for paths in wanted {
-            let distinct = (1..paths.len()).all(|at| !paths[..at].contains(&paths[at]));
+            let distinct = paths.iter().collect::<HashSet<_>>().len() == paths.len();
             if distinct && paths.iter().all(|path| !found.places.contains_key(path)) {
                 let run = found.runs.len();
                 found.places.extend(paths.iter().enumerate().map(|(at, path)| (path.clone(), (run, at))));

@@ -46,13 +46,7 @@ impl Trace {
     /// `to` depends on an input or a state that is not among `from`.
     pub fn part(&self, from: &BTreeSet<NodeId>, to: &BTreeSet<NodeId>) -> Result<(Graph, Vec<NodeId>), Diagnostics> {
         let graph = &self.graph;
-        let mut live = vec![false; graph.nodes().len()];
-        to.iter().for_each(|id| live[id.index()] = true);
-        for id in graph.ids().rev().filter(|id| !from.contains(id)) {
-            if live[id.index()] {
-                graph.node(id).inputs.iter().for_each(|input| live[input.index()] = true);
-            }
-        }
+        let live = graph.live_from(to, |id| from.contains(&id));
         let mut part = graph.successor();
         let (mut map, mut between) = (BTreeMap::new(), Vec::new());
         for id in graph.ids().filter(|id| live[id.index()]) {

@@ -1,14 +1,7 @@
 //! How much memory a kernel moves.
 
 use alip_plan::DType;
-use alip_plan::kernel::{
-    Attention, Code, Conv2d, ConvKind, Loop, Map, Product, Reduction, ScalarOp, ScatterAdd, Stage, View,
-};
-
-/// Bytes of a dense value of four bytes an element.
-fn dense(elements: u64) -> u64 {
-    elements * DType::F32.bytes()
-}
+use alip_plan::kernel::{Attention, Code, Loop, Map, Product, Reduction, ScalarOp, View};
 
 /// Bytes that a view touches over a domain of these sizes: of what it repeats, one.
 fn touched(view: &View, domain: &[u64]) -> u64 {
@@ -43,32 +36,22 @@ fn moves<'a>(codes: impl Iterator<Item = &'a Code>, views: &[View], domain: &[u6
 /// Bytes that a kernel reads and writes, each element once: what memory moves as long as caches hold what is read again. Of a
 /// table, the rows that are picked; of a value that is one part of a buffer, that part.
 pub(crate) fn bytes_moved(kernel: &Loop) -> u64 {
+    let (views, codes) = kernel.codes();
+    let moved = |domain: &[u64]| moves(codes.iter().copied(), views, domain);
     match kernel {
-        Loop::Map(Map { domain, views, code }) => moves(std::iter::once(code), views, domain),
-        Loop::Reduction(Reduction { kept, reduced, views, stages, .. }) => {
-            let codes = stages.iter().map(|stage| match stage {
-                Stage::Points { code, .. } | Stage::Row { code, .. } => code,
-            });
-            moves(codes, views, &[kept.as_slice(), reduced].concat())
-        }
-        Loop::Product(Product { batch, m, n, k, a, b, views, code }) => {
+        Loop::Map(Map { domain, .. }) => moved(domain),
+        Loop::Reduction(Reduction { kept, reduced, .. }) => moved(&[kept.as_slice(), reduced].concat()),
+        Loop::Product(Product { batch, m, n, k, a, b, .. }) => {
             let over = |sizes: [u64; 2]| [batch.as_slice(), &sizes].concat();
-            let epilogue = moves(std::iter::once(code), views, &over([*m, *n]));
-            touched(a, &over([*m, *k])) + touched(b, &over([*k, *n])) + epilogue
+            touched(a, &over([*m, *k])) + touched(b, &over([*k, *n])) + moved(&over([*m, *n]))
         }
         Loop::Conv2d(conv) => {
-            let Conv2d { kind, dtype, n, c, h, w, o, kh, kw, .. } = conv;
-            let (height, width) = conv.out();
-            let (image, weight, out) = (n * c * h * w, o * c * kh * kw, n * o * height * width);
-            let (operands, result) = match kind {
-                ConvKind::Forward => (image + weight, out),
-                ConvKind::ImageGrad => (out + weight, image),
-                ConvKind::WeightGrad => (image + out, weight),
-            };
-            operands * dtype.bytes() + dense(result)
+            let domains = conv.domains();
+            [&conv.a, &conv.b, &conv.out].into_iter().zip(&domains).map(|(view, domain)| touched(view, domain)).sum()
         }
-        Loop::ScatterAdd(ScatterAdd { batch, count, rows, inner }) => {
-            dense(batch * count + batch * count * inner + batch * rows * inner)
+        Loop::ScatterAdd(scatter) => {
+            let views = [&scatter.index, &scatter.updates, &scatter.out];
+            views.into_iter().zip(&scatter.domains()).map(|(view, domain)| touched(view, domain)).sum()
         }
         Loop::Attention(attention) => attention_moves(attention),
     }

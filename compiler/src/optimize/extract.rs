@@ -77,20 +77,6 @@ fn reads(dot: &Dot, types: &[&TensorType]) -> Product {
     Product { batch: dot.batch.len(), contracted: dot.contract.len(), order, plain }
 }
 
-/// The view that an op is, from the sizes of its operand and of its result.
-fn view_step(op: &Op, from: &[u64], to: &[u64]) -> Option<ViewOp> {
-    let same = from.iter().product::<u64>() == to.iter().product::<u64>();
-    Some(match op {
-        Op::Transpose { perm } => ViewOp::Transpose(perm.clone()),
-        Op::Broadcast { dims, .. } if !same => ViewOp::Broadcast(to.to_vec(), dims.clone()),
-        Op::Slice { start, step, .. } if !same => {
-            ViewOp::Slice(start.iter().zip(to).zip(step).map(|((start, size), step)| (*start, *size, *step)).collect())
-        }
-        Op::Reshape { .. } | Op::Broadcast { .. } | Op::Slice { .. } => ViewOp::Reshape(to.to_vec()),
-        _ => return None,
-    })
-}
-
 /// A class of which one term can be chosen.
 pub(crate) struct Class {
     pub(crate) id: Id,
@@ -180,7 +166,7 @@ impl<'m> Extraction<'m> {
         let random_access = matches!(op, Op::Gather { .. } | Op::Random { .. });
         let dot = if let Op::Dot(dot) = op { Some(Rc::new(reads(dot, &types))) } else { None };
         let view = match role {
-            Role::View => view_step(op, &types[0].shape.sizes(), &fact.ty.shape.sizes())
+            Role::View => ViewOp::of(op, types[0].shape.elements(), &fact.ty.shape.sizes())
                 .map(|step| Rc::new(View { number: term.op, step })),
             _ => None,
         };

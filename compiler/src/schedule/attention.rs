@@ -8,8 +8,11 @@
 
 use alip_plan::Target;
 
-use super::group::{Group, GroupId, Groups, Kind, MemberId, Site, Store, What};
+use super::group::{GroupId, Groups, Kind, Member, Use, What};
 use super::layout::{Chain, Layout, inverse};
+use super::place::Site;
+use super::space::Space;
+use crate::diag::Diagnostic;
 use crate::ir::{Graph, NodeId};
 use crate::ops::Op;
 use crate::ops::attention::{Attention, AttentionResult, Role};
@@ -29,36 +32,38 @@ pub fn has_kernel(graph: &Graph, id: NodeId, target: &Target) -> bool {
     attention && node.inputs.len() < target.max_operands as usize
 }
 
-impl Groups<'_> {
-    pub(super) fn place_attention(&mut self, id: NodeId, op: &Attention, uses: Vec<(MemberId, usize)>) {
+impl<'g> Groups<'g> {
+    pub(super) fn place_attention(&mut self, id: NodeId, op: &'g Attention, uses: Vec<Use>) -> Result<(), Diagnostic> {
         let (sites, whole) = self.sites(id, uses);
         let alone = self.fuse && whole.is_empty() && !self.required[id.index()];
         let part = if alone { self.part_of(id, &sites) } else { None };
-        let target = part.as_ref().map_or(id, |(group, _)| self.groups[*group].stores[0].target);
+        let target = part.as_ref().map_or(id, |part| part.target);
         let key = self.call(id, op);
-        let group = match self.call_group(id, op, &key, target, part.as_ref().map(|part| part.0)) {
+        let group = match self.call_group(id, op, &key, target, part.as_ref().map(|part| part.copy)) {
             Some(group) => group,
             None => {
                 let [q, k] = [0, 1].map(|input| self.sizes(self.graph.node(id).inputs[input]));
                 let (samples, heads) = (&q[..op.lead() - 1], q[op.lead()]);
                 let pairs = [heads, q[op.lead() - 1], k[op.lead() - 1]];
-                let group = self.new_group(Kind::Attention, [samples, &pairs].concat(), vec![]);
+                let group = self.new_group(Kind::Attention(op), Space::new([samples, &pairs].concat(), vec![]));
                 self.calls.entry(key).or_default().push(group);
                 group
             }
         };
-        let (copy, chain) = part.map_or((None, Chain::new()), |(copy, chain)| (Some(copy), chain));
-        let inputs = self.inputs(&self.groups[group], id, What::Node, &Chain::new());
-        let inputs = inputs.expect("on its own domain a node reads its operands as they are");
-        let member = self.add_member(group, id, What::Node, false, chain, 0, inputs);
+        let (copy, chain) = part.map_or((None, Chain::new()), |part| (Some(part.copy), part.back));
+        let inputs = self.inputs(self.group(group).space(), id, What::Node, &Chain::new());
+        let inputs = inputs.map_err(|why| self.fault(id, &why.to_string()))?;
+        let member = self.add(Member { chain, ..Member::new(group, id, What::Node) }, inputs);
         if let Some(copy) = copy {
-            return self.take_over(group, copy, member);
+            self.take_over(group, copy, member);
+            return Ok(());
         }
         self.store(member, id, None);
         for site in &sites {
             self.load(id, &site.uses);
         }
         self.load(id, &whole);
+        Ok(())
     }
 
     fn call(&self, id: NodeId, op: &Attention) -> CallKey {
@@ -80,12 +85,12 @@ impl Groups<'_> {
     ) -> Option<GroupId> {
         let candidates = if self.fuse { self.calls.get(key)?.clone() } else { return None };
         candidates.into_iter().find(|group| {
-            let inputs = self.inputs(&self.groups[*group], id, What::Node, &Chain::new());
-            let needed = inputs.into_iter().flat_map(|inputs| inputs.operands);
-            let mut operands = self.groups[*group].operands.clone();
-            operands.extend(needed.chain([target]));
-            let agrees = self.groups[*group].members.iter().all(|member| {
-                let other = self.graph.node(self.members[*member].node);
+            let Ok(inputs) = self.inputs(self.group(*group).space(), id, What::Node, &Chain::new()) else {
+                return false;
+            };
+            let more: Vec<NodeId> = inputs.operands.iter().copied().chain([target]).collect();
+            let agrees = self.group(*group).members().iter().all(|member| {
+                let other = self.graph.node(self.member(*member).node);
                 let Op::Attention(with) = &other.op else { return false };
                 let differs = |(role, input): (Role, &NodeId)| {
                     let mine = op.roles().iter().position(|r| *r == role);
@@ -93,45 +98,34 @@ impl Groups<'_> {
                 };
                 with.result != op.result && !with.roles().into_iter().zip(&other.inputs).any(differs)
             });
-            let before = copy.map_or(Vec::new(), |copy| self.groups[copy].after.clone());
             agrees
-                && operands.len() <= self.max_operands
+                && self.admits(*group, &more, None).is_ok()
                 && self.no_reader_before(*group)
-                && before.into_iter().all(|first| !self.reaches(*group, self.find(first)))
+                && copy.is_none_or(|copy| self.can_follow_all_before(*group, copy))
         })
     }
 
-    /// The group that does nothing but copy this value into its part of another one, and the views from the value's own
-    /// shape to what the group loops over, undone.
-    fn part_of(&self, id: NodeId, sites: &[Site]) -> Option<(GroupId, Chain)> {
+    /// What happens to this value, if all of it is that a group copies it into its part of another one.
+    fn part_of(&self, id: NodeId, sites: &[Site]) -> Option<Part> {
         let [Site { group, row: false, chain, split: None, .. }] = sites else { return None };
-        let copying = &self.groups[*group];
-        let ([member], [store]) = (copying.members.as_slice(), copying.stores.as_slice()) else { return None };
-        if copying.kind != Kind::Map || !matches!(self.members[*member].what, What::Copy(_)) {
+        let copying = self.group(*group);
+        let ([member], [store]) = (copying.members(), copying.stores()) else { return None };
+        if copying.kind() != Kind::Map || !matches!(self.member(*member).what, What::Copy(_)) {
             return None;
         }
         let back = inverse(&self.sizes(id), chain)?;
         let through: Chain = self.store_chain(store).into_iter().chain(back.iter().cloned()).collect();
-        let layout = Layout::through(&self.sizes(store.target), &through)?;
-        strided(&layout).then_some((*group, back))
-    }
-
-    /// Makes the group's member store what another group copied.
-    fn take_over(&mut self, group: GroupId, copy: GroupId, member: MemberId) {
-        let remains = Group { merged_into: Some(group), ..self.groups[group].clone() };
-        let gone = std::mem::replace(&mut self.groups[copy], remains);
-        let into = &mut self.groups[group];
-        into.stores.extend(gone.stores.into_iter().map(|store| Store { member, ..store }));
-        into.operands.extend(into.stores.iter().map(|store| store.target));
-        into.before.extend(gone.before);
-        into.after.extend(gone.after);
-        if gone.level > into.level {
-            self.relevel(group, gone.level - 1);
-        }
+        Layout::through(&self.sizes(store.target), &through)?.strides()?;
+        Some(Part { copy: *group, target: store.target, back })
     }
 }
 
-/// Can a kernel walk this layout with one stride per dimension?
-pub(super) fn strided(layout: &Layout) -> bool {
-    layout.dims.iter().all(|atoms| atoms.len() <= 1)
+/// The part of a value that a result becomes.
+struct Part {
+    /// The group that would copy the result there.
+    copy: GroupId,
+    /// The value.
+    target: NodeId,
+    /// From what that group loops over to the result's own shape.
+    back: Chain,
 }

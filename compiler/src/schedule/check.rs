@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use alip_plan::{Buffer, Program, StateTensor};
 
-use crate::hash::HashMap;
+use crate::hash::{HashMap, HashSet};
 
 /// Names a value; equal names mean equal contents.
 pub type Value = u64;
@@ -65,8 +65,36 @@ impl Memory {
     }
 }
 
-fn overlap(a: &Buffer, b: &Buffer) -> bool {
-    a.segment == b.segment && a.offset < b.offset + b.bytes() && b.offset < a.offset + a.bytes()
+/// The bytes of some buffers, in order.
+struct Spans {
+    /// Segment, start and end; the end of all up to here in the segment, and the buffer.
+    spans: Vec<(u32, u64, u64, u64, u32)>,
+}
+
+impl Spans {
+    fn new<'a>(reads: &[(u32, Value)], buffer: &impl Fn(u32) -> Result<&'a Buffer, String>) -> Result<Spans, String> {
+        let span = |(index, _): &(u32, Value)| {
+            let buffer = buffer(*index)?;
+            let end = buffer.offset + buffer.bytes();
+            Ok((buffer.segment, buffer.offset, end, end, *index))
+        };
+        let mut spans = reads.iter().map(span).collect::<Result<Vec<_>, String>>()?;
+        spans.sort_unstable();
+        for at in 1..spans.len() {
+            if spans[at].0 == spans[at - 1].0 {
+                spans[at].3 = spans[at].3.max(spans[at - 1].3);
+            }
+        }
+        Ok(Spans { spans })
+    }
+
+    /// Those that share a byte with a buffer.
+    fn over(&self, buffer: &Buffer) -> impl Iterator<Item = u32> {
+        let (segment, start, end) = (buffer.segment, buffer.offset, buffer.offset + buffer.bytes());
+        let before = self.spans.partition_point(|span| (span.0, span.1) < (segment, end));
+        let near = self.spans[..before].iter().rev().take_while(move |span| span.0 == segment && span.3 > start);
+        near.filter(move |span| span.2 > start).map(|span| span.4)
+    }
 }
 
 /// Replays a program.
@@ -88,11 +116,13 @@ pub fn check(program: &Program, state: &[StateTensor], intents: &Intents) -> Res
                 return Err(format!("step {number} reads value {value} from buffer {index}, which does not hold it"));
             }
         }
+        let reads = Spans::new(&intent.reads, &buffer)?;
+        let in_place: HashSet<(u32, u32)> = intent.in_place.iter().copied().collect();
         for (index, value) in &intent.writes {
             let written = buffer(*index)?;
-            for (read, _) in &intent.reads {
-                let same = *read == *index || buffer(*read)? == written;
-                if overlap(written, buffer(*read)?) && !(same && intent.in_place.contains(&(*index, *read))) {
+            for read in reads.over(written) {
+                let same = read == *index || buffer(read)? == written;
+                if !(same && in_place.contains(&(*index, read))) {
                     return Err(format!("step {number} writes value {value} over buffer {read}, which it reads"));
                 }
             }

@@ -7,6 +7,7 @@ use crate::ir::{Graph, NodeId};
 use crate::launch::{Launch, bytes_moved};
 use crate::ops::Op;
 
+use super::group::Refusal;
 use super::{GroupId, Kind, Schedule, What};
 
 /// The kernels of a program, in order.
@@ -42,7 +43,7 @@ pub struct Explained {
 /// Explains a schedule and the launches it was lowered to.
 pub(crate) fn explain(schedule: &Schedule<'_>, launches: &[Launch]) -> Explanation {
     let graph = schedule.groups.graph;
-    let mut at = vec![usize::MAX; schedule.groups.groups.len()];
+    let mut at = vec![usize::MAX; schedule.groups.count()];
     for (position, group) in schedule.order.iter().enumerate() {
         at[*group] = position;
     }
@@ -52,15 +53,14 @@ pub(crate) fn explain(schedule: &Schedule<'_>, launches: &[Launch]) -> Explanati
 
 fn kernel(schedule: &Schedule<'_>, id: GroupId, launch: &Launch, at: &[usize]) -> Explained {
     let groups = &schedule.groups;
-    let group = &groups.groups[id];
-    let mut covers: Vec<NodeId> = group.members.iter().map(|member| groups.members[*member].node).collect();
+    let group = groups.group(id);
+    let mut covers: Vec<NodeId> = group.members().iter().map(|member| groups.member(*member).node).collect();
     covers.sort_unstable();
     covers.dedup();
     covers.retain(|node| !groups.graph.node(*node).inputs.is_empty());
     let mut blocked = Vec::new();
-    for store in &group.stores {
-        let mut readers: Vec<GroupId> =
-            groups.loads[store.target.index()].iter().map(|m| groups.find(groups.members[*m].group)).collect();
+    for store in group.stores() {
+        let mut readers: Vec<GroupId> = groups.readers(store.target).collect();
         readers.sort_by_key(|reader| at[*reader]);
         readers.dedup();
         for reader in readers.iter().filter(|reader| **reader != id) {
@@ -69,8 +69,8 @@ fn kernel(schedule: &Schedule<'_>, id: GroupId, launch: &Launch, at: &[usize]) -
         }
     }
     Explained {
-        kind: group.kind.name(),
-        domain: (group.kept.clone(), group.reduced.clone()),
+        kind: group.kind().name(),
+        domain: (group.space().kept().to_vec(), group.space().reduced().to_vec()),
         covers,
         stores: launch.writes.clone(),
         reads: launch.reads.clone(),
@@ -83,46 +83,38 @@ fn kernel(schedule: &Schedule<'_>, id: GroupId, launch: &Launch, at: &[usize]) -
 /// Why a value is stored by one kernel and read by another.
 fn why(schedule: &Schedule<'_>, from: GroupId, value: NodeId, to: GroupId, readers: usize) -> String {
     let groups = &schedule.groups;
-    let (writer, reader) = (&groups.groups[from], &groups.groups[to]);
+    let (writer, reader) = (groups.group(from), groups.group(to));
     let name = |id: NodeId| groups.graph.node(id).op.name();
-    let whole = groups.loads[value.index()].iter().map(|member| &groups.members[*member]);
-    let whole = whole.filter(|member| groups.find(member.group) == to && member.what == What::Node);
+    let whole = groups.loads(value).iter().filter(|member| groups.group_of(**member) == to);
+    let whole = whole.map(|member| groups.member(*member)).filter(|member| member.what == What::Node);
     if !groups.fuse {
         return "fusion is off (--no-fuse)".into();
     }
-    if let Some(member) = whole.clone().find(|member| groups.whole_operands(member.node)) {
+    if let Some(member) = whole.clone().find(|member| groups.reads_memory(member.node)) {
         return format!("`{}` reads its operands from memory", name(member.node));
     }
     if groups.required[value.index()] {
         return "the program yields it".into();
     }
     let dear = !groups.facts[value.index()].cheap;
-    match (writer.kind, reader.kind) {
-        (Kind::Product(_) | Kind::Conv2d | Kind::ScatterAdd | Kind::Attention, _) if readers > 1 => {
+    let (here, there) = (writer.space(), reader.space());
+    match (writer.kind(), reader.kind()) {
+        (Kind::Product(..) | Kind::Conv2d(..) | Kind::ScatterAdd(..) | Kind::Attention(_), _) if readers > 1 => {
             format!("{readers} kernels read the result of `{}`", name(value))
         }
-        (Kind::Conv2d | Kind::ScatterAdd | Kind::Attention, _) => {
-            format!("a {} kernel has no epilogue", writer.kind.name())
+        (Kind::Conv2d(..) | Kind::ScatterAdd(..) | Kind::Attention(_), _) => {
+            format!("a {} kernel has no epilogue", writer.kind().name())
         }
-        (Kind::Product(_), Kind::Reduction) => "a product's epilogue sees no whole rows to reduce".into(),
-        (Kind::Product(_), _) => "it is not read at the product's own points".into(),
+        (Kind::Product(..), Kind::Reduction) => "a product's epilogue sees no whole rows to reduce".into(),
+        (Kind::Product(..), _) => "it is not read at the product's own points".into(),
         _ if readers > 1 && dear => {
             format!("{readers} kernels read it, and computing it again costs more than reading it")
         }
-        (Kind::Reduction, _) if writer.kept != reader.kept => {
-            format!("rows {:?} and {:?} differ", writer.kept, reader.kept)
+        (Kind::Reduction, _) if here.kept() != there.kept() => {
+            format!("rows {:?} and {:?} differ", here.kept(), there.kept())
         }
-        _ if [writer.kept.as_slice(), &writer.reduced].concat()
-            != [reader.kept.as_slice(), &reader.reduced].concat() =>
-        {
-            let all = |kept: &[u64], reduced: &[u64]| [kept, reduced].concat();
-            let (a, b) = (all(&writer.kept, &writer.reduced), all(&reader.kept, &reader.reduced));
-            format!("loops over {a:?} and {b:?} differ")
-        }
-        _ if writer.operands.union(&reader.operands).count() > groups.max_operands => {
-            format!("together they have more than the target's {} operands", groups.max_operands)
-        }
-        _ => "one kernel would be too long, or would have to wait for itself".into(),
+        _ if here.sizes() != there.sizes() => format!("loops over {:?} and {:?} differ", here.sizes(), there.sizes()),
+        _ => groups.room_for_both(from, to).err().unwrap_or(Refusal::Waits).to_string(),
     }
 }
 

@@ -4,7 +4,6 @@ use alip_plan::kernel::ScalarOp;
 use alip_plan::{Fusion, Rates, Target};
 use smallvec::SmallVec;
 
-use super::layout::view_op;
 use crate::ir::{Graph, NodeId};
 use crate::ops::Op;
 
@@ -31,7 +30,7 @@ pub(crate) struct Facts {
 pub(crate) fn facts(graph: &Graph, target: &Target) -> Vec<Facts> {
     let mut all: Vec<Facts> = vec![Facts::default(); graph.nodes().len()];
     for id in graph.ids().rev() {
-        let through = if view_op(graph, id).is_some() { all[id.index()].readers } else { 1 };
+        let through = if graph.node(id).op.is_view() { all[id.index()].readers } else { 1 };
         for input in &graph.node(id).inputs {
             all[input.index()].readers += through;
         }
@@ -49,7 +48,7 @@ pub(crate) fn facts(graph: &Graph, target: &Target) -> Vec<Facts> {
 fn of(graph: &Graph, id: NodeId, all: &[Facts], target: &Target) -> Facts {
     let node = graph.node(id);
     let readers = all[id.index()].readers;
-    if view_op(graph, id).is_some() {
+    if graph.node(id).op.is_view() {
         let input = &all[node.inputs[0].index()];
         let same = graph.shape(node.inputs[0]).elements() == node.ty.shape.elements();
         return Facts {
@@ -127,7 +126,7 @@ fn pointwise(graph: &Graph, id: NodeId, op: ScalarOp, all: &[Facts], target: &Ta
 
 /// The first value below views.
 pub(crate) fn base(graph: &Graph, mut id: NodeId) -> (NodeId, &Op) {
-    while view_op(graph, id).is_some() {
+    while graph.node(id).op.is_view() {
         id = graph.node(id).inputs[0];
     }
     (id, &graph.node(id).op)

@@ -1,8 +1,11 @@
 //! Groups: what becomes one kernel.
 //!
-//! A [`Group`] is a loop over a domain (`kept` rows, each over `reduced` points) with [`Member`]s: nodes of the graph as
-//! they are computed at a point, or once per row, of that domain. One node may be a member of several groups (computed
-//! again) or several times of one (under different views). What other groups read is stored once, by one group.
+//! A [`Group`] is a loop over a [`Space`] with [`Member`]s: nodes of the graph as they are computed at a point, or once per
+//! row, of that space. One node may be a member of several groups (computed again) or several times of one (under different
+//! views). What other groups read is stored once, by one group.
+//!
+//! Groups are changed here and in the files below alone (`merge` makes one of two, `edges` knows what waits for what), and
+//! nothing makes one that cannot be lowered: what is not legal is a [`Refusal`].
 //!
 //! Invariants:
 //! - A member's inputs are members of the same group or loads of stored values; while groups are being made, they may be
@@ -10,22 +13,29 @@
 //!   are placed before it.
 //! - The edges from a value's writers to its readers never form a cycle: every decision to store a value in an existing
 //!   group asks [`Groups::reaches`] first.
-//! - Every access of a group is affine over the domain refined by the group's cuts.
+//! - Every access of a group is affine over its space, refined by the space's cuts.
 //! - A group never has more operands than the target allows.
 
+mod edges;
+mod merge;
+
 use std::collections::BTreeSet;
+use std::fmt;
 
 use alip_plan::{Fusion, Rates, Target};
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 
 use super::attention::CallKey;
 use super::facts::{Facts, base, facts};
-use super::layout::{Chain, Cuts, Layout, ViewOp};
+use super::layout::{Chain, ViewOp};
 use super::reads::{Found, Inputs};
+use super::space::Space;
+use crate::diag::Diagnostic;
 use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId};
 use crate::launch::Neighbours;
-use crate::ops::Op;
+use crate::ops::attention::Attention;
+use crate::ops::{Conv, Dot, Op};
 
 /// Index of a group.
 pub(crate) type GroupId = usize;
@@ -54,19 +64,37 @@ pub(crate) enum Input {
     Member(MemberId),
 }
 
+impl Input {
+    /// The value that is loaded.
+    pub(crate) fn loaded(self) -> Option<NodeId> {
+        if let Input::Load(value) = self { Some(value) } else { None }
+    }
+}
+
+/// An operand of a member.
+pub(crate) type Use = (MemberId, usize);
+
 /// A node as computed in a group.
 #[derive(Clone, Debug)]
 pub(crate) struct Member {
     pub(crate) node: NodeId,
     pub(crate) what: What,
-    pub(crate) group: GroupId,
+    pub(super) group: GroupId,
     /// Once per row rather than at every point.
     pub(crate) row: bool,
-    /// From the node's own shape to the domain: `kept` for a row, else `kept` and `reduced`.
+    /// From the node's own shape to the space: to its kept dimensions for a row, else to all.
     pub(crate) chain: Chain,
     pub(crate) inputs: SmallVec<[Input; 3]>,
     /// Number of reductions that follow it within the group.
-    pub(crate) height: u32,
+    pub(super) height: u32,
+}
+
+impl Member {
+    /// A node on a space of its own shape, without inputs so far.
+    pub(super) fn new(group: GroupId, node: NodeId, what: What) -> Member {
+        let (chain, inputs) = (Chain::new(), SmallVec::new());
+        Member { node, what, group, row: false, chain, inputs, height: 0 }
+    }
 }
 
 /// A value that a group writes.
@@ -76,104 +104,175 @@ pub(crate) struct Store {
     /// The stored value.
     pub(crate) target: NodeId,
     /// The part of the target that the member's shape is; all of it if absent.
-    pub(crate) region: Option<ViewOp>,
+    region: Option<ViewOp>,
 }
 
-/// Archetype of a group.
+/// Archetype of a group, with what the archetypes of one operation are of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum Kind<'g> {
     Map,
     Reduction,
-    /// The member is the product; `kept` is `[batch.., m, n]`.
-    Product(MemberId),
-    Conv2d,
-    ScatterAdd,
+    /// The space is `[batch.., m, n]`; other members are the epilogue.
+    Product(MemberId, &'g Dot),
+    Conv2d(MemberId, &'g Conv),
+    /// With the number of batch dimensions, and the rows of a table.
+    ScatterAdd(MemberId, usize, u64),
     /// Every member is a result of one call.
-    Attention,
+    Attention(&'g Attention),
 }
 
-impl Kind {
+impl Kind<'_> {
     /// As schedules and explanations show it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Map => "map",
             Kind::Reduction => "reduction",
-            Kind::Product(_) => "product",
-            Kind::Conv2d => "conv2d",
-            Kind::ScatterAdd => "scatter_add",
-            Kind::Attention => "attention",
+            Kind::Product(..) => "product",
+            Kind::Conv2d(..) => "conv2d",
+            Kind::ScatterAdd(..) => "scatter_add",
+            Kind::Attention(_) => "attention",
         }
+    }
+}
+
+/// Why something does not become part of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The group's archetype has no place for it.
+    Kind,
+    /// Their loops differ.
+    Space,
+    /// The group would have more than [`MOST_MEMBERS`] members.
+    Members,
+    /// The group would have more operands than this.
+    Operands(usize),
+    /// More reductions would follow one another than a kernel takes.
+    Stages,
+    /// An access would not be affine over the group's space.
+    Access,
+    /// Both store into one value, in a way that no kernel can.
+    StoredTwice,
+    /// It would be computed at many more points than it has elements.
+    Repeated,
+    /// It would have to run both before and after something else.
+    Waits,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self {
+            Refusal::Kind => "a kernel of this kind has no place for it",
+            Refusal::Space => "their loops differ",
+            Refusal::Members => "one kernel would be too long",
+            Refusal::Operands(most) => {
+                return write!(f, "together they have more than the target's {most} operands");
+            }
+            Refusal::Stages => "too many reductions would follow one another",
+            Refusal::Access => "what they read and write is not affine over one space",
+            Refusal::StoredTwice => "both store into one value",
+            Refusal::Repeated => "it would be computed at many more points than it has elements",
+            Refusal::Waits => "one kernel would have to wait for itself",
+        };
+        f.write_str(text)
     }
 }
 
 /// What becomes one kernel.
 #[derive(Clone, Debug)]
-pub(crate) struct Group {
-    pub(crate) kind: Kind,
-    pub(crate) kept: Vec<u64>,
-    pub(crate) reduced: Vec<u64>,
-    pub(crate) cuts: Cuts,
-    pub(crate) members: Vec<MemberId>,
-    pub(crate) stores: Vec<Store>,
+pub(crate) struct Group<'g> {
+    kind: Kind<'g>,
+    space: Space,
+    members: Vec<MemberId>,
+    stores: Vec<Store>,
     /// Values that are stored, loaded or pending.
-    pub(crate) operands: BTreeSet<NodeId>,
+    operands: BTreeSet<NodeId>,
     /// Groups that must run later although they read nothing from this one.
-    pub(crate) before: Vec<GroupId>,
+    before: Vec<GroupId>,
     /// The other ends of `before`.
-    pub(crate) after: Vec<GroupId>,
+    after: Vec<GroupId>,
     /// Longest way to a group without readers; falls along every edge.
-    pub(crate) level: u32,
+    level: u32,
     /// Set when merged into another group.
-    pub(crate) merged_into: Option<GroupId>,
-    /// Computes again what has been computed before: it runs late, and must not draw in what is needed early.
-    pub(crate) late: bool,
+    merged_into: Option<GroupId>,
+    late: bool,
 }
 
-/// A node seen from one place of a group.
-#[derive(Clone, Debug)]
-pub(crate) struct Site {
-    pub(crate) group: GroupId,
-    pub(crate) row: bool,
-    pub(crate) chain: Chain,
-    pub(crate) layout: Layout,
-    pub(crate) uses: Vec<(MemberId, usize)>,
-    pub(crate) height: u32,
-    /// The group must first become a reduction whose rows start at this dimension.
-    pub(crate) split: Option<usize>,
+impl<'g> Group<'g> {
+    fn new(kind: Kind<'g>, space: Space) -> Group<'g> {
+        Group {
+            kind,
+            space,
+            members: Vec::new(),
+            stores: Vec::new(),
+            operands: BTreeSet::new(),
+            before: Vec::new(),
+            after: Vec::new(),
+            level: 0,
+            merged_into: None,
+            late: false,
+        }
+    }
+
+    pub(crate) fn kind(&self) -> Kind<'g> {
+        self.kind
+    }
+
+    pub(crate) fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// In the order in which they joined.
+    pub(crate) fn members(&self) -> &[MemberId] {
+        &self.members
+    }
+
+    pub(crate) fn stores(&self) -> &[Store] {
+        &self.stores
+    }
+
+    /// Values that are stored, loaded or pending.
+    pub(super) fn operands(&self) -> &BTreeSet<NodeId> {
+        &self.operands
+    }
+
+    /// Whether it computes again what has been computed before: it runs late, and must not draw in what is needed early.
+    pub(super) fn is_late(&self) -> bool {
+        self.late
+    }
 }
 
 /// All groups of a graph while they are being made.
 pub(crate) struct Groups<'g> {
     pub(crate) graph: &'g Graph,
-    pub(crate) facts: Vec<Facts>,
-    pub(crate) members: Vec<Member>,
-    pub(crate) groups: Vec<Group>,
+    pub(super) facts: Vec<Facts>,
+    members: Vec<Member>,
+    groups: Vec<Group<'g>>,
     /// Operands waiting for a node to be placed.
-    pub(crate) uses: Vec<Vec<(MemberId, usize)>>,
+    uses: Vec<Vec<Use>>,
     /// Members that load a value.
-    pub(crate) loads: Vec<Vec<MemberId>>,
+    loads: Vec<Vec<MemberId>>,
     /// Groups that store a value; several only for concatenations and paddings.
-    pub(crate) writers: Vec<SmallVec<[GroupId; 1]>>,
+    writers: Vec<SmallVec<[GroupId; 1]>>,
     /// Groups of attention by what their results share.
-    pub(crate) calls: HashMap<CallKey, Vec<GroupId>>,
+    pub(super) calls: HashMap<CallKey, Vec<GroupId>>,
     /// Outputs and updates.
-    pub(crate) required: Vec<bool>,
+    pub(super) required: Vec<bool>,
     /// Values that are computed again (`recompute`).
-    pub(crate) late: Vec<bool>,
+    pub(super) late: Vec<bool>,
     /// Concatenations of state tensors that lie one after another, and these.
     pub(crate) adjoined: HashMap<NodeId, Vec<NodeId>>,
-    pub(crate) max_operands: usize,
-    pub(crate) fusion: Fusion,
-    pub(crate) rates: Rates,
-    pub(crate) fuse: bool,
+    max_operands: usize,
+    pub(super) fusion: Fusion,
+    pub(super) rates: Rates,
+    pub(super) fuse: bool,
     /// The members that read the node which is being placed.
-    pub(crate) readers: Vec<MemberId>,
+    readers: Vec<MemberId>,
     visited: Vec<u32>,
     visit: u32,
 }
 
 impl<'g> Groups<'g> {
-    pub(crate) fn new(graph: &'g Graph, target: &Target, fuse: bool) -> Groups<'g> {
+    pub(super) fn new(graph: &'g Graph, target: &Target, fuse: bool) -> Groups<'g> {
         let count = graph.nodes().len();
         let mut required = vec![false; count];
         for id in graph.outputs.values().chain(graph.updates.values()) {
@@ -202,53 +301,67 @@ impl<'g> Groups<'g> {
     }
 
     /// Concatenations of neighbours are read as they lie; what the program yields is a value of its own.
-    pub(crate) fn adjoin(&mut self, neighbours: &Neighbours) {
+    pub(super) fn adjoin(&mut self, neighbours: &Neighbours) {
         let all = self.graph.ids().filter(|id| !self.required[id.index()]);
         self.adjoined = all.filter_map(|id| Some((id, neighbours.of(self.graph, id)?))).collect();
     }
 
+    pub(crate) fn group(&self, group: GroupId) -> &Group<'g> {
+        &self.groups[group]
+    }
+
+    pub(crate) fn member(&self, member: MemberId) -> &Member {
+        &self.members[member]
+    }
+
+    /// The group that a member is part of.
+    pub(super) fn group_of(&self, member: MemberId) -> GroupId {
+        self.find(self.members[member].group)
+    }
+
     /// The group that a group has become part of.
-    pub(crate) fn find(&self, mut group: GroupId) -> GroupId {
+    pub(super) fn find(&self, mut group: GroupId) -> GroupId {
         while let Some(into) = self.groups[group].merged_into {
             group = into;
         }
         group
     }
 
-    pub(crate) fn is_alive(&self, group: GroupId) -> bool {
+    /// Number of groups there have been.
+    pub(super) fn count(&self) -> usize {
+        self.groups.len()
+    }
+
+    pub(super) fn is_alive(&self, group: GroupId) -> bool {
         self.groups[group].merged_into.is_none()
+    }
+
+    /// Groups that read a value, once for each member that does.
+    pub(super) fn readers(&self, id: NodeId) -> impl Iterator<Item = GroupId> {
+        self.loads[id.index()].iter().map(|member| self.group_of(*member))
+    }
+
+    /// Members that load a value.
+    pub(super) fn loads(&self, id: NodeId) -> &[MemberId] {
+        &self.loads[id.index()]
+    }
+
+    /// Groups that store a value.
+    pub(super) fn writers(&self, id: NodeId) -> &[GroupId] {
+        &self.writers[id.index()]
     }
 
     pub(crate) fn sizes(&self, id: NodeId) -> Vec<u64> {
         self.graph.shape(id).sizes()
     }
 
-    pub(crate) fn new_group(&mut self, kind: Kind, kept: Vec<u64>, reduced: Vec<u64>) -> GroupId {
-        let sizes = [kept.as_slice(), &reduced].concat();
-        self.groups.push(Group {
-            kind,
-            cuts: Cuts::new(&sizes),
-            kept,
-            reduced,
-            members: Vec::new(),
-            stores: Vec::new(),
-            operands: BTreeSet::new(),
-            before: Vec::new(),
-            after: Vec::new(),
-            level: 0,
-            merged_into: None,
-            late: false,
-        });
-        self.groups.len() - 1
-    }
-
-    /// From a stored value to the domain of the group that stores it.
+    /// From a stored value to the space of the group that stores it.
     pub(crate) fn store_chain(&self, store: &Store) -> Chain {
         store.region.iter().chain(&self.members[store.member].chain).cloned().collect()
     }
 
     /// The node whose value a group stores: of a concatenation the part.
-    pub(crate) fn stored(&self, store: &Store) -> NodeId {
+    pub(super) fn stored(&self, store: &Store) -> NodeId {
         let member = &self.members[store.member];
         match (member.what, &self.graph.node(member.node).op) {
             (What::Copy(part), Op::Concat { .. } | Op::Pad { .. }) => {
@@ -259,29 +372,63 @@ impl<'g> Groups<'g> {
         }
     }
 
-    /// Adds a member with the inputs found for it.
-    #[expect(clippy::too_many_arguments, reason = "the fields of a member; a struct would only repeat them")]
-    pub(crate) fn add_member(
-        &mut self,
-        group: GroupId,
-        node: NodeId,
-        what: What,
-        row: bool,
-        chain: Chain,
-        height: u32,
-        inputs: Inputs,
-    ) -> MemberId {
-        let id = self.members.len();
-        self.members.push(Member { node, what, group, row, chain, inputs: SmallVec::new(), height });
-        self.groups[group].members.push(id);
-        self.groups[group].cuts = inputs.cuts;
-        let whole = self.whole_operands(node);
+    /// A defect of scheduling, at a node.
+    pub(crate) fn fault(&self, id: NodeId, what: &str) -> Diagnostic {
+        let node = self.graph.node(id);
+        let path = &self.graph.origin(id).path;
+        Diagnostic::error(format!("internal: {what}: %{}, `{}` of `{path}`", id.0, node.op.name()))
+    }
+
+    /// The uses of a node that is to be placed now.
+    pub(super) fn take_uses(&mut self, id: NodeId) -> Vec<Use> {
+        let uses = std::mem::take(&mut self.uses[id.index()]);
+        self.readers = uses.iter().map(|(member, _)| *member).collect();
+        uses
+    }
+
+    /// Whether a group with these values beside its own, and without one, has no more operands and members than it may.
+    pub(super) fn admits(&self, group: GroupId, more: &[NodeId], without: Option<NodeId>) -> Result<(), Refusal> {
+        let group = &self.groups[group];
+        let mut new: SmallVec<[NodeId; 4]> = SmallVec::new();
+        for id in more {
+            if !group.operands.contains(id) && !new.contains(id) {
+                new.push(*id);
+            }
+        }
+        let gone = without.is_some_and(|id| group.operands.contains(&id) && !more.contains(&id));
+        self.room(group.members.len() + 1, group.operands.len() + new.len() - usize::from(gone))
+    }
+
+    /// Whether a group has room for a product and its two factors.
+    pub(super) fn admits_factors(&self, group: GroupId) -> Result<(), Refusal> {
+        let group = &self.groups[group];
+        self.room(group.members.len(), group.operands.len() + 2)
+    }
+
+    fn room(&self, members: usize, operands: usize) -> Result<(), Refusal> {
+        match () {
+            () if members > self.fusion.most_members as usize => Err(Refusal::Members),
+            () if operands > self.max_operands => Err(Refusal::Operands(self.max_operands)),
+            () => Ok(()),
+        }
+    }
+
+    pub(super) fn new_group(&mut self, kind: Kind<'g>, space: Space) -> GroupId {
+        self.groups.push(Group::new(kind, space));
+        self.groups.len() - 1
+    }
+
+    /// Adds a member with the inputs found for it in its group as it is.
+    pub(super) fn add(&mut self, member: Member, inputs: Inputs) -> MemberId {
+        let Member { node, group, row, height, .. } = member;
+        let id = self.push(member);
+        self.groups[group].space.refine(inputs.cuts);
+        let memory = self.reads_memory(node);
         let reduces = matches!(self.graph.node(node).op, Op::Reduce { .. });
         for (operand, Found { value, chain }) in inputs.found.into_iter().enumerate() {
-            let input = if self.facts[value.index()].trivial && !whole {
-                let none = Inputs { found: vec![], cuts: self.groups[group].cuts.clone(), operands: smallvec![] };
+            let input = if self.facts[value.index()].trivial && !memory {
                 let row = row && !reduces;
-                Input::Member(self.add_member(group, value, What::Node, row, chain, height, none))
+                Input::Member(self.push(Member { row, chain, height, ..Member::new(group, value, What::Node) }))
             } else {
                 self.uses[value.index()].push((id, operand));
                 self.groups[group].operands.insert(value);
@@ -292,145 +439,136 @@ impl<'g> Groups<'g> {
         id
     }
 
-    /// A new group that stores this node and nothing else so far.
-    pub(crate) fn root(&mut self, kind: Kind, node: NodeId, what: What, kept: Vec<u64>, reduced: Vec<u64>) -> MemberId {
-        let row = kind == Kind::Reduction;
-        let group = self.new_group(kind, kept, reduced);
-        self.groups[group].late = self.late[node.index()];
-        let inputs = self.inputs(&self.groups[group], node, what, &Chain::new());
-        let inputs = inputs.expect("on its own domain a node reads its operands as they are");
-        self.add_member(group, node, what, row, Chain::new(), 0, inputs)
+    fn push(&mut self, member: Member) -> MemberId {
+        let id = self.members.len();
+        self.groups[member.group].members.push(id);
+        self.members.push(member);
+        id
     }
 
-    pub(crate) fn store(&mut self, member: MemberId, target: NodeId, region: Option<ViewOp>) {
-        let group = self.find(self.members[member].group);
+    /// These uses read a member of their group.
+    pub(super) fn wire(&mut self, uses: &[Use], member: MemberId) {
+        for (reader, operand) in uses {
+            self.members[*reader].inputs[*operand] = Input::Member(member);
+        }
+    }
+
+    /// A new group for this node alone, as it is known by the member that the node will be.
+    ///
+    /// # Errors
+    /// The node's operands cannot be read as they are, which only a defect of `prepare` can cause.
+    pub(super) fn root(
+        &mut self,
+        kind: impl FnOnce(MemberId) -> Kind<'g>,
+        node: NodeId,
+        what: What,
+        space: Space,
+    ) -> Result<MemberId, Diagnostic> {
+        let kind = kind(self.members.len());
+        let group = self.new_group(kind, space);
+        self.groups[group].late = self.late[node.index()];
+        let inputs = self.inputs(&self.groups[group].space, node, what, &Chain::new());
+        let inputs = inputs.map_err(|why| self.fault(node, &why.to_string()))?;
+        let row = kind == Kind::Reduction;
+        Ok(self.add(Member { row, ..Member::new(group, node, what) }, inputs))
+    }
+
+    /// A member stores what it computes, in all of a value or in a part of it.
+    pub(super) fn store(&mut self, member: MemberId, target: NodeId, region: Option<ViewOp>) {
+        let group = self.group_of(member);
         self.groups[group].stores.push(Store { member, target, region });
         self.groups[group].operands.insert(target);
         self.writers[target.index()].push(group);
-        for reader in self.loads[target.index()].clone() {
-            let reader = self.find(self.members[reader].group);
-            if reader != group {
-                self.edge(group, reader);
-            }
+        let below = self.readers(target).filter(|reader| *reader != group).map(|reader| self.groups[reader].level);
+        if let Some(below) = below.max() {
+            self.relevel(group, below);
         }
     }
 
     /// These uses load the value.
-    pub(crate) fn load(&mut self, value: NodeId, uses: &[(MemberId, usize)]) {
+    pub(super) fn load(&mut self, value: NodeId, uses: &[Use]) {
+        let mut readers: SmallVec<[GroupId; 4]> = SmallVec::new();
         for (member, operand) in uses {
             self.members[*member].inputs[*operand] = Input::Load(value);
             self.loads[value.index()].push(*member);
-            let reader = self.find(self.members[*member].group);
-            for writer in self.writers[value.index()].clone() {
-                let writer = self.find(writer);
-                if writer != reader {
-                    self.edge(writer, reader);
-                }
+            readers.push(self.group_of(*member));
+        }
+        // The reader that runs first, and the first beside its group.
+        let first = readers.iter().copied().max_by_key(|reader| self.groups[*reader].level);
+        let others = readers.iter().copied().filter(|reader| Some(*reader) != first);
+        let second = others.max_by_key(|reader| self.groups[*reader].level);
+        for at in 0..self.writers[value.index()].len() {
+            let writer = self.find(self.writers[value.index()][at]);
+            if let Some(reader) = first.filter(|reader| *reader != writer).or(second) {
+                self.relevel(writer, self.groups[reader].level);
             }
         }
     }
 
-    /// Must `to` run after `from`?
-    pub(crate) fn reaches(&mut self, from: GroupId, to: GroupId) -> bool {
-        self.visit += 1;
-        self.visited.resize(self.groups.len(), 0);
-        let level = self.groups[to].level;
-        let mut stack = vec![from];
-        while let Some(group) = stack.pop() {
-            // Levels fall along every edge, so that most searches end where they begin.
-            if self.groups[group].level <= level || self.visited[group] == self.visit {
-                continue;
+    /// A group no longer has an operand that it computes itself.
+    pub(super) fn drop_operand(&mut self, group: GroupId, operand: NodeId) {
+        self.groups[group].operands.remove(&operand);
+    }
+
+    /// A group reads a value after all.
+    pub(super) fn keep_operand(&mut self, group: GroupId, operand: NodeId) {
+        self.groups[group].operands.insert(operand);
+    }
+
+    /// Makes a pointwise group loop over rows: over the same points, or over more at each of them.
+    ///
+    /// # Errors
+    /// [`Refusal::Space`] if these are other rows, [`Refusal::Kind`] if the group is neither pointwise nor a reduction over
+    /// them already.
+    pub(super) fn make_rows(&mut self, group: GroupId, space: Space) -> Result<(), Refusal> {
+        let here = &mut self.groups[group];
+        match here.kind {
+            Kind::Reduction if here.space.is_like(&space) => return Ok(()),
+            Kind::Map if here.space.kept() == space.kept() => {
+                // What was computed at a point is computed once per row.
+                here.members.iter().for_each(|member| self.members[*member].row = true);
             }
-            self.visited[group] = self.visit;
-            let here = &self.groups[group];
-            let readers = here.stores.iter().flat_map(|store| self.loads[store.target.index()].iter());
-            let next = readers.map(|member| self.members[*member].group).chain(here.before.iter().copied());
-            for next in next.map(|group| self.find(group)) {
-                if next == to && group != to {
-                    return true;
-                }
-                stack.push(next);
-            }
+            Kind::Map if *here.space.kept() == space.sizes() => {}
+            Kind::Map | Kind::Reduction => return Err(Refusal::Space),
+            _ => return Err(Refusal::Kind),
         }
-        false
+        here.kind = Kind::Reduction;
+        here.space = space;
+        Ok(())
     }
 
-    /// Notes that `to` runs after `from`: its level must be lower.
-    fn edge(&mut self, from: GroupId, to: GroupId) {
-        self.relevel(from, self.groups[to].level);
+    /// Makes a pointwise group, perhaps of no members, the epilogue of a product over this space, to which `back` leads from
+    /// the group's own; the member that is the product.
+    ///
+    /// # Errors
+    /// The product's operands cannot be read as they are.
+    pub(super) fn add_product(
+        &mut self,
+        group: GroupId,
+        node: NodeId,
+        dot: &'g Dot,
+        space: Space,
+        back: &Chain,
+    ) -> Result<MemberId, Refusal> {
+        if self.groups[group].kind != Kind::Map {
+            return Err(Refusal::Kind);
+        }
+        let inputs = self.inputs(&space, node, What::Node, &Chain::new())?;
+        self.rebase(group, back);
+        let chain = vec![ViewOp::Reshape(space.sizes())];
+        self.groups[group].space = space;
+        let product = self.add(Member { chain, ..Member::new(group, node, What::Node) }, inputs);
+        self.groups[group].kind = Kind::Product(product, dot);
+        Ok(product)
     }
 
-    /// Lifts a group, and whatever must run before it, above a level.
-    pub(super) fn relevel(&mut self, group: GroupId, below: u32) {
-        let mut stack = vec![(group, below)];
-        while let Some((group, below)) = stack.pop() {
-            if self.groups[group].level > below {
-                continue;
-            }
-            self.groups[group].level = below + 1;
-            let members = self.groups[group].members.iter().flat_map(|member| self.members[*member].inputs.iter());
-            let loaded = members.filter_map(|input| if let Input::Load(value) = input { Some(*value) } else { None });
-            let writers = loaded.flat_map(|value| self.writers[value.index()].iter().copied());
-            let before: Vec<GroupId> = writers.chain(self.groups[group].after.iter().copied()).collect();
-            stack.extend(before.into_iter().map(|writer| (self.find(writer), below + 1)).filter(|(w, _)| *w != group));
-        }
-    }
-
-    /// Makes one group run before another.
-    pub(crate) fn order(&mut self, first: GroupId, then: GroupId) {
-        self.groups[first].before.push(then);
-        self.groups[then].after.push(first);
-        self.edge(first, then);
-    }
-
-    /// Does it store a part of a concatenation that is dense, since it is along the outermost dimension?
-    fn is_outer_part(&self, store: &Store) -> bool {
-        match &self.graph.node(store.target).op {
-            Op::Concat { axis } => {
-                store.region.is_some() && (0..*axis).all(|dim| self.graph.shape(store.target).size(dim) == 1)
-            }
-            _ => false,
-        }
-    }
-
-    /// Makes one group of two that loop over the same domain and do not depend on each other.
-    pub(crate) fn merge(&mut self, a: GroupId, b: GroupId) -> bool {
-        let (x, y) = (&self.groups[a], &self.groups[b]);
-        let alike = x.kind == y.kind && x.late == y.late && matches!(x.kind, Kind::Map | Kind::Reduction);
-        let mut cuts = x.cuts.clone();
-        // A kernel stores an operand through one view, or through several that are apart in memory.
-        let apart = |a: &Store, b: &Store| {
-            a.target != b.target || self.is_outer_part(a) && self.is_outer_part(b) && a.region != b.region
-        };
-        let twice = x.stores.iter().any(|store| y.stores.iter().any(|other| !apart(store, other)));
-        let many = x.members.len() + y.members.len() > self.fusion.most_members as usize;
-        if !alike || twice || many || x.kept != y.kept || x.reduced != y.reduced || !cuts.join(&y.cuts) {
-            return false;
-        }
-        if x.operands.union(&y.operands).count() > self.max_operands || self.reaches(a, b) || self.reaches(b, a) {
-            return false;
-        }
-        self.take_in(a, b, cuts);
-        true
-    }
-
-    /// Moves all that a group has to another one; neither reads what the other stores.
-    pub(crate) fn take_in(&mut self, a: GroupId, b: GroupId, cuts: Cuts) {
-        let remains = Group { merged_into: Some(a), ..self.groups[a].clone() };
-        let gone = std::mem::replace(&mut self.groups[b], remains);
-        for member in &gone.members {
-            self.members[*member].group = a;
-        }
-        let into = &mut self.groups[a];
-        into.cuts = cuts;
-        into.members.extend(gone.members);
-        into.stores.extend(gone.stores);
-        into.operands.extend(gone.operands);
-        into.before.extend(gone.before);
-        into.after.extend(gone.after);
-        let level = std::mem::take(&mut into.level).max(gone.level);
-        if level > 0 {
-            self.relevel(a, level - 1);
+    /// Members are computed at the points of another space, to which `back` leads.
+    fn rebase(&mut self, group: GroupId, back: &Chain) {
+        for member in &self.groups[group].members {
+            self.members[*member].chain.extend(back.iter().cloned());
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,24 +45,31 @@ pub(crate) enum ViewOp {
 /// Views in the order in which they are applied to a value; the last one yields the domain of the reader.
 pub(crate) type Chain = Vec<ViewOp>;
 
+impl ViewOp {
+    /// The step that an op is, from so many elements to these sizes.
+    pub(crate) fn of(op: &Op, elements: u64, to: &[u64]) -> Option<ViewOp> {
+        let same = elements == to.iter().product::<u64>();
+        Some(match op {
+            Op::Transpose { perm } => ViewOp::Transpose(perm.clone()),
+            // Where no element is repeated or left out they are reshapes, which can be inverted.
+            Op::Broadcast { dims, .. } if !same => ViewOp::Broadcast(to.to_vec(), dims.clone()),
+            Op::Slice { start, step, .. } if !same => {
+                let ranges = start.iter().zip(to).zip(step);
+                ViewOp::Slice(ranges.map(|((start, len), step)| (*start, *len, *step)).collect())
+            }
+            Op::Reshape { .. } | Op::StopGradient | Op::Broadcast { .. } | Op::Slice { .. } => {
+                ViewOp::Reshape(to.to_vec())
+            }
+            _ => return None,
+        })
+    }
+}
+
 /// The node as a step of a chain, if it is a view of its only input.
 pub(crate) fn view_op(graph: &Graph, id: NodeId) -> Option<ViewOp> {
     let node = graph.node(id);
-    let same_elements = || graph.shape(node.inputs[0]).elements() == node.ty.shape.elements();
-    match &node.op {
-        Op::Reshape { shape } => Some(ViewOp::Reshape(shape.sizes())),
-        Op::StopGradient => Some(ViewOp::Reshape(node.ty.shape.sizes())),
-        Op::Transpose { perm } => Some(ViewOp::Transpose(perm.clone())),
-        // As reshapes they can be inverted.
-        Op::Broadcast { shape, .. } if same_elements() => Some(ViewOp::Reshape(shape.sizes())),
-        Op::Broadcast { shape, dims } => Some(ViewOp::Broadcast(shape.sizes(), dims.clone())),
-        Op::Slice { .. } if same_elements() => Some(ViewOp::Reshape(node.ty.shape.sizes())),
-        Op::Slice { start, step, .. } => {
-            let sizes = node.ty.shape.sizes();
-            Some(ViewOp::Slice(start.iter().zip(&sizes).zip(step).map(|((s, len), step)| (*s, *len, *step)).collect()))
-        }
-        _ => None,
-    }
+    let input = node.inputs.first().filter(|_| node.op.is_view())?;
+    ViewOp::of(&node.op, graph.shape(*input).elements(), &node.ty.shape.sizes())
 }
 
 /// The chain that undoes a chain of reshapes and transposes on a value of these sizes.
@@ -224,6 +231,16 @@ impl Layout {
             reach *= atom.size as i64;
         }
         self.offset == 0 && reach as u64 == elements
+    }
+
+    /// One stride per dimension, 0 where it has one element; none if a dimension needs several.
+    pub(crate) fn strides(&self) -> Option<Vec<i64>> {
+        let stride = |atoms: &Atoms| match atoms.as_slice() {
+            [] => Some(0),
+            [one] => Some(one.stride),
+            _ => None,
+        };
+        self.dims.iter().map(stride).collect()
     }
 
     /// Number of distinct elements read, at most.

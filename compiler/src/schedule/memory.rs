@@ -14,7 +14,7 @@ use alip_plan::fault::{Fault, planted};
 use indexmap::IndexSet;
 
 use crate::diag::Diagnostic;
-use crate::hash::HashMap;
+use crate::hash::{HashMap, HashSet};
 use crate::ir::{Graph, NodeId};
 use crate::launch::Launch;
 use crate::ops::Op;
@@ -55,13 +55,7 @@ pub(crate) struct Peak {
 
 impl Peak {
     fn new(graph: &Graph, lives: &[Life], end: usize, loss: Option<NodeId>) -> Peak {
-        let mut forward = vec![loss.is_none(); graph.nodes().len()];
-        loss.iter().for_each(|loss| forward[loss.index()] = true);
-        for id in graph.ids().rev().filter(|_| loss.is_some()) {
-            if forward[id.index()] {
-                graph.node(id).inputs.iter().for_each(|input| forward[input.index()] = true);
-            }
-        }
+        let forward = loss.map_or_else(|| vec![true; graph.nodes().len()], |loss| graph.live([&loss]));
         // By step: what begins there less what ended before.
         let mut changes = vec![[0i64; 2]; end + 2];
         for life in lives {
@@ -218,7 +212,8 @@ type Steps = HashMap<NodeId, Vec<usize>>;
 
 /// Who writes and reads what, by position in the order of launches.
 pub(crate) struct Accesses<'a> {
-    launches: &'a [Launch],
+    /// By step, the pairs of a written and a read value that may share memory.
+    in_place: Vec<HashSet<(NodeId, NodeId)>>,
     writers: Steps,
     readers: Steps,
     /// Nodes that are the old value of a state tensor, by path.
@@ -226,7 +221,7 @@ pub(crate) struct Accesses<'a> {
 }
 
 impl<'a> Accesses<'a> {
-    pub(crate) fn new(graph: &'a Graph, launches: &'a [Launch]) -> Accesses<'a> {
+    pub(crate) fn new(graph: &'a Graph, launches: &[Launch]) -> Accesses<'a> {
         let (mut writers, mut readers) = (Steps::default(), Steps::default());
         for (step, launch) in launches.iter().enumerate() {
             for value in &launch.writes {
@@ -242,7 +237,13 @@ impl<'a> Accesses<'a> {
                 olds.entry(path).or_default().push(id);
             }
         }
-        Accesses { launches, writers, readers, olds }
+        let in_place = launches.iter().map(|launch| launch.in_place.iter().copied().collect()).collect();
+        Accesses { in_place, writers, readers, olds }
+    }
+
+    /// The steps that read a value, in order.
+    pub(crate) fn readers(&self, value: NodeId) -> &[usize] {
+        self.readers.get(&value).map_or(&[], Vec::as_slice)
     }
 
     /// May the new value of a state tensor be written over the old one?
@@ -252,7 +253,7 @@ impl<'a> Accesses<'a> {
             self.readers.get(old).into_iter().flatten().all(|reader| {
                 reader < writer
                     || planted(Fault::StaleInPlace)
-                    || reader == writer && self.launches[*writer].in_place.contains(&(new, *old))
+                    || reader == writer && self.in_place[*writer].contains(&(new, *old))
             })
         })
     }

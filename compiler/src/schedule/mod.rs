@@ -26,6 +26,7 @@ mod prepare;
 mod reads;
 mod recompute;
 mod siblings;
+mod space;
 mod sums;
 
 use alip_plan::Target;
@@ -33,9 +34,9 @@ use alip_plan::Target;
 pub use self::attention::has_kernel;
 pub(crate) use self::explain::explain;
 pub use self::explain::{Explained, Explanation, computes};
-pub(crate) use self::group::{Group, GroupId, Groups, Input, Kind, MemberId, What};
+pub(crate) use self::group::{Group, GroupId, Groups, Input, Kind, MemberId, Store, What};
 pub(crate) use self::layout::{Layout, ViewOp};
-pub(crate) use self::operands::{gather, product};
+pub(crate) use self::operands::{ProductOperand, gather, product};
 pub use self::pads::join_pads;
 pub use self::prepare::prepare;
 pub use self::recompute::{Choice, Recomputed, recompute};
@@ -74,22 +75,28 @@ pub struct Schedule<'g> {
 }
 
 /// Groups the nodes of a prepared graph.
+///
+/// # Errors
+/// The graph is not in the form that [`normal_form`] makes, which only a defect of a pass can cause.
 pub fn schedule<'g>(
     graph: &'g Graph,
     neighbours: &Neighbours,
     target: &Target,
     options: ScheduleOptions,
-) -> Schedule<'g> {
+) -> Result<Schedule<'g>, Diagnostics> {
     grouped(graph, &[], neighbours, target, options)
 }
 
 /// Groups the nodes of a program that computes values again.
+///
+/// # Errors
+/// As [`schedule`].
 pub fn schedule_again<'g>(
     again: &'g Recomputed,
     neighbours: &Neighbours,
     target: &Target,
     options: ScheduleOptions,
-) -> Schedule<'g> {
+) -> Result<Schedule<'g>, Diagnostics> {
     grouped(&again.graph, &again.late, neighbours, target, options)
 }
 
@@ -99,21 +106,21 @@ fn grouped<'g>(
     neighbours: &Neighbours,
     target: &Target,
     options: ScheduleOptions,
-) -> Schedule<'g> {
+) -> Result<Schedule<'g>, Diagnostics> {
     let mut groups = Groups::new(graph, target, options.fuse);
     if options.fuse {
         groups.adjoin(neighbours);
     }
     late.iter().for_each(|id| groups.late[id.index()] = true);
     for id in graph.ids().rev() {
-        groups.place(id);
+        groups.place(id)?;
     }
-    let mut order = groups.in_order();
+    let mut order = groups.in_order()?;
     if options.fuse {
         groups.merge_siblings(&order);
-        order = groups.in_order();
+        order = groups.in_order()?;
     }
-    Schedule { groups, order }
+    Ok(Schedule { groups, order })
 }
 
 impl Schedule<'_> {
@@ -122,20 +129,20 @@ impl Schedule<'_> {
         let graph = self.groups.graph;
         let mut lines = Vec::new();
         for group in &self.order {
-            let group = &self.groups.groups[*group];
-            let kind = group.kind.name();
-            let domain = match group.reduced.as_slice() {
-                [] => format!("{:?}", group.kept),
-                reduced => format!("{:?} x {reduced:?}", group.kept),
+            let group = self.groups.group(*group);
+            let (kind, space) = (group.kind().name(), group.space());
+            let domain = match space.reduced() {
+                [] => format!("{:?}", space.kept()),
+                reduced => format!("{:?} x {reduced:?}", space.kept()),
             };
-            let mut covers: Vec<NodeId> = group.members.iter().map(|m| self.groups.members[*m].node).collect();
+            let mut covers: Vec<NodeId> = group.members().iter().map(|m| self.groups.member(*m).node).collect();
             covers.sort_unstable();
             covers.dedup();
             let names = |ids: &mut dyn Iterator<Item = NodeId>| {
                 ids.map(|id| format!("%{}", id.0)).collect::<Vec<_>>().join(" ")
             };
             let covers = covers.into_iter().filter(|id| !graph.node(*id).inputs.is_empty());
-            let mut stores: Vec<NodeId> = group.stores.iter().map(|store| store.target).collect();
+            let mut stores: Vec<NodeId> = group.stores().iter().map(|store| store.target).collect();
             stores.sort_unstable();
             stores.dedup();
             lines.push(format!("{kind} {domain}: {} -> {}", names(&mut { covers }), names(&mut stores.into_iter())));

@@ -8,54 +8,73 @@
 //! A reduction joins a group whose rows (or whose points) are its results; values of a row's shape then are computed once
 //! per row. A product takes the pointwise group that reads it at its own points as epilogue.
 
-use super::group::{Group, GroupId, Groups, Input, Kind, Member, MemberId, Site, What};
-use super::layout::{Chain, Cuts, Layout, ViewOp, inverse, view_op};
+use super::group::{Group, GroupId, Groups, Input, Kind, Member, MemberId, Refusal, Use, What};
+use super::layout::{Chain, Cuts, Layout, ViewOp, inverse};
 use super::reads::Inputs;
+use super::space::Space;
+use crate::diag::Diagnostic;
+use crate::hash::HashMap;
 use crate::ir::NodeId;
 use crate::ops::{Dot, Op};
 
-impl Groups<'_> {
+/// A node seen from one place of a group.
+#[derive(Clone, Debug)]
+pub(super) struct Site {
+    pub(super) group: GroupId,
+    pub(super) row: bool,
+    pub(super) chain: Chain,
+    pub(super) layout: Layout,
+    pub(super) uses: Vec<Use>,
+    pub(super) height: u32,
+    /// The group must first become a reduction whose rows start at this dimension.
+    pub(super) split: Option<usize>,
+}
+
+impl<'g> Groups<'g> {
     /// Places a node; all of its readers are placed.
-    pub(crate) fn place(&mut self, id: NodeId) {
-        let uses = std::mem::take(&mut self.uses[id.index()]);
+    ///
+    /// # Errors
+    /// Operands cannot be read as they are, which only a defect of `prepare` can cause.
+    pub(super) fn place(&mut self, id: NodeId) -> Result<(), Diagnostic> {
+        let uses = self.take_uses(id);
         if uses.is_empty() && !self.required[id.index()] {
-            return;
+            return Ok(());
         }
-        self.readers = uses.iter().map(|(member, _)| *member).collect();
-        match &self.graph.node(id).op {
+        let graph = self.graph;
+        match &graph.node(id).op {
             Op::Input { .. } | Op::State { .. } => self.load(id, &uses),
             Op::Concat { .. } if self.adjoined.contains_key(&id) => self.load(id, &uses),
             Op::Pointwise(_) | Op::Const { .. } | Op::Iota { .. } | Op::Random { .. } | Op::Gather { .. } => {
-                self.place_value(id, uses);
+                self.place_value(id, uses)?;
             }
-            Op::Reduce { axes, .. } => self.place_reduce(id, &axes.clone(), uses),
-            Op::Dot(dot) => self.place_dot(id, &dot.clone(), uses),
-            Op::Conv2d(_) => self.place_whole(Kind::Conv2d, id, &uses),
-            Op::ScatterAdd { .. } => self.place_whole(Kind::ScatterAdd, id, &uses),
-            Op::Attention(op) => self.place_attention(id, &op.clone(), uses),
-            Op::Concat { axis } => self.place_concat(id, *axis, &uses),
-            Op::Pad { low, interior, .. } => self.place_pad(id, &low.clone(), &interior.clone(), &uses),
-            _ => {
-                debug_assert!(view_op(self.graph, id).is_some(), "every other op is a view");
-                let root = self.root(Kind::Map, id, What::Copy(0), self.sizes(id), vec![]);
-                self.store(root, id, None);
-                self.load(id, &uses);
+            Op::Reduce { axes, .. } => self.place_reduce(id, axes, uses)?,
+            Op::Dot(dot) => self.place_dot(id, dot, uses)?,
+            Op::Conv2d(conv) => self.place_whole(|member| Kind::Conv2d(member, conv), id, What::Node, &uses)?,
+            Op::ScatterAdd { batch, rows } => {
+                self.place_whole(|member| Kind::ScatterAdd(member, *batch, *rows), id, What::Node, &uses)?;
             }
+            Op::Attention(op) => self.place_attention(id, op, uses)?,
+            Op::Concat { axis } => self.place_concat(id, *axis, &uses)?,
+            Op::Pad { low, interior, .. } => self.place_pad(id, low, interior, &uses)?,
+            // Every other op is a view.
+            _ => self.place_whole(|_| Kind::Map, id, What::Copy(0), &uses)?,
         }
+        Ok(())
     }
 
     /// The places that compute with a node, and the uses that need it in memory.
-    pub(super) fn sites(&self, id: NodeId, uses: Vec<(MemberId, usize)>) -> (Vec<Site>, Vec<(MemberId, usize)>) {
+    pub(super) fn sites(&self, id: NodeId, uses: Vec<Use>) -> (Vec<Site>, Vec<Use>) {
         let sizes = self.sizes(id);
         let mut sites: Vec<Site> = Vec::new();
+        let mut of_group: HashMap<GroupId, Vec<usize>> = HashMap::default();
         let mut whole = Vec::new();
         for (member, operand) in uses {
-            let reader = &self.members[member];
-            if self.whole_operands(reader.node) {
+            let reader = self.member(member);
+            if self.reads_memory(reader.node) {
                 whole.push((member, operand));
                 continue;
             }
-            let group = self.find(reader.group);
+            let group = self.group_of(member);
             let reduces = matches!(self.graph.node(reader.node).op, Op::Reduce { .. });
             let mut row = reader.row && !reduces;
             let mut chain = self.chain_to(member, operand, id);
@@ -63,10 +82,9 @@ impl Groups<'_> {
                 whole.push((member, operand)); // excluded by `readable`
                 continue;
             };
-            let start = self.row_start(id, &self.groups[group], &layout).filter(|_| !row);
+            let start = self.row_start(id, self.group(group), &layout).filter(|_| !row);
             if let Some(start) = start {
-                let g = &self.groups[group];
-                let domain = [g.kept.as_slice(), &g.reduced].concat();
+                let domain = self.group(group).space().sizes();
                 let first = domain.iter().enumerate().map(|(dim, size)| (0, if dim < start { *size } else { 1 }, 1));
                 let of_row = [ViewOp::Slice(first.collect()), ViewOp::Reshape(domain[..start].to_vec())];
                 if let Some(once) = of_row.iter().try_fold(layout.clone(), |layout, view| layout.apply(view)) {
@@ -74,14 +92,18 @@ impl Groups<'_> {
                     (row, layout) = (true, once);
                 }
             }
-            let split = start.filter(|_| row && self.groups[group].kind == Kind::Map);
+            let split = start.filter(|_| row && self.group(group).kind() == Kind::Map);
             let height = reader.height + u32::from(reduces);
-            match sites.iter_mut().find(|site| site.group == group && site.row == row && site.layout == layout) {
-                Some(site) => {
-                    site.uses.push((member, operand));
-                    site.height = site.height.max(height);
+            let known = of_group.entry(group).or_default();
+            match known.iter().find(|at| sites[**at].row == row && sites[**at].layout == layout) {
+                Some(at) => {
+                    sites[*at].uses.push((member, operand));
+                    sites[*at].height = sites[*at].height.max(height);
                 }
-                None => sites.push(Site { group, row, chain, layout, uses: vec![(member, operand)], height, split }),
+                None => {
+                    known.push(sites.len());
+                    sites.push(Site { group, row, chain, layout, uses: vec![(member, operand)], height, split });
+                }
             }
         }
         (sites, whole)
@@ -89,18 +111,20 @@ impl Groups<'_> {
 
     /// Where the rows of a group begin for which this value is one per row: those of a reduction, or those that a pointwise
     /// group would get when the reduction below the value joined it.
-    fn row_start(&self, id: NodeId, group: &Group, layout: &Layout) -> Option<usize> {
-        match group.kind {
-            Kind::Reduction if layout.is_constant_from(group.kept.len()) => Some(group.kept.len()),
+    fn row_start(&self, id: NodeId, group: &Group<'_>, layout: &Layout) -> Option<usize> {
+        let kept = group.space().kept();
+        match group.kind() {
+            Kind::Reduction if layout.is_constant_from(kept.len()) => Some(kept.len()),
             Kind::Map => {
-                let longest = self.fusion.longest_row;
-                let length = self.facts[id.index()].row_length.filter(|length| (2..=longest).contains(length))?;
-                let start = (0..group.kept.len()).rev().find(|dim| {
-                    let row: u64 = group.kept[*dim..].iter().product();
+                let length = self.facts[id.index()]
+                    .row_length
+                    .filter(|length| (2..=self.fusion.longest_row).contains(length))?;
+                let start = (0..kept.len()).rev().find(|dim| {
+                    let row: u64 = kept[*dim..].iter().product();
                     row >= length
                 })?;
-                let row: u64 = group.kept[start..].iter().product();
-                let rows: u64 = group.kept[..start].iter().product();
+                let row: u64 = kept[start..].iter().product();
+                let rows: u64 = kept[..start].iter().product();
                 let fits = row == length && rows == self.graph.shape(id).elements() && self.fuse;
                 (fits && layout.is_constant_from(start)).then_some(start)
             }
@@ -108,7 +132,14 @@ impl Groups<'_> {
         }
     }
 
-    fn place_value(&mut self, id: NodeId, uses: Vec<(MemberId, usize)>) {
+    fn loads_of(&mut self, id: NodeId, sites: &[Site], whole: &[Use]) {
+        for site in sites {
+            self.load(id, &site.uses);
+        }
+        self.load(id, whole);
+    }
+
+    fn place_value(&mut self, id: NodeId, uses: Vec<Use>) -> Result<(), Diagnostic> {
         let (mut sites, whole) = self.sites(id, uses);
         let needed = self.required[id.index()] || !whole.is_empty();
         if self.fuse && !needed {
@@ -117,106 +148,90 @@ impl Groups<'_> {
                 sites = self.inline(id, sites);
             }
             if sites.is_empty() {
-                return;
+                return Ok(());
             }
         }
-        self.host_or_root(id, sites, &whole);
+        self.host_or_root(id, sites, &whole)
     }
 
     /// Stores the value in a group that computes with it, or in a new one.
-    fn host_or_root(&mut self, id: NodeId, mut sites: Vec<Site>, whole: &[(MemberId, usize)]) {
+    fn host_or_root(&mut self, id: NodeId, mut sites: Vec<Site>, whole: &[Use]) -> Result<(), Diagnostic> {
         let host = if self.fuse { self.host(id, &sites) } else { None };
-        match host {
-            Some((site, inputs)) => {
-                let site = sites.swap_remove(site);
-                let member = self.join(id, &site, inputs);
-                self.store(member, id, None);
+        let joined = match host {
+            Some((at, inputs)) => {
+                let site = sites.swap_remove(at);
+                self.join(id, &site, inputs).map_err(|why| self.fault(id, &why.to_string()))?
             }
-            None => {
-                let root = self.root(Kind::Map, id, What::Node, self.sizes(id), vec![]);
-                self.store(root, id, None);
-            }
-        }
-        for site in &sites {
-            self.load(id, &site.uses);
-        }
-        self.load(id, whole);
+            None => self.root(|_| Kind::Map, id, What::Node, Space::new(self.sizes(id), vec![]))?,
+        };
+        self.store(joined, id, None);
+        self.loads_of(id, &sites, whole);
+        Ok(())
     }
 
     /// Computes the value at all sites; those that remain (usually all or none) need it stored.
     fn inline(&mut self, id: NodeId, sites: Vec<Site>) -> Vec<Site> {
-        if !sites.iter().all(|site| self.worthwhile(id, site) && self.ready(id, site, false).is_some()) {
+        if !sites.iter().all(|site| self.worthwhile(id, site).is_ok() && self.ready(id, site, false).is_ok()) {
             return sites;
         }
         let mut remaining = Vec::new();
         for site in sites {
             // Again, since an earlier site may have been in the same group.
-            match self.ready(id, &site, false) {
-                Some(inputs) => {
-                    self.join(id, &site, inputs);
-                    self.groups[site.group].operands.remove(&id);
-                }
-                None => remaining.push(site),
+            match self.ready(id, &site, false).and_then(|inputs| self.join(id, &site, inputs)) {
+                Ok(_) => self.drop_operand(site.group, id),
+                Err(_) => remaining.push(site),
             }
         }
         for site in &remaining {
-            self.groups[site.group].operands.insert(id);
+            self.keep_operand(site.group, id);
         }
         remaining
     }
 
     /// Is the value not computed again and again for one element?
-    fn worthwhile(&self, id: NodeId, site: &Site) -> bool {
-        let group = &self.groups[site.group];
-        let all: u64 = group.kept.iter().chain(&group.reduced).product();
+    fn worthwhile(&self, id: NodeId, site: &Site) -> Result<(), Refusal> {
+        let space = self.group(site.group).space();
         let points = match (site.row, site.split) {
-            (false, _) => all,
-            (true, None) => group.kept.iter().product(),
-            (true, Some(start)) => group.kept[..start].iter().product(),
+            (false, _) => space.points(),
+            (true, None) => space.rows(),
+            (true, Some(start)) => space.kept()[..start].iter().product(),
         };
-        self.facts[id.index()].trivial || points < self.fusion.repeated * site.layout.distinct()
+        let few = self.facts[id.index()].trivial || points < self.fusion.repeated * site.layout.distinct();
+        few.then_some(()).ok_or(Refusal::Repeated)
+    }
+
+    /// The space of a site's group as the site needs it.
+    fn space_at(&self, site: &Site) -> Space {
+        let group = self.group(site.group);
+        match site.split {
+            // A split changes the roles of dimensions, not the dimensions.
+            Some(start) if group.kind() == Kind::Map => group.space().split(start),
+            _ => group.space().clone(),
+        }
     }
 
     /// The inputs of the node as a member at this site, if it fits there.
-    fn ready(&self, id: NodeId, site: &Site, stored: bool) -> Option<Inputs> {
-        let group = &self.groups[site.group];
-        let inputs = match site.split {
-            // A split changes the roles of dimensions, not the dimensions.
-            Some(start) if group.kind == Kind::Map => {
-                let (kept, reduced) = group.kept.split_at(start);
-                let after = Group { kept: kept.to_vec(), reduced: reduced.to_vec(), ..group.clone() };
-                self.inputs(&after, id, What::Node, &site.chain)?
-            }
-            _ => self.inputs(group, id, What::Node, &site.chain)?,
-        };
-        let mut operands = group.operands.clone();
-        if !stored {
-            operands.remove(&id);
-        }
-        operands.extend(inputs.operands.iter().copied());
-        let fits = operands.len() <= self.max_operands && group.members.len() < self.fusion.most_members as usize;
-        fits.then_some(inputs)
+    fn ready(&self, id: NodeId, site: &Site, stored: bool) -> Result<Inputs, Refusal> {
+        let inputs = self.inputs(&self.space_at(site), id, What::Node, &site.chain)?;
+        self.admits(site.group, &inputs.operands, (!stored).then_some(id))?;
+        Ok(inputs)
     }
 
     /// Adds the node at a site; its uses there read the new member.
-    fn join(&mut self, id: NodeId, site: &Site, inputs: Inputs) -> MemberId {
-        if let Some(start) = site.split {
-            self.split(site.group, start);
+    fn join(&mut self, id: NodeId, site: &Site, inputs: Inputs) -> Result<MemberId, Refusal> {
+        if site.split.is_some() {
+            self.make_rows(site.group, self.space_at(site))?;
         }
-        let member = self.add_member(site.group, id, What::Node, site.row, site.chain.clone(), site.height, inputs);
-        for (reader, operand) in &site.uses {
-            self.members[*reader].inputs[*operand] = Input::Member(member);
-        }
-        member
+        Ok(self.seat(id, site, inputs))
     }
 
-    /// Makes a pointwise group loop over rows.
-    fn split(&mut self, group: GroupId, start: usize) {
-        let group = &mut self.groups[group];
-        if group.kind == Kind::Map {
-            group.kind = Kind::Reduction;
-            group.reduced = group.kept.split_off(start);
-        }
+    /// Adds the node at a site of a group that has the space for it.
+    fn seat(&mut self, id: NodeId, site: &Site, inputs: Inputs) -> MemberId {
+        let Site { group, row, ref chain, height, .. } = *site;
+        let member = Member { row, chain: chain.clone(), height, ..Member::new(group, id, What::Node) };
+        let member = self.add(member, inputs);
+        self.wire(&site.uses, member);
+        member
     }
 
     /// Makes one group of all groups that read the value at its own points, so that it need not be stored.
@@ -227,7 +242,7 @@ impl Groups<'_> {
             site.group != group && site.row == first.row && site.layout == first.layout && site.split == first.split
         });
         let groups: Vec<GroupId> = rest.iter().map(|site| site.group).collect();
-        if !alike || !groups.iter().all(|other| self.merge(group, *other)) {
+        if !alike || !groups.iter().all(|other| self.merge(group, *other).is_ok()) {
             // Groups merged before a failure stay merged: the sites follow them.
             for site in sites.iter_mut() {
                 site.group = self.find(site.group);
@@ -245,12 +260,13 @@ impl Groups<'_> {
 
     /// The first site whose group can store the value without waiting for one of the other readers.
     fn host(&mut self, id: NodeId, sites: &[Site]) -> Option<(usize, Inputs)> {
+        let alone = alone(sites);
         for (index, site) in sites.iter().enumerate() {
             if self.can_store(id, site)
-                && !self.groups[site.group].late
-                && !sites.iter().any(|other| other.group == site.group && !std::ptr::eq(other, site))
+                && !self.group(site.group).is_late()
+                && alone[index]
                 && self.no_reader_before(site.group)
-                && let Some(inputs) = self.ready(id, site, true)
+                && let Ok(inputs) = self.ready(id, site, true)
             {
                 return Some((index, inputs));
             }
@@ -261,7 +277,7 @@ impl Groups<'_> {
     /// Does a site visit every element once, in an order in which they can be written?
     fn can_store(&self, id: NodeId, site: &Site) -> bool {
         let elements = self.graph.shape(id).elements();
-        let rows = self.groups[site.group].kind == Kind::Reduction || site.split.is_some();
+        let rows = self.group(site.group).kind() == Kind::Reduction || site.split.is_some();
         match (rows, site.row) {
             (true, false) => {
                 // Where a product can compute and store it, it is better off.
@@ -271,56 +287,36 @@ impl Groups<'_> {
         }
     }
 
-    /// Would storing the node being placed in this group let no reader of it run before it is stored: neither another group
-    /// nor a product or gather of this one, which read memory?
-    pub(super) fn no_reader_before(&mut self, host: GroupId) -> bool {
-        let here = |m: &Member| self.find(m.group) == host && self.whole_operands(m.node);
-        if self.readers.iter().any(|member| here(&self.members[*member])) {
-            return false;
-        }
-        let mut readers: Vec<GroupId> =
-            self.readers.iter().map(|member| self.find(self.members[*member].group)).collect();
-        readers.sort_unstable();
-        readers.dedup();
-        readers.into_iter().filter(|reader| *reader != host).all(|reader| !self.reaches(reader, host))
-    }
-
-    fn place_reduce(&mut self, id: NodeId, axes: &[usize], uses: Vec<(MemberId, usize)>) {
+    fn place_reduce(&mut self, id: NodeId, axes: &[usize], uses: Vec<Use>) -> Result<(), Diagnostic> {
         let (mut sites, whole) = self.sites(id, uses);
         let sizes = self.sizes(self.graph.node(id).inputs[0]);
-        let length: u64 = axes.iter().map(|axis| sizes[*axis]).product();
         let needed = self.required[id.index()] || !whole.is_empty();
-        let alone = sites.len() == 1 && !needed;
+        let only = sites.len() == 1 && !needed;
         let tail: Vec<u64> = axes.iter().map(|axis| sizes[*axis]).collect();
-        let mut member = None;
-        for index in 0..if self.fuse { sites.len() } else { 0 } {
-            let site = sites[index].clone();
-            let shared = sites.iter().filter(|other| other.group == site.group).count() > 1;
-            let late = self.groups[site.group].late;
-            if shared || late || !(alone || self.can_store_row(id, &site)) || !self.no_reader_before(site.group) {
+        let mut joined = None;
+        let candidates = if self.fuse { alone(&sites) } else { Vec::new() };
+        for index in (0..candidates.len()).filter(|index| candidates[*index]) {
+            let site = &sites[index];
+            let late = self.group(site.group).is_late();
+            if late || !(only || self.can_store_row(id, site)) || !self.no_reader_before(site.group) {
                 continue;
             }
-            member = self.join_reduce(id, &site, length, &tail, !alone);
-            if member.is_some() {
+            if let Ok(member) = self.join_reduce(id, site, &tail, !only) {
+                joined = Some(member);
                 sites.remove(index);
                 break;
             }
         }
-        let joined = member.is_some();
-        let member = match member {
+        let stored = !only || joined.is_none();
+        let member = match joined {
             Some(member) => member,
-            None => {
-                let kept = self.sizes(id);
-                self.root(Kind::Reduction, id, What::Node, kept, tail)
-            }
+            None => self.root(|_| Kind::Reduction, id, What::Node, Space::new(self.sizes(id), tail))?,
         };
-        if !(alone && joined) {
+        if stored {
             self.store(member, id, None);
         }
-        for site in &sites {
-            self.load(id, &site.uses);
-        }
-        self.load(id, &whole);
+        self.loads_of(id, &sites, &whole);
+        Ok(())
     }
 
     fn can_store_row(&self, id: NodeId, site: &Site) -> bool {
@@ -328,101 +324,67 @@ impl Groups<'_> {
     }
 
     /// Adds a reduction to a group whose rows or points are its results.
-    fn join_reduce(&mut self, id: NodeId, site: &Site, length: u64, tail: &[u64], stored: bool) -> Option<MemberId> {
-        let group = &self.groups[site.group];
-        if site.height >= self.fusion.most_stages || group.members.len() >= self.fusion.most_members as usize {
-            return None;
+    fn join_reduce(&mut self, id: NodeId, site: &Site, tail: &[u64], stored: bool) -> Result<MemberId, Refusal> {
+        if site.height >= self.fusion.most_stages {
+            return Err(Refusal::Stages);
         }
-        let row_length = |sizes: &[u64]| sizes.iter().product::<u64>() == length;
-        let elements = self.graph.shape(id).elements();
-        let after = match (group.kind, site.row, site.split) {
-            (Kind::Reduction, true, None) if row_length(&group.reduced) => group.clone(),
-            (Kind::Map, true, Some(start)) => {
-                let (kept, reduced) = group.kept.split_at(start);
-                Group { kind: Kind::Reduction, kept: kept.to_vec(), reduced: reduced.to_vec(), ..group.clone() }
+        let group = self.group(site.group);
+        let space = match (group.kind(), site.row, site.split) {
+            (Kind::Reduction, true, None) if group.space().row_length() == tail.iter().product::<u64>() => {
+                group.space().clone()
             }
-            (Kind::Map, false, None) if group.kept.iter().product::<u64>() == elements => {
-                let mut after = Group { kind: Kind::Reduction, reduced: tail.to_vec(), ..group.clone() };
-                after.cuts = after.cuts.extended(tail);
-                after
+            (Kind::Map, true, Some(start)) => group.space().split(start),
+            (Kind::Map, false, None) if group.space().rows() == self.graph.shape(id).elements() => {
+                group.space().over(tail)
             }
-            _ => return None,
+            (Kind::Map | Kind::Reduction, ..) => return Err(Refusal::Space),
+            _ => return Err(Refusal::Kind),
         };
-        if !self.worthwhile(id, site) {
-            return None;
+        self.worthwhile(id, site)?;
+        let inputs = self.inputs(&space, id, What::Node, &site.chain)?;
+        let without = (!stored).then_some(id);
+        self.admits(site.group, &inputs.operands, without)?;
+        self.make_rows(site.group, space)?;
+        if let Some(id) = without {
+            self.drop_operand(site.group, id);
         }
-        let inputs = self.inputs(&after, id, What::Node, &site.chain)?;
-        let mut operands = after.operands.clone();
-        if !stored {
-            operands.remove(&id);
-        }
-        operands.extend(inputs.operands.iter().copied());
-        if operands.len() > self.max_operands {
-            return None;
-        }
-        if group.kind == Kind::Map && site.split.is_none() {
-            for member in group.members.clone() {
-                self.members[member].row = true;
-            }
-        }
-        self.groups[site.group] = after;
-        if !stored {
-            self.groups[site.group].operands.remove(&id);
-        }
-        let member = self.add_member(site.group, id, What::Node, true, site.chain.clone(), site.height, inputs);
-        for (reader, operand) in &site.uses {
-            self.members[*reader].inputs[*operand] = Input::Member(member);
-        }
-        Some(member)
+        Ok(self.seat(id, &Site { row: true, ..site.clone() }, inputs))
     }
 
-    fn place_dot(&mut self, id: NodeId, dot: &Dot, uses: Vec<(MemberId, usize)>) {
+    fn place_dot(&mut self, id: NodeId, dot: &'g Dot, uses: Vec<Use>) -> Result<(), Diagnostic> {
         let (mut sites, whole) = self.sites(id, uses);
         let needed = self.required[id.index()] || !whole.is_empty();
         // The first to read it is the one to compute it: for a later one it would have to wait in memory anyway.
-        sites.sort_by_key(|site| site.uses.iter().map(|(member, _)| self.members[*member].node).min());
-        let domain = self.product_domain(id, dot);
+        sites.sort_by_key(|site| site.uses.iter().map(|(member, _)| self.member(*member).node).min());
+        let space = Space::of_product(self.product_domain(id, dot));
+        let only = sites.len() == 1 && !needed;
+        // A group that also reads the product at other points can only do so when all of it is stored.
+        let candidates = if self.fuse { alone(&sites) } else { Vec::new() };
         let mut host = None;
-        for index in 0..if self.fuse { sites.len() } else { 0 } {
-            let site = sites[index].clone();
-            let alone = sites.len() == 1 && !needed;
-            // A group that also reads the product at other points can only do so when all of it is stored.
-            let shared = sites.iter().filter(|other| other.group == site.group).count() > 1;
-            if shared || self.groups[site.group].late {
-                continue;
-            }
-            if let Some(cuts) = self.epilogue(id, &site, &domain)
-                && self.no_reader_before(site.group)
+        for index in (0..candidates.len()).filter(|index| candidates[*index]) {
+            let group = sites[index].group;
+            if !self.group(group).is_late()
+                && let Ok((space, back)) = self.epilogue(id, &sites[index], &space)
+                && self.no_reader_before(group)
             {
-                host = Some(self.add_product(id, &site, &domain, cuts));
-                sites.remove(index);
-                if !alone && let Some(product) = host {
-                    self.store(product, id, None);
-                } else {
-                    self.groups[site.group].operands.remove(&id);
-                }
+                host = Some((sites.remove(index), space, back));
                 break;
             }
         }
-        if host.is_none() {
-            let group = self.new_group(Kind::Map, domain.clone(), vec![]);
-            let cuts = Cuts::frozen(&domain, domain.len() - 2);
-            let site = Site {
-                group,
-                row: false,
-                chain: vec![],
-                layout: Layout::dense(&domain),
-                uses: vec![],
-                height: 0,
-                split: None,
-            };
-            let product = self.add_product(id, &site, &domain, cuts);
-            self.store(product, id, None);
+        let hosted = host.is_some();
+        let (group, uses, space, back) = match host {
+            Some((site, space, back)) => (site.group, site.uses, space, back),
+            None => (self.new_group(Kind::Map, space.clone()), Vec::new(), space, Chain::new()),
+        };
+        let product = self.add_product(group, id, dot, space, &back);
+        let product = product.map_err(|why| self.fault(id, &why.to_string()))?;
+        self.wire(&uses, product);
+        match only && hosted {
+            true => self.drop_operand(group, id),
+            false => self.store(product, id, None),
         }
-        for site in &sites {
-            self.load(id, &site.uses);
-        }
-        self.load(id, &whole);
+        self.loads_of(id, &sites, &whole);
+        Ok(())
     }
 
     /// `[batch.., m, n]`.
@@ -434,24 +396,30 @@ impl Groups<'_> {
         [&result[..batch], &[m.iter().product(), n.iter().product()]].concat()
     }
 
-    /// The cuts of a pointwise group over the product's own domain, if the group can be the product's epilogue.
-    fn epilogue(&self, id: NodeId, site: &Site, domain: &[u64]) -> Option<Cuts> {
-        let group = &self.groups[site.group];
-        let elements = self.graph.shape(id).elements();
-        let operands = group.operands.len() + 2;
-        if group.kind != Kind::Map || !site.layout.is_bijection(elements) || operands > self.max_operands {
-            return None;
+    /// The space of a product as a pointwise group cuts it, and the way there from the group's own, if the group can be the
+    /// product's epilogue.
+    fn epilogue(&self, id: NodeId, site: &Site, space: &Space) -> Result<(Space, Chain), Refusal> {
+        let group = self.group(site.group);
+        if group.kind() != Kind::Map {
+            return Err(Refusal::Kind);
         }
-        let back = self.rebase(id, site, domain)?;
-        self.cuts_over(group, &back, Cuts::frozen(domain, domain.len() - 2))
+        if !site.layout.is_bijection(self.graph.shape(id).elements()) {
+            return Err(Refusal::Space);
+        }
+        self.admits_factors(site.group)?;
+        let mut back = inverse(&self.sizes(id), &site.chain).ok_or(Refusal::Space)?;
+        back.push(ViewOp::Reshape(space.sizes()));
+        let mut space = space.clone();
+        space.refine(self.cuts_over(group, &back, space.cuts().clone()).ok_or(Refusal::Access)?);
+        Ok((space, back))
     }
 
     /// Cuts refined by all that a pointwise group reads and stores, seen from another domain of as many points.
-    pub(super) fn cuts_over(&self, group: &Group, back: &Chain, mut cuts: Cuts) -> Option<Cuts> {
-        for member in &group.members {
-            let m = &self.members[*member];
+    pub(super) fn cuts_over(&self, group: &Group<'_>, back: &Chain, mut cuts: Cuts) -> Option<Cuts> {
+        for member in group.members() {
+            let m = self.member(*member);
             let chain: Chain = m.chain.iter().chain(back).cloned().collect();
-            if self.members[*member].what == What::Node && self.whole_operands(m.node) {
+            if m.what == What::Node && self.reads_memory(m.node) {
                 return None; // a gather; its indices would have to be affine too
             }
             let own = match m.what {
@@ -470,20 +438,13 @@ impl Groups<'_> {
                 }
             }
         }
-        for store in &group.stores {
+        for store in group.stores() {
             let chain: Chain = self.store_chain(store).into_iter().chain(back.iter().cloned()).collect();
             if !cuts.add(&Layout::through(&self.sizes(store.target), &chain)?) {
                 return None;
             }
         }
         Some(cuts)
-    }
-
-    /// From a group's domain to that of a product which the group reads at this site.
-    fn rebase(&self, id: NodeId, site: &Site, domain: &[u64]) -> Option<Chain> {
-        let mut back = inverse(&self.sizes(id), &site.chain)?;
-        back.push(ViewOp::Reshape(domain.to_vec()));
-        Some(back)
     }
 
     /// The shape that a member's chain starts from.
@@ -496,55 +457,52 @@ impl Groups<'_> {
         }
     }
 
-    fn add_product(&mut self, id: NodeId, site: &Site, domain: &[u64], cuts: Cuts) -> MemberId {
-        if let Some(back) = self.rebase(id, site, domain) {
-            for member in self.groups[site.group].members.clone() {
-                self.members[member].chain.extend(back.iter().cloned());
-            }
-        }
-        self.groups[site.group].kept = domain.to_vec();
-        self.groups[site.group].cuts = cuts;
-        let inputs = self.inputs(&self.groups[site.group], id, What::Node, &Chain::new());
-        let inputs = inputs.expect("operands in the order of `prepare` can be read as they are");
-        let chain = vec![ViewOp::Reshape(domain.to_vec())];
-        let product = self.add_member(site.group, id, What::Node, false, chain, 0, inputs);
-        self.groups[site.group].kind = Kind::Product(product);
-        for (reader, operand) in &site.uses {
-            self.members[*reader].inputs[*operand] = Input::Member(product);
-        }
-        product
-    }
-
-    /// Convolutions and scatters: dense operands, no fusion.
-    fn place_whole(&mut self, kind: Kind, id: NodeId, uses: &[(MemberId, usize)]) {
-        let root = self.root(kind, id, What::Node, self.sizes(id), vec![]);
+    /// What has no part in fusion: a kernel of its own.
+    fn place_whole(
+        &mut self,
+        kind: impl FnOnce(MemberId) -> Kind<'g>,
+        id: NodeId,
+        what: What,
+        uses: &[Use],
+    ) -> Result<(), Diagnostic> {
+        let root = self.root(kind, id, what, Space::new(self.sizes(id), vec![]))?;
         self.store(root, id, None);
         self.load(id, uses);
+        Ok(())
     }
 
     /// Every part is copied, or computed, into its region.
-    fn place_concat(&mut self, id: NodeId, axis: usize, uses: &[(MemberId, usize)]) {
+    fn place_concat(&mut self, id: NodeId, axis: usize, uses: &[Use]) -> Result<(), Diagnostic> {
         let mut start = 0;
-        for (index, part) in self.graph.node(id).inputs.clone().into_iter().enumerate() {
-            let sizes = self.sizes(part);
+        for (index, part) in self.graph.node(id).inputs.iter().enumerate() {
+            let sizes = self.sizes(*part);
             let region = sizes.iter().enumerate();
             let region = region.map(|(dim, size)| (if dim == axis { start } else { 0 }, *size, 1)).collect();
             start += sizes[axis];
-            let root = self.root(Kind::Map, id, What::Copy(index), sizes, vec![]);
+            let root = self.root(|_| Kind::Map, id, What::Copy(index), Space::new(sizes, vec![]))?;
             self.store(root, id, Some(ViewOp::Slice(region)));
         }
         self.load(id, uses);
+        Ok(())
     }
 
     /// Zeros everywhere, then the input in its region.
-    fn place_pad(&mut self, id: NodeId, low: &[u64], interior: &[u64], uses: &[(MemberId, usize)]) {
-        let zeros = self.root(Kind::Map, id, What::Zero, self.sizes(id), vec![]);
+    fn place_pad(&mut self, id: NodeId, low: &[u64], interior: &[u64], uses: &[Use]) -> Result<(), Diagnostic> {
+        let zeros = self.root(|_| Kind::Map, id, What::Zero, Space::new(self.sizes(id), vec![]))?;
         self.store(zeros, id, None);
         let sizes = self.sizes(self.graph.node(id).inputs[0]);
         let region = low.iter().zip(&sizes).zip(interior).map(|((low, size), gap)| (*low, *size, gap + 1)).collect();
-        let copy = self.root(Kind::Map, id, What::Copy(0), sizes, vec![]);
+        let copy = self.root(|_| Kind::Map, id, What::Copy(0), Space::new(sizes, vec![]))?;
         self.store(copy, id, Some(ViewOp::Slice(region)));
-        self.order(self.find(self.members[zeros].group), self.find(self.members[copy].group));
+        self.order(zeros, copy);
         self.load(id, uses);
+        Ok(())
     }
+}
+
+/// Of each site, whether no other one is in its group.
+fn alone(sites: &[Site]) -> Vec<bool> {
+    let mut count: HashMap<GroupId, u32> = HashMap::default();
+    sites.iter().for_each(|site| *count.entry(site.group).or_default() += 1);
+    sites.iter().map(|site| count.get(&site.group) == Some(&1)).collect()
 }

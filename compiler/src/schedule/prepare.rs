@@ -8,7 +8,6 @@ use alip_plan::{Fusion, Target};
 use smallvec::SmallVec;
 
 use super::commute::Forms;
-use super::facts::base;
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId, OriginId, Shape};
@@ -19,7 +18,7 @@ use crate::ops::{Dot, Op, OpError, ReduceKind, ScalarOp};
 /// # Errors
 /// An op refuses its inputs, which only a defect of a pass can cause.
 pub fn prepare(graph: &Graph, target: &Target) -> Result<Graph, Diagnostics> {
-    let live = live(graph);
+    let live = graph.live(graph.inputs.values().chain(graph.outputs.values()).chain(graph.updates.values()));
     let turned = turned(graph, &live);
     let (seen, forms) = (HashMap::default(), Forms::default());
     let fusion = target.fusion;
@@ -77,22 +76,6 @@ pub fn prepare(graph: &Graph, target: &Target) -> Result<Graph, Diagnostics> {
     result.updates = updates.map(|(path, id)| (path, copy(id))).collect();
     result.values = graph.values.iter().filter_map(port).collect();
     Ok(result)
-}
-
-/// What outputs and updates depend on, and all inputs.
-fn live(graph: &Graph) -> Vec<bool> {
-    let mut live = vec![false; graph.nodes().len()];
-    for id in graph.inputs.values().chain(graph.outputs.values()).chain(graph.updates.values()) {
-        live[id.index()] = true;
-    }
-    for id in graph.ids().rev() {
-        if live[id.index()] {
-            for input in &graph.node(id).inputs {
-                live[input.index()] = true;
-            }
-        }
-    }
-    live
 }
 
 /// Products whose only user is a transpose that exchanges their sides, and these transposes: `(x y)^T` is `y^T x^T`. So the
@@ -156,10 +139,6 @@ impl Rebuild {
             Op::Dot(dot) => self.dot(dot, inputs, origin),
             Op::Reduce { kind, axes } => self.reduce(*kind, axes, inputs[0], origin),
             Op::Concat { .. } if inputs.len() == 1 => Ok(inputs[0]),
-            Op::Conv2d(_) => {
-                let second = self.apart(inputs[0], inputs[1], origin)?;
-                self.add(op.clone(), &[inputs[0], second], origin)
-            }
             _ => self.add(op.clone(), inputs, origin),
         }
     }
@@ -193,25 +172,8 @@ impl Rebuild {
         }
     }
 
-    /// A value that does not lie where another one lies: a kernel that knows its operands by their position takes no place
-    /// twice.
-    fn apart(&mut self, first: NodeId, second: NodeId, origin: OriginId) -> Result<NodeId, OpError> {
-        if base(&self.graph, first).0 != base(&self.graph, second).0 {
-            return Ok(second);
-        }
-        let dtype = self.graph.ty(second).dtype;
-        self.add(Op::Pointwise(ScalarOp::Cast(dtype)), &[second], origin)
-    }
-
-    fn is_one(&self, mut id: NodeId) -> bool {
-        loop {
-            let node = self.graph.node(id);
-            match node.op {
-                Op::Const { value, .. } => return value.0 == 1.0,
-                Op::Broadcast { .. } | Op::Reshape { .. } => id = node.inputs[0],
-                _ => return false,
-            }
-        }
+    fn is_one(&self, id: NodeId) -> bool {
+        self.graph.splat(id) == Some(1.0)
     }
 
     fn dot(&mut self, dot: &Dot, inputs: &[NodeId], origin: OriginId) -> Result<NodeId, OpError> {

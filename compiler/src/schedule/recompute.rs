@@ -108,23 +108,23 @@ impl Choice {
 
 fn is_stored(schedule: &Schedule<'_>, id: NodeId) -> bool {
     let given = matches!(schedule.groups.graph.node(id).op, Op::Input { .. } | Op::State { .. });
-    given || schedule.groups.adjoined.contains_key(&id) || !schedule.groups.writers[id.index()].is_empty()
+    given || schedule.groups.adjoined.contains_key(&id) || !schedule.groups.writers(id).is_empty()
 }
 
 fn choose(schedule: &Schedule<'_>) -> Vec<Waiting> {
     let groups = &schedule.groups;
     let graph = groups.graph;
-    let mut at = vec![0; groups.groups.len()];
+    let mut at = vec![0; groups.count()];
     for (position, group) in schedule.order.iter().enumerate() {
         at[*group] = position;
     }
-    let position = |member: &usize| at[groups.find(groups.members[*member].group)];
+    let position = |member: &usize| at[groups.group_of(*member)];
     let mut total = 0;
     let mut waiting = Vec::new();
     for id in graph.ids() {
-        let [writer] = groups.writers[id.index()].as_slice() else { continue };
+        let [writer] = groups.writers(id) else { continue };
         let mut reads: Vec<(usize, NodeId)> =
-            groups.loads[id.index()].iter().map(|member| (position(member), groups.members[*member].node)).collect();
+            groups.loads(id).iter().map(|member| (position(member), groups.member(*member).node)).collect();
         reads.sort_unstable();
         let mut before = at[groups.find(*writer)];
         let mut longest = (0, 0);
@@ -156,8 +156,8 @@ fn choose(schedule: &Schedule<'_>) -> Vec<Waiting> {
         let there = |source: &NodeId| {
             let small =
                 graph.shape(*source).elements() * groups.fusion.much_smaller <= graph.shape(waiting.value).elements();
-            let given = groups.writers[source.index()].is_empty();
-            let last = groups.loads[source.index()].iter().map(position).max().unwrap_or(0);
+            let given = groups.writers(*source).is_empty();
+            let last = groups.loads(*source).iter().map(position).max().unwrap_or(0);
             !gone.contains(source) && (small || given || last + LONG >= waiting.from)
         };
         let fits = found.iter().all(there);

@@ -7,7 +7,7 @@
 //!   again what a kernel beside it reads the input of: a gelu's input is read by the gelu's derivative, a layer norm's by its
 //!   gradient. The input is read once, and the launch is saved.
 
-use super::group::{Group, GroupId, Groups, Input, Kind, MemberId};
+use super::group::{Group, GroupId, Groups, Kind, MemberId, Refusal};
 use super::layout::{Chain, Layout, ViewOp};
 use crate::hash::HashMap;
 use crate::ir::NodeId;
@@ -22,14 +22,14 @@ impl Groups<'_> {
         type Domain = (Vec<u64>, Vec<u64>);
         let mut open: HashMap<Domain, (GroupId, usize)> = HashMap::default();
         for (position, group) in order.iter().enumerate() {
-            let here = &self.groups[*group];
+            let here = self.group(*group);
             // A kernel of one row has no other way to use many threads than one launch each.
-            if here.kind != Kind::Reduction || here.kept.iter().product::<u64>() < 2 {
+            if here.kind() != Kind::Reduction || here.space().rows() < 2 {
                 continue;
             }
-            let domain = (here.kept.clone(), here.reduced.clone());
+            let domain = (here.space().kept().to_vec(), here.space().reduced().to_vec());
             match open.get(&domain) {
-                Some((into, first)) if position - first <= WINDOW && self.merge(*into, *group) => {}
+                Some((into, first)) if position - first <= WINDOW && self.merge(*into, *group).is_ok() => {}
                 _ => {
                     open.insert(domain, (*group, position));
                 }
@@ -40,9 +40,9 @@ impl Groups<'_> {
             at.entry(self.find(*group)).or_insert(position);
         }
         for (position, map) in order.iter().enumerate() {
-            if self.is_alive(*map) && self.groups[*map].late && self.groups[*map].kind == Kind::Map {
+            if self.is_alive(*map) && self.group(*map).is_late() && self.group(*map).kind() == Kind::Map {
                 let hosts = self.neighbours(*map, position, &at);
-                let _ = hosts.into_iter().any(|host| self.absorb(host, *map));
+                let _ = hosts.into_iter().any(|host| self.join_beside(host, *map).is_ok());
             }
         }
     }
@@ -50,14 +50,13 @@ impl Groups<'_> {
     /// Reductions and products that read, at all of their points, what a map reads at all of its own; the nearest first.
     fn neighbours(&self, map: GroupId, position: usize, at: &HashMap<GroupId, usize>) -> Vec<GroupId> {
         let mut found: Vec<(usize, GroupId)> = Vec::new();
-        let all = points(&self.groups[map]);
+        let all = self.group(map).space().points();
         let whole = |id: &&NodeId| self.graph.shape(**id).elements() == all;
-        for id in self.groups[map].operands.iter().filter(whole) {
-            for reader in &self.loads[id.index()] {
-                let group = self.find(self.members[*reader].group);
-                let rows = matches!(self.groups[group].kind, Kind::Reduction | Kind::Product(_));
+        for id in self.group(map).operands().iter().filter(whole) {
+            for group in self.readers(*id) {
+                let rows = matches!(self.group(group).kind(), Kind::Reduction | Kind::Product(..));
                 let distance = at.get(&group).map_or(usize::MAX, |there| there.abs_diff(position));
-                if rows && distance <= WINDOW && points(&self.groups[group]) == all {
+                if rows && distance <= WINDOW && self.group(group).space().points() == all {
                     found.push((distance, group));
                 }
             }
@@ -68,40 +67,32 @@ impl Groups<'_> {
     }
 
     /// Adds a map to a reduction or product that reads the same value at the same points, if neither waits for the other.
-    fn absorb(&mut self, host: GroupId, map: GroupId) -> bool {
-        let (into, gone) = (&self.groups[host], &self.groups[map]);
-        let back: Chain = vec![ViewOp::Reshape([into.kept.as_slice(), &into.reduced].concat())];
-        let operands = into.operands.union(&gone.operands).count();
-        let members = into.members.len() + gone.members.len();
-        if operands > self.max_operands || members > self.fusion.most_members as usize {
-            return false;
+    fn join_beside(&mut self, host: GroupId, map: GroupId) -> Result<(), Refusal> {
+        self.room_for_both(host, map)?;
+        let (into, gone) = (self.group(host), self.group(map));
+        let back: Chain = vec![ViewOp::Reshape(into.space().sizes())];
+        let gathers = |member: &MemberId| self.reads_memory(self.member(*member).node);
+        if gone.members().iter().any(gathers) {
+            return Err(Refusal::Kind);
         }
-        let gathers = |member: &MemberId| self.whole_operands(self.members[*member].node);
-        if gone.members.iter().any(gathers) || !self.aligned(into, gone, &back) {
-            return false;
+        if !self.aligned(into, gone, &back) {
+            return Err(Refusal::Space);
         }
-        let Some(cuts) = self.cuts_over(gone, &back, into.cuts.clone()) else { return false };
-        if self.reaches(host, map) || self.reaches(map, host) {
-            return false;
-        }
-        for member in self.groups[map].members.clone() {
-            self.members[member].chain.extend(back.iter().cloned());
-        }
-        self.take_in(host, map, cuts);
-        true
+        let cuts = self.cuts_over(gone, &back, into.space().cuts().clone()).ok_or(Refusal::Access)?;
+        self.absorb(host, map, &back, cuts)
     }
 
     /// Whether both groups read one value at each point the same element, where `back` leads from one domain to the other.
-    fn aligned(&self, into: &Group, gone: &Group, back: &Chain) -> bool {
-        let reads = |group: &Group, back: &Chain| -> Vec<(NodeId, Layout)> {
-            let own = group.members.iter().filter(|member| !self.members[**member].row);
-            let own = own.filter(|member| !self.whole_operands(self.members[**member].node));
-            own.flat_map(|member| (self.members[*member].inputs.iter().enumerate()).map(move |input| (*member, input)))
+    fn aligned(&self, into: &Group<'_>, gone: &Group<'_>, back: &Chain) -> bool {
+        let reads = |group: &Group<'_>, back: &Chain| -> Vec<(NodeId, Layout)> {
+            let own = group.members().iter().filter(|member| !self.member(**member).row);
+            let own = own.filter(|member| !self.reads_memory(self.member(**member).node));
+            own.flat_map(|member| (self.member(*member).inputs.iter().enumerate()).map(move |input| (*member, input)))
                 .filter_map(|(member, (operand, input))| {
-                    let Input::Load(value) = *input else { return None };
+                    let value = input.loaded()?;
                     let mut chain = self.chain_to(member, operand, value);
                     chain.extend(back.iter().cloned());
-                    let whole = self.graph.shape(value).elements() == points(group);
+                    let whole = self.graph.shape(value).elements() == group.space().points();
                     Some((value, self.layout(value, &chain).filter(|_| whole)?))
                 })
                 .collect()
@@ -109,8 +100,4 @@ impl Groups<'_> {
         let there = reads(into, &Chain::new());
         reads(gone, back).iter().any(|read| there.contains(read))
     }
-}
-
-fn points(group: &Group) -> u64 {
-    group.kept.iter().chain(&group.reduced).product()
 }

@@ -225,7 +225,8 @@ fn whole(graph: &Graph, terms: Vec<Term>, readers: &[Vec<NodeId>]) -> Vec<Term> 
     for (value, terms) in pieces {
         let slices: Vec<NodeId> = terms.iter().flat_map(|term| term.operands.clone()).collect();
         let elements = terms.iter().map(|term| term.elements).sum();
-        let only = readers[value.index()].iter().all(|reader| slices.contains(reader));
+        let known: HashSet<NodeId> = slices.iter().copied().collect();
+        let only = readers[value.index()].iter().all(|reader| known.contains(reader));
         if !only || !tile(graph, value, &slices) {
             continue;
         }
@@ -276,6 +277,8 @@ impl Joining<'_> {
     fn run(mut self, found: &Found) -> Result<Graph, OpError> {
         let graph = self.graph;
         let mut sums: Vec<Option<NodeId>> = vec![None; found.chunks.len()];
+        let mut ends: HashMap<NodeId, Vec<usize>> = HashMap::default();
+        found.chunks.iter().enumerate().for_each(|(at, chunk)| ends.entry(chunk.end).or_default().push(at));
         let mut moved: Vec<NodeId> = Vec::with_capacity(graph.nodes().len());
         for id in graph.ids() {
             let node = graph.node(id);
@@ -292,8 +295,8 @@ impl Joining<'_> {
                 }
             };
             moved.push(new);
-            for (chunk, sum) in found.chunks.iter().zip(&mut sums).filter(|(chunk, _)| chunk.end == id) {
-                *sum = Some(self.chunk(chunk, &moved)?);
+            for at in ends.remove(&id).unwrap_or_default() {
+                sums[at] = Some(self.chunk(&found.chunks[at], &moved)?);
             }
         }
         self.new.take_names(graph, |id| Some(moved[id.index()]));

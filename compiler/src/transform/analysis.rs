@@ -32,18 +32,10 @@ fn is_free(graph: &Graph, id: NodeId) -> bool {
 
 /// What the results of a program need: operations and bytes, each op reading its operands and writing its result.
 pub(super) fn cost(graph: &Graph) -> Cost {
-    let mut live = vec![false; graph.nodes().len()];
-    graph.outputs.values().chain(graph.updates.values()).for_each(|id| live[id.index()] = true);
+    let live = graph.live(graph.outputs.values().chain(graph.updates.values()));
     let mut cost = Cost::default();
-    for id in graph.ids().rev() {
+    for id in graph.ids().rev().filter(|id| live[id.index()] && !is_free(graph, *id)) {
         let node = graph.node(id);
-        if !live[id.index()] {
-            continue;
-        }
-        node.inputs.iter().for_each(|input| live[input.index()] = true);
-        if is_free(graph, id) {
-            continue;
-        }
         let types: SmallVec<[_; 3]> = node.inputs.iter().map(|input| graph.ty(*input)).collect();
         // What is repeated is read once, and of what is picked from, the rows that are picked.
         let stored = |mut id: NodeId| {

@@ -357,7 +357,7 @@ impl<'g> Facts<'g> {
         // A view at the end is had without a copy in each lane.
         let mut read = vec![false; keep.len()];
         for tuple in (0..keep.len()).rev() {
-            keep[tuple] &= read[tuple] || !is_view(&self.graph.node(region.tuples[tuple].members[0]).op);
+            keep[tuple] &= read[tuple] || !self.graph.node(region.tuples[tuple].members[0]).op.is_view();
             if keep[tuple] {
                 operands(region, tuple).into_iter().flatten().for_each(|operand| read[operand] = true);
             }
@@ -583,10 +583,6 @@ impl<'a> Emitter<'a> {
 fn has_own_kernel(op: &Op) -> bool {
     let reduces = matches!(op, Op::Reduce { .. } | Op::Softmax { .. } | Op::LogSumExp { .. } | Op::LayerNorm { .. });
     reduces || matches!(op, Op::Dot(_) | Op::Conv2d(_) | Op::Gather { .. } | Op::CrossEntropy | Op::Attention(_))
-}
-
-fn is_view(op: &Op) -> bool {
-    matches!(op, Op::Reshape { .. } | Op::Transpose { .. } | Op::Broadcast { .. } | Op::Slice { .. } | Op::StopGradient)
 }
 
 fn is_commutative(op: &Op) -> bool {

@@ -159,10 +159,7 @@ impl Memory<'_> {
         for instr in &code.instrs {
             let arg = |n: usize| values[instr.args[n] as usize];
             let value = match instr.op {
-                ScalarOp::Load(view) => {
-                    let view = &views[view as usize];
-                    self.get(view.operand, self.element(view, point.at))
-                }
+                ScalarOp::Load(view) => self.viewed(&views[view as usize], point.at),
                 ScalarOp::Store(view) => {
                     let view = &views[view as usize];
                     let (element, value) = (self.element(view, point.at), arg(0));
@@ -245,9 +242,8 @@ impl Memory<'_> {
             let (batch, mn) = at.split_at(product.batch.len());
             let sum = (0..product.k)
                 .map(|k| {
-                    let a = self.element(&product.a, &[batch, &[mn[0], k]].concat());
-                    let b = self.element(&product.b, &[batch, &[k, mn[1]]].concat());
-                    self.get(product.a.operand, a) * self.get(product.b.operand, b)
+                    self.viewed(&product.a, &[batch, &[mn[0], k]].concat())
+                        * self.viewed(&product.b, &[batch, &[k, mn[1]]].concat())
                 })
                 .sum();
             self.run(&product.code, &product.views, &Point { at: &at, slots: &[], product: sum });
@@ -255,42 +251,53 @@ impl Memory<'_> {
     }
 
     fn conv2d(&mut self, conv: &Conv2d) {
-        let (oh, ow) = conv.out();
-        let image = |n, c, y, x| (((n * conv.c + c) * conv.h + y) * conv.w + x) as i64;
-        let weight = |o, c, ky, kx| (((o * conv.c + c) * conv.kh + ky) * conv.kw + kx) as i64;
-        let out = |n, o, y, x| (((n * conv.o + o) * oh + y) * ow + x) as i64;
-        let size = self.operands[2].elements() as usize;
-        let mut sums = vec![0.0; size];
+        let (oh, ow) = conv.extent();
+        let [_, _, result] = conv.domains();
+        let mut sums = vec![0.0; result.iter().product::<u64>() as usize];
         for at in points(&[conv.n, conv.o, conv.c, oh, ow, conv.kh, conv.kw]) {
             let [n, o, c, y, x, ky, kx] = at[..] else { continue };
             let (iy, ix) = (y * conv.stride + ky, x * conv.stride + kx);
             let inside = |i: u64, size: u64| i.checked_sub(conv.padding).filter(|&i| i < size);
             let (Some(iy), Some(ix)) = (inside(iy, conv.h), inside(ix, conv.w)) else { continue };
-            let elements = [image(n, c, iy, ix), weight(o, c, ky, kx), out(n, o, y, x)];
-            let [first, second, result] = match conv.kind {
-                ConvKind::Forward => [elements[0], elements[1], elements[2]],
-                ConvKind::ImageGrad => [elements[2], elements[1], elements[0]],
-                ConvKind::WeightGrad => [elements[0], elements[2], elements[1]],
+            let (image, weight, out) = ([n, c, iy, ix], [o, c, ky, kx], [n, o, y, x]);
+            let [a, b, to] = match conv.kind {
+                ConvKind::Forward => [image, weight, out],
+                ConvKind::ImageGrad => [out, weight, image],
+                ConvKind::WeightGrad => [image, out, weight],
             };
-            sums[result as usize] += self.get(0, first) * self.get(1, second);
+            sums[linear(&to, &result)] += self.viewed(&conv.a, &a) * self.viewed(&conv.b, &b);
         }
-        for (element, sum) in sums.into_iter().enumerate() {
-            self.put(2, element as i64, sum);
-        }
+        self.put_all(&conv.out, &result, sums);
     }
 
     fn scatter_add(&mut self, scatter: &ScatterAdd) {
-        let ScatterAdd { batch, count, rows, inner } = *scatter;
-        let mut sums = vec![0.0; (batch * rows * inner) as usize];
+        let ScatterAdd { batch, count, rows, inner, .. } = *scatter;
+        let [_, _, result] = scatter.domains();
+        let mut sums = vec![0.0; result.iter().product::<u64>() as usize];
         for at in points(&[batch, count, inner]) {
             let [b, i, e] = at[..] else { continue };
-            let row = (self.get(0, (b * count + i) as i64) as i64).clamp(0, rows as i64 - 1) as u64;
-            sums[((b * rows + row) * inner + e) as usize] += self.get(1, ((b * count + i) * inner + e) as i64);
+            let row = (self.viewed(&scatter.index, &[b, i]) as i64).clamp(0, rows as i64 - 1) as u64;
+            sums[linear(&[b, row, e], &result)] += self.viewed(&scatter.updates, &at);
         }
-        for (element, sum) in sums.into_iter().enumerate() {
-            self.put(2, element as i64, sum);
+        self.put_all(&scatter.out, &result, sums);
+    }
+
+    fn viewed(&self, view: &View, at: &[u64]) -> f64 {
+        self.get(view.operand, self.element(view, at))
+    }
+
+    /// Writes a result, once all that it is made of has been read.
+    fn put_all(&mut self, view: &View, domain: &[u64], values: Vec<f64>) {
+        for (at, value) in points(domain).zip(values) {
+            let element = self.element(view, &at);
+            self.put(view.operand, element, value);
         }
     }
+}
+
+/// Number of a point of a domain, row-major.
+fn linear(at: &[u64], domain: &[u64]) -> usize {
+    at.iter().zip(domain).fold(0, |all, (&coordinate, &size)| all * size + coordinate) as usize
 }
 
 /// All points of a domain, row-major.

@@ -27,25 +27,11 @@ pub(super) struct Known<'g> {
     pub(super) reach: RefCell<HashMap<(NodeId, usize), Option<bool>>>,
 }
 
-/// What the results depend on.
-pub(super) fn live(graph: &Graph, results: &[NodeId]) -> Vec<bool> {
-    let mut live = vec![false; graph.nodes().len()];
-    results.iter().for_each(|id| live[id.index()] = true);
-    for id in graph.ids().rev() {
-        if live[id.index()] {
-            graph.node(id).inputs.iter().for_each(|input| live[input.index()] = true);
-        }
-    }
-    live
-}
-
 impl<'g> Known<'g> {
     pub(super) fn new(graph: &'g Graph, results: &[NodeId]) -> Known<'g> {
-        let live = live(graph, results);
-        let mut readers = vec![Vec::new(); live.len()];
-        for id in graph.ids().filter(|id| live[id.index()]) {
-            graph.node(id).inputs.iter().for_each(|input| readers[input.index()].push(id));
-        }
+        let live = graph.live(results);
+        let mut readers = graph.readers();
+        readers.iter_mut().for_each(|readers| readers.retain(|id| live[id.index()]));
         let mut is_result = vec![false; live.len()];
         results.iter().for_each(|id| is_result[id.index()] = true);
         Known {
@@ -78,11 +64,7 @@ impl<'g> Known<'g> {
 
     /// The one value that a tensor holds everywhere.
     pub(super) fn splat(&self, id: NodeId) -> Option<f64> {
-        match self.op(id) {
-            Op::Const { value, .. } => Some(value.0),
-            Op::Broadcast { .. } | Op::Reshape { .. } => self.splat(self.inputs(id)[0]),
-            _ => None,
-        }
+        self.graph.splat(id)
     }
 
     /// Whether everything that is computed from `from` goes through `to`: then nobody misses what lies between.

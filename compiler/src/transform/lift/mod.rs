@@ -14,7 +14,7 @@ mod mask;
 mod norms;
 mod softmax;
 
-use self::known::{Known, live};
+use self::known::Known;
 use super::{Report, Results, fault, tidy};
 use crate::diag::Diagnostics;
 use crate::hash::HashMap;
@@ -94,7 +94,7 @@ pub(super) fn lift(graph: &Graph, results: &Results, report: &mut Report) -> Res
     }
     new.take_names(&graph, |id| Some(map[id.index()]));
     // Values that only what was lifted had in between.
-    let needed = live(&new, &results.nodes(&new));
+    let needed = new.live(&results.nodes(&new));
     for id in graph.ids().filter(|id| needed[map[id.index()].index()]) {
         let what = match found.get(&id) {
             Some(Found::Attention(_)) => ATTENTION,

@@ -19,9 +19,10 @@ use alip_plan::fault::{Fault, planted};
 use alip_plan::kernel::{Attention, AttentionResult, ReduceKind, Rows, View};
 use rayon::prelude::*;
 
-use self::matrix::{Matrix, Place, Side, multiply};
+use self::matrix::{Place, Side};
 use super::Threads;
 use super::isa::{CentreFn, ExpFn, Loops, RowFn};
+use super::matrix::{Matrix, multiply};
 use super::run::Operands;
 
 /// Most queries of a block. With the most keys, scores and their gradients (200 KiB) stay in a second-level cache.

@@ -2,11 +2,11 @@
 
 use alip_plan::DType;
 use alip_plan::fault::{Fault, planted};
-use alip_plan::kernel::{Conv2d, ConvKind};
-use gemm::{Parallelism, gemm};
+use alip_plan::kernel::{Conv2d, ConvKind, View};
 use rayon::prelude::*;
 
 use super::Threads;
+use super::matrix::{Matrix, multiply};
 use super::run::{Operands, Scratch, widen};
 
 /// Most elements of a column matrix: 16 MiB per thread.
@@ -15,8 +15,8 @@ const COLUMNS: usize = 4 << 20;
 /// A convolution ready to run.
 pub(super) struct PreparedConv {
     kind: ConvKind,
-    /// Of both operands.
-    dtype: DType,
+    /// Both factors, and the result.
+    views: [View; 3],
     n: usize,
     c: usize,
     h: usize,
@@ -31,9 +31,6 @@ pub(super) struct PreparedConv {
     /// Output rows whose columns are made at a time.
     rows: usize,
 }
-
-/// A row-major matrix: pointer and row stride.
-type Matrix = (*mut f32, isize);
 
 /// A part of an operand in f32, perhaps a copy; only ever read.
 struct Wide {
@@ -51,16 +48,17 @@ impl Wide {
 
 impl PreparedConv {
     pub(super) fn new(conv: &Conv2d) -> PreparedConv {
-        let (oh, ow) = conv.out();
+        let (oh, ow) = conv.extent();
         let [n, c, h, w, o, kh, kw, stride, padding, oh, ow] =
             [conv.n, conv.c, conv.h, conv.w, conv.o, conv.kh, conv.kw, conv.stride, conv.padding, oh, ow]
                 .map(|size| size as usize);
         let rows = (COLUMNS / (c * kh * kw * ow).max(1)).clamp(1, oh.max(1));
-        PreparedConv { kind: conv.kind, dtype: conv.dtype, n, c, h, w, o, kh, kw, stride, padding, oh, ow, rows }
+        let views = [&conv.a, &conv.b, &conv.out].map(View::clone);
+        PreparedConv { kind: conv.kind, views, n, c, h, w, o, kh, kw, stride, padding, oh, ow, rows }
     }
 
     pub(super) fn run(&self, operands: &Operands, threads: &Threads) {
-        let [first, second, result] = [0, 1, 2].map(|operand| operands.0[operand] as usize);
+        let [first, second, result] = self.views.each_ref().map(|view| operands.start(view) as usize);
         let (image, out, weight) =
             (self.c * self.h * self.w, self.o * self.oh * self.ow, self.o * self.c * self.kh * self.kw);
         let channel = self.h * self.w;
@@ -110,13 +108,14 @@ impl PreparedConv {
 
     /// So many elements of an operand in f32: where they are, or widened.
     fn wide(&self, operand: usize, first: usize, count: usize, scratch: &mut Scratch) -> Wide {
-        if self.dtype == DType::F32 {
+        let dtype = self.views[0].dtype; // of both factors
+        if dtype == DType::F32 {
             // SAFETY: inside an operand that `check` sized.
             return Wide { start: unsafe { (operand as *mut f32).add(first) }, block: None };
         }
         let mut block = scratch.take_block(count);
         // SAFETY: as above.
-        unsafe { widen(self.dtype, (operand as *const u16).add(first), 1, &mut block[..count]) };
+        unsafe { widen(dtype, (operand as *const u16).add(first), 1, &mut block[..count]) };
         Wide { start: block.as_mut_ptr(), block: Some(block) }
     }
 
@@ -127,13 +126,10 @@ impl PreparedConv {
             self.gather(image, 0..self.c, y, width / self.ow, columns);
             // SAFETY: rows `y..` of every output channel.
             let out = unsafe { out.add(y * self.ow) };
-            multiply(
-                [self.o, width, depth],
-                (out, (self.oh * self.ow) as isize),
-                false,
-                (weight, depth as isize, 1),
-                (columns.as_mut_ptr(), width as isize, 1),
-            );
+            let weight = Matrix { data: weight, row: depth as isize, column: 1 };
+            let (out, columns) = (self.pixels(out), Matrix::block(columns, width));
+            // SAFETY: all are inside their memory; the rows of the result are this task's.
+            unsafe { multiply([self.o, width, depth], out, false, weight, columns, 1.0) };
         }
     }
 
@@ -145,13 +141,12 @@ impl PreparedConv {
             let width = self.rows.min(self.oh - y) * self.ow;
             // SAFETY: rows `y..` of every output channel.
             let out = unsafe { out.add(y * self.ow) };
-            multiply(
-                [depth, width, self.o],
-                (columns.as_mut_ptr(), width as isize),
-                false,
-                (weight, 1, depth as isize),
-                (out, (self.oh * self.ow) as isize, 1),
-            );
+            let weight = Matrix { data: weight, row: 1, column: depth as isize };
+            // SAFETY: all are inside their memory; columns are this task's.
+            unsafe {
+                let to = Matrix::block(columns, width);
+                multiply([depth, width, self.o], to, false, weight, self.pixels(out), 1.0);
+            }
             self.visit(
                 0..self.c,
                 y,
@@ -181,14 +176,16 @@ impl PreparedConv {
             self.gather(channel, 0..1, y, width / self.ow, columns);
             // SAFETY: rows `y..` of every output channel; channel `c` of the weight, which is this task's.
             let (out, weight) = unsafe { (out.add(y * self.ow), weight.add(c * window)) };
-            multiply(
-                [self.o, window, width],
-                (weight, depth as isize),
-                add || y > 0,
-                (out, (self.oh * self.ow) as isize, 1),
-                (columns.as_mut_ptr(), 1, width as isize),
-            );
+            let weight = Matrix { data: weight, row: depth as isize, column: 1 };
+            let columns = Matrix::block(columns, width).transposed();
+            // SAFETY: all are inside their memory; the channel of the weight is this task's.
+            unsafe { multiply([self.o, window, width], weight, add || y > 0, self.pixels(out), columns, 1.0) };
         }
+    }
+
+    /// Pixels of all output channels, a channel in a row.
+    fn pixels(&self, out: *mut f32) -> Matrix {
+        Matrix { data: out, row: (self.oh * self.ow) as isize, column: 1 }
     }
 
     /// The columns of output rows `y..y + rows`: a matrix [channels * kh * kw, rows * ow].
@@ -238,33 +235,5 @@ impl PreparedConv {
                 }
             }
         }
-    }
-}
-
-/// `to [m, n] (+)= a [m, k] * b [k, n]`; operands with row and column stride.
-fn multiply([m, n, k]: [usize; 3], to: Matrix, add: bool, a: (*mut f32, isize, isize), b: (*mut f32, isize, isize)) {
-    // SAFETY: callers give matrices inside their memory and a result apart from the operands.
-    unsafe {
-        gemm(
-            m,
-            n,
-            k,
-            to.0,
-            1,
-            to.1,
-            add,
-            a.0,
-            a.2,
-            a.1,
-            b.0,
-            b.2,
-            b.1,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
     }
 }

@@ -124,9 +124,10 @@ impl PreparedMap {
 
 /// Adds rows into a zeroed table, in the order of the rows; in parallel over tables and blocks of columns.
 fn scatter_add(scatter: &ScatterAdd, operands: &Operands, threads: &Threads) {
-    let ScatterAdd { batch, count, rows, inner } = *scatter;
+    let ScatterAdd { batch, count, rows, inner, .. } = *scatter;
     let [batch, count, rows, inner] = [batch, count, rows, inner].map(|size| size as usize);
-    let [index, updates, out] = [0, 1, 2].map(|operand| operands.0[operand] as usize);
+    let views = [&scatter.index, &scatter.updates, &scatter.out];
+    let [index, updates, out] = views.map(|view| operands.start(view) as usize);
     let elements = batch * rows * inner;
     if elements == 0 {
         return;

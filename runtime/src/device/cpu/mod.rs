@@ -17,6 +17,7 @@ mod grid;
 mod isa;
 mod kernel;
 mod math;
+mod matrix;
 mod product;
 mod reduction;
 mod run;

@@ -4,7 +4,6 @@
 use alip_plan::DType;
 use alip_plan::fault::{Fault, planted};
 use alip_plan::kernel::{Product, ScalarOp};
-use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
 use super::Threads;
@@ -12,6 +11,7 @@ use super::code::{Context, Program, Slots, translate};
 use super::grid::{Access, Affine, Grid, TILE};
 use super::isa::Loops;
 use super::kernel::reads_index;
+use super::matrix::{Matrix, multiply};
 use super::run::{Operands, Runner, Scratch, widen};
 
 /// Most elements of a block: it stays in the caches of a core until the epilogue has read it.
@@ -104,25 +104,26 @@ impl PreparedProduct {
             unsafe { operands.0[access.operand].cast::<u8>().offset(offset) }
         };
         let strides = |access: &Access| (access.element.strides[dims], access.element.strides[dims + 1]);
-        let matrix = |access: &Access, i: usize, j: usize| Matrix {
+        let factor = |access: &Access, i: usize, j: usize| Factor {
             start: place(access, i, j),
             dtype: access.dtype,
             strides: strides(access),
         };
-        let (a, b) = (matrix(&self.a, row, 0), matrix(&self.b, 0, column));
+        let (a, b) = (factor(&self.a, row, 0), factor(&self.b, 0, column));
         let sizes = [rows, columns, self.k];
         match &self.finish {
             Finish::Plain { out, scale } => {
-                let to = place(out, row, column).cast();
-                if a.dtype == DType::F32 && b.dtype == DType::F32 {
-                    multiply(sizes, (to, strides(out)), false, (&a, &b), *scale);
-                } else {
-                    threads.with_scratch(|scratch| multiply_wide(sizes, (to, strides(out)), (&a, &b), *scale, scratch));
+                let (row_stride, column_stride) = strides(out);
+                let to = Matrix { data: place(out, row, column).cast(), row: row_stride, column: column_stride };
+                match (a.floats(), b.floats()) {
+                    // SAFETY: all are inside their operands, and the result apart from the factors, by `check`.
+                    (Some(a), Some(b)) => unsafe { multiply(sizes, to, false, a, b, *scale) },
+                    _ => threads.with_scratch(|scratch| multiply_wide(sizes, to, (&a, &b), *scale, scratch)),
                 }
             }
             Finish::Epilogue { grid, program } => threads.with_scratch(|scratch| {
                 let mut block = scratch.take_block(rows * columns);
-                multiply_wide(sizes, (block.as_mut_ptr(), (columns as isize, 1)), (&a, &b), 1.0, scratch);
+                multiply_wide(sizes, Matrix::block(&mut block, columns), (&a, &b), 1.0, scratch);
                 let mut runner = Runner::new(program, grid, operands, scratch);
                 for i in 0..rows {
                     runner.product(block[i * columns..].as_mut_ptr().cast());
@@ -134,90 +135,59 @@ impl PreparedProduct {
     }
 }
 
-/// A matrix in memory: the strides are those from row to row and from column to column, in elements.
-struct Matrix {
-    start: *const u8,
+/// A factor in memory: the strides are those from row to row and from column to column, in elements.
+struct Factor {
+    start: *mut u8,
     dtype: DType,
     strides: (isize, isize),
 }
 
-/// `to (+)= scale a b` for matrices of f32.
-fn multiply(
-    [m, n, k]: [usize; 3],
-    (to, (row_stride, column_stride)): (*mut f32, (isize, isize)),
-    add: bool,
-    (a, b): (&Matrix, &Matrix),
-    scale: f32,
-) {
-    // SAFETY: all three matrices are inside their memory, and the result apart from the operands, by `check`.
-    // Without threads of its own the library sums over k in an order that depends on shapes only.
-    unsafe {
-        gemm(
-            m,
-            n,
-            k,
-            to,
-            column_stride,
-            row_stride,
-            add,
-            a.start.cast(),
-            a.strides.1,
-            a.strides.0,
-            b.start.cast(),
-            b.strides.1,
-            b.strides.0,
-            f32::from(u8::from(add)),
-            scale,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
+impl Factor {
+    /// As it is, if it is of f32.
+    fn floats(&self) -> Option<Matrix> {
+        let (row, column) = self.strides;
+        (self.dtype == DType::F32).then_some(Matrix { data: self.start.cast(), row, column })
     }
 }
 
 /// `to = scale a b` for operands of any float type: those of 16 bits are widened, [`DEPTH`] elements of every row and column
 /// at a time.
-fn multiply_wide(
-    [m, n, k]: [usize; 3],
-    to: (*mut f32, (isize, isize)),
-    (a, b): (&Matrix, &Matrix),
-    scale: f32,
-    scratch: &mut Scratch,
-) {
-    if a.dtype == DType::F32 && b.dtype == DType::F32 {
-        return multiply([m, n, k], to, false, (a, b), scale);
+fn multiply_wide([m, n, k]: [usize; 3], to: Matrix, (a, b): (&Factor, &Factor), scale: f32, scratch: &mut Scratch) {
+    if let (Some(a), Some(b)) = (a.floats(), b.floats()) {
+        // SAFETY: all are inside their memory, and the result apart from the factors, by `check`.
+        return unsafe { multiply([m, n, k], to, false, a, b, scale) };
     }
     let depth = DEPTH.min(k);
     let (mut wide_a, mut wide_b) = (scratch.take_block(m * depth), scratch.take_block(depth * n));
     for first in (0..k).step_by(depth.max(1)) {
         let depth = depth.min(k - first);
         let (a, b) = (widened(a, [m, depth], [0, first], &mut wide_a), widened(b, [depth, n], [first, 0], &mut wide_b));
-        multiply([m, n, depth], to, first > 0, (&a, &b), scale);
+        // SAFETY: as above.
+        unsafe { multiply([m, n, depth], to, first > 0, a, b, scale) };
     }
     scratch.return_block(wide_b);
     scratch.return_block(wide_a);
 }
 
 /// A part of a matrix in f32: where it is, or copied to `to` with its elements in the order that they have in memory.
-fn widened(from: &Matrix, [rows, columns]: [usize; 2], [row, column]: [usize; 2], to: &mut [f32]) -> Matrix {
+fn widened(from: &Factor, [rows, columns]: [usize; 2], [row, column]: [usize; 2], to: &mut [f32]) -> Matrix {
     let (row_stride, column_stride) = from.strides;
     let offset = row as isize * row_stride + column as isize * column_stride;
-    // SAFETY: inside the matrix.
+    // SAFETY: inside the factor.
     let start = unsafe { from.start.offset(offset * from.dtype.bytes() as isize) };
-    let strides = match from.dtype {
-        DType::F32 => return Matrix { start, dtype: DType::F32, strides: from.strides },
-        _ if column_stride.abs() <= row_stride.abs() => (columns as isize, 1),
-        _ => (1, rows as isize),
-    };
-    let (outer, inner) = if strides.1 == 1 { (rows, columns) } else { (columns, rows) };
-    let (outer_stride, inner_stride) =
-        if strides.1 == 1 { (row_stride, column_stride) } else { (column_stride, row_stride) };
+    let part = Factor { start, ..*from };
+    if let Some(floats) = part.floats() {
+        return floats;
+    }
+    let by_rows = column_stride.abs() <= row_stride.abs();
+    let (outer, inner) = if by_rows { (rows, columns) } else { (columns, rows) };
+    let (outer_stride, inner_stride) = if by_rows { (row_stride, column_stride) } else { (column_stride, row_stride) };
     for (i, line) in to.chunks_exact_mut(inner.max(1)).take(outer).enumerate() {
         // SAFETY: a row or column of the part.
         unsafe { widen(from.dtype, start.cast::<u16>().offset(i as isize * outer_stride), inner_stride, line) };
     }
-    Matrix { start: to.as_ptr().cast(), dtype: DType::F32, strides }
+    let block = Matrix::block(to, inner);
+    if by_rows { block } else { block.transposed() }
 }
 
 /// Rows and columns of the blocks that a result of `batch` matrices is cut into; by shapes only, so that results do not depend

@@ -81,10 +81,7 @@ impl PreparedReduction {
     pub(super) fn new(reduction: &Reduction, alias: &[usize], loops: &Loops) -> Result<PreparedReduction, String> {
         let product = |sizes: &[u64]| sizes.iter().product::<u64>() as usize;
         let (rows, length) = (product(&reduction.kept), product(&reduction.reduced));
-        let code = |stage: &Stage| match stage {
-            Stage::Points { code, .. } | Stage::Row { code, .. } => reads_index(code),
-        };
-        let indexed = reduction.stages.iter().any(code);
+        let indexed = reduction.stages.iter().any(|stage| reads_index(stage.code()));
         let (kept, reduced) = (reduction.kept.as_slice(), reduction.reduced.as_slice());
         let mode = match reduction.lanes {
             Lanes::Kept if rows > 1 => Mode::Kept,
@@ -181,6 +178,13 @@ impl PreparedReduction {
         });
     }
 
+    /// Points the cells of all slots to those of a row and what follows it in the table.
+    fn set_slots(&self, runner: &mut Runner<'_>, table: SlotTable, row: usize) {
+        for slot in 0..self.slots {
+            runner.slot(slot, table.at(slot, row));
+        }
+    }
+
     /// Runs a row stage for the rows of a tile; `table` starts at its first row.
     fn row_stage(
         &self,
@@ -193,9 +197,7 @@ impl PreparedReduction {
     ) {
         threads.with_scratch(|scratch| {
             let mut runner = Runner::new(program, &self.kept, operands, scratch);
-            for slot in 0..self.slots {
-                runner.slot(slot, table.at(slot, 0));
-            }
+            self.set_slots(&mut runner, table, 0);
             let lanes = runner.tile(block);
             // All results are read before any slot is set, as the stage computes from the slots it found.
             let values: Vec<Vec<u32>> = (0..slots.len())
@@ -220,9 +222,7 @@ impl PreparedReduction {
     ) {
         threads.with_scratch(|scratch| {
             let mut runner = Runner::new(program, &self.points, operands, scratch);
-            for slot in 0..self.slots {
-                runner.slot(slot, table.at(slot, 0));
-            }
+            self.set_slots(&mut runner, table, 0);
             let lanes = runner.tile(block);
             for (index, reduce) in reduce.iter().enumerate() {
                 let values = runner.result(index);
@@ -251,9 +251,7 @@ impl PreparedReduction {
             let mut runner = Runner::new(program, &self.points, operands, scratch);
             let mut totals: Vec<Total> = Vec::with_capacity(reduce.len());
             for row in 0..rows {
-                for slot in 0..self.slots {
-                    runner.slot(slot, table.at(slot, row));
-                }
+                self.set_slots(&mut runner, table, row);
                 totals.clear();
                 totals.extend(reduce.iter().map(Total::new));
                 self.row_tiles(&mut runner, reduce, &mut totals, first + row, 0..tiles);
@@ -326,9 +324,7 @@ impl PreparedReduction {
             let mut totals: Vec<Total> = reduce.iter().map(Total::new).collect();
             threads.with_scratch(|scratch| {
                 let mut runner = Runner::new(program, &self.points, operands, scratch);
-                for slot in 0..self.slots {
-                    runner.slot(slot, table.at(slot, row));
-                }
+                self.set_slots(&mut runner, table, row);
                 self.row_tiles(&mut runner, reduce, &mut totals, row, part * PART..((part + 1) * PART).min(tiles));
             });
             totals
@@ -361,9 +357,7 @@ impl PreparedReduction {
             let mut columns: Vec<Columns> = reduce.iter().map(|r| Columns::new(r, self.kept.lanes_of(tile))).collect();
             threads.with_scratch(|scratch| {
                 let mut runner = Runner::new(program, &self.points, operands, scratch);
-                for slot in 0..self.slots {
-                    runner.slot(slot, table.at(slot, first));
-                }
+                self.set_slots(&mut runner, table, first);
                 for point in points {
                     runner.tile(point * tiles + tile);
                     for (index, (reduce, columns)) in reduce.iter().zip(&mut columns).enumerate() {

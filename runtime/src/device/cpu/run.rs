@@ -1,6 +1,7 @@
 //! Runs register code over tiles.
 
 use alip_plan::DType;
+use alip_plan::kernel::View;
 
 use super::code::{Cell, Layout, Op, Place, Program};
 use super::grid::{Grid, TILE, Walk};
@@ -15,6 +16,15 @@ pub(super) struct Operands(pub(super) Vec<*mut u8>);
 unsafe impl Send for Operands {}
 // SAFETY: as above.
 unsafe impl Sync for Operands {}
+
+impl Operands {
+    /// The first element that a dense view walks.
+    pub(super) fn start(&self, view: &View) -> *mut u8 {
+        let offset = view.offset as isize * view.dtype.bytes() as isize;
+        // SAFETY: `check` keeps the view inside its operand.
+        unsafe { self.0[view.operand as usize].offset(offset) }
+    }
+}
 
 /// Lanes of a single value's cell: a cache line, so that vector loops over one lane never touch a neighbour.
 const SINGLE: usize = 16;
@@ -249,17 +259,9 @@ impl<'a> Runner<'a> {
         // SAFETY: as in `walk`.
         unsafe {
             match place.access.dtype {
-                DType::Bf16 => self.walk(walk, place, lanes, |lane, element, stride, n| {
-                    for i in 0..n {
-                        *base.cast::<u16>().offset(element + i as isize * stride) =
-                            f32_to_bf16(f32::from_bits(*from.add(lane + i)));
-                    }
-                }),
-                DType::F16 => self.walk(walk, place, lanes, |lane, element, stride, n| {
-                    for i in 0..n {
-                        *base.cast::<u16>().offset(element + i as isize * stride) =
-                            f32_to_f16(f32::from_bits(*from.add(lane + i)));
-                    }
+                dtype @ (DType::Bf16 | DType::F16) => self.walk(walk, place, lanes, |lane, element, stride, n| {
+                    let from = std::slice::from_raw_parts(from.add(lane).cast(), n);
+                    narrow(dtype, from, base.cast::<u16>().offset(element), stride);
                 }),
                 _ => self.walk(walk, place, lanes, |lane, element, stride, n| {
                     let (from, to) = (from.add(lane), base.cast::<u32>().offset(element));
@@ -326,22 +328,53 @@ impl<'a> Runner<'a> {
 /// `from` is readable at every step.
 #[inline]
 pub(super) unsafe fn widen(dtype: DType, from: *const u16, stride: isize, to: &mut [f32]) {
-    // SAFETY: by the caller.
-    let read = |i: usize| unsafe { *from.offset(i as isize * stride) };
-    match (dtype, stride) {
-        // A loop of its own for neighbours, so that it is done in vectors.
-        (DType::Bf16, 1) => {
-            // SAFETY: by the caller.
-            let from = unsafe { std::slice::from_raw_parts(from, to.len()) };
-            to.iter_mut().zip(from).for_each(|(to, from)| *to = bf16_to_f32(*from));
+    // SAFETY: the caller's.
+    unsafe {
+        match dtype {
+            DType::Bf16 => widen_by(bf16_to_f32, from, stride, to),
+            _ => widen_by(f16_to_f32, from, stride, to),
         }
-        (DType::F16, 1) => {
-            // SAFETY: by the caller.
-            let from = unsafe { std::slice::from_raw_parts(from, to.len()) };
-            to.iter_mut().zip(from).for_each(|(to, from)| *to = f16_to_f32(*from));
+    }
+}
+
+/// # Safety
+/// As [`widen`].
+#[inline(always)]
+unsafe fn widen_by(number: impl Fn(u16) -> f32, from: *const u16, stride: isize, to: &mut [f32]) {
+    // A loop of its own for neighbours, so that it is done in vectors.
+    if stride == 1 {
+        // SAFETY: the caller's.
+        let from = unsafe { std::slice::from_raw_parts(from, to.len()) };
+        return to.iter_mut().zip(from).for_each(|(to, from)| *to = number(*from));
+    }
+    for (i, to) in to.iter_mut().enumerate() {
+        // SAFETY: the caller's.
+        *to = number(unsafe { *from.offset(i as isize * stride) });
+    }
+}
+
+/// The nearest numbers of 16 bits, `stride` elements apart.
+///
+/// # Safety
+/// `to` is writable at every step, and nothing else uses it.
+#[inline]
+pub(super) unsafe fn narrow(dtype: DType, from: &[f32], to: *mut u16, stride: isize) {
+    // SAFETY: the caller's.
+    unsafe {
+        match dtype {
+            DType::Bf16 => narrow_by(f32_to_bf16, from, to, stride),
+            _ => narrow_by(f32_to_f16, from, to, stride),
         }
-        (DType::Bf16, _) => to.iter_mut().enumerate().for_each(|(i, to)| *to = bf16_to_f32(read(i))),
-        _ => to.iter_mut().enumerate().for_each(|(i, to)| *to = f16_to_f32(read(i))),
+    }
+}
+
+/// # Safety
+/// As [`narrow`].
+#[inline(always)]
+unsafe fn narrow_by(round: impl Fn(f32) -> u16, from: &[f32], to: *mut u16, stride: isize) {
+    for (i, from) in from.iter().enumerate() {
+        // SAFETY: the caller's.
+        unsafe { *to.offset(i as isize * stride) = round(*from) };
     }
 }
 

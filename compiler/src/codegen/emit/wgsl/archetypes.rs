@@ -1,7 +1,7 @@
 //! One function per archetype of kernel loops.
 
-use alip_plan::kernel::{Conv2d, ConvKind, Loop, Map, Product, ScatterAdd};
-use alip_plan::{DType, Tiles};
+use alip_plan::kernel::{Conv2d, ConvKind, Loop, Map, Product, ScatterAdd, View};
+use alip_plan::Tiles;
 
 use super::code::{self, Scope};
 use super::{EmitError, Shader, attention, reduction};
@@ -27,7 +27,7 @@ pub(super) fn thread_per(shader: &mut Shader<'_>, count: u64) -> Result<(), Emit
     let size = shader.target.workgroup_size;
     shader.launch(count.div_ceil(u64::from(size)), size);
     shader.line(format!("let point = work * {size}u + lane;"));
-    shader.line(format!("if (point >= {count}u) {{ return; }}"));
+    shader.leave_beyond(&[("point", count)]);
     Ok(())
 }
 
@@ -64,7 +64,7 @@ fn emit_product(product: &Product, shader: &mut Shader<'_>) -> Result<(), EmitEr
     ));
 
     shader.line(format!("let batch = work / {}u;", tiles_m * tiles_n));
-    shader.line(format!("if (batch >= {batch}u) {{ return; }}"));
+    shader.leave_beyond(&[("batch", batch)]);
     shader.line(format!("let tile_m = (work / {tiles_n}u) % {tiles_m}u * {tile}u;"));
     shader.line(format!("let tile_n = work % {tiles_n}u * {tile}u;"));
     let coords = code::unravel(shader, "batch", &product.batch, "c");
@@ -104,7 +104,7 @@ fn emit_product(product: &Product, shader: &mut Shader<'_>) -> Result<(), EmitEr
 /// The epilogue as a function `finish(batch, row, column, value)`.
 fn epilogue(product: &Product, shader: &mut Shader<'_>) -> Result<String, EmitError> {
     let mark = shader.body.len();
-    shader.line(format!("if (row >= {}u || column >= {}u) {{ return; }}", product.m, product.n));
+    shader.leave_beyond(&[("row", product.m), ("column", product.n)]);
     let mut coords = code::unravel(shader, "batch", &product.batch, "c");
     coords.extend(["row".to_string(), "column".to_string()]);
     let scope = Scope {
@@ -163,11 +163,20 @@ impl Side<'_> {
     }
 }
 
-fn emit_conv(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
-    for (operand, dtype) in [conv.dtype, conv.dtype, DType::F32].into_iter().enumerate() {
-        shader.operand(operand as u16, dtype)?;
+/// Declares operands that are walked from a view's offset on; for each the text up to the number of an element there.
+fn dense(shader: &mut Shader<'_>, views: [&View; 3]) -> Result<[String; 3], EmitError> {
+    for view in views {
+        shader.operand(view.operand, view.dtype)?;
     }
-    let (oh, ow) = conv.out();
+    Ok(views.map(|view| match view.offset {
+        0 => format!("p{}[", view.operand),
+        offset => format!("p{}[{offset}u + ", view.operand),
+    }))
+}
+
+fn emit_conv(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
+    let [a, b, result] = dense(shader, [&conv.a, &conv.b, &conv.out])?;
+    let (oh, ow) = conv.extent();
     let Conv2d { n, c, h, w, o, kh, kw, stride, padding, .. } = *conv;
     // Each sum is cut into rows, whose partial sums are added: rounding errors grow with the root of the rows' number.
     match conv.kind {
@@ -184,7 +193,7 @@ fn emit_conv(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
             shader.line(format!("let x = i32({} * {stride}u + kx) - {padding};", at[3]));
             shader.line(format!("if (x < 0 || x >= {w}) {{ continue; }}"));
             shader.line(format!(
-                "part += p0[(({} * {c}u + i) * {h}u + u32(y)) * {w}u + u32(x)] * p1[(({} * {c}u + i) * {kh}u + ky) * {kw}u + kx];",
+                "part += {a}(({} * {c}u + i) * {h}u + u32(y)) * {w}u + u32(x)] * {b}(({} * {c}u + i) * {kh}u + ky) * {kw}u + kx];",
                 at[0], at[1]
             ));
         }
@@ -201,23 +210,23 @@ fn emit_conv(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
             shader.line(format!("let x = i32({}) + {padding} - i32(kx);", at[3]));
             shader.line(format!("if (x < 0 || x % {stride} != 0 || x / {stride} >= {ow}) {{ continue; }}"));
             shader.line(format!(
-                "part += p0[(({} * {o}u + i) * {oh}u + u32(y / {stride})) * {ow}u + u32(x / {stride})] * p1[((i * {c}u + {}) * {kh}u + ky) * {kw}u + kx];",
+                "part += {a}(({} * {o}u + i) * {oh}u + u32(y / {stride})) * {ow}u + u32(x / {stride})] * {b}((i * {c}u + {}) * {kh}u + ky) * {kw}u + kx];",
                 at[0], at[1]
             ));
         }
-        ConvKind::WeightGrad => return emit_weight_grad(conv, shader),
+        ConvKind::WeightGrad => return emit_weight_grad(conv, [&a, &b, &result], shader),
     }
     shader.line("}");
     shader.line("}");
     shader.line("total += part;");
     shader.line("}");
-    shader.line("p2[point] = total;");
+    shader.line(format!("{result}point] = total;"));
     Ok(())
 }
 
 /// A weight's gradient sums over all images: long sums are shared by a workgroup, a thread takes rows of the output.
-fn emit_weight_grad(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
-    let (oh, ow) = conv.out();
+fn emit_weight_grad(conv: &Conv2d, [a, b, result]: [&str; 3], shader: &mut Shader<'_>) -> Result<(), EmitError> {
+    let (oh, ow) = conv.extent();
     let Conv2d { n, c, h, w, o, kh, kw, stride, padding, .. } = *conv;
     let (weights, rows) = (o * c * kh * kw, n * oh);
     let Tiles { long_sum, sum_threads, .. } = shader.tiles;
@@ -225,7 +234,7 @@ fn emit_weight_grad(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitEr
     if width > 1 {
         shader.launch(weights, width as u32);
         shader.line("let point = work;");
-        shader.line(format!("if (point >= {weights}u) {{ return; }}"));
+        shader.leave_beyond(&[("point", weights)]);
     } else {
         thread_per(shader, weights)?;
     }
@@ -242,14 +251,14 @@ fn emit_weight_grad(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitEr
     shader.line(format!("let x = i32(ox * {stride}u + {}) - {padding};", at[3]));
     shader.line(format!("if (x < 0 || x >= {w}) {{ continue; }}"));
     shader.line(format!(
-        "part += p0[((i * {c}u + {}) * {h}u + u32(y)) * {w}u + u32(x)] * p1[((i * {o}u + {}) * {oh}u + oy) * {ow}u + ox];",
+        "part += {a}((i * {c}u + {}) * {h}u + u32(y)) * {w}u + u32(x)] * {b}((i * {o}u + {}) * {oh}u + oy) * {ow}u + ox];",
         at[1], at[0]
     ));
     shader.line("}");
     shader.line("total += part;");
     shader.line("}");
     if width == 1 {
-        shader.line("p2[point] = total;");
+        shader.line(format!("{result}point] = total;"));
         return Ok(());
     }
     shader.globals.push_str(&format!("var<workgroup> totals: array<f32, {width}>;\n"));
@@ -259,17 +268,15 @@ fn emit_weight_grad(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitEr
     shader.line("if (lane < half) { totals[lane] += totals[lane + half]; }");
     shader.line("workgroupBarrier();");
     shader.line("}");
-    shader.line("if (lane == 0u) { p2[point] = totals[0]; }");
+    shader.line(format!("if (lane == 0u) {{ {result}point] = totals[0]; }}"));
     Ok(())
 }
 
 fn emit_scatter(scatter: &ScatterAdd, shader: &mut Shader<'_>) -> Result<(), EmitError> {
-    let ScatterAdd { batch, count, rows, inner } = *scatter;
+    let ScatterAdd { batch, count, rows, inner, .. } = *scatter;
     let chunk = inner.clamp(1, shader.tiles.scatter_chunk);
     let chunks = inner.div_ceil(chunk);
-    shader.operand(0, DType::I32)?;
-    shader.operand(1, DType::F32)?;
-    shader.operand(2, DType::F32)?;
+    let [index, updates, result] = dense(shader, [&scatter.index, &scatter.updates, &scatter.out])?;
     // Neighbouring threads own neighbouring rows, each a chunk of one: they scan the same indices together.
     thread_per(shader, batch * chunks * rows)?;
     let at = code::unravel(shader, "point", &[batch, chunks, rows], "c");
@@ -282,16 +289,16 @@ fn emit_scatter(scatter: &ScatterAdd, shader: &mut Shader<'_>) -> Result<(), Emi
         shader.line(format!("var a{e} = 0.0f;"));
     }
     shader.count_to("i", count);
-    shader.line(format!("if (clamp(p0[{} * {count}u + i], 0, {}) == i32({})) {{", at[0], rows - 1, at[2]));
+    shader.line(format!("if (clamp({index}{} * {count}u + i], 0, {}) == i32({})) {{", at[0], rows - 1, at[2]));
     shader.line(format!("let update = ({} * {count}u + i) * {inner}u + first;", at[0]));
     for e in 0..chunk {
-        shader.line(inside(e, format!("a{e} += p1[update + {e}u];")));
+        shader.line(inside(e, format!("a{e} += {updates}update + {e}u];")));
     }
     shader.line("}");
     shader.line("}");
     shader.line(format!("let out = ({} * {rows}u + {}) * {inner}u + first;", at[0], at[2]));
     for e in 0..chunk {
-        shader.line(inside(e, format!("p2[out + {e}u] = a{e};")));
+        shader.line(inside(e, format!("{result}out + {e}u] = a{e};")));
     }
     Ok(())
 }

@@ -32,7 +32,7 @@ pub(super) fn emit(attention: &Attention, shader: &mut Shader<'_>) -> Result<(),
     }
     let threads = shader.tiles.attention;
     shader.launch(queries + keys, threads as u32);
-    shader.line(format!("if (work >= {}u) {{ return; }}", queries + keys));
+    shader.leave_beyond(&[("work", queries + keys)]);
     let mut writer = Writer { attention, shader };
     writer.declare();
     match (queries, keys) {

@@ -101,6 +101,12 @@ impl<'t> Shader<'t> {
         }
     }
 
+    /// Ends the threads, or calls, for which a number is beyond the last of so many.
+    fn leave_beyond(&mut self, bounds: &[(&str, u64)]) {
+        let beyond: Vec<String> = bounds.iter().map(|(name, count)| format!("{name} >= {count}u")).collect();
+        self.line(format!("if ({}) {{ return; }}", beyond.join(" || ")));
+    }
+
     /// Opens a loop that goes round at most `trips` times.
     fn repeat(&mut self, head: &str, trips: u64) {
         self.count(trips);

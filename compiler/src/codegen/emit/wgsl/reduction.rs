@@ -88,7 +88,7 @@ impl Share {
         }
         let groups = rows.div_ceil(self.rows);
         shader.launch(groups, (self.threads * self.rows) as u32);
-        shader.line(format!("if (work >= {groups}u) {{ return; }}"));
+        shader.leave_beyond(&[("work", groups)]);
         if self.rows == 1 {
             shader.line("let row = work;");
             shader.line("let part = lane;");

@@ -246,12 +246,38 @@ fn sizes_are_those_of_the_target() {
 #[test]
 fn convolutions_and_scatter() {
     for kind in [ConvKind::Forward, ConvKind::ImageGrad, ConvKind::WeightGrad] {
-        let conv =
-            Conv2d { kind, dtype: DType::F32, n: 2, c: 3, h: 9, w: 9, o: 4, kh: 3, kw: 3, stride: 2, padding: 1 };
-        check(Loop::Conv2d(conv), [if kind == ConvKind::ImageGrad { 2 } else { 1 }, 1, 1], &["p2[point] = total;"]);
+        let conv = conv(kind, 3, 3);
+        let result = format!("p{}[point] = total;", conv.out.operand);
+        check(Loop::Conv2d(conv), [if kind == ConvKind::ImageGrad { 2 } else { 1 }, 1, 1], &[&result]);
     }
-    let scatter = ScatterAdd { batch: 1, count: 20, rows: 512, inner: 100 };
-    check(Loop::ScatterAdd(scatter), [8, 1, 1], &["clamp(p0["]);
+    // One operand as both factors, and a view that begins behind its first element.
+    let square = conv(ConvKind::Forward, 3, 3);
+    let a = View { offset: 7, ..square.a.clone() };
+    let square = Conv2d { b: View { operand: 0, ..square.b }, out: View { operand: 1, ..square.out }, a, ..square };
+    check(Loop::Conv2d(square), [1, 1, 1], &["part += p0[7u + ((", " * p0[((", "p1[point] = total;"]);
+    check(Loop::ScatterAdd(scatter()), [8, 1, 1], &["clamp(p0["]);
+}
+
+/// Of 2 images of 9 x 9 with 4 outputs and a window of 3 rows.
+fn conv(kind: ConvKind, c: u64, kw: u64) -> Conv2d {
+    let none = |operand| View::dense(operand, DType::F32, &[]);
+    let (a, b, out) = (none(0), none(1), none(2));
+    let conv = Conv2d { kind, n: 2, c, h: 9, w: 9, o: 4, kh: 3, kw, stride: 2, padding: 1, a, b, out };
+    let [a, b, out] = conv.domains();
+    let dense = |operand, sizes| View::dense(operand, DType::F32, sizes);
+    Conv2d { a: dense(0, &a), b: dense(1, &b), out: dense(2, &out), ..conv }
+}
+
+fn scatter() -> ScatterAdd {
+    ScatterAdd {
+        batch: 1,
+        count: 20,
+        rows: 512,
+        inner: 100,
+        index: View::dense(0, DType::I32, &[1, 20]),
+        updates: View::dense(1, DType::F32, &[1, 20, 100]),
+        out: View::dense(2, DType::F32, &[1, 512, 100]),
+    }
 }
 
 /// Gradients of 5 queries and 100 keys.
@@ -298,26 +324,13 @@ fn attention_has_a_workgroup_per_row_and_head() {
 
 #[test]
 fn iterations_of_a_thread_are_counted() {
-    let conv = Conv2d {
-        kind: ConvKind::Forward,
-        dtype: DType::F32,
-        n: 2,
-        c: 5,
-        h: 9,
-        w: 9,
-        o: 4,
-        kh: 3,
-        kw: 2,
-        stride: 2,
-        padding: 1,
-    };
     let cases = [
         // 16 threads take 19 points each of one of 16 rows, and join two slots in 4 rounds.
         (softmax(Lanes::Kept, 300), 3 * 19 + 2 * 4),
         // 64 threads take 2 points each in three stages, and join two slots in 6 rounds.
         (softmax(Lanes::Reduced, 77), 3 * 2 + 2 * 6),
-        (Loop::Conv2d(conv), 5 + 5 * 3 + 5 * 3 * 2),
-        (Loop::ScatterAdd(ScatterAdd { batch: 1, count: 20, rows: 512, inner: 100 }), 20),
+        (Loop::Conv2d(conv(ConvKind::Forward, 5, 2)), 5 + 5 * 3 + 5 * 3 * 2),
+        (Loop::ScatterAdd(scatter()), 20),
         // Of a query: 2 tiles, in each a score, a product with a value and 64 rows; of a key one tile of 5 rows.
         (Loop::Attention(Box::new(attention(Rows::Dense, None))), 2 * (1 + 4 + 70 + 64) + (1 + 4 + 70 + 5)),
     ];

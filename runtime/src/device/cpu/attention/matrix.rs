@@ -5,11 +5,10 @@ use std::ops::Range;
 
 use alip_plan::DType;
 use alip_plan::kernel::View;
-use gemm::{Parallelism, gemm};
 
 use super::Scope;
-use crate::device::cpu::run::{Operands, widen};
-use crate::tensor::{f32_to_bf16, f32_to_f16};
+use crate::device::cpu::matrix::Matrix;
+use crate::device::cpu::run::{Operands, narrow, widen};
 
 /// Whose rows a tensor has.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -99,15 +98,14 @@ impl Place {
 
     /// Rounds finished rows of the copy into the result.
     pub(super) fn settle(&self, operands: &Operands, scope: &Scope, rows: Range<usize>) {
-        if self.copy.is_none() {
-            return;
-        }
-        let round = if self.dtype == DType::Bf16 { f32_to_bf16 } else { f32_to_f16 };
+        let Some(copy) = self.copy else { return };
+        let first = self.rows(scope).start;
         for row in rows {
-            let from = self.matrix(operands, scope, row);
-            for column in 0..self.width {
-                // SAFETY: memory of `take`; rows of the task's result.
-                unsafe { *self.narrow(operands, scope, row, column) = round(*from.at(0, column)) };
+            // SAFETY: memory of `take`; rows of the task's result.
+            unsafe {
+                let from = scope.copies[copy].add((row - first) * self.width);
+                let from = std::slice::from_raw_parts(from, self.width);
+                narrow(self.dtype, from, self.narrow(operands, scope, row, 0), self.strides[3]);
             }
         }
     }
@@ -132,68 +130,5 @@ impl Place {
     fn narrow(&self, operands: &Operands, scope: &Scope, row: usize, column: usize) -> *mut u16 {
         let at = self.start(scope, row) + column as isize * self.strides[3];
         operands.0[self.operand].cast::<u16>().wrapping_offset(at)
-    }
-}
-
-/// A matrix in memory.
-#[derive(Clone, Copy)]
-pub(super) struct Matrix {
-    data: *mut f32,
-    row: isize,
-    column: isize,
-}
-
-impl Matrix {
-    pub(super) fn block(data: &mut [f32], columns: usize) -> Matrix {
-        Matrix { data: data.as_mut_ptr(), row: columns as isize, column: 1 }
-    }
-
-    pub(super) fn transposed(self) -> Matrix {
-        Matrix { data: self.data, row: self.column, column: self.row }
-    }
-
-    /// # Safety
-    /// The element is inside the memory, which this task owns or nobody writes.
-    pub(super) unsafe fn at(self, row: usize, column: usize) -> *mut f32 {
-        // SAFETY: the caller's.
-        unsafe { self.data.offset(row as isize * self.row + column as isize * self.column) }
-    }
-
-    /// Multiplies a row by a factor; with zero it is set to zero, whatever it held.
-    ///
-    /// # Safety
-    /// As for [`Matrix::at`], of the whole row; the task owns it.
-    pub(super) unsafe fn scale_row(self, row: usize, columns: usize, factor: f32) {
-        for column in 0..columns {
-            // SAFETY: the caller's.
-            unsafe {
-                let at = self.at(row, column);
-                *at = if factor == 0.0 { 0.0 } else { *at * factor };
-            }
-        }
-    }
-
-    /// # Safety
-    /// As for [`Matrix::scale_row`], of all rows.
-    pub(super) unsafe fn clear(self, rows: usize, columns: usize) {
-        for row in 0..rows {
-            // SAFETY: the caller's.
-            unsafe { self.scale_row(row, columns, 0.0) };
-        }
-    }
-}
-
-/// `to [m, n] (+)= scale * a [m, k] * b [k, n]`.
-///
-/// # Safety
-/// All three are inside their memory; the task owns `to`, which is apart from the factors.
-pub(super) unsafe fn multiply([m, n, k]: [usize; 3], to: Matrix, add: bool, a: Matrix, b: Matrix, scale: f32) {
-    let none = Parallelism::None; // sums then run in an order that depends on shapes only
-    // SAFETY: the caller's.
-    unsafe {
-        gemm(
-            m, n, k, to.data, to.column, to.row, add, a.data, a.column, a.row, b.data, b.column, b.row, 1.0, scale,
-            false, false, false, none,
-        );
     }
 }
