@@ -155,7 +155,8 @@ pub trait Device: Send {
 
 /// A plan on a device.
 pub trait LoadedPlan: Send {
-    /// Uploads bytes; done when it returns or before the next step runs, whichever the device prefers.
+    /// Uploads bytes behind all steps submitted so far; done when it returns or before the next step runs, whichever the device
+    /// prefers.
     ///
     /// # Errors
     /// A slice outside its segment, or a number of bytes that is not the slice's.
