@@ -48,7 +48,7 @@ impl From<&alip_plan::Buffer> for Slice {
 pub struct MemoryFacts {
     /// All segments of the plan.
     pub segments: u64,
-    /// What the device allocated beside them: tile registers, packing and download buffers.
+    /// What the device allocated beside them: more copies of the inputs, tile registers, packing and download buffers.
     pub scratch: u64,
 }
 
