@@ -5,14 +5,18 @@
 
 use super::{Device, DeviceError, DeviceOptions, cpu, reference};
 
+/// What the devices of a kind compute with ([`Device::arithmetic`]), by index, or why there are none.
+type List = fn() -> Result<Vec<String>, String>;
+
+/// Opens the device of a kind with this index, or the best; the error says why not.
+type Open = fn(Option<usize>, &DeviceOptions) -> Result<Box<dyn Device>, String>;
+
 /// A kind of device this build knows.
 struct Kind {
     name: &'static str,
-    /// What its devices compute with ([`Device::arithmetic`]), by index, or why there are none; a kind of which every machine
-    /// has exactly one has no indices.
-    list: Option<fn() -> Result<Vec<String>, String>>,
-    /// Opens the device with this index, or the best; the error says why not.
-    open: fn(Option<usize>, &DeviceOptions) -> Result<Box<dyn Device>, String>,
+    /// A kind of which every machine has exactly one has no indices.
+    list: Option<List>,
+    open: Open,
     /// `auto` asks the kinds in order and takes the first whose best device is fit for it; the string says why it is not.
     auto: fn(&dyn Device) -> Result<(), String>,
 }

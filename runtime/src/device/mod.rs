@@ -48,7 +48,7 @@ impl From<&alip_plan::Buffer> for Slice {
 pub struct MemoryFacts {
     /// All segments of the plan.
     pub segments: u64,
-    /// What the device allocated beside them: tile registers, packing and download buffers.
+    /// What the device allocated beside them: more copies of the inputs, tile registers, packing and download buffers.
     pub scratch: u64,
 }
 
@@ -155,7 +155,8 @@ pub trait Device: Send {
 
 /// A plan on a device.
 pub trait LoadedPlan: Send {
-    /// Uploads bytes; done when it returns or before the next step runs, whichever the device prefers.
+    /// Uploads bytes behind all steps submitted so far; done when it returns or before the next step runs, whichever the device
+    /// prefers.
     ///
     /// # Errors
     /// A slice outside its segment, or a number of bytes that is not the slice's.

@@ -4,8 +4,8 @@
 //! since one buffer cannot be bound both ways in one dispatch. Pipelines and bind groups are made when a program first runs;
 //! after that, running only records dispatches. wgpu orders dispatches that touch the same buffers.
 //!
-//! Segments of inputs are there twice ([`SLOTS`]), and bind groups of the steps that read them: so the upload for the next step
-//! waits for no step that still runs.
+//! Segments of inputs are there twice ([`SLOTS`]), and bind groups of the steps that read them: so the copy for the next step
+//! depends on none that still runs, and a driver may make it beside them.
 //!
 //! The adapter's own limits are requested: the defaults are far below what most hardware has.
 

@@ -323,3 +323,11 @@ fn who_stops_takes_the_steps_in_flight() {
     train_on(late(), &root, good(), &mut Notes::default(), &AtomicBool::new(false)).unwrap();
     assert_eq!(remains(&root), remains(&unbroken));
 }
+
+#[test]
+fn a_rate_counts_what_was_done_meanwhile() {
+    let (at, seconds) = (Instant::now(), Duration::from_secs);
+    let begun = Mark { at, landed: 3, waited: seconds(1) };
+    let ended = Mark { at: at + seconds(4), landed: 5, waited: seconds(2) };
+    assert_eq!(ended.since(&begun), (0.5, 0.25));
+}
