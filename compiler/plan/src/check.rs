@@ -4,11 +4,12 @@
 //! The compiler's tests check what it emits, devices check what they load (a plan may come from a file).
 
 mod attention;
+mod dense;
 mod packing;
 
 use std::fmt;
 
-use crate::kernel::{Code, Conv2d, Instr, Kernel, Loop, ReduceKind, ScalarOp, Stage, View};
+use crate::kernel::{Code, Instr, Kernel, Loop, ReduceKind, ScalarOp, Stage, View};
 use crate::{Buffer, DType, Plan, Program, Step};
 
 /// A law that a plan breaks, and where.
@@ -132,56 +133,9 @@ pub fn kernel(kernel: &Loop, operands: &[&Buffer]) -> Checked {
             }
             accesses.check()
         }
-        Loop::Conv2d(conv) => {
-            let domains = conv_domains(conv)?;
-            if !conv.a.dtype.is_float() || conv.b.dtype != conv.a.dtype {
-                return Err(format!("a convolution of {} and {}", conv.a.dtype, conv.b.dtype));
-            }
-            let types = [conv.a.dtype, conv.b.dtype, DType::F32];
-            let [a, b, out] = &domains;
-            dense(operands, [("a", &conv.a, a), ("b", &conv.b, b), ("the result", &conv.out, out)], types)
-        }
-        Loop::ScatterAdd(scatter) => {
-            let [index, updates, out] = &scatter.domains();
-            let views = [
-                ("index", &scatter.index, index.as_slice()),
-                ("updates", &scatter.updates, updates),
-                ("the result", &scatter.out, out),
-            ];
-            dense(operands, views, [DType::I32, DType::F32, DType::F32])
-        }
+        Loop::Conv2d(conv) => dense::conv2d(conv, operands),
+        Loop::ScatterAdd(scatter) => dense::scatter_add(scatter, operands),
         Loop::Attention(attention) => self::attention::check(attention, operands),
-    }
-}
-
-/// The domains of a convolution, whose sizes may be anything.
-fn conv_domains(conv: &Conv2d) -> Checked<[[u64; 4]; 3]> {
-    let padded = |size: u64| conv.padding.checked_mul(2).and_then(|both| both.checked_add(size));
-    let fits = |size: u64, window: u64| window > 0 && padded(size).is_some_and(|padded| padded >= window);
-    if conv.stride == 0 || !fits(conv.h, conv.kh) || !fits(conv.w, conv.kw) {
-        return Err("the window of a convolution does not fit its padded image".into());
-    }
-    Ok(conv.domains())
-}
-
-/// Views that walk dense values of these types; what the last one writes overlaps no other.
-fn dense(operands: &[&Buffer], views: [(&str, &View, &[u64]); 3], types: [DType; 3]) -> Checked {
-    let mut ranges: Vec<Option<ByteRange>> = Vec::new();
-    for ((name, view, domain), dtype) in views.into_iter().zip(types) {
-        let elements = domain.iter().try_fold(1i64, |all, &size| all.checked_mul(i64::try_from(size).ok()?));
-        if elements.is_none() {
-            return Err(format!("the domain {domain:?} of {name} is too large"));
-        }
-        if view.dtype != dtype || !view.is_dense(domain) {
-            return Err(format!("{name} is no dense {dtype} over {domain:?}: {view:?}"));
-        }
-        ranges.push(view_range(operands, view, domain).map_err(|why| format!("{name}: {why}"))?);
-    }
-    match ranges.as_slice() {
-        [a, b, Some(out)] if [a, b].into_iter().flatten().any(|range| range.overlaps(out)) => {
-            Err("the result overlaps an operand".into())
-        }
-        _ => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Contract of all archetypes:
 //! - An operand is a dense buffer; a [`View`] says where in it the element of a domain point lies. Views never leave
-//!   their buffer (the compiler guarantees it; `check` tests it).
+//!   their buffer (the compiler guarantees it; `check` tests it). Several views may name one operand.
 //! - [`Code`] is straight-line and SSA: value `i` is the result of instruction `i`, arguments refer to earlier values.
 //! - A loop may store into a buffer it also loads from only through the same view (in-place pointwise update).
 //! - Domain points are independent within a [`Map`], and rows are independent within a [`Reduction`].
@@ -51,22 +51,8 @@ pub enum Loop {
 }
 
 impl Loop {
-    /// All views. Operands are bound through them and nothing else, whatever the archetype.
-    pub fn views(&self) -> Vec<&View> {
-        match self {
-            Loop::Map(map) => map.views.iter().collect(),
-            Loop::Reduction(reduction) => reduction.views.iter().collect(),
-            Loop::Product(product) => product.views.iter().chain([&product.a, &product.b]).collect(),
-            Loop::Conv2d(conv) => vec![&conv.a, &conv.b, &conv.out],
-            Loop::ScatterAdd(scatter) => vec![&scatter.index, &scatter.updates, &scatter.out],
-            Loop::Attention(attention) => {
-                let inputs = attention.inputs().into_iter().map(|(_, view, _)| view);
-                inputs.chain(attention.results.iter().map(|(_, view)| view)).collect()
-            }
-        }
-    }
-
-    /// The same, to give their operands other numbers or places.
+    /// All views, to give their operands other numbers or places. Operands are bound through views and nothing else,
+    /// whatever the archetype.
     pub fn views_mut(&mut self) -> Vec<&mut View> {
         match self {
             Loop::Map(map) => map.views.iter_mut().collect(),

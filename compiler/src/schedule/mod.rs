@@ -4,7 +4,8 @@
 //!   `commute`).
 //! - `facts` gathers what is known of each node, `place` (with `attention`) decides where nodes are computed, `siblings` what
 //!   is near enough to be one kernel, `order` what runs when, `recompute` what is computed again rather than kept, `group`
-//!   holds the decisions, `reads` finds what a group reads, `layout` and `operands` know which views are affine.
+//!   holds the decisions and refuses what no kernel can be, over a `space` each; `reads` says what every op asks of its
+//!   operands and finds what a group reads, `layout` and `operands` know which views are affine.
 //! - [`memory`] gives every stored value its place; [`check`] replays a program and proves that nothing live is overwritten.
 //!
 //! Invariants: deterministic (no clocks, no iteration over hash maps), time nearly linear in the number of nodes, and what

@@ -118,3 +118,11 @@ fn rows_are_made_of_points() {
         assert_eq!(groups.make_rows(writers[0], Space::new(vec![4], vec![4])), Err(Refusal::Kind));
     });
 }
+
+#[test]
+fn refusals_say_what_stands_in_the_way() {
+    let check = |why: Refusal, text: &str| assert_eq!(why.to_string(), text);
+    check(Refusal::Members, "one kernel would be too long");
+    check(Refusal::Operands(8), "together they have more than the target's 8 operands");
+    check(Refusal::Waits, "one kernel would have to wait for itself");
+}
