@@ -1,7 +1,7 @@
 //! One function per archetype of kernel loops.
 
-use alip_plan::kernel::{Conv2d, ConvKind, Loop, Map, Product, ScatterAdd, View};
 use alip_plan::Tiles;
+use alip_plan::kernel::{Conv2d, ConvKind, Loop, Map, Product, ScatterAdd, View};
 
 use super::code::{self, Scope};
 use super::{EmitError, Shader, attention, reduction};
