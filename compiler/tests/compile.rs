@@ -3,6 +3,8 @@
 use alip_compiler::diag::SourceMap;
 use alip_compiler::resolve::Options;
 use alip_compiler::{CompileOptions, CompiledSpec, PASSES, SpecOptions, compile_spec};
+use alip_plan::check::check;
+use alip_plan::{Buffer, DType, Plan, SegmentKind};
 
 fn compile(options: &SpecOptions) -> Result<CompiledSpec, String> {
     let mut sources = SourceMap::new();
@@ -22,6 +24,28 @@ fn a_plan_holds_all_programs_and_how_to_train() {
     let timed: Vec<&str> = compiled.timings.iter().map(|(pass, _)| *pass).collect();
     assert_eq!(timed[..PASSES.len()], PASSES);
     assert_eq!(timed[PASSES.len()..], ["check"]);
+}
+
+#[test]
+fn plans_whose_state_lies_elsewhere_or_that_write_inputs_are_refused() {
+    let plan = compile(&SpecOptions::default()).unwrap().plan.expect("nothing stopped it");
+    let inputs =
+        plan.segments.iter().position(|segment| segment.kind == SegmentKind::Inputs).expect("there are inputs");
+    let refused = |change: &dyn Fn(&mut Plan), message: &str| {
+        let mut wrong = plan.clone();
+        change(&mut wrong);
+        let error = check(&wrong).expect_err(message).to_string();
+        assert!(error.contains(message), "{error}");
+    };
+    assert_eq!(check(&plan), Ok(()));
+    let scalar = |dtype| Buffer { segment: inputs as u32, offset: 0, dtype, shape: vec![] };
+    refused(&|plan| plan.state[0].buffer = scalar(DType::F32), "is of kind Some(Inputs), not State");
+    let moved = |plan: &mut Plan| {
+        let train = plan.programs.get_mut("train").expect("the spec trains");
+        let loss = train.outputs.iter().find(|port| port.name == "loss").expect("a metric").buffer;
+        train.buffers[loss as usize] = scalar(DType::F32);
+    };
+    refused(&moved, "is written, and lies among the inputs");
 }
 
 #[test]

@@ -10,7 +10,7 @@ mod packing;
 use std::fmt;
 
 use crate::kernel::{Code, Instr, Kernel, Loop, ReduceKind, ScalarOp, Stage, View};
-use crate::{Buffer, DType, Plan, Program, Step};
+use crate::{Buffer, DType, Plan, Program, SegmentKind, Step};
 
 /// A law that a plan breaks, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ type Checked<T = ()> = Result<T, String>;
 /// The first law broken: program, step, its origin, and what is wrong.
 pub fn check(plan: &Plan) -> Result<(), Violation> {
     for state in &plan.state {
-        buffer(plan, &state.buffer).map_err(|why| Violation(format!("state `{}`: {why}", state.path)))?;
+        state_buffer(plan, &state.buffer).map_err(|why| Violation(format!("state `{}`: {why}", state.path)))?;
     }
     for (name, program) in &plan.programs {
         self::program(plan, program).map_err(|why| Violation(format!("program `{name}`: {why}")))?;
@@ -56,6 +56,15 @@ fn program(plan: &Plan, program: &Program) -> Checked {
         self::step(plan, program, step).map_err(|why| format!("step {index} ({}): {why}", step.origin))?;
     }
     Ok(())
+}
+
+/// State lies where nothing else does: what a device keeps several times, or programs share, keeps no state.
+fn state_buffer(plan: &Plan, state: &Buffer) -> Checked {
+    buffer(plan, state)?;
+    match plan.segments.get(state.segment as usize).map(|segment| segment.kind) {
+        Some(SegmentKind::State) => Ok(()),
+        kind => Err(format!("segment {} is of kind {kind:?}, not State", state.segment)),
+    }
 }
 
 fn buffer(plan: &Plan, buffer: &Buffer) -> Checked {
@@ -82,7 +91,15 @@ fn step(plan: &Plan, program: &Program, step: &Step) -> Checked {
     match plan.kernels.get(step.kernel as usize) {
         None => Err(format!("kernel {} of {}", step.kernel, plan.kernels.len())),
         Some(Kernel::Wgsl { .. }) => Ok(()),
-        Some(Kernel::Loop(kernel)) => self::kernel(kernel, &operands),
+        Some(Kernel::Loop(kernel)) => {
+            self::kernel(kernel, &operands)?;
+            let of = |operand: &u16| operands.get(*operand as usize).map(|buffer| buffer.segment as usize);
+            let is_input = |segment: &usize| plan.segments.get(*segment).map(|of| of.kind) == Some(SegmentKind::Inputs);
+            match kernel.written().iter().find(|operand| of(operand).as_ref().is_some_and(is_input)) {
+                Some(operand) => Err(format!("operand {operand} is written, and lies among the inputs")),
+                None => Ok(()),
+            }
+        }
     }
 }
 

@@ -74,7 +74,24 @@ impl Loop {
         }
     }
 
-    /// The same, to be changed.
+    /// The operands that are written, by position.
+    pub fn written(&self) -> Vec<u16> {
+        match self {
+            Loop::Conv2d(conv) => vec![conv.out.operand],
+            Loop::ScatterAdd(scatter) => vec![scatter.out.operand],
+            Loop::Attention(attention) => attention.results.iter().map(|(_, view)| view.operand).collect(),
+            Loop::Map(_) | Loop::Reduction(_) | Loop::Product(_) => {
+                let (views, codes) = self.codes();
+                let stored = |instr: &Instr| match instr.op {
+                    ScalarOp::Store(view) => Some(views.get(view as usize)?.operand),
+                    _ => None,
+                };
+                codes.into_iter().flat_map(|code| code.instrs.iter().filter_map(stored)).collect()
+            }
+        }
+    }
+
+    /// As [`Loop::codes`], to be changed.
     pub fn codes_mut(&mut self) -> (Option<&mut Vec<View>>, Vec<&mut Code>) {
         match self {
             Loop::Map(map) => (Some(&mut map.views), vec![&mut map.code]),

@@ -373,10 +373,15 @@ impl Primitive for Attention {
 
     fn packs(&self, inputs: &[&TensorType], layout: Layout) -> Packs {
         let all = |ty: &&TensorType| ty.shape.sizes()[..2] == inputs[0].shape.sizes()[..2];
-        let own = (self.result, self.rows, self.causal) == (AttentionResult::Out, Rows::Dense, true);
-        match own && layout == Layout::FIRST && inputs.iter().all(all) {
-            true => Packs::Segments,
-            false => Packs::No("positions see later ones: the attention is not causal"),
+        match (self.result, self.rows) {
+            (AttentionResult::Out, Rows::Dense) if !self.causal => {
+                Packs::No("positions see later ones: the attention is not causal")
+            }
+            (AttentionResult::Out, Rows::Dense) if layout != Layout::FIRST || !inputs.iter().all(all) => {
+                Packs::No("queries and keys of the attention are not the same positions")
+            }
+            (AttentionResult::Out, Rows::Dense) => Packs::Segments,
+            _ => Packs::No("the attention has lengths or segments of its own, or is part of a gradient"),
         }
     }
 

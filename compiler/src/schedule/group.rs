@@ -142,7 +142,7 @@ pub(crate) enum Refusal {
     Kind,
     /// Their loops differ.
     Space,
-    /// The group would have more than [`MOST_MEMBERS`] members.
+    /// The group would have more than [`Fusion::most_members`] members.
     Members,
     /// The group would have more operands than this.
     Operands(usize),

@@ -129,7 +129,8 @@ fn position(kind: &Kind, index: &str) -> Result<usize, String> {
     let name = kind.name;
     let Some(list) = kind.list else { return Err(format!("there is one {name} only; call it `{name}`")) };
     let all = list()?;
-    index.parse().ok().filter(|index| *index < all.len()).ok_or_else(|| {
+    // As it is written and no other way, since runs and messages repeat the name.
+    (0..all.len()).find(|known| known.to_string() == index).ok_or_else(|| {
         let there: Vec<String> =
             all.iter().enumerate().map(|(index, found)| format!("{name}:{index} ({found})")).collect();
         format!("there is {}", there.join(", "))
@@ -162,6 +163,7 @@ mod tests {
         };
         let last = all.len() - 1;
         check_refused("wgpu:one", &format!("there is wgpu:0 ({})", all[0]));
+        check_refused("wgpu:00", &format!("there is wgpu:0 ({})", all[0]));
         check_refused(&format!("wgpu:{}", last + 1), &format!("there is wgpu:0 ({})", all[0]));
         let options = DeviceOptions::default();
         let by_index = choose(&format!("wgpu:{last}"), &options).unwrap();

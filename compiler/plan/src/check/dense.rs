@@ -42,6 +42,9 @@ fn views(operands: &[&Buffer], views: [(&str, &View, &[u64]); 3], types: [DType;
         if elements.is_none() {
             return Err(format!("the domain {domain:?} of {name} is too large"));
         }
+        if domain.contains(&0) {
+            return Err(format!("the domain {domain:?} of {name} is empty"));
+        }
         if view.dtype != dtype || !view.is_dense(domain) {
             return Err(format!("{name} is no dense {dtype} over {domain:?}: {view:?}"));
         }
@@ -106,6 +109,7 @@ mod tests {
         refused(|conv| conv.out = View { operand: 0, ..conv.out.clone() }, [24, 4], "the result overlaps an operand");
         refused(|conv| conv.b.dtype = DType::Bf16, [24, 4], "a convolution of f32 and bf16");
         refused(|conv| conv.n = 1 << 62, [24, 4], "is too large");
+        refused(|conv| (conv.n, conv.a.offset) = (0, i64::MAX), [24, 4], "of a is empty");
         refused(|conv| conv.kw = 5, [24, 4], "the window of a convolution does not fit its padded image");
     }
 }
