@@ -4,8 +4,8 @@
 //! since one buffer cannot be bound both ways in one dispatch. Pipelines and bind groups are made when a program first runs;
 //! after that, running only records dispatches. wgpu orders dispatches that touch the same buffers.
 //!
-//! Segments of inputs are there twice ([`SLOTS`]), and bind groups of the steps that read them: so the copy for the next step
-//! depends on none that still runs, and a driver may make it beside them.
+//! Segments of inputs are there several times ([`SLOTS`]), and bind groups of the steps that read them: so the copy for the
+//! next step depends on none that still runs, and a driver may make it beside them.
 //!
 //! The adapter's own limits are requested: the defaults are far below what most hardware has.
 
@@ -28,12 +28,13 @@ const STEPS_PER_SUBMISSION: usize = 128;
 /// Uploads lie in memory of the driver's until they are submitted and done: a whole state would lie there twice.
 const STAGED_BYTES: u64 = 64 << 20;
 
-/// Copies of the segments of inputs: one is read while the other is filled.
-const SLOTS: usize = 2;
-
 /// Programs that wait in the queue beside the one that runs: while the host takes the results of that, the adapter goes on with the
 /// first, and the second keeps it from waiting for a host that is late for once.
 const AHEAD: usize = 2;
+
+/// Copies of the segments of inputs, for the programs that wait and the one that runs: one more is submitted only when that is
+/// done, which bounds what lies in memory of the driver's too.
+const SLOTS: usize = AHEAD + 1;
 
 /// An opened adapter.
 pub struct Wgpu {
@@ -210,6 +211,7 @@ impl Device for Wgpu {
             },
             slots,
             slot: 0,
+            read_by: std::array::from_fn(|_| None),
             launcher: Launcher::new(self.device.clone(), self.info.name.clone(), plan),
             programs: BTreeMap::new(),
             staged: 0,
@@ -226,6 +228,8 @@ struct Loaded {
     slots: [Vec<wgpu::Buffer>; SLOTS],
     /// Where inputs were written last.
     slot: usize,
+    /// What was submitted last with the inputs of a slot, if it was not waited for.
+    read_by: [Option<wgpu::SubmissionIndex>; SLOTS],
     launcher: Launcher,
     /// Programs that ran before.
     programs: BTreeMap<String, Vec<Dispatch>>,
@@ -273,6 +277,9 @@ impl LoadedPlan for Loaded {
 
     fn write_inputs(&mut self, inputs: &[(Slice, &[u8])]) -> Result<(), DeviceError> {
         self.slot = (self.slot + 1) % SLOTS;
+        if let Some(submission) = self.read_by[self.slot].take() {
+            wait(&self.device, Some(submission))?;
+        }
         inputs.iter().try_for_each(|(slice, bytes)| self.enqueue(*slice, bytes))?;
         check(&self.fault)
     }
@@ -307,7 +314,7 @@ impl LoadedPlan for Loaded {
                 pass.dispatch_workgroups(x, y, z);
             }
             drop(pass);
-            self.queue.submit([encoder.finish()]);
+            self.read_by[self.slot] = Some(self.queue.submit([encoder.finish()]));
         }
         check(&self.fault)
     }
