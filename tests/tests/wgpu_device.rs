@@ -275,7 +275,8 @@ fn steps_in_flight_read_their_own_inputs() {
     assert!(state(&mut waiting, &plan) == state(&mut ahead, &plan));
 }
 
-/// Who submits steps and reads nothing has no more of them in the queue than the device asks for.
+/// Who submits steps and reads nothing has no more of them in the queue than the device asks for. (Of a software adapter that is
+/// true by itself: it is done with a step when that is submitted.)
 #[test]
 fn who_never_waits_is_held_back() {
     let Some(device) = adapter() else { return };

@@ -210,12 +210,37 @@ impl Device for Wgpu {
                 scratch: inputs * (SLOTS as u64 - 1),
             },
             slots,
-            slot: 0,
-            read_by: std::array::from_fn(|_| None),
+            turn: Turn::new(),
             launcher: Launcher::new(self.device.clone(), self.info.name.clone(), plan),
             programs: BTreeMap::new(),
             staged: 0,
         }))
+    }
+}
+
+/// Which slot it is the turn of.
+struct Turn<S> {
+    /// Where inputs were written last.
+    slot: usize,
+    /// What was submitted last with the inputs of a slot, if it was not waited for.
+    read_by: [Option<S>; SLOTS],
+}
+
+impl<S> Turn<S> {
+    fn new() -> Turn<S> {
+        Turn { slot: 0, read_by: std::array::from_fn(|_| None) }
+    }
+
+    /// Goes on to the next slot; what must be done before that is written.
+    #[must_use]
+    fn next(&mut self) -> Option<S> {
+        self.slot = (self.slot + 1) % SLOTS;
+        self.read_by[self.slot].take()
+    }
+
+    /// Something was submitted that reads the slot.
+    fn is_read_by(&mut self, submission: S) {
+        self.read_by[self.slot] = Some(submission);
     }
 }
 
@@ -226,10 +251,7 @@ struct Loaded {
     fault: Arc<Mutex<Option<String>>>,
     /// Segments, by slot; only those of inputs differ.
     slots: [Vec<wgpu::Buffer>; SLOTS],
-    /// Where inputs were written last.
-    slot: usize,
-    /// What was submitted last with the inputs of a slot, if it was not waited for.
-    read_by: [Option<wgpu::SubmissionIndex>; SLOTS],
+    turn: Turn<wgpu::SubmissionIndex>,
     launcher: Launcher,
     /// Programs that ran before.
     programs: BTreeMap<String, Vec<Dispatch>>,
@@ -242,7 +264,7 @@ impl Loaded {
     fn segment(&self, slice: Slice) -> Result<&wgpu::Buffer, DeviceError> {
         let inside =
             |buffer: &&wgpu::Buffer| slice.offset.checked_add(slice.bytes).is_some_and(|end| end <= buffer.size());
-        self.slots[self.slot]
+        self.slots[self.turn.slot]
             .get(slice.segment as usize)
             .filter(inside)
             .ok_or_else(|| DeviceError::Misuse(format!("{slice:?} is outside the plan's memory")))
@@ -276,8 +298,7 @@ impl LoadedPlan for Loaded {
     }
 
     fn write_inputs(&mut self, inputs: &[(Slice, &[u8])]) -> Result<(), DeviceError> {
-        self.slot = (self.slot + 1) % SLOTS;
-        if let Some(submission) = self.read_by[self.slot].take() {
+        if let Some(submission) = self.turn.next() {
             wait(&self.device, Some(submission))?;
         }
         inputs.iter().try_for_each(|(slice, bytes)| self.enqueue(*slice, bytes))?;
@@ -286,7 +307,7 @@ impl LoadedPlan for Loaded {
 
     fn read(&mut self, slices: &[Slice]) -> Result<Box<dyn Download>, DeviceError> {
         slices.iter().try_for_each(|slice| self.segment(*slice).map(drop))?;
-        let download = download::download(&self.device, &self.queue, &self.slots[self.slot], slices);
+        let download = download::download(&self.device, &self.queue, &self.slots[self.turn.slot], slices);
         check(&self.fault)?;
         Ok(download)
     }
@@ -309,12 +330,12 @@ impl LoadedPlan for Loaded {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for dispatch in chunk {
                 pass.set_pipeline(&dispatch.pipeline);
-                pass.set_bind_group(0, &dispatch.groups[self.slot], &[]);
+                pass.set_bind_group(0, &dispatch.groups[self.turn.slot], &[]);
                 let [x, y, z] = dispatch.workgroups;
                 pass.dispatch_workgroups(x, y, z);
             }
             drop(pass);
-            self.read_by[self.slot] = Some(self.queue.submit([encoder.finish()]));
+            self.turn.is_read_by(self.queue.submit([encoder.finish()]));
         }
         check(&self.fault)
     }
@@ -339,4 +360,27 @@ fn wait(device: &wgpu::Device, submission_index: Option<wgpu::SubmissionIndex>) 
 
 fn failed(why: String) -> DeviceError {
     DeviceError::Driver { device: "wgpu".into(), why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each step is two submissions, `2 * step` and the one after it.
+    #[test]
+    fn a_slot_is_written_when_the_last_submission_that_reads_it_is_done() {
+        let mut turn = Turn::new();
+        let waited_for: Vec<Option<usize>> = (0..6)
+            .map(|step| {
+                let submission = turn.next();
+                turn.is_read_by(2 * step);
+                turn.is_read_by(2 * step + 1);
+                submission
+            })
+            .collect();
+        assert_eq!(waited_for, [None, None, None, Some(1), Some(3), Some(5)]);
+        // Inputs that nothing has read are written over at once.
+        let unread: Vec<Option<usize>> = (0..4).map(|_| turn.next()).collect();
+        assert_eq!(unread, [Some(7), Some(9), Some(11), None]);
+    }
 }
