@@ -1,7 +1,7 @@
 //! What the wgpu device refuses and what it promises, on whole plans. What its shaders compute is tested in `wgsl_loops`,
 //! `kernels`, `schedule` and `wide_models`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use alip_compiler::codegen::emit::wgsl;
@@ -273,6 +273,25 @@ fn steps_in_flight_read_their_own_inputs() {
         assert_eq!(found.state[STATE_STEP].first(), Some(step as f64 + 1.0));
     }
     assert!(state(&mut waiting, &plan) == state(&mut ahead, &plan));
+}
+
+/// Who submits steps and reads nothing has no more of them in the queue than the device asks for. (Of a software adapter that is
+/// true by itself: it is done with a step when that is submitted.)
+#[test]
+fn who_never_waits_is_held_back() {
+    let Some(device) = adapter() else { return };
+    let plan = tiny();
+    let mut session = started(&plan, device);
+    let inputs = batch(&plan, 0.5);
+    let mut behind = VecDeque::new();
+    for step in 0..12 {
+        session.submit("train", &inputs).expect("it runs");
+        behind.push_back(session.download("train", &["loss"], &[]).expect("it is there"));
+        // The inputs of a step lie where those of an earlier one did, which is done; so is what was downloaded before that.
+        if behind.len() > session.ahead() + 2 {
+            assert!(behind.pop_front().is_some_and(|mut results| results.poll()), "step {step}");
+        }
+    }
 }
 
 #[test]

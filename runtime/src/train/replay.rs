@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use alip_plan::{Buffer, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, StateKind};
+use alip_plan::{Buffer, PROGRAM_TRAIN, Plan, STATE_HALTED, STATE_TOTAL_STEPS, StateKind};
 use safetensors::tensor::Dtype as FileType;
 
-use crate::exec::{ExecError, Session, Tensors};
+use crate::exec::{ExecError, Found, Session, Tensors};
 use crate::run::file::FileError;
 use crate::run::tensors::{self, Entry, TensorFile, file_type};
 use crate::tensor::HostTensor;
@@ -62,6 +62,17 @@ pub enum ReplayError {
         /// The first input of the graph.
         input: String,
     },
+    /// From a step on none was taken.
+    #[error(
+        "step {step}: loss or gradient is not finite, so neither this step nor those after it were taken; what happened is in {}",
+        path.display()
+    )]
+    Halted {
+        /// The step, counted from 1.
+        step: u64,
+        /// The file that was written.
+        path: std::path::PathBuf,
+    },
 }
 
 /// What to replay.
@@ -81,10 +92,11 @@ pub struct Replay<'a> {
     pub out: &'a Path,
 }
 
-/// Replays; afterwards `out` holds what was asked for.
+/// Replays; afterwards `out` holds what was asked for. So it does if a step whose loss or gradient is not finite halts the
+/// training, of which the metrics may be what is asked for; the steps after it run all the same, on a state that stays.
 ///
 /// # Errors
-/// A file or the device fails, or names and shapes do not fit the plan.
+/// A file or the device fails, names and shapes do not fit the plan, or a step halts the training.
 pub fn replay(session: &mut Session, what: &Replay<'_>) -> Result<(), ReplayError> {
     let plan = session.plan().clone();
     session.init(0)?;
@@ -107,13 +119,19 @@ pub fn replay(session: &mut Session, what: &Replay<'_>) -> Result<(), ReplayErro
     let mut series: Vec<Vec<f64>> = vec![Vec::new(); metrics.len()];
     let mut first = Tensors::new();
     let count = count_batches(&plan, &batches, what.batches)?;
+    let flag = plan.state(STATE_HALTED).map(|state| state.path.as_str());
+    let mut halted = None;
     for step in 0..what.steps {
         let inputs = batch(&plan, &mut batches, step % count)?;
         let wanted: Vec<&str> = match step {
             0 => names.iter().map(String::as_str).collect(),
             _ => metrics.iter().map(|name| name.as_str()).collect(),
         };
-        let outputs = session.run_for(PROGRAM_TRAIN, &inputs, &wanted)?;
+        session.submit(PROGRAM_TRAIN, &inputs)?;
+        let Found { outputs, state } = session.download(PROGRAM_TRAIN, &wanted, flag.as_slice())?.wait()?;
+        if state.values().any(|flag| flag.first() != Some(0.0)) {
+            halted.get_or_insert(step + 1);
+        }
         for (name, values) in metrics.iter().zip(&mut series) {
             values.push(outputs.get(*name).and_then(HostTensor::first).unwrap_or(f64::NAN));
         }
@@ -122,10 +140,12 @@ pub fn replay(session: &mut Session, what: &Replay<'_>) -> Result<(), ReplayErro
         }
     }
     let series = metrics.into_iter().cloned().zip(series).collect();
-    write(session, &plan, what, first, series)
+    write(session, &plan, what, first, series)?;
+    halted.map_or(Ok(()), |step| Err(ReplayError::Halted { step, path: what.out.to_path_buf() }))
 }
 
-/// Puts the tensors of a file into the state: every parameter under its path, other state under its path or as `state.PATH`.
+/// Puts the tensors of a file into the state: every parameter under its path, other state under its path or as `state.PATH`. A
+/// training that halted when the file was written goes on.
 ///
 /// # Errors
 /// The file cannot be read, lacks a parameter, or holds what the graph has not.
@@ -149,6 +169,9 @@ pub fn load_weights(session: &mut Session, path: &Path) -> Result<(), ReplayErro
         let state = place(&name).ok_or_else(|| fail(format!("`{name}` of the file is no state of the graph")))?;
         let tensor = file.read(&name, state.buffer.dtype)?;
         session.write_state(&state.path, &tensor)?;
+    }
+    if plan.state(STATE_HALTED).is_some() {
+        session.write_state(STATE_HALTED, &HostTensor::scalar_i32(0))?;
     }
     Ok(())
 }
@@ -238,4 +261,68 @@ fn write(
         Some(Content::Series(values)) => Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
         None => Ok(Vec::new()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use alip_plan::STATE_STEP;
+
+    use super::*;
+    use crate::train::session;
+    use crate::train::testing::{BATCH, CONTEXT, SIDE, folder, linear, linear_scaled};
+
+    fn write_file(path: &Path, tensors: &[(String, HostTensor)]) {
+        let entry = |(name, tensor): &(String, HostTensor)| Entry {
+            name: name.clone(),
+            dtype: file_type(tensor.dtype()),
+            shape: tensor.shape().to_vec(),
+        };
+        let entries: Vec<Entry> = tensors.iter().map(entry).collect();
+        let mut rest = tensors.iter();
+        let bytes = |_: &Entry| Ok::<_, FileError>(rest.next().unwrap().1.bytes().to_vec());
+        tensors::write(path, &[], &entries, bytes).unwrap();
+    }
+
+    /// Replays four steps over three batches, where pixels and ids of the second are these: says `said`, of `OUT`; has taken so many
+    /// steps; and whatever it says, `out` holds the metric of each step, which of the second alone is not finite.
+    fn check(name: &str, plan: &Plan, (pixel, id): (f32, i32), metric: &str, said: &str, taken: f64) {
+        let root = folder(name);
+        let [weights, batches, out] =
+            ["weights", "batches", "out"].map(|name| root.join(format!("{name}.safetensors")));
+        let pixels = 3 * SIDE * SIDE;
+        // A flag of a training that halted is no reason not to begin.
+        let halted = (format!("state.{STATE_HALTED}"), HostTensor::scalar_i32(1));
+        let w = HostTensor::f32(&[pixels], vec![0.01; pixels as usize]).unwrap();
+        write_file(&weights, &[("w".into(), w), halted]);
+        let batch = |(number, (pixel, id)): (usize, (f32, i32))| {
+            let image = HostTensor::f32(&[BATCH, 3, SIDE, SIDE], vec![pixel; (BATCH * pixels) as usize]).unwrap();
+            let raw = HostTensor::i32(&[BATCH, CONTEXT], vec![id; (BATCH * CONTEXT) as usize]).unwrap();
+            [(format!("batch.{number}.image"), image), (format!("batch.{number}.raw"), raw)]
+        };
+        let of_batches = [(0.1, 7), (pixel, id), (0.2, 7)].into_iter().enumerate().flat_map(batch);
+        write_file(&batches, &of_batches.collect::<Vec<_>>());
+        let dump = BTreeSet::from([Dump::Params, Dump::Metrics]);
+        let what = Replay { weights: &weights, batches: &batches, steps: 4, total_steps: 4, dump: &dump, out: &out };
+        let replayed = replay(&mut session(plan), &what);
+        let found = replayed.map_or_else(|error| error.to_string(), |()| "done".into());
+        assert_eq!(found.replace(&out.display().to_string(), "OUT"), said, "{name}");
+        let mut file = TensorFile::open(&out).unwrap();
+        let step = file.read(&format!("state.{STATE_STEP}"), alip_plan::DType::I32).unwrap();
+        assert_eq!(step.first(), Some(taken), "{name}");
+        let series = file.read(&format!("metrics.{metric}"), alip_plan::DType::F32).unwrap();
+        let finite: Vec<bool> = series.to_f32().iter().map(|value| value.is_finite()).collect();
+        assert_eq!(finite, [true, false, true, true], "{name}");
+    }
+
+    #[test]
+    fn a_step_that_halts_is_named() {
+        let said = "step 2: loss or gradient is not finite, so neither this step nor those after it were taken; what happened is in \
+                    OUT";
+        check("replay_halts", &linear(), (f32::NAN, 7), "loss", said, 1.0);
+    }
+
+    #[test]
+    fn a_metric_that_is_not_finite_halts_nothing() {
+        check("replay_odd_metric", &linear_scaled(), (0.0, 0), "grad_norm", "done", 4.0);
+    }
 }

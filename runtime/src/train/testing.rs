@@ -1,7 +1,7 @@
 //! A plan small enough to write by hand, for tests of everything around the kernels.
 //!
 //! It regresses the mean of a text's ids on the pixels: `loss = mean((image . w - mean(raw) / 100)^2)`, one step of gradient
-//! descent with a falling rate, update guarded as the compiler's is.
+//! descent with a falling rate, update guarded as the compiler's is; on request with a loss scale.
 
 mod late;
 
@@ -13,8 +13,8 @@ use alip_plan::kernel::{
 };
 use alip_plan::pipeline::{Argument, Pipeline, PipelineNode, PipelineOp, Shuffle, Source};
 use alip_plan::{
-    Buffer, DType, PROGRAM_INIT, PROGRAM_TRAIN, Plan, Port, Program, Real, Report, STATE_HALTED, STATE_SEED,
-    STATE_STEP, STATE_TOTAL_STEPS, Segment, SegmentKind, StateKind, StateTensor, Step, Target, TrainInfo,
+    Buffer, DType, PROGRAM_INIT, PROGRAM_TRAIN, Plan, Port, Program, Real, Report, STATE_HALTED, STATE_LOSS_SCALE,
+    STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS, Segment, SegmentKind, StateKind, StateTensor, Step, Target, TrainInfo,
 };
 
 use crate::run::{DeviceIdentity, RunInfo};
@@ -63,7 +63,7 @@ impl Writer {
         let infinity = self.constant(f64::INFINITY, DType::F32);
         self.f(ScalarOp::Lt, &[size, infinity])
     }
-    /// Whether a step is taken, by the views of loss and flag.
+    /// Whether a step is taken, by the views of loss (scaled, where there is a scale) and flag.
     fn taken(&mut self, loss: u16, halted: u16) -> u16 {
         let loss = self.f(ScalarOp::Load(loss), &[]);
         let finite = self.finite(loss);
@@ -91,6 +91,10 @@ impl Memory {
         buffer
     }
 }
+
+/// Buffers of `train`, by number.
+const HALTED: u32 = 4;
+const LOSS: u32 = 8;
 
 /// The plan `linear`.
 pub(crate) fn linear() -> Plan {
@@ -125,16 +129,16 @@ pub(crate) fn linear() -> Plan {
     let steps = vec![
         step(2, &[5, 0, 7], "tower"),
         step(3, &[6, 7], "target"),
-        step(4, &[7, 8], "loss"),
+        step(4, &[7, LOSS], "loss"),
         step(5, &[1, 2, 9], "train.schedule"),
-        step(6, &[7, 5, 0, 8, 9, 4], "train.update"),
-        step(7, &[8, 1, 4], "train.step"),
-        step(8, &[8, 4], "train.halted"),
+        step(6, &[7, 5, 0, LOSS, 9, HALTED], "train.update"),
+        step(7, &[LOSS, 1, HALTED], "train.step"),
+        step(8, &[LOSS, HALTED], "train.halted"),
     ];
     let port = |name: &str, buffer| Port { name: name.into(), buffer };
     let train = Program {
         inputs: vec![port("image", 5), port("raw", 6)],
-        outputs: vec![port("loss", 8), port("lr", 9)],
+        outputs: vec![port("loss", LOSS), port("lr", 9)],
         buffers: buffers.clone(),
         steps,
     };
@@ -166,6 +170,50 @@ pub(crate) fn linear() -> Plan {
         }),
         report: Report { parameters: PIXELS, ..Report::default() },
     }
+}
+
+/// The first loss scale, 2^100: a loss beyond 2^28 overflows with it.
+pub(crate) const SCALE: f32 = (1u128 << 100) as f32;
+
+/// The plan `linear` with a loss scale: a step is taken if `loss * scale` is finite, and halves the scale if that is not. Its metric
+/// `grad_norm` is what a spec may make of that name: `ln(loss)`.
+pub(crate) fn linear_scaled() -> Plan {
+    let mut plan = linear();
+    let mut add = |segment: usize| {
+        let offset = plan.segments[segment].bytes.next_multiple_of(64);
+        plan.segments[segment].bytes = offset + 64;
+        Buffer { segment: segment as u32, offset, dtype: DType::F32, shape: vec![] }
+    };
+    let (scale, scaled, logarithm) = (add(0), add(1), add(1));
+    let kernel = plan.kernels.len() as u32;
+    plan.kernels.extend([first_scale(), scaled_loss(), next_scale()]);
+    let step = |kernel, operands: &[u32], origin: &str| Step {
+        kernel,
+        operands: operands.to_vec(),
+        origin: origin.into(),
+        flops: 1,
+    };
+
+    let start = plan.programs.get_mut(PROGRAM_INIT).unwrap();
+    start.steps.push(step(kernel, &[start.buffers.len() as u32], "loss_scale"));
+    start.buffers.push(scale.clone());
+
+    let train = plan.programs.get_mut(PROGRAM_TRAIN).unwrap();
+    let first = train.buffers.len() as u32;
+    let (own, judged, metric) = (first, first + 1, first + 2);
+    train.buffers.extend([scale.clone(), scaled, logarithm]);
+    for guarded in train.steps.iter_mut().filter(|step| ["train.update", "train.step"].contains(&step.origin.as_str()))
+    {
+        guarded.operands.iter_mut().filter(|operand| **operand == LOSS).for_each(|operand| *operand = judged);
+    }
+    let loss = train.steps.iter().position(|step| step.origin == "loss").unwrap();
+    train.steps.insert(loss + 1, step(kernel + 1, &[LOSS, own, judged, metric], "train.scaled"));
+    let halt = train.steps.len() - 1;
+    train.steps.insert(halt, step(kernel + 2, &[judged, HALTED, own], "loss_scale"));
+    train.outputs.push(Port { name: "grad_norm".into(), buffer: metric });
+    plan.train.as_mut().unwrap().metrics.push("grad_norm".into());
+    plan.state.push(StateTensor { path: STATE_LOSS_SCALE.into(), kind: StateKind::Optimizer, buffer: scale });
+    plan
 }
 
 /// A pipeline over `scenes` rendered scenes that fits the plan.
@@ -342,6 +390,42 @@ fn halt() -> Kernel {
     let next = code.op(ScalarOp::Select, DType::I32, &[finite, halted, one]);
     code.op(ScalarOp::Store(1), DType::I32, &[next]);
     map(vec![1], vec![view(0, DType::F32, &[0]), view(1, DType::I32, &[0])], code)
+}
+
+/// `scale = SCALE`; operand scale.
+fn first_scale() -> Kernel {
+    let mut code = Writer::default();
+    let scale = code.constant(SCALE.into(), DType::F32);
+    code.f(ScalarOp::Store(0), &[scale]);
+    map(vec![1], vec![view(0, DType::F32, &[0])], code)
+}
+
+/// `scaled = loss * scale, logarithm = ln(loss)`; operands loss, scale, scaled, logarithm.
+fn scaled_loss() -> Kernel {
+    let mut code = Writer::default();
+    let (loss, scale) = (code.f(ScalarOp::Load(0), &[]), code.f(ScalarOp::Load(1), &[]));
+    let scaled = code.f(ScalarOp::Mul, &[loss, scale]);
+    code.f(ScalarOp::Store(2), &[scaled]);
+    let logarithm = code.f(ScalarOp::Ln, &[loss]);
+    code.f(ScalarOp::Store(3), &[logarithm]);
+    map(vec![1], (0..4).map(|operand| view(operand, DType::F32, &[0])).collect(), code)
+}
+
+/// `scale /= 2`, if the scaled loss is not finite and the training not halted; operands scaled, halted, scale.
+fn next_scale() -> Kernel {
+    let mut code = Writer::default();
+    let scaled = code.f(ScalarOp::Load(0), &[]);
+    let finite = code.finite(scaled);
+    let old = code.f(ScalarOp::Load(2), &[]);
+    let half = code.constant(0.5, DType::F32);
+    let half = code.f(ScalarOp::Mul, &[old, half]);
+    let next = code.f(ScalarOp::Select, &[finite, old, half]);
+    let halted = code.op(ScalarOp::Load(1), DType::I32, &[]);
+    let zero = code.constant(0.0, DType::I32);
+    let running = code.op(ScalarOp::Eq, DType::I32, &[halted, zero]);
+    let next = code.f(ScalarOp::Select, &[running, next, old]);
+    code.f(ScalarOp::Store(2), &[next]);
+    map(vec![1], vec![view(0, DType::F32, &[0]), view(1, DType::I32, &[0]), view(2, DType::F32, &[0])], code)
 }
 
 fn map(domain: Vec<u64>, views: Vec<View>, code: Writer) -> Kernel {

@@ -227,13 +227,35 @@ impl Landed {
         self.metrics.iter().find(|(own, _)| own == name).map(|(_, value)| *value)
     }
 
-    /// Loss or gradient norm, if it is not finite.
+    /// What became of the step. The state says so; metrics are whatever the spec makes of their names, and count only where a plan
+    /// does not count steps.
+    fn fate(&self, loss: &str) -> Fate {
+        let next = self.at.step + 1;
+        match (self.taken, self.loss_scale) {
+            _ if self.halted => Fate::Refused,
+            (Some(taken), _) if taken == next => Fate::Taken,
+            (Some(taken), Some(scale)) if taken == self.at.step => Fate::Skipped(scale),
+            (None, _) if self.metric(loss).is_none_or(f64::is_finite) => Fate::Taken,
+            _ => Fate::Refused,
+        }
+    }
+
+    /// Loss or gradient norm, if it is not finite: what people are told of a step that was refused.
     fn nonfinite(&self, loss: &str) -> Option<(String, f64)> {
         [loss, "grad_norm"].into_iter().find_map(|name| {
             let value = self.metric(name)?;
             (!value.is_finite()).then(|| (name.to_string(), value))
         })
     }
+}
+
+/// What became of a step.
+enum Fate {
+    Taken,
+    /// Its gradients overflowed; the loss scale is this now.
+    Skipped(f64),
+    /// Something is not finite for good.
+    Refused,
 }
 
 /// What a run had done at a moment.
@@ -340,7 +362,9 @@ impl Trainer<'_> {
             let is_over = ahead.step >= steps || no_data.is_some() || self.stop.load(Ordering::Relaxed);
             // The last one is written after the loop.
             let saves = !is_over && self.is_due(progress, ahead.step);
-            if !is_over && !saves && progress.flight.len() <= self.session.ahead() {
+            // People hear of what is done before the data may keep us waiting.
+            let is_done = progress.flight.front_mut().is_some_and(|step| step.results.poll());
+            if !is_over && !saves && !is_done && progress.flight.len() <= self.session.ahead() {
                 match self.submit(progress, ahead.cursor) {
                     Ok(step) => progress.flight.push_back(step),
                     // Those in flight are still taken.
@@ -456,18 +480,20 @@ impl Trainer<'_> {
         Ok(saved.path)
     }
 
-    /// Whether a step was taken: one whose gradients overflowed under a loss scale was not. Stops any other run whose loss or
-    /// gradient is not finite, and finds out where that came from.
+    /// Whether a step was taken: one whose gradients overflowed under a loss scale was not. Stops any other run whose step was
+    /// refused, and finds out where that came from.
     fn is_taken(&mut self, wanted: &Wanted, landed: &Landed) -> Result<bool, TrainError> {
-        let Landed { at, taken, halted, loss_scale, .. } = *landed;
+        let Landed { at, taken, halted, .. } = *landed;
         let step = at.step + 1;
         let metric = landed.nonfinite(&wanted.loss);
-        if !halted && metric.is_none() && taken.is_none_or(|taken| taken == step) {
-            return Ok(true);
-        }
-        if !halted && let Some(scale) = loss_scale {
-            self.watch.note(&format!("step {step}: gradients overflowed, the batch is skipped; loss scale {scale}"));
-            return Ok(false);
+        match landed.fate(&wanted.loss) {
+            Fate::Taken => return Ok(true),
+            Fate::Skipped(scale) => {
+                let what = "gradients overflowed, the batch is skipped";
+                self.watch.note(&format!("step {step}: {what}; loss scale {scale}"));
+                return Ok(false);
+            }
+            Fate::Refused => {}
         }
         if halted {
             // The state is that before the step, whatever was submitted since, and what is saved goes on from there.

@@ -15,6 +15,7 @@ use crate::model::{DeviceArgs, Keep, ModelArgs};
 ///
 /// Weights and batches are safetensors files. The first holds every parameter under its path, and other state under its path or
 /// as `state.PATH`; the second holds `batch.0.NAME`, `batch.1.NAME`, ... for every input of the graph, over which the steps cycle.
+/// Once loss or gradient are not finite no further step is taken: the file is written all the same, and the command fails.
 ///
 /// The layout, for a graph with the inputs image, raw and caption and a batch of 16:
 ///

@@ -4,8 +4,8 @@
 //! since one buffer cannot be bound both ways in one dispatch. Pipelines and bind groups are made when a program first runs;
 //! after that, running only records dispatches. wgpu orders dispatches that touch the same buffers.
 //!
-//! Segments of inputs are there twice ([`SLOTS`]), and bind groups of the steps that read them: so the copy for the next step
-//! depends on none that still runs, and a driver may make it beside them.
+//! Segments of inputs are there several times ([`SLOTS`]), and bind groups of the steps that read them: so the copy for the
+//! next step depends on none that still runs, and a driver may make it beside them.
 //!
 //! The adapter's own limits are requested: the defaults are far below what most hardware has.
 
@@ -28,12 +28,13 @@ const STEPS_PER_SUBMISSION: usize = 128;
 /// Uploads lie in memory of the driver's until they are submitted and done: a whole state would lie there twice.
 const STAGED_BYTES: u64 = 64 << 20;
 
-/// Copies of the segments of inputs: one is read while the other is filled.
-const SLOTS: usize = 2;
-
 /// Programs that wait in the queue beside the one that runs: while the host takes the results of that, the adapter goes on with the
 /// first, and the second keeps it from waiting for a host that is late for once.
 const AHEAD: usize = 2;
+
+/// Copies of the segments of inputs, for the programs that wait and the one that runs: one more is submitted only when that is
+/// done, which bounds what lies in memory of the driver's too.
+const SLOTS: usize = AHEAD + 1;
 
 /// An opened adapter.
 pub struct Wgpu {
@@ -209,11 +210,37 @@ impl Device for Wgpu {
                 scratch: inputs * (SLOTS as u64 - 1),
             },
             slots,
-            slot: 0,
+            turn: Turn::new(),
             launcher: Launcher::new(self.device.clone(), self.info.name.clone(), plan),
             programs: BTreeMap::new(),
             staged: 0,
         }))
+    }
+}
+
+/// Which slot it is the turn of.
+struct Turn<S> {
+    /// Where inputs were written last.
+    slot: usize,
+    /// What was submitted last with the inputs of a slot, if it was not waited for.
+    read_by: [Option<S>; SLOTS],
+}
+
+impl<S> Turn<S> {
+    fn new() -> Turn<S> {
+        Turn { slot: 0, read_by: std::array::from_fn(|_| None) }
+    }
+
+    /// Goes on to the next slot; what must be done before that is written.
+    #[must_use]
+    fn next(&mut self) -> Option<S> {
+        self.slot = (self.slot + 1) % SLOTS;
+        self.read_by[self.slot].take()
+    }
+
+    /// Something was submitted that reads the slot.
+    fn is_read_by(&mut self, submission: S) {
+        self.read_by[self.slot] = Some(submission);
     }
 }
 
@@ -224,8 +251,7 @@ struct Loaded {
     fault: Arc<Mutex<Option<String>>>,
     /// Segments, by slot; only those of inputs differ.
     slots: [Vec<wgpu::Buffer>; SLOTS],
-    /// Where inputs were written last.
-    slot: usize,
+    turn: Turn<wgpu::SubmissionIndex>,
     launcher: Launcher,
     /// Programs that ran before.
     programs: BTreeMap<String, Vec<Dispatch>>,
@@ -238,7 +264,7 @@ impl Loaded {
     fn segment(&self, slice: Slice) -> Result<&wgpu::Buffer, DeviceError> {
         let inside =
             |buffer: &&wgpu::Buffer| slice.offset.checked_add(slice.bytes).is_some_and(|end| end <= buffer.size());
-        self.slots[self.slot]
+        self.slots[self.turn.slot]
             .get(slice.segment as usize)
             .filter(inside)
             .ok_or_else(|| DeviceError::Misuse(format!("{slice:?} is outside the plan's memory")))
@@ -272,14 +298,16 @@ impl LoadedPlan for Loaded {
     }
 
     fn write_inputs(&mut self, inputs: &[(Slice, &[u8])]) -> Result<(), DeviceError> {
-        self.slot = (self.slot + 1) % SLOTS;
+        if let Some(submission) = self.turn.next() {
+            wait(&self.device, Some(submission))?;
+        }
         inputs.iter().try_for_each(|(slice, bytes)| self.enqueue(*slice, bytes))?;
         check(&self.fault)
     }
 
     fn read(&mut self, slices: &[Slice]) -> Result<Box<dyn Download>, DeviceError> {
         slices.iter().try_for_each(|slice| self.segment(*slice).map(drop))?;
-        let download = download::download(&self.device, &self.queue, &self.slots[self.slot], slices);
+        let download = download::download(&self.device, &self.queue, &self.slots[self.turn.slot], slices);
         check(&self.fault)?;
         Ok(download)
     }
@@ -302,12 +330,12 @@ impl LoadedPlan for Loaded {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for dispatch in chunk {
                 pass.set_pipeline(&dispatch.pipeline);
-                pass.set_bind_group(0, &dispatch.groups[self.slot], &[]);
+                pass.set_bind_group(0, &dispatch.groups[self.turn.slot], &[]);
                 let [x, y, z] = dispatch.workgroups;
                 pass.dispatch_workgroups(x, y, z);
             }
             drop(pass);
-            self.queue.submit([encoder.finish()]);
+            self.turn.is_read_by(self.queue.submit([encoder.finish()]));
         }
         check(&self.fault)
     }
@@ -332,4 +360,27 @@ fn wait(device: &wgpu::Device, submission_index: Option<wgpu::SubmissionIndex>) 
 
 fn failed(why: String) -> DeviceError {
     DeviceError::Driver { device: "wgpu".into(), why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each step is two submissions, `2 * step` and the one after it.
+    #[test]
+    fn a_slot_is_written_when_the_last_submission_that_reads_it_is_done() {
+        let mut turn = Turn::new();
+        let waited_for: Vec<Option<usize>> = (0..6)
+            .map(|step| {
+                let submission = turn.next();
+                turn.is_read_by(2 * step);
+                turn.is_read_by(2 * step + 1);
+                submission
+            })
+            .collect();
+        assert_eq!(waited_for, [None, None, None, Some(1), Some(3), Some(5)]);
+        // Inputs that nothing has read are written over at once.
+        let unread: Vec<Option<usize>> = (0..4).map(|_| turn.next()).collect();
+        assert_eq!(unread, [Some(7), Some(9), Some(11), None]);
+    }
 }

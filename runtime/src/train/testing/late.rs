@@ -23,6 +23,8 @@ pub(crate) enum Pace {
     AtOnce,
     /// Not before the host waits for it.
     WhenWaitedFor,
+    /// Before whoever gives it goes on: what the host waits for is always there.
+    BeforeItReturns,
 }
 
 /// The device, and how many training steps were submitted and not done when there were most of them.
@@ -50,8 +52,8 @@ impl Device for Late {
     fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {
         let inner = Reference.load(plan)?;
         let memory = inner.memory();
-        let queue = Queue { at_once: self.pace == Pace::AtOnce, ..Queue::default() };
-        let shared = Arc::new(Shared { queue: Mutex::new(queue), changed: Condvar::new() });
+        let queue = Queue { at_once: self.pace != Pace::WhenWaitedFor, ..Queue::default() };
+        let shared = Arc::new(Shared { pace: self.pace, queue: Mutex::new(queue), changed: Condvar::new() });
         let worker = Arc::clone(&shared);
         let thread = std::thread::spawn(move || worker.work(inner));
         let slots = std::array::from_fn(|_| Slot::default());
@@ -83,6 +85,7 @@ struct Queue {
 }
 
 struct Shared {
+    pace: Pace,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
@@ -119,7 +122,11 @@ impl Shared {
         queue.waiting.push_back(command);
         queue.given += 1;
         self.changed.notify_all();
-        queue.given
+        let number = queue.given;
+        if self.pace == Pace::BeforeItReturns {
+            drop(self.changed.wait_while(queue, |queue| queue.done < number));
+        }
+        number
     }
 
     /// Waits until the command of this number is done.
