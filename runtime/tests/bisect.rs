@@ -158,3 +158,16 @@ fn what_cannot_be_turned_off_is_refused() {
     refused(&["--against", "no-rule", "paking"], unknown);
     refused(&["packing"], "`packing`: a name is for `--against no-rule packing` only");
 }
+
+#[test]
+fn a_step_that_is_not_finite_is_not_acquitted() {
+    let spec = r#"Graph(name: "g", use: ["optim/sgd", "schedule/constant"], dims: { "B": Batch(4) },
+        inputs: { "x": (dtype: F32, shape: "[B, 6]") }, params: { "w": (shape: "[6]", init: "1") },
+        body: ["y = ln(0 - 1 - abs(x * w))", "loss = mean(y)"],
+        train: (loss: "loss", optimizer: "sgd()", schedule: "constant(max_lr: 0.1)"))"#;
+    let folder = tempfile::tempdir().unwrap();
+    let (status, text) = bisect_of(&file(&folder, spec), "", &[]);
+    assert_eq!(status, Some(1), "{text}");
+    let told = "the step as written is not finite on this batch and state, so what depends on it was not compared";
+    assert!(text.contains(told) && text.contains("  value   `outputs.y` is NaN\n  node    %"), "{text}");
+}

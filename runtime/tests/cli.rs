@@ -296,6 +296,13 @@ fn devices_are_shown_without_chatter() {
 }
 
 #[test]
+fn a_profile_is_no_json() {
+    let (status, out, err) = run(folder().path(), &["bench", "small.ron", "--json", "--profile"]);
+    assert_eq!((status, out.as_str()), (Some(2), ""), "{err}");
+    assert!(err.contains("cannot be used with"), "{err}");
+}
+
+#[test]
 fn targets_are_named() {
     let folder = folder();
     let at = folder.path();

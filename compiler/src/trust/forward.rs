@@ -48,6 +48,15 @@ impl Written {
         Ok(Written { values: values.collect() })
     }
 
+    /// The first value that is NaN or infinite: its node, its name, and the number. What depends on it is not compared with
+    /// anything, since it is the same whatever is wrong. Masks may hold -infinity.
+    pub fn first_nonfinite(&self) -> Option<(NodeId, &str, f64)> {
+        self.values.iter().find_map(|(node, name, Judged { value, .. })| {
+            let number = value.iter().find(|x| x.is_nan() || **x == f64::INFINITY)?;
+            Some((*node, name.as_str(), *number))
+        })
+    }
+
     /// The first value that another graph computes otherwise. Inputs of the other may be more: those that the runtime makes.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use alip_plan::pipeline::Pipeline;
-use alip_plan::{Plan, PlanError};
+use alip_plan::{FORMAT_VERSION, Plan, PlanError};
 use serde::de::DeserializeOwned;
 
 use super::checkpoint::{self, CheckpointError, Checkpoints, Header, Saved};
@@ -126,6 +126,18 @@ pub enum RunError {
         /// The option that accepts it.
         accept: &'static str,
     },
+    /// The run's plan is of another format version: compiling it again would give another plan, and so another run.
+    #[error(
+        "{}: the run was made by another version of alip-run: its plan has format version {found}, this program reads \
+         {FORMAT_VERSION}. Continue and evaluate it with the version that made it, or start a new run",
+        path.display()
+    )]
+    OtherVersion {
+        /// The plan's file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
     /// The plan beside it is no plan.
     #[error("{}: {source}", path.display())]
     Plan {
@@ -206,7 +218,10 @@ impl RunDir {
     /// # Errors
     /// It cannot be read or is damaged.
     pub fn plan(&self) -> Result<Plan, RunError> {
-        let (bytes, plan) = read_plan(&self.root)?;
+        let (bytes, plan) = read_plan(&self.root).map_err(|error| match error {
+            RunError::Plan { path, source: PlanError::Version { found } } => RunError::OtherVersion { path, found },
+            other => other,
+        })?;
         self.is_as_written(PLAN, &bytes, &self.info.plan)?;
         Ok(plan)
     }

@@ -32,7 +32,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 5)]
     steps: u64,
     /// Run one more step launch by launch, and show where the time goes
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     profile: bool,
     /// One JSON object instead of lines
     #[arg(long)]

@@ -134,6 +134,13 @@ fn what_is_not_of_this_run_is_told() {
     other.name = "other".into();
     fs::write(root.join(PLAN), other.to_bytes()).unwrap();
     refused(RunDir::open(&root).unwrap().plan(), "plan.alip: not the file that the run was started with (hash ");
+    // The version stands behind the eight bytes that say what the file is.
+    let mut older = linear().to_bytes();
+    older[8] = 5;
+    fs::write(root.join(PLAN), older).unwrap();
+    let said =
+        "plan.alip: the run was made by another version of alip-run: its plan has format version 5, this program reads";
+    refused(RunDir::open(&root).unwrap().plan(), said);
     let info = fs::read_to_string(root.join(INFO)).unwrap();
     let way_out = "; put the file back from a copy of the run, or begin another run with --out";
     for (text, said) in [

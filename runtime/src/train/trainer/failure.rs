@@ -119,6 +119,6 @@ impl std::fmt::Display for Divergence {
             Some(path) => write!(f, " The state before the step is saved in {}.", path.display())?,
             None => write!(f, " The last checkpoint is the newest state that is sound.")?,
         }
-        write!(f, " A lower learning rate or a longer warm-up is the usual cure")
+        write!(f, " A new run with a lower learning rate or a longer warm-up is the usual cure")
     }
 }

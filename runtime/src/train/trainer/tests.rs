@@ -224,7 +224,7 @@ fn a_divergence_is_told_whether_or_not_its_origin_is_found() {
     let said = |origin: &str| {
         format!(
             "step 4: metric `loss` is NaN. {origin} The batch was samples 12 to 15. The state before the step is saved in \
-             ROOT/checkpoints/step-00000003.safetensors. A lower learning rate or a longer warm-up is the usual cure"
+             ROOT/checkpoints/step-00000003.safetensors. A new run with a lower learning rate or a longer warm-up is the usual cure"
         )
     };
     let found = "The first value that is not finite was made by `tower` (NaN at element 0, launch 1 of 7).";

@@ -94,6 +94,19 @@ impl Given {
     }
 }
 
+impl Given {
+    /// What the step as written makes of batch and state that is not finite, if anything is.
+    pub(super) fn nonfinite(&self) -> Option<String> {
+        let (node, name, number) = self.written.first_nonfinite()?;
+        let graph = self.model.programs.get(PROGRAM_TRAIN)?;
+        Some(format!(
+            "nothing computes anything wrong, but the step as written is not finite on this batch and state, so what depends on \
+             it was not compared\n  value   `{name}` is {number}\n  node    {}",
+            place(graph, &self.sources, node)
+        ))
+    }
+}
+
 fn untrained(args: &Args) -> Failure {
     Failure::message(format!("graph `{}` does not train", args.spec))
 }

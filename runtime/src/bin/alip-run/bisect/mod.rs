@@ -61,6 +61,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     say!("{}: {}, with {} {}", args.spec, whole.kernels(&data)?, against.name, less.kernels(&data)?);
 
     let Some(found) = whole.first_wrong(args, &data)? else {
+        if let Some(what) = data.nonfinite() {
+            return Err(Failure::message(what));
+        }
         say!("every result is within its bound, and every kernel on its own");
         return match less.first_wrong(args, &data)? {
             Some(wrong) => Err(Failure::message(format!("with {}, however:\n{}", against.name, wrong.text))),
