@@ -6,7 +6,7 @@ use super::lower::lower;
 use crate::diag::Diagnostics;
 use crate::ir::Graph;
 use crate::launch::{Launch, Neighbours};
-use crate::schedule::{Choice, Schedule, ScheduleOptions, normal_form, schedule, schedule_again};
+use crate::schedule::{Choice, Schedule, ScheduleOptions, normal_form, same_nodes, schedule, schedule_again};
 
 /// What decides on the launches of a graph.
 #[derive(Clone, Copy)]
@@ -23,7 +23,16 @@ pub(crate) struct Lowered {
     /// In the order in which they run.
     pub(crate) launches: Vec<Launch>,
     /// What it computes again, where that was not given.
-    pub(crate) chosen: Option<Choice>,
+    chosen: Option<Choice>,
+    /// The program without that, where there is any.
+    without: Option<Graph>,
+}
+
+impl Lowered {
+    /// What a program computes again that has the same nodes as this one.
+    fn choice_for(&self, graph: &Graph) -> Option<&Choice> {
+        self.chosen.as_ref().filter(|_| same_nodes(self.without.as_ref().unwrap_or(&self.graph), graph))
+    }
 }
 
 /// A program on its way.
@@ -68,7 +77,7 @@ impl BackEnd<'_> {
     pub(crate) fn lower_like(
         &self,
         graph: &Graph,
-        like: Option<&Choice>,
+        like: Option<&Lowered>,
         watch: &mut impl Watch,
     ) -> Result<Option<Lowered>, Diagnostics> {
         let BackEnd { target, options, neighbours } = *self;
@@ -76,7 +85,7 @@ impl BackEnd<'_> {
         if !watch.goes_on(Stage::Prepared(&graph))? {
             return Ok(None);
         }
-        let like = like.filter(|like| like.fits(&graph));
+        let like = like.and_then(|like| like.choice_for(&graph));
         let first = || schedule(&graph, neighbours, target, options);
         let first = like.is_none().then(|| watch.timed("schedule", first)).transpose()?;
         let chosen = first.as_ref().map(|first| watch.timed("schedule", || Choice::of(first, options)));
@@ -97,6 +106,10 @@ impl BackEnd<'_> {
             return Ok(None);
         }
         drop(scheduled);
-        Ok(Some(Lowered { graph: again.map_or(graph, |again| again.graph), launches, chosen }))
+        let (graph, without) = match again {
+            Some(again) => (again.graph, Some(graph)),
+            None => (graph, None),
+        };
+        Ok(Some(Lowered { graph, launches, chosen, without }))
     }
 }

@@ -7,7 +7,7 @@ mod options;
 mod report;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use alip_plan::{DType, Plan};
 
@@ -74,23 +74,23 @@ pub struct CompiledSpec {
 pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) -> Result<CompiledSpec, Diagnostics> {
     let passes = &options.compile;
     known_passes(passes)?;
-    let mut log = Log::new(passes);
+    let mut found = Compiled::default();
 
-    let resolved = log.timed("resolve", || resolve_with_data(sources, spec, options))?;
-    log.dump("resolve", &resolved.model);
-    if log.ends("resolve") {
-        return Ok(CompiledSpec::of(Rewritten::nothing(&resolved), resolved, log.found));
+    let resolved = found.timed("resolve", || resolve_with_data(sources, spec, options))?;
+    dump(&mut found, passes, "resolve", &resolved.model);
+    if passes.ends_with("resolve") {
+        return Ok(CompiledSpec::of(Rewritten::nothing(&resolved), resolved, found));
     }
-    let rewritten = log.timed("lift", || transform::forward(&resolved, &passes.transform, &passes.target.packing))?;
-    log.dump("lift", &rewritten.model);
-    if log.ends("lift") {
-        return Ok(CompiledSpec::of(rewritten, resolved, log.found));
+    let rewritten = found.timed("lift", || transform::forward(&resolved, &passes.transform, &passes.target.packing))?;
+    dump(&mut found, passes, "lift", &rewritten.model);
+    if passes.ends_with("lift") {
+        return Ok(CompiledSpec::of(rewritten, resolved, found));
     }
-    let mut rewritten = log.timed("model", || precision::apply(&resolved.spec, rewritten, &passes.target))?;
-    let step = log.timed("model", || training_step(&resolved, rewritten.model, options.keep))?;
+    let mut rewritten = found.timed("model", || precision::apply(&resolved.spec, rewritten, &passes.target))?;
+    let step = found.timed("model", || training_step(&resolved, rewritten.model, options.keep))?;
     let compiled = compile_model(&step.model, step.info, passes)?;
     rewritten.warnings.extend(step.warnings);
-    Ok(CompiledSpec::of(Rewritten { model: step.model, ..rewritten }, resolved, log.found.and(compiled)))
+    Ok(CompiledSpec::of(Rewritten { model: step.model, ..rewritten }, resolved, found.and(compiled)))
 }
 
 /// Resolves a spec with the pipeline that was asked for.
@@ -128,32 +128,10 @@ impl CompiledSpec {
     }
 }
 
-/// What is kept of the passes before a model.
-struct Log<'a> {
-    options: &'a CompileOptions,
-    found: Compiled,
-}
-
-impl<'a> Log<'a> {
-    fn new(options: &'a CompileOptions) -> Log<'a> {
-        Log { options, found: Compiled::default() }
-    }
-
-    fn timed<T>(&mut self, pass: &'static str, work: impl FnOnce() -> T) -> T {
-        let start = Instant::now();
-        let result = work();
-        self.found.add_time(pass, start.elapsed());
-        result
-    }
-
-    fn dump(&mut self, pass: &str, model: &Model) {
-        if self.options.dump.iter().any(|name| name == pass) {
-            let text = |(name, graph)| (format!("{pass} {name}"), ir::print(graph));
-            self.found.dumps.extend(model.programs.iter().map(text));
-        }
-    }
-
-    fn ends(&self, pass: &str) -> bool {
-        self.options.stop_after.as_deref() == Some(pass)
+/// Keeps the text of all programs, if it is asked for after this pass.
+fn dump(found: &mut Compiled, options: &CompileOptions, pass: &str, model: &Model) {
+    if options.shows(pass) {
+        let text = |(name, graph)| (format!("{pass} {name}"), ir::print(graph));
+        found.dumps.extend(model.programs.iter().map(text));
     }
 }

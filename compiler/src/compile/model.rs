@@ -38,7 +38,15 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    pub(super) fn add_time(&mut self, pass: &'static str, spent: Duration) {
+    /// Runs a part of a pass.
+    pub(super) fn timed<T>(&mut self, pass: &'static str, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = work();
+        self.add_time(pass, start.elapsed());
+        result
+    }
+
+    fn add_time(&mut self, pass: &'static str, spent: Duration) {
         match self.timings.iter_mut().find(|(name, _)| *name == pass) {
             Some((_, total)) => *total += spent,
             None => self.timings.push((pass, spent)),
@@ -198,14 +206,14 @@ impl<'a> Run<'a> {
         let back_end = BackEnd { target: &options.target, options: options.schedule, neighbours };
         let (count, own) = (optimized.len(), |(name, _): &(String, Graph)| model.programs.contains_key(name));
         let (programs, fewer): (Vec<_>, Vec<_>) = optimized.into_iter().partition(own);
-        let mut lowered = self.each(programs, |run, (name, graph)| {
-            let lowered = back_end.lower(&graph, &mut Watching { run, name: &name })?;
-            Ok(lowered.map(|lowered| (name, lowered)))
-        })?;
-        let fewer = self.each(fewer, |run, (name, graph)| {
-            let like = lowered.iter().find(|(of, _)| is_fewer(&name, of)).and_then(|(_, of)| of.chosen.as_ref());
+        let lower = |run: &mut Run<'a>, (name, graph): (String, Graph), like: Option<&Lowered>| {
             let lowered = back_end.lower_like(&graph, like, &mut Watching { run, name: &name })?;
             Ok(lowered.map(|lowered| (name, lowered)))
+        };
+        let mut lowered = self.each(programs, |run, program| lower(run, program, None))?;
+        let fewer = self.each(fewer, |run, program| {
+            let like = lowered.iter().find(|(of, _)| is_fewer(&program.0, of)).map(|(_, of)| of);
+            lower(run, program, like)
         })?;
         lowered.extend(fewer);
         Ok((lowered.len() == count).then_some(lowered))
@@ -373,20 +381,17 @@ impl<'a> Run<'a> {
     }
 
     fn timed<T>(&mut self, pass: &'static str, work: impl FnOnce() -> T) -> T {
-        let start = Instant::now();
-        let result = work();
-        self.compiled.add_time(pass, start.elapsed());
-        result
+        self.compiled.timed(pass, work)
     }
 
     /// Programs for fewer rows differ from their program in sizes alone, and are not shown.
     fn dump(&mut self, pass: &str, program: &str, text: impl FnOnce() -> String) {
-        if self.model.programs.contains_key(program) && self.options.dump.iter().any(|name| name == pass) {
+        if self.model.programs.contains_key(program) && self.options.shows(pass) {
             self.compiled.dumps.push((format!("{pass} {program}"), text()));
         }
     }
 
     fn stops(&self, pass: &str) -> bool {
-        self.options.stop_after.as_deref() == Some(pass)
+        self.options.ends_with(pass)
     }
 }

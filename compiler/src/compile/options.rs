@@ -60,6 +60,16 @@ impl Default for CompileOptions {
 }
 
 impl CompileOptions {
+    /// Whether this is the last pass.
+    pub(super) fn ends_with(&self, pass: &str) -> bool {
+        self.stop_after.as_deref() == Some(pass)
+    }
+
+    /// Whether programs are shown after this pass.
+    pub(super) fn shows(&self, pass: &str) -> bool {
+        self.dump.iter().any(|name| name == pass)
+    }
+
     /// Does without these rewrites of whole programs, rules of the e-graph or themes of rules; compilation refuses a name
     /// that is none of them.
     pub fn leave_out(&mut self, names: &[String]) {

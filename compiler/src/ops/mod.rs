@@ -182,8 +182,8 @@ impl Op {
     /// The definition of this op.
     fn with<R>(&self, f: impl FnOnce(&dyn Primitive) -> R) -> R {
         match self {
-            Op::Input { ty, .. } => f(&source::Input { ty }),
-            Op::State { ty, .. } => f(&source::State { ty }),
+            Op::Input { ty, .. } => f(&source::Given { name: "input", ty }),
+            Op::State { ty, .. } => f(&source::Given { name: "state", ty }),
             Op::Const { value, dtype } => f(&source::Const { value: *value, dtype: *dtype }),
             Op::Iota { shape, axis } => f(&source::Iota { shape, axis: *axis }),
             Op::Random { shape, stream, lane } => f(&source::Random { shape, stream: *stream, lane: *lane }),

@@ -8,13 +8,15 @@ use super::rounding::{Found, Rounding};
 use super::{Op, OpError, Primitive, Real, Tensor, strided};
 use crate::graph::{DType, Shape, TensorType};
 
-pub(super) struct Input<'a> {
+/// An input, or a state tensor.
+pub(super) struct Given<'a> {
+    pub(super) name: &'static str,
     pub(super) ty: &'a TensorType,
 }
 
-impl Primitive for Input<'_> {
+impl Primitive for Given<'_> {
     fn name(&self) -> &'static str {
-        "input"
+        self.name
     }
 
     fn arity(&self) -> Option<usize> {
@@ -25,42 +27,7 @@ impl Primitive for Input<'_> {
         Ok(self.ty.clone())
     }
 
-    /// The interpreter supplies inputs itself; a graph evaluated without them sees zeros.
-    fn eval(&self, _: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
-        vec![0.0; out.shape.elements() as usize]
-    }
-
-    fn along(&self, _: &[&TensorType], _: usize) -> Result<Along, No> {
-        Err(No("it is as it is given"))
-    }
-
-    fn packs(&self, _: &[&TensorType], _: Layout) -> Packs {
-        Packs::No("it is as it is given")
-    }
-
-    fn error(&self, _: &mut Rounding<'_, '_>) -> Found {
-        Ok(None)
-    }
-}
-
-pub(super) struct State<'a> {
-    pub(super) ty: &'a TensorType,
-}
-
-impl Primitive for State<'_> {
-    fn name(&self) -> &'static str {
-        "state"
-    }
-
-    fn arity(&self) -> Option<usize> {
-        Some(0)
-    }
-
-    fn infer(&self, _: &[&TensorType]) -> Result<TensorType, OpError> {
-        Ok(self.ty.clone())
-    }
-
-    /// As for [`Input`].
+    /// The interpreter supplies inputs and state itself; a graph evaluated without them sees zeros.
     fn eval(&self, _: &[Tensor<'_>], out: &TensorType) -> Vec<f64> {
         vec![0.0; out.shape.elements() as usize]
     }

@@ -40,7 +40,7 @@ pub(crate) use self::layout::{Layout, ViewOp};
 pub(crate) use self::operands::{ProductOperand, gather, product};
 pub use self::pads::join_pads;
 pub use self::prepare::prepare;
-pub use self::recompute::{Choice, Recomputed, recompute};
+pub use self::recompute::{Choice, Recomputed, recompute, same_nodes};
 pub use self::sums::join_sums;
 use crate::diag::Diagnostics;
 use crate::ir::{Graph, NodeId};

@@ -12,10 +12,6 @@
 //! A program for fewer rows is its program once more, node by node: what that one computes again, it does too, and is
 //! scheduled once.
 
-use std::mem::Discriminant;
-
-use smallvec::SmallVec;
-
 use super::facts::{base, operations};
 use super::{Groups, Schedule, ScheduleOptions};
 use crate::diag::{Diagnostic, Diagnostics};
@@ -39,12 +35,11 @@ struct Waiting {
 }
 
 /// What a program computes again.
+#[derive(Default)]
 pub struct Choice {
-    /// Every node: what it is and what it reads.
-    nodes: Vec<(Discriminant<Op>, SmallVec<[NodeId; 3]>)>,
     /// Values, and the nodes that read them late.
     late: Vec<(NodeId, HashSet<NodeId>)>,
-    /// Which nodes are in memory.
+    /// Which nodes are in memory; asked for only where there are such values.
     stored: Vec<bool>,
 }
 
@@ -67,25 +62,17 @@ pub fn recompute(schedule: &Schedule<'_>, options: ScheduleOptions) -> Result<Op
 impl Choice {
     /// What is worth computing again in a scheduled program; nothing if it is turned off.
     pub fn of(schedule: &Schedule<'_>, options: ScheduleOptions) -> Choice {
-        let graph = schedule.groups.graph;
         let chosen = if options.fuse && options.recompute { choose(schedule) } else { vec![] };
-        let node = |node: &Node| (std::mem::discriminant(&node.op), node.inputs.iter().copied().collect());
+        if chosen.is_empty() {
+            return Choice::default();
+        }
         Choice {
-            nodes: graph.nodes().iter().map(node).collect(),
             late: chosen.into_iter().map(|waiting| (waiting.value, waiting.late)).collect(),
-            stored: graph.ids().map(|id| is_stored(schedule, id)).collect(),
+            stored: schedule.groups.graph.ids().map(|id| is_stored(schedule, id)).collect(),
         }
     }
 
-    /// Whether a program has the same nodes as the one for which it was chosen, but for their sizes.
-    pub fn fits(&self, graph: &Graph) -> bool {
-        let alike = |((op, inputs), node): (&(Discriminant<Op>, SmallVec<[NodeId; 3]>), &Node)| {
-            *op == std::mem::discriminant(&node.op) && **inputs == *node.inputs
-        };
-        self.nodes.len() == graph.nodes().len() && self.nodes.iter().zip(graph.nodes()).all(alike)
-    }
-
-    /// A program that it fits, with these values computed again; none if there are none.
+    /// The program, or one of the same nodes ([`same_nodes`]), with these values computed again; none if there are none.
     ///
     /// # Errors
     /// An op refuses its inputs, which only a defect of this pass can cause.
@@ -104,6 +91,13 @@ impl Choice {
             Diagnostic::error(message).note(error.message).into()
         })
     }
+}
+
+/// Whether two programs have the same nodes, but for their sizes.
+pub fn same_nodes(a: &Graph, b: &Graph) -> bool {
+    let alike =
+        |(a, b): (&Node, &Node)| std::mem::discriminant(&a.op) == std::mem::discriminant(&b.op) && a.inputs == b.inputs;
+    a.nodes().len() == b.nodes().len() && a.nodes().iter().zip(b.nodes()).all(alike)
 }
 
 fn is_stored(schedule: &Schedule<'_>, id: NodeId) -> bool {
