@@ -19,35 +19,38 @@ const SIGNALLED: usize = 128;
 /// Often enough that a person who presses Ctrl-C is answered at once.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Whether somebody asked to stop.
+/// Whether somebody asked to stop, and was answered.
 pub(crate) struct Stop {
-    asked: Arc<AtomicBool>,
+    /// Set after the answer was written, so that it stands before whatever is said about what was stopped.
+    answered: Arc<AtomicBool>,
     status: Arc<AtomicUsize>,
 }
 
 impl Stop {
     /// Listens from now on; `says` what will be done about it.
     pub(crate) fn listen(says: &'static str) -> Outcome<Stop> {
-        let stop = Stop { asked: Arc::new(AtomicBool::new(false)), status: Arc::new(AtomicUsize::new(0)) };
+        let asked = Arc::new(AtomicBool::new(false));
+        let stop = Stop { answered: Arc::new(AtomicBool::new(false)), status: Arc::new(AtomicUsize::new(0)) };
         // In this order: the first finds nothing asked yet.
-        flag::register_conditional_shutdown(SIGINT, SIGNALLED as i32 + SIGINT, Arc::clone(&stop.asked))?;
+        flag::register_conditional_shutdown(SIGINT, SIGNALLED as i32 + SIGINT, Arc::clone(&asked))?;
         for signal in [Some(SIGINT), Some(SIGTERM), hang_up()].into_iter().flatten() {
             flag::register_usize(signal, Arc::clone(&stop.status), SIGNALLED + signal as usize)?;
-            flag::register(signal, Arc::clone(&stop.asked))?;
+            flag::register(signal, Arc::clone(&asked))?;
         }
-        let asked = Arc::clone(&stop.asked);
+        let answered = Arc::clone(&stop.answered);
         std::thread::Builder::new().name("stop".into()).spawn(move || {
             while !asked.load(Ordering::Relaxed) {
                 std::thread::sleep(LOOK);
             }
             note!("{says}; Ctrl-C once more ends it at once");
+            answered.store(true, Ordering::Relaxed);
         })?;
         Ok(stop)
     }
 
-    /// Set when somebody asks.
+    /// Set when somebody asked, within [`LOOK`].
     pub(crate) fn flag(&self) -> &AtomicBool {
-        &self.asked
+        &self.answered
     }
 
     /// The exit status of a program that was asked to stop.
