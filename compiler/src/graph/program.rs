@@ -5,6 +5,7 @@ use std::sync::Arc;
 use alip_plan::StateKind;
 use alip_plan::packing::Group;
 use indexmap::IndexMap;
+use rustc_hash::FxBuildHasher;
 use smallvec::SmallVec;
 
 use super::{Op, Shape, TensorType};
@@ -49,6 +50,9 @@ pub struct Node {
     pub origin: OriginId,
 }
 
+/// Nodes by what they are called, in the order in which they were named. Every pass takes all names of a graph over.
+pub type Names = IndexMap<String, NodeId, FxBuildHasher>;
+
 /// One program: from inputs and state to outputs and new state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Graph {
@@ -58,13 +62,13 @@ pub struct Graph {
     nodes: Vec<Node>,
     origins: Vec<Origin>,
     /// Input nodes by name, in the order of the spec.
-    pub inputs: IndexMap<String, NodeId>,
+    pub inputs: Names,
     /// Results by name: outputs and metrics.
-    pub outputs: IndexMap<String, NodeId>,
+    pub outputs: Names,
     /// New values of state tensors by path.
-    pub updates: IndexMap<String, NodeId>,
+    pub updates: Names,
     /// Named values of the top-level body (`x`, `tr`, `loss`), for metrics by name and for dumps.
-    pub values: IndexMap<String, NodeId>,
+    pub values: Names,
 }
 
 impl Graph {
@@ -75,15 +79,14 @@ impl Graph {
 
     /// An empty graph with the name and the origins of this one: what a pass starts from.
     pub fn successor(&self) -> Graph {
-        Graph { name: self.name.clone(), origins: self.origins.clone(), ..Graph::default() }
+        let nodes = Vec::with_capacity(self.nodes.len());
+        Graph { name: self.name.clone(), nodes, origins: self.origins.clone(), ..Graph::default() }
     }
 
     /// Takes the names of another graph's inputs, outputs, updates and values, each for the node that `map` gives for the
     /// named one; names of nodes for which it gives none are dropped.
     pub fn take_names(&mut self, from: &Graph, map: impl Fn(NodeId) -> Option<NodeId>) {
-        let moved = |names: &IndexMap<String, NodeId>| {
-            names.iter().filter_map(|(name, id)| Some((name.clone(), map(*id)?))).collect()
-        };
+        let moved = |names: &Names| names.iter().filter_map(|(name, id)| Some((name.clone(), map(*id)?))).collect();
         self.inputs = moved(&from.inputs);
         self.outputs = moved(&from.outputs);
         self.updates = moved(&from.updates);

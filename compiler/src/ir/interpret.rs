@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{DType, Graph, NodeId, TensorType, Value};
+use super::{DType, Graph, Names, NodeId, TensorType, Value};
 use crate::ops::{Op, Tensor};
 
 /// What a program made.
@@ -87,8 +87,7 @@ pub fn interpret_with(
     }
     let value =
         |id: &NodeId| Value { ty: graph.ty(*id).clone(), data: slots[id.index()].as_deref().unwrap_or(&[]).to_vec() };
-    let named =
-        |map: &indexmap::IndexMap<String, NodeId>| map.iter().map(|(name, id)| (name.clone(), value(id))).collect();
+    let named = |map: &Names| map.iter().map(|(name, id)| (name.clone(), value(id))).collect();
     result.outputs = named(&graph.outputs);
     result.updates = named(&graph.updates);
     result.values = named(&graph.values);

@@ -66,10 +66,9 @@ pub fn eliminate_dead(graph: &Graph) -> Result<Simplified, Diagnostics> {
             map.push(None);
             continue;
         }
-        let node = graph.node(id);
         // The inputs of a live node are live.
-        let inputs: Operands = node.inputs.iter().filter_map(|input| map[input.index()]).collect();
-        map.push(Some(new.add(node.op.clone(), &inputs, node.origin).map_err(|error| fault(graph, id, &error))?));
+        let inputs = graph.node(id).inputs.iter().filter_map(|input| map[input.index()]).collect();
+        map.push(Some(new.copy(graph, id, inputs).map_err(|error| fault(graph, id, &error))?));
     }
     new.take_names(graph, |id| map[id.index()]);
     Ok(Simplified { graph: new, map })

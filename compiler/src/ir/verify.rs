@@ -1,9 +1,8 @@
 //! Checks the contract of graphs and models; run after each pass.
 
-use indexmap::IndexMap;
 use smallvec::SmallVec;
 
-use super::{Graph, Model, NodeId, TensorType};
+use super::{Graph, Model, Names, NodeId, TensorType};
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ops::{Op, OpError};
 
@@ -35,7 +34,7 @@ pub fn verify(graph: &Graph) -> Result<(), Diagnostics> {
     Diagnostics::check((), found)
 }
 
-fn names<'a>(graph: &Graph, map: &'a IndexMap<String, NodeId>) -> impl Iterator<Item = &'a str> + use<'a> {
+fn names<'a>(graph: &Graph, map: &'a Names) -> impl Iterator<Item = &'a str> + use<'a> {
     let count = graph.nodes().len();
     map.iter().filter(move |(_, id)| id.index() >= count).map(|(name, _)| name.as_str())
 }

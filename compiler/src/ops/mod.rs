@@ -176,6 +176,19 @@ impl Graph {
         };
         Ok(self.append(Node { op, inputs: inputs.into(), ty, origin }))
     }
+
+    /// Adds a node of another graph, on these inputs. Its type is inferred again where theirs are others than they were.
+    ///
+    /// # Errors
+    /// As [`Graph::add`].
+    pub(crate) fn copy(&mut self, from: &Graph, id: NodeId, inputs: SmallVec<[NodeId; 3]>) -> Result<NodeId, OpError> {
+        let node = from.node(id);
+        let same = |(new, old): (&NodeId, &NodeId)| self.ty(*new) == from.ty(*old);
+        if inputs.len() == node.inputs.len() && inputs.iter().zip(&node.inputs).all(same) {
+            return Ok(self.push(node, inputs));
+        }
+        self.add(node.op.clone(), &inputs, node.origin)
+    }
 }
 
 impl Op {

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use egg::Id;
-use indexmap::IndexMap;
 use smallvec::SmallVec;
 
 use super::Optimizer;
@@ -17,7 +16,7 @@ use super::rules::RuleId;
 use super::saturate::{Saturated, canonical, empty};
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::hash::{HashMap, HashSet};
-use crate::ir::{Graph, NodeId, OriginId};
+use crate::ir::{Graph, Names, NodeId, OriginId};
 use crate::launch::Neighbours;
 use crate::ops::{Op, OpError};
 
@@ -456,7 +455,7 @@ impl<'g> Rebuild<'g> {
     /// The new graph, with its names; named values that nothing computes any more have none.
     fn finish(mut self) -> Result<Graph, Diagnostics> {
         let old = self.old;
-        let mut renamed = |names: &IndexMap<String, NodeId>| -> Result<IndexMap<String, NodeId>, Diagnostics> {
+        let mut renamed = |names: &Names| -> Result<Names, Diagnostics> {
             names.iter().map(|(name, id)| Ok((name.clone(), self.plain(*id)?))).collect()
         };
         let (inputs, outputs, updates) = (renamed(&old.inputs)?, renamed(&old.outputs)?, renamed(&old.updates)?);

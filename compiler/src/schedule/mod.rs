@@ -66,7 +66,12 @@ impl Default for ScheduleOptions {
 /// # Errors
 /// An op refuses its inputs, which only a defect of a pass can cause.
 pub fn normal_form(graph: &Graph, target: &Target, options: ScheduleOptions) -> Result<Graph, Diagnostics> {
-    if options.fuse { prepare(&join_sums(&join_pads(graph)?, target)?, target) } else { prepare(graph, target) }
+    if !options.fuse {
+        return prepare(graph, target);
+    }
+    let graph = join_pads(graph)?;
+    let graph = join_sums(&graph, target)?;
+    prepare(&graph, target)
 }
 
 /// Groups of a prepared graph, in an order in which they can run.

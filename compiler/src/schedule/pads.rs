@@ -7,6 +7,8 @@
 //!
 //! Exact, but for the sign of a zero.
 
+use std::borrow::Cow;
+
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId, OriginId, Shape};
@@ -24,12 +26,12 @@ struct Sum {
 ///
 /// # Errors
 /// An op refuses its inputs, which only a defect of this pass can cause.
-pub fn join_pads(graph: &Graph) -> Result<Graph, Diagnostics> {
+pub fn join_pads(graph: &Graph) -> Result<Cow<'_, Graph>, Diagnostics> {
     let sums = find(graph);
     if sums.is_empty() {
-        return Ok(graph.clone());
+        return Ok(Cow::Borrowed(graph));
     }
-    rebuild(graph, &sums).map_err(|error| {
+    rebuild(graph, &sums).map(Cow::Owned).map_err(|error| {
         let message = format!("internal: joining paddings of program `{}`", graph.name);
         Diagnostic::error(message).note(error.message).into()
     })
@@ -96,10 +98,10 @@ fn rebuild(graph: &Graph, sums: &HashMap<NodeId, Sum>) -> Result<Graph, OpError>
     let mut moved: Vec<NodeId> = Vec::with_capacity(graph.nodes().len());
     for id in graph.ids() {
         let node = graph.node(id);
-        let inputs: Vec<NodeId> = node.inputs.iter().map(|input| moved[input.index()]).collect();
+        let inputs = node.inputs.iter().map(|input| moved[input.index()]).collect();
         moved.push(match sums.get(&id) {
             Some(sum) => concat(&mut new, sum, &moved, node.origin)?,
-            None => new.add(node.op.clone(), &inputs, node.origin)?,
+            None => new.copy(graph, id, inputs)?,
         });
     }
     new.take_names(graph, |id| Some(moved[id.index()]));

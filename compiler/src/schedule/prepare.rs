@@ -22,7 +22,8 @@ pub fn prepare(graph: &Graph, target: &Target) -> Result<Graph, Diagnostics> {
     let turned = turned(graph, &live);
     let (seen, forms) = (HashMap::default(), Forms::default());
     let fusion = target.fusion;
-    let mut rebuild = Rebuild { graph: Graph::new(&graph.name), seen, origins: Vec::new(), forms, fusion };
+    let mut rebuild = Rebuild { graph: graph.successor(), seen, origins: Vec::new(), forms, fusion };
+    rebuild.graph.set_origins(Vec::new());
     for origin in graph.origins() {
         let id = rebuild.graph.add_origin(origin.clone());
         rebuild.origins.push(id);

@@ -12,6 +12,8 @@
 //! A program for fewer rows is its program once more, node by node: what that one computes again, it does too, and is
 //! scheduled once.
 
+use smallvec::SmallVec;
+
 use super::facts::{base, operations};
 use super::{Groups, Schedule, ScheduleOptions};
 use crate::diag::{Diagnostic, Diagnostics};
@@ -205,14 +207,14 @@ impl Rebuild<'_> {
         for id in graph.ids() {
             let node = graph.node(id);
             let here = self.again.remove(&id).unwrap_or_default();
-            let mut inputs = Vec::with_capacity(node.inputs.len());
+            let mut inputs = SmallVec::new();
             for input in &node.inputs {
                 inputs.push(match here.contains(&base(graph, *input).0) {
                     true => self.copy(*input, base(graph, *input).0)?,
                     false => self.moved[input.index()],
                 });
             }
-            let new = self.new.add(node.op.clone(), &inputs, node.origin)?;
+            let new = self.new.copy(self.graph, id, inputs)?;
             self.moved.push(new);
         }
         self.new.take_names(graph, |id| Some(self.moved[id.index()]));
@@ -229,8 +231,8 @@ impl Rebuild<'_> {
         if let Some(copy) = self.copies.get(&id) {
             return Ok(*copy);
         }
-        let inputs = node.inputs.iter().map(|input| self.copy(*input, value)).collect::<Result<Vec<_>, _>>()?;
-        let copy = self.new.add(node.op.clone(), &inputs, node.origin)?;
+        let inputs = node.inputs.iter().map(|input| self.copy(*input, value)).collect::<Result<_, _>>()?;
+        let copy = self.new.copy(self.graph, id, inputs)?;
         self.copies.insert(id, copy);
         Ok(copy)
     }

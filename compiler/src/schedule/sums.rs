@@ -9,6 +9,8 @@
 //! a chunk lives no longer than the last of its parts has to wait for the first. An operand that is cut into slices, each
 //! with a term of its own (the gradients of parameters that lie one after another), takes part as a whole.
 
+use std::borrow::Cow;
+
 use alip_plan::Target;
 use indexmap::IndexMap;
 use smallvec::SmallVec;
@@ -55,13 +57,13 @@ struct Chunk {
 ///
 /// # Errors
 /// An op refuses its inputs, which only a defect of this pass can cause.
-pub fn join_sums(graph: &Graph, target: &Target) -> Result<Graph, Diagnostics> {
+pub fn join_sums<'g>(graph: &'g Graph, target: &Target) -> Result<Cow<'g, Graph>, Diagnostics> {
     let found = find(graph, target);
     if found.chunks.is_empty() {
-        return Ok(graph.clone());
+        return Ok(Cow::Borrowed(graph));
     }
     let joining = Joining { graph, new: graph.successor(), parts: HashMap::default() };
-    joining.run(&found).map_err(|error: OpError| {
+    joining.run(&found).map(Cow::Owned).map_err(|error: OpError| {
         let message = format!("internal: joining sums of program `{}`", graph.name);
         Diagnostic::error(message).note(error.message).into()
     })
@@ -290,8 +292,8 @@ impl Joining<'_> {
                 }
                 None => {
                     let input = |input: &NodeId| self.parts.get(input).copied().unwrap_or(moved[input.index()]);
-                    let inputs: Vec<NodeId> = node.inputs.iter().map(input).collect();
-                    self.new.add(node.op.clone(), &inputs, node.origin)?
+                    let inputs = node.inputs.iter().map(input).collect();
+                    self.new.copy(self.graph, id, inputs)?
                 }
             };
             moved.push(new);

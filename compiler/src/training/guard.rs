@@ -6,10 +6,9 @@
 //! before anybody saw it do no harm.
 
 use alip_plan::{STATE_HALTED, STATE_LOSS_SCALE};
-use indexmap::IndexMap;
 
 use super::Update;
-use crate::ir::{DType, NodeId};
+use crate::ir::{DType, Names, NodeId};
 use crate::resolve::training::{Init, Result};
 
 /// A loss scale below this cannot be what made gradients overflow: it makes them smaller.
@@ -50,8 +49,8 @@ impl Update<'_> {
     }
 
     /// Takes the updates so far; each yields the old state unless `taken`.
-    fn kept_unless(&mut self, taken: NodeId) -> Result<IndexMap<String, NodeId>> {
-        let mut guarded = IndexMap::new();
+    fn kept_unless(&mut self, taken: NodeId) -> Result<Names> {
+        let mut guarded = Names::default();
         for (path, new) in std::mem::take(&mut self.evaluator.graph.updates) {
             let ty = self.evaluator.graph.ty(new).clone();
             let old = self.evaluator.read(&self.frame, &path, ty, self.train.span)?;

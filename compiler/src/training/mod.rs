@@ -16,13 +16,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use alip_plan::{PROGRAM_TRAIN, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS, StateKind, TrainInfo};
-use indexmap::IndexMap;
 
 use self::loss_scale::objective;
 use self::untrained::no_gradients;
 use crate::autodiff::gradients;
 use crate::diag::{Diagnostic, Diagnostics, Span};
-use crate::ir::{DType, Graph, Model, NodeId, TensorType};
+use crate::ir::{DType, Graph, Model, Names, NodeId, TensorType};
 use crate::ops::ReduceKind;
 use crate::parallel;
 use crate::resolve::training::{
@@ -516,7 +515,7 @@ impl Update<'_> {
             frame.values.insert(name.text.clone(), Value::Tensor(old));
             frame.values.insert(format!("{name}'"), Value::Tensor(new));
         }
-        let mut outputs = IndexMap::new();
+        let mut outputs = Names::default();
         for (name, expr) in &self.top.spec.metrics {
             let node = match self.evaluator.graph.outputs.get(name.as_str()) {
                 Some(node) if !self.top.is_deferred(self.evaluator.library, expr) => *node,

@@ -482,8 +482,8 @@ impl<'a> Emitter<'a> {
 
     fn node(&mut self, id: NodeId) -> Result<(), OpError> {
         let node = self.graph.node(id);
-        let inputs = node.inputs.iter().map(|input| self.value(*input)).collect::<Result<Vec<_>, _>>()?;
-        self.plain[id.index()] = Some(self.new.add(node.op.clone(), &inputs, node.origin)?);
+        let inputs = node.inputs.iter().map(|input| self.value(*input)).collect::<Result<_, _>>()?;
+        self.plain[id.index()] = Some(self.new.copy(self.graph, id, inputs)?);
         Ok(())
     }
 

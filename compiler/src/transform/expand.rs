@@ -27,7 +27,7 @@ pub fn expand(graph: &Graph, expands: impl Fn(NodeId) -> bool) -> Result<Graph, 
             op if is_semantic(op) && expands(id) => {
                 expansion(&mut Builder::new(&mut new, node.origin), op, &inputs, node.ty.dtype)
             }
-            op => new.add(op.clone(), &inputs, node.origin),
+            _ => new.copy(graph, id, inputs),
         };
         map.push(added.map_err(|error| {
             let message = format!("internal: expanding `{}` of program `{}`", node.op.name(), graph.name);

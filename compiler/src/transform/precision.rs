@@ -183,7 +183,7 @@ impl Lowering<'_> {
                 }
             }
         }
-        let mut result = self.new.add(node.op.clone(), &inputs, node.origin)?;
+        let mut result = self.new.copy(self.old, id, inputs)?;
         let mut b = Builder::new(&mut self.new, node.origin);
         if plan.rounded[id.index()] {
             result = b.cast(result, self.low)?;

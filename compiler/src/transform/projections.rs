@@ -187,8 +187,8 @@ impl Joining<'_> {
             return Ok(new);
         }
         let node = self.graph.node(id);
-        let inputs = node.inputs.iter().map(|input| self.moved(*input)).collect::<Result<Vec<_>, _>>()?;
-        let new = self.new.add(node.op.clone(), &inputs, node.origin)?;
+        let inputs = node.inputs.iter().map(|input| self.moved(*input)).collect::<Result<_, _>>()?;
+        let new = self.new.copy(self.graph, id, inputs)?;
         self.map[id.index()] = Some(new);
         Ok(new)
     }

@@ -43,8 +43,8 @@ pub(super) fn streaming(graph: &Graph) -> Result<Option<Changed>, Diagnostics> {
                 writer.read(graph, id, logits)
             }
             None => {
-                let inputs: Vec<NodeId> = node.inputs.iter().map(|input| map[input.index()]).collect();
-                new.add(node.op.clone(), &inputs, node.origin)
+                let inputs = node.inputs.iter().map(|input| map[input.index()]).collect();
+                new.copy(graph, id, inputs)
             }
         };
         map.push(added.map_err(|error| fault(graph, NAME, &error))?);

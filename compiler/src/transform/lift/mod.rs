@@ -86,8 +86,8 @@ pub(super) fn lift(graph: &Graph, results: &Results, report: &mut Report) -> Res
             Some(Found::Attention(site)) => site.write(&mut Builder::new(&mut new, node.origin), &map),
             Some(Found::Norm(norm)) => norm.write(&known, &mut Builder::new(&mut new, node.origin), &map),
             None => {
-                let inputs: Vec<NodeId> = node.inputs.iter().map(|input| map[input.index()]).collect();
-                new.add(node.op.clone(), &inputs, node.origin)
+                let inputs = node.inputs.iter().map(|input| map[input.index()]).collect();
+                new.copy(&graph, id, inputs)
             }
         };
         map.push(added.map_err(|error| fault("lift", &graph, id, &error))?);

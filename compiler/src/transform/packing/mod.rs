@@ -116,8 +116,8 @@ impl Found {
         let mut map = vec![NodeId(0); wanted.len()];
         for id in graph.ids().filter(|id| wanted[id.index()]) {
             let node = graph.node(id);
-            let inputs: Vec<NodeId> = node.inputs.iter().map(|input| map[input.index()]).collect();
-            map[id.index()] = new.add(node.op.clone(), &inputs, node.origin)?;
+            let inputs = node.inputs.iter().map(|input| map[input.index()]).collect();
+            map[id.index()] = new.copy(graph, id, inputs)?;
             if let Op::Input { name, .. } = &node.op {
                 new.inputs.insert(name.to_string(), map[id.index()]);
             }

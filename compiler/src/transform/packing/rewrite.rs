@@ -103,8 +103,8 @@ impl Rewrite<'_> {
             return Ok(copied);
         }
         let node = self.graph.node(id);
-        let inputs = node.inputs.iter().map(|input| self.whole(*input)).collect::<Result<Vec<_>>>()?;
-        let copied = self.new.add(node.op.clone(), &inputs, node.origin)?;
+        let inputs = node.inputs.iter().map(|input| self.whole(*input)).collect::<Result<_>>()?;
+        let copied = self.new.copy(self.graph, id, inputs)?;
         self.whole[id.index()] = Some(copied);
         Ok(copied)
     }
