@@ -113,7 +113,7 @@ pub enum Source {
     },
     /// MXNet RecordIO with its index beside it. Fields: `jpeg` and one token row per label.
     Recordio {
-        /// The `.rec` file.
+        /// The `.rec` file, or several: `part_{000..015}.rec`, `*.rec`.
         path: String,
         /// Name of each token row to its length, in the order they follow one another in the record.
         labels: Vec<(String, u32)>,
@@ -156,6 +156,14 @@ impl Source {
             Source::Shapes { .. } => "Shapes",
             Source::Recordio { .. } => "Recordio",
             Source::Webdataset { .. } => "Webdataset",
+        }
+    }
+
+    /// Where its data lie, if it reads any: a folder, or files by a pattern.
+    pub fn path_mut(&mut self) -> Option<&mut String> {
+        match self {
+            Source::Folder { path, .. } | Source::Recordio { path, .. } | Source::Webdataset { path, .. } => Some(path),
+            Source::Shapes { .. } => None,
         }
     }
 

@@ -85,7 +85,7 @@ pub const SOURCES: [SourceKind; 4] = [
         name: "Recordio",
         doc: "MXNet RecordIO with its index beside it. Fields: `jpeg` and one token row per label.",
         fields: &[
-            required("path", FieldKind::Str, "the `.rec` file"),
+            required("path", FieldKind::Str, "the `.rec` file, or several, as in `part_{000..015}.rec` or `*.rec`"),
             required("labels", FieldKind::Ints, "names and lengths of the token rows, in order"),
         ],
     },

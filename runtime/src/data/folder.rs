@@ -17,7 +17,7 @@ use serde::Deserialize;
 use self::list::List;
 use super::order::{Stream, below};
 use super::text::{clean, split_words};
-use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource, Texts, scratch};
+use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource, Texts, paths, scratch};
 
 /// Name of the file that lists images and captions.
 const LIST: &str = "captions.jsonl";
@@ -89,7 +89,7 @@ impl FolderSource {
                 advice: "use `Folder`".into(),
             });
         };
-        let root = PathBuf::from(expand(path)?);
+        let root = PathBuf::from(paths::expand(path)?);
         let (chosen, option) = match mode {
             Mode::Train => (split, "split"),
             Mode::Eval => (eval_split, "eval_split"),
@@ -293,22 +293,4 @@ fn column_only(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let what = message.split(" at line ").next().unwrap_or_default();
     format!("{what} at column {}", error.column())
-}
-
-/// Expands `${VAR}`.
-fn expand(path: &str) -> Result<String, DataError> {
-    let fail = |reason: String| DataError::file(Path::new(path), reason, "set it, or write the path itself");
-    let mut out = String::new();
-    let mut rest = path;
-    while let Some((before, after)) = rest.split_once("${") {
-        let Some((name, tail)) = after.split_once('}') else {
-            return Err(fail("`${` without a closing brace".into()));
-        };
-        let value = std::env::var(name).map_err(|_| fail(format!("the environment variable `{name}` is not set")))?;
-        out.push_str(before);
-        out.push_str(&value);
-        rest = tail;
-    }
-    out.push_str(rest);
-    Ok(out)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use alip_plan::pipeline::{Mode, Source};
 
 use super::shapes::{Scenes, ShapesSource, Split};
-use super::{DataError, FolderSource, SampleError};
+use super::{DataError, FolderSource, RecordioSource, SampleError};
 
 /// An 8-bit RGB image, rows from the top, three bytes per pixel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,10 +166,10 @@ pub fn open_source(source: &Source, mode: Mode) -> Result<Arc<dyn SampleSource>,
             };
             Ok(Arc::new(ShapesSource::new(Scenes::new(*seed, split, len)?, *size)))
         }
-        Source::Recordio { .. } | Source::Webdataset { .. } => Err(DataError::Unsupported {
+        Source::Recordio { path, labels } => Ok(Arc::new(RecordioSource::open(path, labels)?)),
+        Source::Webdataset { .. } => Err(DataError::Unsupported {
             what: format!("the source `{}`", source.kind()),
-            advice: "use `Folder`, a folder of images with a `captions.jsonl`, or `Shapes`, which needs no files"
-                .into(),
+            advice: "use `Folder`, a folder of images with a `captions.jsonl`, or `Recordio`".into(),
         }),
     }
 }

@@ -444,11 +444,10 @@ fn dropping_ends_the_threads() {
 
 #[test]
 fn errors_of_pipelines() {
-    let record = Source::Recordio { path: "x.rec".into(), labels: vec![("raw".into(), 77)] };
+    let shards = Source::Webdataset { path: "x.tar".into(), texts: BTreeMap::new() };
     assert_eq!(
-        open_source(&record, Mode::Train).err().map(|error| error.to_string()).unwrap_or_default(),
-        "the source `Recordio` is not supported yet; use `Folder`, a folder of images with a `captions.jsonl`, or `Shapes`, \
-         which needs no files"
+        open_source(&shards, Mode::Train).err().map(|error| error.to_string()).unwrap_or_default(),
+        "the source `Webdataset` is not supported yet; use `Folder`, a folder of images with a `captions.jsonl`, or `Recordio`"
     );
     let source = Source::Shapes { size: 4, scenes: 8, held_out: 8, seed: 0 };
     let samples = open_source(&source, Mode::Train).unwrap();

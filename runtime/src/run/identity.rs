@@ -1,5 +1,6 @@
 //! What makes a run the run it is, and what of it differs from something else.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
@@ -102,13 +103,15 @@ impl DataIdentity {
     /// The list of the samples cannot be read any more.
     pub fn new(mut pipeline: Pipeline, source: &dyn SampleSource, root: &Path) -> Result<DataIdentity, DataError> {
         let mut beside = None;
-        if let Source::Folder { path, .. } = &mut pipeline.source
+        let files = reads_files(&pipeline.source);
+        if let Some(path) = pipeline.source.path_mut()
             && Path::new(path.as_str()).is_relative()
             && !path.contains("${")
-            && let (Ok(folder), Ok(root)) = (plain(Path::new(path.as_str())), plain(root))
+            && let (folder, files) = in_folder(path, files)
+            && let (Ok(folder), Ok(root)) = (plain(folder), plain(root))
         {
             beside = Some(seen_from(&without_links(&root), &folder));
-            *path = without_links(&folder).to_string_lossy().into_owned();
+            *path = joined(&without_links(&folder), files);
         }
         Ok(DataIdentity { pipeline, beside, samples: source.len(), list: source.list_hash()? })
     }
@@ -116,12 +119,13 @@ impl DataIdentity {
     /// The pipeline, its folder being where the run in `root` finds it now.
     pub(super) fn found_from(&self, root: &Path) -> Pipeline {
         let mut pipeline = self.pipeline.clone();
-        if let Source::Folder { path, .. } = &mut pipeline.source
+        let files = reads_files(&pipeline.source);
+        if let Some(path) = pipeline.source.path_mut()
             && let Some(beside) = &self.beside
             && let found = root.join(beside)
             && found.is_dir()
         {
-            *path = found.to_string_lossy().into_owned();
+            *path = joined(&found, in_folder(path, files).1);
         }
         pipeline
     }
@@ -167,6 +171,24 @@ fn without_links(path: &Path) -> PathBuf {
         Ok(rest) => real.join(rest),
         Err(_) => path.to_path_buf(),
     }
+}
+
+/// Whether the path of a source names files rather than a folder.
+fn reads_files(source: &Source) -> bool {
+    matches!(source, Source::Recordio { .. } | Source::Webdataset { .. })
+}
+
+/// The folder of a source's path, and the files in it that the path names.
+fn in_folder(path: &str, files: bool) -> (&Path, Option<&OsStr>) {
+    let path = Path::new(path);
+    match (files, path.parent(), path.file_name()) {
+        (true, Some(folder), files) => (folder, files),
+        _ => (path, None),
+    }
+}
+
+fn joined(folder: &Path, files: Option<&OsStr>) -> String {
+    files.map_or(folder.to_path_buf(), |files| folder.join(files)).to_string_lossy().into_owned()
 }
 
 /// `path` as seen from the folder `from`; both plain, and `from` without links, since `..` leads above their targets.

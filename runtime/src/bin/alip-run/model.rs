@@ -132,14 +132,14 @@ pub(crate) struct Prepared {
 }
 
 impl CompileArgs {
-    /// Plan and data: the spec's own pipeline, the same on the folder `data`, or the pipeline `data`.
+    /// Plan and data: the spec's own pipeline, the same on the files `data`, or the pipeline `data`.
     pub(crate) fn plan_and_data(&self, spec: &str, native: &Target, data: Option<&str>) -> Outcome<Prepared> {
-        let folder = data.filter(|data| Path::new(data).is_dir());
-        let other = data.filter(|_| folder.is_none());
+        let files = data.filter(|data| is_data(data));
+        let other = data.filter(|_| files.is_none());
         let (plan, sources) = self.plan_on(spec, native, Keep::default(), other)?;
-        let pipeline = match (folder, other) {
-            (Some(folder), _) => {
-                moved(own(&plan)?, folder).map_err(|why| Failure::message(format!("graph `{}`: {why}", plan.name)))?
+        let pipeline = match (files, other) {
+            (Some(files), _) => {
+                moved(own(&plan)?, files).map_err(|why| Failure::message(format!("graph `{}`: {why}", plan.name)))?
             }
             (None, Some(name)) if sources.is_none() => {
                 let pipeline = named(name)?;
@@ -299,14 +299,28 @@ fn own(plan: &Plan) -> Outcome<Pipeline> {
     own.ok_or_else(|| Failure::message(format!("graph `{}` {why}", plan.name)))
 }
 
-/// A pipeline on another folder; the error says why it cannot be.
-pub(crate) fn moved(mut pipeline: Pipeline, folder: &str) -> Result<Pipeline, String> {
-    let Source::Folder { path, .. } = &mut pipeline.source else {
-        let why = "reads no folder; give --data a pipeline whose source is `Folder`";
-        return Err(format!("pipeline `{}` {why}", pipeline.name));
+/// Whether `--data` names data rather than a pipeline: a folder, or files of records.
+pub(crate) fn is_data(data: &str) -> bool {
+    Path::new(data).is_dir() || Path::new(data).extension().is_some_and(|extension| extension == "rec")
+}
+
+/// A pipeline on other data; the error says why it cannot be.
+pub(crate) fn moved(mut pipeline: Pipeline, data: &str) -> Result<Pipeline, String> {
+    let folder = Path::new(data).is_dir();
+    let why = match &mut pipeline.source {
+        Source::Folder { path, .. } if folder => {
+            *path = data.to_string();
+            return Ok(pipeline);
+        }
+        Source::Recordio { path, .. } => {
+            // Of a folder all records.
+            *path = if folder { format!("{data}/*.rec") } else { data.to_string() };
+            return Ok(pipeline);
+        }
+        Source::Folder { .. } => "reads a folder of images, not records; give --data a folder",
+        _ => "reads no files; give --data a pipeline whose source is `Folder` or `Recordio`",
     };
-    *path = folder.to_string();
-    Ok(pipeline)
+    Err(format!("pipeline `{}` {why}", pipeline.name))
 }
 
 /// A pipeline by path or name.

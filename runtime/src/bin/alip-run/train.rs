@@ -16,7 +16,7 @@ use alip_runtime::run::{
 };
 use alip_runtime::train::{Cadence, Position, Summary, Trainer, begin, measure, needs_total_steps, resume};
 
-use crate::model::{BadArgs, CompileArgs, DeviceArgs, Prepared, bounded, files_now, moved, session_on};
+use crate::model::{BadArgs, CompileArgs, DeviceArgs, Prepared, bounded, files_now, is_data, moved, session_on};
 use crate::progress::{Progress, duration};
 use crate::stop::Stop;
 use crate::{Failure, Outcome, eval};
@@ -231,12 +231,13 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
     }
     let mut pipeline =
         run.pipeline().ok_or_else(|| Failure::message(format!("the run of `{}` names no data", info.spec)))?;
-    if let Some(folder) = &args.data {
-        if !Path::new(folder).is_dir() {
-            let why = "with --resume, --data can only say where the same images lie now; give a folder";
-            return Err(Failure::message(format!("--data {folder}: {why}")));
+    if let Some(files) = &args.data {
+        if !is_data(files) {
+            let why =
+                "with --resume, --data can only say where the same images lie now; give a folder or a `.rec` file";
+            return Err(Failure::message(format!("--data {files}: {why}")));
         }
-        pipeline = moved(pipeline, folder).map_err(Failure::message)?;
+        pipeline = moved(pipeline, files).map_err(Failure::message)?;
     }
     let source = open_source(&pipeline.source, Mode::Train)?;
     let data = DataIdentity::new(pipeline.clone(), source.as_ref(), root)?;

@@ -1,0 +1,124 @@
+//! Paths of sources, as specs write them: `${DATA}/part_{000..015}.rec`, `/data/*.rec`.
+
+use std::path::{Path, PathBuf};
+
+use super::DataError;
+
+/// More files than this are a slip of the pen: the largest published sets have some hundred thousand shards.
+const MOST_FILES: usize = 1 << 20;
+
+/// A path with its environment variables replaced.
+pub(super) fn expand(path: &str) -> Result<String, DataError> {
+    let fail = |reason: String| DataError::file(Path::new(path), reason, "set it, or write the path itself");
+    let mut out = String::new();
+    let mut rest = path;
+    while let Some((before, after)) = rest.split_once("${") {
+        let Some((name, tail)) = after.split_once('}') else {
+            return Err(fail("`${` without a closing brace".into()));
+        };
+        let value = std::env::var(name).map_err(|_| fail(format!("the environment variable `{name}` is not set")))?;
+        out.push_str(before);
+        out.push_str(&value);
+        rest = tail;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+/// All files that a path stands for: `{000..015}` counts, `{train,val}` lists, in the order written; `*`, `?` and `[..]` find
+/// files by name, in alphabetical order. A path that is a file stands for itself, whatever is in its name.
+pub(super) fn files(path: &str) -> Result<Vec<PathBuf>, DataError> {
+    let path = expand(path)?;
+    if Path::new(&path).is_file() {
+        return Ok(vec![path.into()]);
+    }
+    let fail = |reason: String| DataError::file(Path::new(&path), reason, "give the path of what there is");
+    let mut found = Vec::new();
+    for pattern in alternatives(&path).map_err(fail)? {
+        if !pattern.contains(['*', '?', '[']) {
+            found.push(PathBuf::from(pattern));
+            continue;
+        }
+        let matches = glob::glob(&pattern).map_err(|error| fail(format!("not a pattern of paths: {error}")))?;
+        let before = found.len();
+        for file in matches {
+            found.push(file.map_err(|error| fail(error.to_string()))?);
+        }
+        if found.len() == before {
+            return Err(fail(format!("no file is named like `{pattern}`")));
+        }
+    }
+    match found.iter().find(|file| !file.is_file()) {
+        Some(missing) => Err(DataError::file(missing, "no such file", "give the path of what there is")),
+        None => Ok(found),
+    }
+}
+
+/// The paths that a path with braces stands for.
+fn alternatives(path: &str) -> Result<Vec<String>, String> {
+    let Some((before, rest)) = path.split_once('{') else { return Ok(vec![path.into()]) };
+    let (inner, after) = rest.split_once('}').ok_or("`{` without a closing brace")?;
+    let choices = match inner.split_once("..") {
+        Some((first, last)) => {
+            count(first, last).ok_or_else(|| format!("`{{{inner}}}` is no range; write `{{000..015}}`"))?
+        }
+        None => inner.split(',').map(str::to_string).collect(),
+    };
+    let tails = alternatives(after)?;
+    if choices.len().saturating_mul(tails.len()) > MOST_FILES {
+        return Err(format!("more than {MOST_FILES} files"));
+    }
+    Ok(choices.iter().flat_map(|choice| tails.iter().map(move |tail| format!("{before}{choice}{tail}"))).collect())
+}
+
+/// The numbers of a range, both ends included, as wide as its first.
+fn count(first: &str, last: &str) -> Option<Vec<String>> {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(first) || !is_number(last) {
+        return None;
+    }
+    let (from, to): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    let width = first.len();
+    (from <= to && to - from < MOST_FILES as u64).then(|| (from..=to).map(|n| format!("{n:0width$}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn braces_stand_for_several_paths() {
+        let check = |path: &str, expected: &[&str]| assert_eq!(alternatives(path).unwrap(), expected, "{path}");
+        check("a.rec", &["a.rec"]);
+        check("p{08..11}.rec", &["p08.rec", "p09.rec", "p10.rec", "p11.rec"]);
+        check("p{9..10}", &["p9", "p10"]);
+        check("{train,val}/{0..1}.tar", &["train/0.tar", "train/1.tar", "val/0.tar", "val/1.tar"]);
+        assert_eq!(alternatives("a{0..1").unwrap_err(), "`{` without a closing brace");
+        assert_eq!(alternatives("a{0..x}").unwrap_err(), "`{0..x}` is no range; write `{000..015}`");
+        assert_eq!(alternatives("a{5..1}").unwrap_err(), "`{5..1}` is no range; write `{000..015}`");
+        assert_eq!(alternatives("{0..9999}{0..9999}").unwrap_err(), "more than 1048576 files");
+    }
+
+    #[test]
+    fn patterns_find_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+        for name in ["b.rec", "a.rec", "a.idx", "odd[1].rec"] {
+            std::fs::write(at(name), "").unwrap();
+        }
+        let check = |path: &str, expected: Result<&[&str], &str>| {
+            let found = files(&at(path)).map_err(|error| error.to_string());
+            let expected = expected.map(|names| names.iter().map(|name| PathBuf::from(at(name))).collect::<Vec<_>>());
+            match expected {
+                Ok(expected) => assert_eq!(found.unwrap(), expected, "{path}"),
+                Err(why) => assert!(found.as_ref().unwrap_err().contains(why), "{path}: {found:?}"),
+            }
+        };
+        check("a.rec", Ok(&["a.rec"]));
+        check("[ab].rec", Ok(&["a.rec", "b.rec"]));
+        check("{b,a}.rec", Ok(&["b.rec", "a.rec"]));
+        check("odd[1].rec", Ok(&["odd[1].rec"]));
+        check("c*.rec", Err("no file is named like"));
+        check("{a,c}.rec", Err("c.rec: no such file; give the path of what there is"));
+    }
+}

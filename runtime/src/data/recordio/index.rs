@@ -1,0 +1,222 @@
+//! Where the records of a file begin: the `.idx` beside it, a line `key<tab>byte` per record.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::Path;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::super::DataError;
+use super::records::{HEAD, Head};
+
+/// Records that are looked for when an index is opened, evenly over it. Where none is found the index is another file's; what
+/// else is wrong is met when it is read, and is a bad sample.
+const LOOKED_FOR: usize = 16;
+
+/// Parts of a scan between two looks at the clock.
+const BETWEEN_LOOKS: u64 = 4096;
+
+/// Beginnings of records, in the order of the index.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Index {
+    keys: Keys,
+    /// By position in the index.
+    pub(super) offsets: Vec<u64>,
+}
+
+/// What the index calls its records.
+#[derive(Debug, PartialEq, Eq)]
+enum Keys {
+    /// Numbered from here on, as most are: 15 million keys would take 120 MB.
+    From(u64),
+    Listed(Vec<u64>),
+}
+
+impl Index {
+    /// The index of a record file of `bytes` bytes: the one beside it, or, if there is none, one that is made by reading the
+    /// heads of all records, and left there.
+    pub(super) fn open(records: &Path, file: &File, bytes: u64) -> Result<Index, DataError> {
+        let path = records.with_extension("idx");
+        let index = match File::open(&path) {
+            Ok(list) => Index::read(&path, list, bytes)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let index = Index::scan(records, file, bytes)?;
+                // A folder that cannot be written to costs the scan once more, and no run.
+                let _ = index.save(&path);
+                index
+            }
+            Err(error) => return Err(DataError::file(&path, error, remake(&path))),
+        };
+        index.check(&path, file, bytes)?;
+        Ok(index)
+    }
+
+    /// Number of records.
+    pub(super) fn len(&self) -> usize {
+        self.offsets.len()
+    }
+
+    /// What the record at this position is called.
+    pub(super) fn key(&self, at: usize) -> u64 {
+        match &self.keys {
+            Keys::From(first) => first + at as u64,
+            Keys::Listed(keys) => keys[at],
+        }
+    }
+
+    fn read(path: &Path, list: File, bytes: u64) -> Result<Index, DataError> {
+        let cannot = |error: std::io::Error| DataError::file(path, error, remake(path));
+        let size = list.metadata().map_err(cannot)?.len();
+        let mut lines = BufReader::with_capacity(1 << 20, list);
+        let mut index = Index { keys: Keys::From(0), offsets: Vec::new() };
+        let (mut text, mut number) = (Vec::new(), 0);
+        loop {
+            text.clear();
+            if lines.read_until(b'\n', &mut text).map_err(cannot)? == 0 {
+                return Ok(index);
+            }
+            number += 1;
+            let wrong = |reason: String| DataError::Line { path: path.to_path_buf(), line: number, reason };
+            if number == 1 {
+                // Lines grow longer towards the end, so this is no less than there are, and no more than twice as many.
+                index.offsets.reserve_exact((size / text.len().max(16) as u64) as usize + 1);
+            }
+            let Some((key, offset)) = entry(&text) else {
+                if text.trim_ascii().is_empty() {
+                    continue;
+                }
+                let shown = String::from_utf8_lossy(text.trim_ascii()).chars().take(40).collect::<String>();
+                return Err(wrong(format!("`{shown}` is not `key<tab>byte`, both whole numbers; {}", remake(path))));
+            };
+            if offset.checked_add(HEAD).is_none_or(|after| after > bytes) {
+                let reason = format!("record {key} begins at byte {offset}, beyond the {bytes} bytes of the `.rec`");
+                return Err(wrong(format!("{reason}: one of the two is cut off or another's; {}", remake(path))));
+            }
+            index.push(key, offset);
+        }
+    }
+
+    fn push(&mut self, key: u64, offset: u64) {
+        let at = self.offsets.len() as u64;
+        match &mut self.keys {
+            Keys::From(first) if at == 0 => *first = key,
+            Keys::From(first) if *first + at == key => {}
+            Keys::From(first) => {
+                let first = *first;
+                self.keys = Keys::Listed((0..at).map(|at| first + at).chain([key]).collect());
+            }
+            Keys::Listed(keys) => keys.push(key),
+        }
+        self.offsets.push(offset);
+    }
+
+    /// The index of a file, from the heads of its records.
+    fn scan(records: &Path, file: &File, bytes: u64) -> Result<Index, DataError> {
+        let style = ProgressStyle::with_template("{prefix} [{bar:30}] {bytes}/{total_bytes}, {eta} left");
+        let bar = ProgressBar::new(bytes).with_prefix(format!("making the index of {}", records.display()));
+        let bar = style.map_or(bar.clone(), |style| bar.with_style(style));
+        let mut index = Index { keys: Keys::From(0), offsets: Vec::new() };
+        let (mut offset, mut parts, mut inside) = (0, 0, false);
+        let wrong = |reason: String| {
+            let advice =
+                "the file is damaged or no RecordIO: fetch it again, or give it an index of the records that are sound";
+            DataError::file(records, reason, advice)
+        };
+        while offset < bytes {
+            let head = Head::read(file, offset, bytes).map_err(wrong)?;
+            if head.is_first() == inside {
+                return Err(wrong(format!("a record that is not whole before byte {offset}")));
+            }
+            if head.is_first() {
+                index.push(index.offsets.len() as u64, offset);
+            }
+            inside = head.is_followed();
+            offset = head.after(offset);
+            parts += 1;
+            if parts % BETWEEN_LOOKS == 0 {
+                bar.set_position(offset);
+            }
+        }
+        bar.finish_and_clear();
+        match (inside, index.len()) {
+            (true, _) => Err(wrong("its last record is not whole".into())),
+            (false, 0) => Err(wrong("it is empty".into())),
+            (false, _) => Ok(index),
+        }
+    }
+
+    /// Writes it beside its place, and puts it there when it is whole.
+    fn save(&self, path: &Path) -> std::io::Result<()> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let unfinished = folder.join(format!(".{}.{}", name(path), std::process::id()));
+        let written = File::create(&unfinished).and_then(|file| {
+            let mut out = BufWriter::new(file);
+            for (at, offset) in self.offsets.iter().enumerate() {
+                writeln!(out, "{}\t{offset}", self.key(at))?;
+            }
+            out.into_inner().map_err(|error| error.into_error())?.sync_all()
+        });
+        let saved = written.and_then(|()| std::fs::rename(&unfinished, path));
+        if saved.is_err() {
+            let _ = std::fs::remove_file(&unfinished);
+        }
+        saved
+    }
+
+    /// Every record has a key and a beginning of its own, and begins where the index says, as far as that is looked at.
+    fn check(&self, path: &Path, file: &File, bytes: u64) -> Result<(), DataError> {
+        if self.offsets.is_empty() {
+            return Err(DataError::file(path, "no records in it", remake(path)));
+        }
+        if let Keys::Listed(keys) = &self.keys
+            && let Some(twice) = twice(keys)
+        {
+            return Err(DataError::file(path, format!("the key {twice} stands in it twice"), remake(path)));
+        }
+        if let Some(twice) = twice(&self.offsets) {
+            return Err(DataError::file(path, format!("two records begin at byte {twice}"), remake(path)));
+        }
+        let step = self.len().div_ceil(LOOKED_FOR);
+        let looks = |offset: &u64| Head::read(file, *offset, bytes).is_ok_and(Head::is_first);
+        match self.offsets.iter().step_by(step).any(looks) {
+            true => Ok(()),
+            false => {
+                let reason = "the index of another file: no record begins where it says";
+                Err(DataError::file(path, reason, remake(path)))
+            }
+        }
+    }
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn remake(path: &Path) -> String {
+    format!("remove {}, and it is made again from the records", name(path))
+}
+
+/// Key and byte of a line.
+fn entry(line: &[u8]) -> Option<(u64, u64)> {
+    let (key, rest) = number(line)?;
+    let (offset, rest) = number(rest.strip_prefix(b"\t")?)?;
+    rest.trim_ascii().is_empty().then_some((key, offset))
+}
+
+/// The whole number that a text begins with, and what follows it.
+fn number(text: &[u8]) -> Option<(u64, &[u8])> {
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (digits, rest) = text.split_at(digits);
+    let add = |n: u64, digit: &u8| n.checked_mul(10)?.checked_add(u64::from(digit - b'0'));
+    (!digits.is_empty()).then(|| digits.iter().try_fold(0, add))?.map(|n| (n, rest))
+}
+
+/// A number that stands in a list more than once.
+fn twice(numbers: &[u64]) -> Option<u64> {
+    if numbers.is_sorted_by(|a, b| a < b) {
+        return None;
+    }
+    let mut sorted = numbers.to_vec();
+    sorted.sort_unstable();
+    sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
+}

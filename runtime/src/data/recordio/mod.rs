@@ -1,0 +1,130 @@
+//! The source `Recordio`: image records as MXNet writes them, with their index beside them.
+
+mod index;
+mod records;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+
+use self::index::Index;
+use self::records::ImageRecord;
+use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource, paths, scratch};
+
+/// The largest whole number up to which f32, the type of labels in a record, has all of them.
+const LARGEST_ID: f32 = (1 << 24) as f32;
+
+/// Records of one or several files; see [`alip_plan::pipeline::Source::Recordio`].
+///
+/// Of every record only its place is kept, 8 bytes, and 8 more where keys do not count up. A record is read when its sample is
+/// asked for, by whatever thread.
+pub struct RecordioSource {
+    parts: Vec<Part>,
+    /// How many records the files before each have.
+    starts: Vec<u64>,
+    len: u64,
+    /// Names and lengths of the token rows.
+    rows: Vec<(String, usize)>,
+}
+
+/// A file of records.
+struct Part {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    index: Index,
+}
+
+impl RecordioSource {
+    /// Opens the files that a path stands for; `labels` are names and lengths of the token rows. An index that is missing is made and left beside its file.
+    ///
+    /// # Errors
+    /// A file cannot be read, an index is not as it should be or that of another file.
+    pub fn open(path: &str, labels: &[(String, u32)]) -> Result<RecordioSource, DataError> {
+        let mut source = RecordioSource {
+            parts: Vec::new(),
+            starts: Vec::new(),
+            len: 0,
+            rows: labels.iter().map(|(name, length)| (name.clone(), *length as usize)).collect(),
+        };
+        for path in paths::files(path)? {
+            let cannot = |error: std::io::Error| DataError::file(&path, error, "give a `.rec` file");
+            let file = File::open(&path).map_err(cannot)?;
+            let bytes = file.metadata().map_err(cannot)?.len();
+            let index = Index::open(&path, &file, bytes)?;
+            source.starts.push(source.len);
+            source.len += index.len() as u64;
+            source.parts.push(Part { path, file, bytes, index });
+        }
+        Ok(source)
+    }
+
+    /// The file of a sample, and its position in that file's index.
+    fn place(&self, index: u64) -> (&Part, usize) {
+        let part = self.starts.partition_point(|start| *start <= index) - 1;
+        (&self.parts[part], (index - self.starts[part]) as usize)
+    }
+
+    /// Labels as rows of token ids, one after another in the order of the pipeline.
+    fn token_rows(&self, record: &ImageRecord<'_>) -> Result<Vec<(String, Field)>, SampleError> {
+        let (has, wanted) = (record.labels.len(), self.rows.iter().map(|(_, length)| length).sum::<usize>());
+        if self.rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        if has != wanted {
+            return Err(SampleError(format!("{has} labels, where the pipeline's `labels` are {wanted}")));
+        }
+        let mut labels = record.labels.iter();
+        let mut rows = Vec::with_capacity(self.rows.len());
+        for (name, length) in &self.rows {
+            let ids = labels.by_ref().take(*length).map(|label| {
+                let is_id = label.fract() == 0.0 && (0.0..=LARGEST_ID).contains(&label);
+                is_id
+                    .then_some(label as i32)
+                    .ok_or_else(|| SampleError(format!("`{name}` holds {label}, which is no token id")))
+            });
+            rows.push((name.clone(), Field::Tokens(ids.collect::<Result<_, _>>()?)));
+        }
+        Ok(rows)
+    }
+}
+
+impl SampleSource for RecordioSource {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
+        let (part, at) = self.place(index);
+        let mut bytes = scratch::take(0);
+        records::read(&part.file, part.index.offsets[at], part.bytes, &mut bytes)?;
+        let record = ImageRecord::parse(&bytes)?;
+        let mut fields: BTreeMap<String, Field> = self.token_rows(&record)?.into_iter().collect();
+        let before = bytes.len() - record.image.len();
+        bytes.drain(..before);
+        fields.insert("jpeg".to_string(), Field::Encoded(bytes));
+        Ok(RawSample { fields, ..RawSample::default() })
+    }
+
+    fn name(&self, index: u64) -> String {
+        let (part, at) = self.place(index);
+        let file = part.path.file_name().unwrap_or(part.path.as_os_str()).to_string_lossy();
+        format!("record {} of {file}, at byte {}", part.index.key(at), part.index.offsets[at])
+    }
+
+    /// Of keys and places: names take as long as an epoch's order to write out.
+    fn list_hash(&self) -> Result<String, DataError> {
+        let mut hash = ListHash::default();
+        for part in &self.parts {
+            hash.add(&part.bytes.to_le_bytes());
+            for at in 0..part.index.len() {
+                hash.add(&part.index.key(at).to_le_bytes());
+                hash.add(&part.index.offsets[at].to_le_bytes());
+            }
+        }
+        Ok(hash.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests;

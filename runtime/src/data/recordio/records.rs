@@ -1,0 +1,179 @@
+//! Records as they lie in a file.
+//!
+//! A record is one or several parts: the magic number, a word with the kind of part (upper 3 bits) and its length, its bytes,
+//! zeros up to a multiple of four. A writer that finds the magic number at a multiple of four in the data begins another part
+//! there and leaves the number out; who reads puts it back. So whoever looks for the magic number finds beginnings only.
+
+use std::fs::File;
+use std::io;
+
+use super::super::SampleError;
+
+/// What every part begins with, little-endian.
+const MAGIC: u32 = 0xced7_230a;
+
+/// Bytes of magic number, kind and length.
+pub(super) const HEAD: u64 = 8;
+
+/// Bytes of the header of MXNet's image records: flag, label, two ids.
+const IMAGE_HEAD: usize = 24;
+
+/// Largest record that is read: the largest photographs in use are a third of it.
+const MAX_RECORD: u64 = 64 << 20;
+
+/// The kind of a part, as the upper bits of its second word say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Whole,
+    First,
+    Middle,
+    Last,
+}
+
+/// A part without its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) kind: Kind,
+    /// Bytes of data.
+    pub(super) length: u64,
+}
+
+impl Head {
+    /// The part that begins at `offset` of a file of `end` bytes.
+    pub(super) fn read(file: &File, offset: u64, end: u64) -> Result<Head, String> {
+        if offset.checked_add(HEAD).is_none_or(|after| after > end) {
+            return Err(format!("byte {offset} is beyond the end of the file"));
+        }
+        let mut words = [0; HEAD as usize];
+        read_at(file, &mut words, offset).map_err(|error| format!("cannot be read: {error}"))?;
+        let [magic, word] = [0, 4].map(|at| u32::from_le_bytes([0, 1, 2, 3].map(|byte| words[at + byte])));
+        let kind = match (magic, word >> 29) {
+            (MAGIC, 0) => Kind::Whole,
+            (MAGIC, 1) => Kind::First,
+            (MAGIC, 2) => Kind::Middle,
+            (MAGIC, 3) => Kind::Last,
+            _ => return Err(format!("no record begins at byte {offset}")),
+        };
+        let head = Head { kind, length: u64::from(word & ((1 << 29) - 1)) };
+        // The zeros after the last record may be missing.
+        match offset + HEAD + head.length > end {
+            true => Err(format!("the record at byte {offset} is cut off by the end of the file")),
+            false => Ok(head),
+        }
+    }
+
+    /// Where the next part begins.
+    pub(super) fn after(self, offset: u64) -> u64 {
+        offset + HEAD + self.length.next_multiple_of(4)
+    }
+
+    /// Whether a record may begin with this part.
+    pub(super) fn is_first(self) -> bool {
+        matches!(self.kind, Kind::Whole | Kind::First)
+    }
+
+    /// Whether the record goes on after this part.
+    pub(super) fn is_followed(self) -> bool {
+        matches!(self.kind, Kind::First | Kind::Middle)
+    }
+}
+
+/// The bytes of the record that begins at `offset`, into an empty buffer.
+pub(super) fn read(file: &File, offset: u64, end: u64, into: &mut Vec<u8>) -> Result<(), SampleError> {
+    let mut at = offset;
+    let mut head = Head::read(file, at, end).map_err(SampleError)?;
+    if !head.is_first() {
+        return Err(SampleError(format!("byte {offset} is in the middle of a record")));
+    }
+    loop {
+        let filled = into.len();
+        if filled as u64 + head.length > MAX_RECORD {
+            return Err(SampleError(format!("a record of more than the allowed {} MiB", MAX_RECORD >> 20)));
+        }
+        into.resize(filled + head.length as usize, 0);
+        let cannot = |error: io::Error| SampleError(format!("cannot be read: {error}"));
+        read_at(file, &mut into[filled..], at + HEAD).map_err(cannot)?;
+        if !head.is_followed() {
+            return Ok(());
+        }
+        into.extend(MAGIC.to_le_bytes());
+        at = head.after(at);
+        head = Head::read(file, at, end).map_err(SampleError)?;
+        if head.is_first() {
+            return Err(SampleError(format!("a part is missing: another record begins at byte {at}")));
+        }
+    }
+}
+
+/// Fills the buffer from a place in a file, whoever else reads it.
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+    }
+    #[cfg(windows)]
+    {
+        let mut done = 0;
+        while done < buffer.len() {
+            match std::os::windows::fs::FileExt::seek_read(file, &mut buffer[done..], offset + done as u64)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => done += read,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An image record: its labels, and the image's bytes after them.
+pub(super) struct ImageRecord<'a> {
+    /// The labels; that of the header where there are no others.
+    pub(super) labels: Labels<'a>,
+    /// The image file.
+    pub(super) image: &'a [u8],
+}
+
+/// Labels of a record.
+pub(super) enum Labels<'a> {
+    /// The header's own.
+    One(f32),
+    /// Those after the header, four bytes each.
+    Many(&'a [u8]),
+}
+
+impl<'a> ImageRecord<'a> {
+    /// MXNet's header (little-endian `u32 flag, f32 label, u64 id, u64 id2`), `flag` labels more, and the image.
+    pub(super) fn parse(record: &'a [u8]) -> Result<ImageRecord<'a>, SampleError> {
+        let Some((header, rest)) = record.split_first_chunk::<IMAGE_HEAD>() else {
+            let length = record.len();
+            return Err(SampleError(format!("a record of {length} bytes, which is no image record of MXNet")));
+        };
+        let word = |at: usize| [0, 1, 2, 3].map(|byte| header[at + byte]);
+        let flag = u32::from_le_bytes(word(0));
+        if flag == 0 {
+            return Ok(ImageRecord { labels: Labels::One(f32::from_le_bytes(word(4))), image: rest });
+        }
+        match rest.split_at_checked((flag as usize).saturating_mul(4)) {
+            Some((labels, image)) => Ok(ImageRecord { labels: Labels::Many(labels), image }),
+            None => Err(SampleError(format!("a header that tells of {flag} labels, in {} bytes", record.len()))),
+        }
+    }
+}
+
+impl Labels<'_> {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Labels::One(_) => 1,
+            Labels::Many(bytes) => bytes.len() / 4,
+        }
+    }
+
+    /// In order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = f32> {
+        let (one, many) = match *self {
+            Labels::One(label) => (Some(label), &[][..]),
+            Labels::Many(bytes) => (None, bytes),
+        };
+        one.into_iter().chain(many.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)))
+    }
+}
