@@ -122,7 +122,7 @@ pub enum Source {
     Webdataset {
         /// Shards, with `{000..999}` ranges.
         path: String,
-        /// Name of each text field to the file extension it is read from.
+        /// Name of each text field to the file that it is, by its extension (`txt`), or to an entry of it (`json:caption`).
         texts: BTreeMap<String, String>,
     },
 }

@@ -93,8 +93,12 @@ pub const SOURCES: [SourceKind; 4] = [
         name: "Webdataset",
         doc: "WebDataset shards. Fields: `jpeg` and one text per entry.",
         fields: &[
-            required("path", FieldKind::Str, "the shards, with `{000..999}` ranges"),
-            required("texts", FieldKind::Strs, "names of the text fields and their file extensions"),
+            required("path", FieldKind::Str, "the shards, as in `{000..999}.tar` or `*.tar`"),
+            required(
+                "texts",
+                FieldKind::Strs,
+                "names of the text fields and the files they are: `txt`, or `json:caption`",
+            ),
         ],
     },
 ];

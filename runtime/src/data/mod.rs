@@ -30,6 +30,7 @@ mod spares;
 mod text;
 mod throughput;
 mod transform;
+mod webdataset;
 
 pub use augment::{Crop, center_crop, mirror, normalize_rgb, random_area_crop};
 pub use decode::{DecodeLimits, decode_rgb, upright_size};
@@ -44,6 +45,7 @@ pub use source::{Field, ListHash, RawSample, RgbImage, SampleSource, Texts, open
 pub use text::{Tokenizer, Vocabularies, WordVocabulary, clean, split_words};
 pub use throughput::{Throughput, measure};
 pub use transform::Transform;
+pub use webdataset::WebdatasetSource;
 
 #[cfg(test)]
 mod tests;

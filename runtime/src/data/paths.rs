@@ -1,5 +1,7 @@
-//! Paths of sources, as specs write them: `${DATA}/part_{000..015}.rec`, `/data/*.rec`.
+//! Files of sources: their paths as specs write them (`${DATA}/part_{000..015}.rec`, `/data/*.rec`), and reading anywhere in one.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::DataError;
@@ -80,6 +82,25 @@ fn count(first: &str, last: &str) -> Option<Vec<String>> {
     let (from, to): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
     let width = first.len();
     (from <= to && to - from < MOST_FILES as u64).then(|| (from..=to).map(|n| format!("{n:0width$}")).collect())
+}
+
+/// Fills the buffer from a place in a file, whoever else reads it.
+pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+    }
+    #[cfg(windows)]
+    {
+        let mut done = 0;
+        while done < buffer.len() {
+            match std::os::windows::fs::FileExt::seek_read(file, &mut buffer[done..], offset + done as u64)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => done += read,
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use alip_plan::pipeline::{Mode, Source};
 
 use super::shapes::{Scenes, ShapesSource, Split};
-use super::{DataError, FolderSource, RecordioSource, SampleError};
+use super::{DataError, FolderSource, RecordioSource, SampleError, WebdatasetSource};
 
 /// An 8-bit RGB image, rows from the top, three bytes per pixel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,7 +155,7 @@ impl dyn SampleSource + '_ {
 /// Opens the samples of a pipeline's source: its training split, or its evaluation split.
 ///
 /// # Errors
-/// What is wrong with the source's files, or that its kind is not supported yet.
+/// What is wrong with the source's files.
 pub fn open_source(source: &Source, mode: Mode) -> Result<Arc<dyn SampleSource>, DataError> {
     match source {
         Source::Folder { .. } => Ok(Arc::new(FolderSource::open(source, mode)?)),
@@ -167,9 +167,6 @@ pub fn open_source(source: &Source, mode: Mode) -> Result<Arc<dyn SampleSource>,
             Ok(Arc::new(ShapesSource::new(Scenes::new(*seed, split, len)?, *size)))
         }
         Source::Recordio { path, labels } => Ok(Arc::new(RecordioSource::open(path, labels)?)),
-        Source::Webdataset { .. } => Err(DataError::Unsupported {
-            what: format!("the source `{}`", source.kind()),
-            advice: "use `Folder`, a folder of images with a `captions.jsonl`, or `Recordio`".into(),
-        }),
+        Source::Webdataset { path, texts } => Ok(Arc::new(WebdatasetSource::open(path, texts)?)),
     }
 }

@@ -299,9 +299,10 @@ fn own(plan: &Plan) -> Outcome<Pipeline> {
     own.ok_or_else(|| Failure::message(format!("graph `{}` {why}", plan.name)))
 }
 
-/// Whether `--data` names data rather than a pipeline: a folder, or files of records.
+/// Whether `--data` names data rather than a pipeline: a folder, files of records, or shards.
 pub(crate) fn is_data(data: &str) -> bool {
-    Path::new(data).is_dir() || Path::new(data).extension().is_some_and(|extension| extension == "rec")
+    Path::new(data).is_dir()
+        || Path::new(data).extension().is_some_and(|extension| extension == "rec" || extension == "tar")
 }
 
 /// A pipeline on other data; the error says why it cannot be.
@@ -317,8 +318,12 @@ pub(crate) fn moved(mut pipeline: Pipeline, data: &str) -> Result<Pipeline, Stri
             *path = if folder { format!("{data}/*.rec") } else { data.to_string() };
             return Ok(pipeline);
         }
-        Source::Folder { .. } => "reads a folder of images, not records; give --data a folder",
-        _ => "reads no files; give --data a pipeline whose source is `Folder` or `Recordio`",
+        Source::Webdataset { path, .. } => {
+            *path = if folder { format!("{data}/*.tar") } else { data.to_string() };
+            return Ok(pipeline);
+        }
+        Source::Folder { .. } => "reads a folder of images; give --data a folder",
+        Source::Shapes { .. } => "reads no files; give --data a pipeline whose source does, such as `Folder`",
     };
     Err(format!("pipeline `{}` {why}", pipeline.name))
 }

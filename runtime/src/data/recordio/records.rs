@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 
 use super::super::SampleError;
+use super::super::paths::read_at;
 
 /// What every part begins with, little-endian.
 const MAGIC: u32 = 0xced7_230a;
@@ -102,25 +103,6 @@ pub(super) fn read(file: &File, offset: u64, end: u64, into: &mut Vec<u8>) -> Re
         if head.is_first() {
             return Err(SampleError(format!("a part is missing: another record begins at byte {at}")));
         }
-    }
-}
-
-/// Fills the buffer from a place in a file, whoever else reads it.
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-    #[cfg(unix)]
-    {
-        std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
-    }
-    #[cfg(windows)]
-    {
-        let mut done = 0;
-        while done < buffer.len() {
-            match std::os::windows::fs::FileExt::seek_read(file, &mut buffer[done..], offset + done as u64)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                read => done += read,
-            }
-        }
-        Ok(())
     }
 }
 

@@ -1,0 +1,90 @@
+//! Where samples begin in shards that were opened before. Nothing depends on it but time: what is missing, damaged, or of a
+//! file that has changed is looked up again.
+
+use std::fs::{self, Metadata};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use crate::data::source::ListHash;
+
+/// First bytes of an entry; another format has others.
+const MAGIC: &[u8; 8] = b"alipwds1";
+
+/// What is kept for a shard.
+pub(super) struct Entry {
+    path: PathBuf,
+    /// Path, size and time of the shard.
+    identity: Vec<u8>,
+}
+
+impl Entry {
+    /// The entry in `folder` for a file as it is now.
+    pub(super) fn new(folder: &Path, shard: &Path, about: &Metadata) -> Option<Entry> {
+        let shard = shard.canonicalize().ok()?;
+        let shard = shard.as_os_str().as_encoded_bytes();
+        let time = about.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos();
+        let length = (shard.len() as u64).to_le_bytes();
+        let identity = [MAGIC, &length, shard, &about.len().to_le_bytes(), &time.to_le_bytes()[..]].concat();
+        let mut hash = ListHash::default();
+        hash.add(shard);
+        Some(Entry { path: folder.join(hash.to_string()), identity })
+    }
+
+    /// The starts of the shard's samples, if they are known.
+    pub(super) fn read(&self) -> Option<Vec<u32>> {
+        let bytes = fs::read(&self.path).ok()?;
+        let (sum, starts) = bytes.strip_prefix(&*self.identity)?.split_first_chunk::<4>()?;
+        let (starts, []) = starts.as_chunks::<4>() else { return None };
+        (u32::from_le_bytes(*sum) == crc32c::crc32c(starts.as_flattened()))
+            .then(|| starts.iter().map(|start| u32::from_le_bytes(*start)).collect())
+    }
+
+    /// Keeps the starts of the shard's samples; where that cannot be, they are looked up the next time.
+    pub(super) fn write(&self, starts: &[u32]) {
+        let starts: Vec<u8> = starts.iter().flat_map(|start| start.to_le_bytes()).collect();
+        let bytes = [&*self.identity, &crc32c::crc32c(&starts).to_le_bytes(), &starts].concat();
+        let unfinished = self.path.with_extension(std::process::id().to_string());
+        let folder = self.path.parent().map_or(Ok(()), fs::create_dir_all);
+        let written = folder.and_then(|()| fs::write(&unfinished, bytes));
+        if written.and_then(|()| fs::rename(&unfinished, &self.path)).is_err() {
+            let _ = fs::remove_file(&unfinished);
+        }
+    }
+}
+
+/// The folder of entries: the user's for what can be made again.
+pub(super) fn folder() -> Option<PathBuf> {
+    let given = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = given("XDG_CACHE_HOME").or_else(|| given("LOCALAPPDATA"));
+    let cache = cache.or_else(|| given("HOME").map(|home| home.join(".cache")))?;
+    Some(cache.join("alip/shards"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_is_of_a_file_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let (shard, kept) = (folder.path().join("a.tar"), folder.path().join("kept"));
+        let entry = || Entry::new(&kept, &shard, &fs::metadata(&shard).unwrap()).unwrap();
+        fs::write(&shard, [0; 512]).unwrap();
+        assert_eq!(entry().read(), None);
+        entry().write(&[0, 7, u32::MAX]);
+        assert_eq!(entry().read(), Some(vec![0, 7, u32::MAX]));
+        let file = entry().path;
+        let mut bytes = fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&file, &bytes).unwrap();
+        assert_eq!(entry().read(), None, "damaged");
+        entry().write(&[0]);
+        fs::write(&shard, [0; 1024]).unwrap();
+        assert_eq!(entry().read(), None, "another size");
+        entry().write(&[2]);
+        let later = UNIX_EPOCH + std::time::Duration::from_secs(1 << 30);
+        fs::File::options().write(true).open(&shard).unwrap().set_modified(later).unwrap();
+        assert_eq!(entry().read(), None, "another time");
+        assert_eq!(fs::read_dir(&kept).unwrap().count(), 1, "nothing else is left");
+    }
+}

@@ -1,0 +1,166 @@
+//! The source `Webdataset`: shards, which are tar archives of samples.
+
+mod cache;
+mod shard;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use self::shard::{Member, Shard};
+use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource, paths, scratch};
+
+/// Files that are an image, where there are several the first of these.
+const IMAGES: &str = "jpg;jpeg;png;webp";
+
+/// Largest file of a sample that is read: the largest photographs in use are a third of it.
+const MAX_FILE: u64 = 64 << 20;
+
+/// Samples of local shards; see [`alip_plan::pipeline::Source::Webdataset`].
+///
+/// Of every sample only its place is kept, 4 bytes. A sample is read when it is asked for, by whatever thread.
+pub struct WebdatasetSource {
+    shards: Vec<Shard>,
+    /// How many samples the shards before each have.
+    starts: Vec<u64>,
+    len: u64,
+    image: Wanted,
+    texts: Vec<(String, Wanted)>,
+}
+
+/// Where a field is read from.
+struct Wanted {
+    /// Suffixes, best first.
+    suffixes: Vec<String>,
+    /// The entry of a JSON file that is meant.
+    key: Option<String>,
+}
+
+impl Wanted {
+    /// `txt`, `jpg;jpeg;png`, or `json:caption`: the text of an entry.
+    fn new(from: &str) -> Wanted {
+        let (suffixes, key) = match from.split_once(':') {
+            Some((suffixes, key)) => (suffixes, Some(key.to_string())),
+            None => (from, None),
+        };
+        let suffixes = suffixes.split(';').map(|suffix| suffix.trim().trim_start_matches('.').to_lowercase()).collect();
+        Wanted { suffixes, key }
+    }
+
+    /// The best of these files.
+    fn of<'m>(&self, members: &'m [Member]) -> Result<&'m Member, SampleError> {
+        let best = self.suffixes.iter().find_map(|suffix| members.iter().find(|member| member.suffix == *suffix));
+        best.ok_or_else(|| SampleError(format!("no file `.{}`", self.suffixes.join("` or `."))))
+    }
+
+    /// The text in a file.
+    fn text(&self, bytes: Vec<u8>) -> Result<String, SampleError> {
+        let suffix = &self.suffixes[0];
+        let text = String::from_utf8(bytes).map_err(|_| SampleError(format!("its `.{suffix}` is not UTF-8")))?;
+        let Some(key) = &self.key else { return Ok(text.trim_end_matches(['\r', '\n']).to_string()) };
+        let json: serde_json::Value =
+            serde_json::from_str(&text).map_err(|_| SampleError(format!("its `.{suffix}` is no JSON")))?;
+        match json.get(key) {
+            Some(serde_json::Value::String(text)) => Ok(text.clone()),
+            _ => Err(SampleError(format!("its `.{suffix}` has no text `{key}`"))),
+        }
+    }
+}
+
+impl WebdatasetSource {
+    /// Opens the shards that a path stands for; `texts` says for each text field which file it is: `txt`, or `json:caption`.
+    ///
+    /// # Errors
+    /// A shard cannot be read, or is no archive of samples.
+    pub fn open(path: &str, texts: &BTreeMap<String, String>) -> Result<WebdatasetSource, DataError> {
+        WebdatasetSource::open_with(path, texts, cache::folder().as_deref())
+    }
+
+    /// The same, where what is known of shards is kept in this folder.
+    fn open_with(
+        path: &str,
+        texts: &BTreeMap<String, String>,
+        cache: Option<&Path>,
+    ) -> Result<WebdatasetSource, DataError> {
+        if let Some((scheme, _)) = path.split_once("://") {
+            return Err(DataError::Unsupported {
+                what: format!("reading shards over `{scheme}`"),
+                advice: "copy them to a disk and give their path".into(),
+            });
+        }
+        let shards: Vec<Shard> =
+            paths::files(path)?.par_iter().map(|path| Shard::open(path, cache)).collect::<Result<_, _>>()?;
+        let mut len = 0;
+        let mut starts = Vec::with_capacity(shards.len());
+        for shard in &shards {
+            starts.push(len);
+            len += shard.len() as u64;
+        }
+        let texts = texts.iter().map(|(name, from)| (name.clone(), Wanted::new(from))).collect();
+        Ok(WebdatasetSource { shards, starts, len, image: Wanted::new(IMAGES), texts })
+    }
+
+    /// The shard of a sample, and its position there.
+    fn place(&self, index: u64) -> (&Shard, usize) {
+        let shard = self.starts.partition_point(|start| *start <= index) - 1;
+        (&self.shards[shard], (index - self.starts[shard]) as usize)
+    }
+}
+
+/// The bytes of a file of a sample.
+fn bytes(shard: &Shard, member: &Member) -> Result<Vec<u8>, SampleError> {
+    if member.size > MAX_FILE {
+        let (size, most) = (member.size >> 20, MAX_FILE >> 20);
+        return Err(SampleError(format!("its `.{}` has {size} MiB, more than the allowed {most}", member.suffix)));
+    }
+    let mut bytes = scratch::take(member.size as usize);
+    shard.read(member, &mut bytes).map_err(|error| SampleError(format!("cannot be read: {error}")))?;
+    Ok(bytes)
+}
+
+impl SampleSource for WebdatasetSource {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
+        let (shard, at) = self.place(index);
+        let mut members = Vec::new();
+        let add = |member| {
+            members.push(member);
+            Ok(true)
+        };
+        shard.members(at, add).map_err(SampleError)?;
+        let image = bytes(shard, self.image.of(&members)?)?;
+        let mut fields = BTreeMap::from([("jpeg".to_string(), Field::Encoded(image))]);
+        for (name, wanted) in &self.texts {
+            let text = wanted.text(bytes(shard, wanted.of(&members)?)?)?;
+            fields.insert(name.clone(), Field::Text(text));
+        }
+        Ok(RawSample { fields, ..RawSample::default() })
+    }
+
+    fn name(&self, index: u64) -> String {
+        let (shard, at) = self.place(index);
+        let mut key = None;
+        let first = |member: Member| {
+            key = Some(member.key);
+            Ok(false)
+        };
+        // A shard that cannot be read any more has a number, if no key.
+        let _ = shard.members(at, first);
+        let file = shard.path.file_name().unwrap_or(shard.path.as_os_str()).to_string_lossy();
+        format!("`{}` of {file}", key.unwrap_or_else(|| format!("sample {at}")))
+    }
+
+    /// Of places: keys are read with the samples.
+    fn list_hash(&self) -> Result<String, DataError> {
+        let mut hash = ListHash::default();
+        self.shards.iter().for_each(|shard| shard.hash(&mut hash));
+        Ok(hash.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests;
