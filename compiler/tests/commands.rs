@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use alip_compiler::ir;
-use alip_plan::{Plan, kernel::Kernel};
+use alip_plan::{Plan, kernel::Implementation};
 
 fn alipc(args: &[&str], folder: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_alipc"));
@@ -123,7 +123,7 @@ fn every_kind_of_file_is_written_and_old_shaders_go() {
     succeed(&emit, folder.path());
     assert!(!old.exists());
     for (index, kernel) in plan.kernels.iter().enumerate() {
-        let Kernel::Wgsl { source, .. } = kernel else { panic!("kernels for wgpu are WGSL") };
+        let Implementation::Wgsl { source, .. } = &kernel.implementation else { panic!("kernels for wgpu are WGSL") };
         assert_eq!(&read(&format!("wgsl/{index:04}.wgsl")), source);
     }
     // Packed programs are written once, at their largest number of rows.

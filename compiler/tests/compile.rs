@@ -4,7 +4,8 @@ use alip_compiler::diag::SourceMap;
 use alip_compiler::resolve::Options;
 use alip_compiler::{CompileOptions, CompiledSpec, PASSES, SpecOptions, compile_spec};
 use alip_plan::check::check;
-use alip_plan::{Buffer, DType, Plan, SegmentKind};
+use alip_plan::kernel::Implementation;
+use alip_plan::{Buffer, DType, Plan, SegmentKind, Target};
 
 fn compile(options: &SpecOptions) -> Result<CompiledSpec, String> {
     let mut sources = SourceMap::new();
@@ -26,26 +27,59 @@ fn a_plan_holds_all_programs_and_how_to_train() {
     assert_eq!(timed[PASSES.len()..], ["check"]);
 }
 
+fn plan_for(target: Target) -> Plan {
+    let compile_options = CompileOptions { target, ..CompileOptions::default() };
+    let compiled = compile(&SpecOptions { compile: compile_options, ..SpecOptions::default() });
+    compiled.unwrap().plan.expect("nothing stopped it")
+}
+
+/// The plan keeps to the laws; changed, it breaks the one that the message names.
+fn check_refused(plan: &Plan, change: impl Fn(&mut Plan), message: &str) {
+    assert_eq!(check(plan), Ok(()));
+    let mut wrong = plan.clone();
+    change(&mut wrong);
+    let error = check(&wrong).expect_err(message).to_string();
+    assert!(error.contains(message), "{error}");
+}
+
+/// Kernels are judged by what they compute, whatever the target makes of it.
 #[test]
-fn plans_whose_state_lies_elsewhere_or_that_write_inputs_are_refused() {
-    let plan = compile(&SpecOptions::default()).unwrap().plan.expect("nothing stopped it");
-    let inputs =
-        plan.segments.iter().position(|segment| segment.kind == SegmentKind::Inputs).expect("there are inputs");
-    let refused = |change: &dyn Fn(&mut Plan), message: &str| {
-        let mut wrong = plan.clone();
-        change(&mut wrong);
-        let error = check(&wrong).expect_err(message).to_string();
-        assert!(error.contains(message), "{error}");
+fn plans_that_leave_their_buffers_or_write_inputs_are_refused_for_every_target() {
+    for plan in [Target::cpu(), Target::wgpu()].map(plan_for) {
+        let inputs =
+            plan.segments.iter().position(|segment| segment.kind == SegmentKind::Inputs).expect("there are inputs");
+        let scalar = |dtype| Buffer { segment: inputs as u32, offset: 0, dtype, shape: vec![] };
+        let state = |plan: &mut Plan| plan.state[0].buffer = scalar(DType::F32);
+        check_refused(&plan, state, "is of kind Some(Inputs), not State");
+        let moved = |plan: &mut Plan| {
+            let train = plan.programs.get_mut("train").expect("the spec trains");
+            let loss = train.outputs.iter().find(|port| port.name == "loss").expect("a metric").buffer;
+            train.buffers[loss as usize] = scalar(DType::F32);
+        };
+        check_refused(&plan, moved, "is written, and lies among the inputs");
+        let last = plan.programs["train"].steps.last().expect("a step").kernel as usize;
+        for (offset, message) in [(1 << 40, "elements 1099511627776 to"), (-1, "elements -1 to")] {
+            let leave = |plan: &mut Plan| {
+                plan.kernels[last].description.views_mut().into_iter().for_each(|view| view.offset = offset);
+            };
+            check_refused(&plan, leave, message);
+        }
+    }
+}
+
+#[test]
+fn shaders_that_cannot_be_what_they_are_to_compute_are_refused() {
+    let plan = plan_for(Target::wgpu());
+    let refused = |change: fn(&mut String, &mut [u32; 3]), message: &str| {
+        let change = |plan: &mut Plan| match &mut plan.kernels[0].implementation {
+            Implementation::Wgsl { source, workgroups, .. } => change(source, workgroups),
+            Implementation::AsDescribed => panic!("kernels for wgpu are WGSL"),
+        };
+        check_refused(&plan, change, message);
     };
-    assert_eq!(check(&plan), Ok(()));
-    let scalar = |dtype| Buffer { segment: inputs as u32, offset: 0, dtype, shape: vec![] };
-    refused(&|plan| plan.state[0].buffer = scalar(DType::F32), "is of kind Some(Inputs), not State");
-    let moved = |plan: &mut Plan| {
-        let train = plan.programs.get_mut("train").expect("the spec trains");
-        let loss = train.outputs.iter().find(|port| port.name == "loss").expect("a metric").buffer;
-        train.buffers[loss as usize] = scalar(DType::F32);
-    };
-    refused(&moved, "is written, and lies among the inputs");
+    refused(|source, _| source.clear(), "a shader without text");
+    refused(|_, workgroups| workgroups[1] = 0, ", 0, 1] workgroups computes nothing");
+    refused(|source, _| source.push_str(&"@binding(9)".repeat(9)), " operands, applied to ");
 }
 
 #[test]

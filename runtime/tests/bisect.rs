@@ -9,8 +9,8 @@ fn bisect(fault: &str, more: &[&str]) -> (Option<i32>, String) {
 }
 
 fn bisect_of(spec: &str, fault: &str, more: &[&str]) -> (Option<i32>, String) {
-    let batch: &[&str] = if more.contains(&"--batch") { &[] } else { &["--batch", "4"] };
-    let args = [&["bisect", spec, "--device", "cpu"], batch].concat();
+    let unless_given = |option, value| if more.contains(&option) { vec![] } else { vec![option, value] };
+    let args = [vec!["bisect", spec], unless_given("--device", "cpu"), unless_given("--batch", "4")].concat();
     let mut command = Command::new(env!("CARGO_BIN_EXE_alip-run"));
     let output = command.args(args).args(more).env("ALIP_FAULT", fault).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
@@ -86,6 +86,37 @@ fn a_wrong_rule_of_the_e_graph_is_laid_to_that_rule() {
     let folder = tempfile::tempdir().unwrap();
     let more = ["--batch", "64", "--against", "no-egraph"];
     check_of(&file(&folder, ROWS), "InverseForgotten", &more, &said);
+}
+
+/// Two products with a function between them, and sums that a workgroup shares.
+const LAYERS: &str = r#"Graph(
+    name: "layers",
+    use: ["optim/sgd", "schedule/constant"],
+    dims: { "B": Batch(4) },
+    inputs: { "x": (dtype: F32, shape: "[B, 16]") },
+    params: { "first": (shape: "[16, 64]", init: "normal(0.3)"), "second": (shape: "[64, 128]", init: "normal(0.3)") },
+    body: ["y = tanh(x @ first) @ second", "loss = mean(y * y)"],
+    train: (loss: "loss", optimizer: "sgd(momentum: 0.9)", schedule: "constant(max_lr: 0.1)"),
+)"#;
+
+/// The reference device runs what a shader is to compute, so it acquits the compiler of what is wrong in the text alone.
+#[test]
+fn a_wrong_shader_is_told_from_a_wrong_description() {
+    if !PLANTABLE {
+        println!("skipped: a release build has no faults to plant");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let spec = file(&folder, LAYERS);
+    let described = ["--device", "reference", "--target", "wgpu"];
+    let (status, text) = bisect_of(&spec, "TreeHalved", &described);
+    assert_eq!(status, Some(0), "{text}");
+    let (_, text) = bisect_of(&spec, "TreeHalved", &["--device", "wgpu"]);
+    let found = text.contains("a kernel leaves its bound") && text.contains("responsible: the kernel itself");
+    let no_adapter = text.contains("device `wgpu` cannot be used") && std::env::var_os("CI").is_none();
+    assert!(found || no_adapter, "{text}");
+    let said = ["a kernel leaves its bound", "dot, tanh", "responsible: what no-fuse turns off"];
+    check_of(&spec, "EpilogueTwice", &described, &said);
 }
 
 #[test]

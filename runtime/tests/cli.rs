@@ -302,6 +302,25 @@ fn a_profile_is_no_json() {
     assert!(err.contains("cannot be used with"), "{err}");
 }
 
+/// Kernels go by what they compute, whatever runs them.
+#[test]
+fn a_profile_says_what_kernels_compute() {
+    for (device, target) in [("cpu", "cpu"), ("reference", "wgpu")] {
+        let bench = ["bench", "small.ron", "--steps", "1", "--profile", "--device", device, "--target", target];
+        let (status, out, err) = run(folder().path(), &bench);
+        assert_eq!(status, Some(0), "{out}{err}");
+        let (_, tables) = out.split_once("\nby kind of kernel, ").expect("a profile");
+        let (kinds, kernels) = tables.split_once("\nby kernel, ").expect("two tables");
+        let known = ["map", "reduction", "product", "conv2d", "scatter_add", "attention"];
+        for kind in known {
+            assert!(kinds.lines().any(|line| line.ends_with(&format!("GFLOP/s  {kind}"))), "no {kind} in\n{out}");
+        }
+        for line in kernels.lines().skip(1) {
+            assert!(known.iter().any(|kind| line.contains(&format!("GFLOP/s  {kind} "))), "{line}");
+        }
+    }
+}
+
 #[test]
 fn targets_are_named() {
     let folder = folder();
@@ -313,7 +332,17 @@ fn targets_are_named() {
     check(
         at,
         &[&TRAIN[..], &["--target", "gpu", "--out", "runs/gpu"]].concat(),
-        &["error: --target gpu: the targets of this device are native, cpu, cpu_mixed"],
+        &["error: --target gpu: the targets of this device are native, cpu, cpu_mixed\n"],
+    );
+    check(
+        at,
+        &["bench", "small.ron", "--device", "cpu", "--target", "wgpu"],
+        &["error: --target wgpu: the targets of "],
+    );
+    check(
+        at,
+        &["bench", "small.ron", "--device", "reference", "--target", "gpu"],
+        &["error: --target gpu: the targets of this device are native, cpu, cpu_mixed, wgpu\n"],
     );
 }
 

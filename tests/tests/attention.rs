@@ -8,7 +8,7 @@ use alip_compiler::ir::{Builder, DType, Graph, NodeId, OriginId, Shape, TensorTy
 use alip_compiler::ops::Op;
 use alip_compiler::ops::attention::{Attention, AttentionResult, Rows};
 use alip_plan::bounds::{F32, Roundings, assert_within, bound, largest};
-use alip_plan::kernel::{Kernel, Loop};
+use alip_plan::kernel::Loop;
 use alip_plan::{Plan, Real, Target, Tiles, philox};
 use alip_runtime::device::{DeviceOptions, choose};
 use alip_tests::compiled::{Values, devices, model, plan, rounded, run, run_on, stores};
@@ -221,7 +221,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn attention_launches(plan: &Plan) -> usize {
-    let of_attention = |index: u32| matches!(plan.kernels.get(index as usize), Some(Kernel::Loop(Loop::Attention(_))));
+    let of_attention = |index: u32| matches!(plan.kernels[index as usize].description, Loop::Attention(_));
     plan.programs["main"].steps.iter().filter(|step| of_attention(step.kernel)).count()
 }
 

@@ -150,7 +150,7 @@ impl Case {
         let on_host = |device: &str, threads| {
             let device =
                 device::choose(device, &DeviceOptions { threads: Some(threads) }).expect("always there").device;
-            self.run(self.plan(Kernel::Loop(kernel.clone()), Target::cpu()), device, seed)
+            self.run(self.plan(Kernel::as_described(kernel.clone()), Target::cpu()), device, seed)
                 .unwrap_or_else(|why| panic!("case {seed}: {why}\n{kernel:#?}"))
         };
         let expected = on_host("reference", 1);
@@ -190,7 +190,9 @@ impl Case {
                 return None;
             }
         };
-        let shader = wgsl::emit(kernel, &target).unwrap_or_else(|why| panic!("case {seed}: {why}\n{kernel:#?}"));
+        let implementation = wgsl::emit(kernel, &target);
+        let implementation = implementation.unwrap_or_else(|why| panic!("case {seed}: {why}\n{kernel:#?}"));
+        let shader = Kernel { description: kernel.clone(), implementation };
         let found = self.run(self.plan(shader, target), device, seed);
         Some(found.unwrap_or_else(|why| panic!("case {seed}: {why}\n{kernel:#?}")))
     }

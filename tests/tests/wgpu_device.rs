@@ -87,28 +87,50 @@ fn sums(rows: u64, length: u64) -> Loop {
     })
 }
 
+/// The same as a shader.
+fn shader(rows: u64, length: u64, target: &Target) -> Kernel {
+    let description = sums(rows, length);
+    let implementation = wgsl::emit(&description, target).expect("a small loop");
+    Kernel { description, implementation }
+}
+
+fn small_shader() -> Kernel {
+    shader(4, 5, &Target::wgpu())
+}
+
 #[test]
 fn plans_for_other_targets_are_refused() {
-    let Some(device) = adapter() else { return };
-    let cpu = plan(Kernel::Loop(sums(4, 5)), Target::cpu(), [20, 4]);
-    check_refused(device, cpu, &["compiled for target `cpu`", "device `wgpu`", "--target wgpu"]);
-    let shader = wgsl::emit(&sums(4, 5), &Target::wgpu()).expect("a small loop");
+    let shader = plan(small_shader(), Target::wgpu(), [20, 4]);
     let device = choose("cpu", &DeviceOptions::default()).expect("always there").device;
-    check_refused(device, plan(shader, Target::wgpu(), [20, 4]), &["compiled for target `wgpu`", "--target cpu"]);
+    check_refused(device, shader, &["compiled for target `wgpu`", "device `cpu`", "--target cpu"]);
+    let Some(device) = adapter() else { return };
+    let cpu = plan(Kernel::as_described(sums(4, 5)), Target::cpu(), [20, 4]);
+    check_refused(device, cpu, &["compiled for target `cpu`", "device `wgpu`", "--target wgpu"]);
+}
+
+#[test]
+fn kernels_of_other_targets_are_refused() {
+    let device = choose("cpu", &DeviceOptions::default()).expect("always there").device;
+    let shader = plan(small_shader(), Target::cpu(), [20, 4]);
+    check_refused(device, shader, &["kernel 0 is for targets of kind Wgpu, and the plan for Cpu"]);
+    let Some(device) = adapter() else { return };
+    let described = plan(Kernel::as_described(sums(4, 5)), Target::wgpu(), [20, 4]);
+    check_refused(device, described, &["kernel 0 is for targets of kind Cpu, and the plan for Wgpu"]);
 }
 
 #[test]
 fn shaders_that_are_not_valid_are_refused() {
     let Some(device) = adapter() else { return };
-    let broken = Kernel::Wgsl { source: "fn main() { let x = ; }".into(), workgroups: [1; 3], iterations: 0 };
-    check_refused(device, plan(broken, Target::wgpu(), [4, 4]), &["device `wgpu` failed"]);
+    let (source, workgroups) = ("fn main() { let x = ; }".into(), [1; 3]);
+    let implementation = Implementation::Wgsl { source, workgroups, iterations: 0 };
+    let broken = Kernel { implementation, ..small_shader() };
+    check_refused(device, plan(broken, Target::wgpu(), [20, 4]), &["device `wgpu` failed"]);
 }
 
 #[test]
 fn plans_that_break_a_law_are_refused() {
     let Some(device) = adapter() else { return };
-    let shader = wgsl::emit(&sums(4, 5), &Target::wgpu()).expect("a small loop");
-    let mut plan = plan(shader, Target::wgpu(), [20, 4]);
+    let mut plan = plan(small_shader(), Target::wgpu(), [20, 4]);
     plan.segments[0].bytes = 64;
     check_refused(device, plan, &["the plan is not valid", "leaves its segment of 64 bytes"]);
 }
@@ -118,8 +140,7 @@ fn plans_that_break_a_law_are_refused() {
 fn plans_beyond_the_adapter_are_refused() {
     let refused = |change: fn(&mut Plan), parts: &[&str]| {
         let Some(device) = adapter() else { return };
-        let shader = wgsl::emit(&sums(4, 5), &Target::wgpu()).expect("a small loop");
-        let mut plan = plan(shader, Target::wgpu(), [20, 4]);
+        let mut plan = plan(small_shader(), Target::wgpu(), [20, 4]);
         change(&mut plan);
         check_refused(device, plan, &[parts, &["--target native", "--target wgpu"]].concat());
     };
@@ -128,7 +149,7 @@ fn plans_beyond_the_adapter_are_refused() {
         &["a memory segment in bytes: the plan asks for 1152921504606846976", "(max_buffer_size)"],
     );
     let many = |plan: &mut Plan| {
-        let Kernel::Wgsl { workgroups, .. } = &mut plan.kernels[0] else { panic!("a shader") };
+        let Implementation::Wgsl { workgroups, .. } = &mut plan.kernels[0].implementation else { panic!("a shader") };
         workgroups[0] = u32::MAX;
     };
     refused(
@@ -151,8 +172,7 @@ fn the_native_target_has_the_limits_of_the_adapter() {
     if native.max_binding_bytes < 4 * rows || native.max_segment_bytes < 8 * rows + 256 {
         return skip::skipped("this adapter binds no more than any other");
     }
-    let shader = wgsl::emit(&sums(rows, 1), &native).expect("a small loop");
-    let plan = plan(shader, native, [rows, rows]);
+    let plan = plan(shader(rows, 1, &native), native, [rows, rows]);
     let mut session = Session::new(Arc::new(plan), device).expect("the plan loads");
     let numbers: Vec<f32> = (0..rows).map(|row| (row % 1000) as f32).collect();
     let x = HostTensor::f32(&[rows], numbers.clone()).expect("as many");
@@ -176,13 +196,30 @@ fn native_plans_train_alike() {
     assert!(f64::from((any - native).abs()) <= bound, "{any} {native}");
 }
 
+/// What the kernels of a plan for wgpu describe is what its shaders compute: a whole step, by all its metrics.
+#[test]
+fn the_reference_device_runs_what_shaders_are_to_compute() {
+    let plan = tiny();
+    let step = |device| started(&plan, device).run("train", &batch(&plan, 0.5)).expect("it runs");
+    let reference = choose("reference", &DeviceOptions::default()).expect("always there").device;
+    let described = step(reference);
+    let Some(device) = adapter() else { return };
+    let computed = step(device);
+    let metrics = &plan.train.as_ref().expect("the spec trains").metrics;
+    assert!(metrics.iter().any(|name| name == "grad_norm"), "{metrics:?}");
+    for name in metrics {
+        let [described, computed] = [&described, &computed].map(|all| f64::from(all[name].to_f32()[0]));
+        let bound = golden::of_largest(golden::GRADIENT, &[described]);
+        assert!((described - computed).abs() <= bound, "{name}: {described} {computed}");
+    }
+}
+
 /// Mesa's software adapter would leave the loop early and say nothing.
 #[test]
 fn loops_longer_than_the_adapter_runs_are_refused() {
     let Some(device) = adapter() else { return };
     let (rows, length) = (2, 9_000_000);
-    let shader = wgsl::emit(&sums(rows, length), &Target::wgpu()).expect("a small loop");
-    let plan = plan(shader, Target::wgpu(), [rows * length, rows]);
+    let plan = plan(shader(rows, length, &Target::wgpu()), Target::wgpu(), [rows * length, rows]);
     if device.description().contains("llvmpipe") {
         return check_refused(device, plan, &["after 65535 iterations", "takes 70320", "--device cpu"]);
     }

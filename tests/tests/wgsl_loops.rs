@@ -21,7 +21,9 @@ const NONE: [u16; 3] = [0; 3];
 /// Units in the last place that our own functions stay within, with room for adapters that contract to fma.
 const FUNCTION_ULPS: f64 = 4.0;
 
-fn plan(kernel: Kernel, target: Target, operands: &[Operand]) -> Plan {
+/// A plan of one shader.
+fn plan(name: &str, description: &Loop, target: Target, operands: &[Operand]) -> Plan {
+    let implementation = wgsl::emit(description, &target).unwrap_or_else(|error| panic!("{name}: {error}"));
     let mut offset = 0;
     let mut buffers = Vec::new();
     for (dtype, shape) in operands {
@@ -43,7 +45,7 @@ fn plan(kernel: Kernel, target: Target, operands: &[Operand]) -> Plan {
         target,
         segments: vec![Segment { kind: SegmentKind::Arena, bytes: offset }],
         state: vec![],
-        kernels: vec![kernel],
+        kernels: vec![Kernel { description: description.clone(), implementation }],
         programs: BTreeMap::from([("main".to_string(), program)]),
         packed: BTreeMap::new(),
         train: None,
@@ -80,16 +82,17 @@ fn run(device: &str, plan: Plan, inputs: &BTreeMap<String, HostTensor>) -> Optio
     Some(outputs[&output].to_f32().iter().map(|value| f64::from(*value)).collect())
 }
 
-/// What the adapter and what the reference device computes; none without an adapter.
+/// What the adapter makes of a plan, and what the reference device makes of the same; none without an adapter.
 fn run_both(
     name: &str,
-    kernel: Loop,
+    kernel: &Loop,
+    target: Target,
     operands: &[Operand],
     inputs: &BTreeMap<String, HostTensor>,
 ) -> Option<(Vec<f64>, Vec<f64>)> {
-    let shader = wgsl::emit(&kernel, &Target::wgpu()).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let actual = run("wgpu", plan(shader, Target::wgpu(), operands), inputs)?;
-    let expected = run("reference", plan(Kernel::Loop(kernel), Target::cpu(), operands), inputs).expect("always there");
+    let plan = plan(name, kernel, target, operands);
+    let actual = run("wgpu", plan.clone(), inputs)?;
+    let expected = run("reference", plan, inputs).expect("always there");
     Some((actual, expected))
 }
 
@@ -97,14 +100,12 @@ fn run_both(
 /// largest result when `magnitude` is 0.
 fn check(name: &str, kernel: Loop, operands: &[Operand], range: f32, roundings: Roundings, magnitude: f64) {
     let inputs = inputs(operands, range);
-    let expected =
-        run("reference", plan(Kernel::Loop(kernel.clone()), Target::cpu(), operands), &inputs).expect("always there");
-    let magnitude = if magnitude == 0.0 { largest(&expected) } else { magnitude };
     for target in [Target::wgpu(), with_small_tiles()] {
-        let shader = wgsl::emit(&kernel, &target).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let Some(actual) = run("wgpu", plan(shader, target.clone(), operands), &inputs) else { return };
+        let tiles = target.tiles;
+        let Some((actual, expected)) = run_both(name, &kernel, target, operands, &inputs) else { return };
+        let magnitude = if magnitude == 0.0 { largest(&expected) } else { magnitude };
         if let Err(violation) = assert_within(&actual, &expected, bound(F32, roundings, magnitude)) {
-            panic!("{name}: {violation:?} with {:?}", target.tiles);
+            panic!("{name}: {violation:?} with {tiles:?}");
         }
     }
 }
@@ -220,7 +221,7 @@ fn check_special(op: ScalarOp, with: Option<f32>, bool_result: bool) {
     let name = format!("{op:?} with {with:?}");
     let operands = [(DType::F32, vec![count]), (DType::F32, vec![count, count])];
     let inputs = BTreeMap::from([("p0".into(), HostTensor::f32(&[count], SPECIAL.to_vec()).expect("as many"))]);
-    let Some((actual, expected)) = run_both(&name, Loop::Map(map), &operands, &inputs) else { return };
+    let Some((actual, expected)) = run_both(&name, &Loop::Map(map), Target::wgpu(), &operands, &inputs) else { return };
     for (index, (actual, expected)) in actual.iter().zip(&expected).enumerate() {
         let size = if expected.is_finite() { *expected } else { 0.0 };
         let bound = bound(F32, Roundings::pointwise(FUNCTION_ULPS), size);

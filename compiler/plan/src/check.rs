@@ -1,6 +1,9 @@
 //! Laws of a plan, checked before anything runs it: a plan that passes cannot make a device read or write outside its
 //! buffers, race with itself, or meet an operation it does not know.
 //!
+//! Kernels are checked by their descriptions, whatever target they are for; that a text computes what its description says is
+//! the word of the emitter, which tests hold it to.
+//!
 //! The compiler's tests check what it emits, devices check what they load (a plan may come from a file).
 
 mod attention;
@@ -9,7 +12,7 @@ mod packing;
 
 use std::fmt;
 
-use crate::kernel::{Code, Instr, Kernel, Loop, ReduceKind, ScalarOp, Stage, View};
+use crate::kernel::{Code, Implementation, Instr, Loop, ReduceKind, ScalarOp, Stage, View};
 use crate::{Buffer, DType, Plan, Program, SegmentKind, Step};
 
 /// A law that a plan breaks, and where.
@@ -88,27 +91,46 @@ fn step(plan: &Plan, program: &Program, step: &Step) -> Checked {
         program.buffers.get(index as usize).ok_or_else(|| format!("buffer {index} of {}", program.buffers.len()))
     };
     let operands = step.operands.iter().map(operand).collect::<Checked<Vec<&Buffer>>>()?;
-    match plan.kernels.get(step.kernel as usize) {
-        None => Err(format!("kernel {} of {}", step.kernel, plan.kernels.len())),
-        Some(Kernel::Wgsl { .. }) => Ok(()),
-        Some(Kernel::Loop(kernel)) => {
-            self::kernel(kernel, &operands)?;
-            let of = |operand: &u16| operands.get(*operand as usize).map(|buffer| buffer.segment as usize);
-            let is_input = |segment: &usize| plan.segments.get(*segment).map(|of| of.kind) == Some(SegmentKind::Inputs);
-            match kernel.written().iter().find(|operand| of(operand).as_ref().is_some_and(is_input)) {
-                Some(operand) => Err(format!("operand {operand} is written, and lies among the inputs")),
-                None => Ok(()),
+    let kernel = plan.kernels.get(step.kernel as usize);
+    let kernel = kernel.ok_or_else(|| format!("kernel {} of {}", step.kernel, plan.kernels.len()))?;
+    let (made, wanted) = (kernel.implementation.target(), plan.target.kind);
+    if made != wanted {
+        return Err(format!("kernel {} is for targets of kind {made:?}, and the plan for {wanted:?}", step.kernel));
+    }
+    description(&kernel.description, &operands)?;
+    let of = |operand: &u16| operands.get(*operand as usize).map(|buffer| buffer.segment as usize);
+    let is_input = |segment: &usize| plan.segments.get(*segment).map(|of| of.kind) == Some(SegmentKind::Inputs);
+    if let Some(operand) =
+        kernel.description.written().iter().find(|operand| of(operand).as_ref().is_some_and(is_input))
+    {
+        return Err(format!("operand {operand} is written, and lies among the inputs"));
+    }
+    implementation(&kernel.implementation, operands.len())
+}
+
+/// What an implementation needs beside its description, applied to so many operands.
+fn implementation(implementation: &Implementation, operands: usize) -> Checked {
+    match implementation {
+        Implementation::AsDescribed => Ok(()),
+        Implementation::Wgsl { source, workgroups, .. } => {
+            if source.trim().is_empty() {
+                return Err("a shader without text".into());
             }
+            if workgroups.contains(&0) {
+                return Err(format!("a shader of {workgroups:?} workgroups computes nothing"));
+            }
+            let bindings = source.matches("@binding(").count();
+            if bindings > operands {
+                return Err(format!("a shader of {bindings} operands, applied to {operands}"));
+            }
+            Ok(())
         }
     }
 }
 
-/// Checks a loop against the buffers it is applied to.
-///
-/// # Errors
-/// The law broken.
-pub fn kernel(kernel: &Loop, operands: &[&Buffer]) -> Checked {
-    match kernel {
+/// Checks what a kernel computes against the buffers it is applied to.
+fn description(description: &Loop, operands: &[&Buffer]) -> Checked {
+    match description {
         Loop::Map(map) => {
             let mut accesses = Accesses::new(operands, &map.views, &map.domain, map.domain.len())?;
             Typing { views: &map.views, dims: map.domain.len(), slots: None, product: false }.check(&map.code)?;

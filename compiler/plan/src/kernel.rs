@@ -1,8 +1,9 @@
 //! Kernels: one loop-nest form with a few archetypes.
 //!
-//! A [`Loop`] says what is computed for every point of a domain; how (tiles, threads, workgroups) is the business of
-//! the device or the emitter. The cpu device executes loops directly as register code over tiles; for GPU targets the
-//! compiler emits text from the same loops.
+//! A [`Kernel`] says what is computed for every point of a domain, as a [`Loop`]; how (tiles, threads, workgroups) is the
+//! business of its [`Implementation`] and of the device. The cpu device executes loops directly as register code over
+//! tiles; for GPU targets the compiler emits text from the same loops. Whoever asks what a kernel does (the check of plans,
+//! a profile, the reference device) asks the loop, and need not know the implementation.
 //!
 //! Contract of all archetypes:
 //! - An operand is a dense buffer; a [`View`] says where in it the element of a domain point lies. Views never leave
@@ -14,14 +15,30 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DType, Real};
+use crate::{DType, Real, TargetKind};
 
-/// Code for one target.
-#[expect(clippy::large_enum_variant, reason = "a plan holds few kernels, and most are the large variant")]
+/// What one launch computes, and how the plan's target runs it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Kernel {
-    /// Executed by the cpu device as it stands.
-    Loop(Loop),
+pub struct Kernel {
+    /// What is computed: operands by views, and code. It is all there is to know of the result.
+    pub description: Loop,
+    /// How it is run: what was made from the description, and computes what that says.
+    pub implementation: Implementation,
+}
+
+impl Kernel {
+    /// A kernel for a device that executes descriptions.
+    pub fn as_described(description: Loop) -> Kernel {
+        Kernel { description, implementation: Implementation::AsDescribed }
+    }
+}
+
+/// How a target runs a kernel. Every variant belongs to one emitter, which makes it from a [`Loop`], and to one device, which
+/// runs it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Implementation {
+    /// The cpu device executes the description itself.
+    AsDescribed,
     /// A WGSL compute shader with entry point `main`; operand `i` is `@group(0) @binding(i)`, all `read_write` storage.
     Wgsl {
         /// The shader text.
@@ -33,7 +50,17 @@ pub enum Kernel {
     },
 }
 
-/// A kernel before code generation.
+impl Implementation {
+    /// Kind of the targets that run it.
+    pub fn target(&self) -> TargetKind {
+        match self {
+            Implementation::AsDescribed => TargetKind::Cpu,
+            Implementation::Wgsl { .. } => TargetKind::Wgpu,
+        }
+    }
+}
+
+/// What a kernel computes, whatever the target.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Loop {
     /// Pointwise over a domain.

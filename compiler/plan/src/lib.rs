@@ -6,7 +6,7 @@
 //! Invariants:
 //! - A plan depends on nothing but its bytes: no paths, no clocks, no host pointers. Equal inputs of the compiler give
 //!   equal bytes, so every collection here is ordered.
-//! - Kernels are shared: two steps with the same code refer to the same entry of [`Plan::kernels`].
+//! - Kernels are shared: two steps that compute the same refer to the same entry of [`Plan::kernels`].
 //! - This crate holds types, their laws (`check`) and the small pure functions that compiler and runtime must agree on
 //!   (`philox`, `bounds`, `packing`), and `fault`, which is nothing outside of one test. It knows no driver, no graph, no
 //!   e-graph, and depends on serde alone.

@@ -55,7 +55,7 @@ pub struct Bucket {
 pub struct Lengths {
     /// Its memory.
     pub segments: Vec<Segment>,
-    /// Its kernels, all of them loops.
+    /// Its kernels, all of them executed as they are described.
     pub kernels: Vec<Kernel>,
     /// The program.
     pub program: Program,

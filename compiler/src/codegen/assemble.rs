@@ -1,11 +1,11 @@
 //! From launches and places to a plan.
 //!
-//! Invariants: equal kernels are one entry of the plan, buffers of a program are distinct, operands of a step too (a new
-//! state value written over the old one is one operand).
+//! Invariants: kernels that compute the same are one entry of the plan, buffers of a program are distinct, operands of a
+//! step too (a new state value written over the old one is one operand).
 
 use std::collections::BTreeMap;
 
-use alip_plan::kernel::{Code, Instr, Kernel, Loop, Map, ScalarOp, View};
+use alip_plan::kernel::{Code, Implementation, Instr, Kernel, Loop, Map, ScalarOp, View};
 use alip_plan::packing::Bucket;
 use alip_plan::{
     BucketReport, Buffer, DType, Plan, Port, Program, ProgramReport, Rates, Report, Segment, SegmentKind, StateKind,
@@ -74,9 +74,8 @@ pub(crate) struct Assembly<'a> {
     /// Indices of the segments that programs share.
     shared: Shared,
     state: Vec<StateTensor>,
-    kernels: IndexMap<Kernel, ()>,
-    /// Loops as they were, so that each is emitted once.
-    emitted: IndexMap<Loop, u32>,
+    /// By what they compute, so that each is emitted once.
+    kernels: IndexMap<Loop, Implementation>,
 }
 
 impl<'a> Assembly<'a> {
@@ -125,7 +124,7 @@ impl<'a> Assembly<'a> {
         }
         let state = state.into_values().collect();
         let shared = Shared::default();
-        Ok(Assembly { target, segments, shared, state, kernels: IndexMap::new(), emitted: IndexMap::new() })
+        Ok(Assembly { target, segments, shared, state, kernels: IndexMap::new() })
     }
 
     /// Adds a program; what it means to do is for the check of memory, and which nodes its steps touch for whoever looks for
@@ -201,19 +200,19 @@ impl<'a> Assembly<'a> {
         Ok((program, intents, traced))
     }
 
-    /// The index of a loop's code for the target.
-    fn kernel(&mut self, kernel: Loop) -> Result<u32, String> {
-        if let Some(index) = self.emitted.get(&kernel) {
-            return Ok(*index);
+    /// The index of the kernel that computes this.
+    fn kernel(&mut self, description: Loop) -> Result<u32, String> {
+        if let Some(index) = self.kernels.get_index_of(&description) {
+            return Ok(index as u32);
         }
-        let code = match self.target.kind {
-            TargetKind::Cpu => Kernel::Loop(kernel.clone()),
-            TargetKind::Wgpu => super::emit::wgsl::emit(&kernel, self.target).map_err(|error| error.to_string())?,
+        let implementation = match self.target.kind {
+            TargetKind::Cpu => Implementation::AsDescribed,
+            TargetKind::Wgpu => {
+                super::emit::wgsl::emit(&description, self.target).map_err(|error| error.to_string())?
+            }
             TargetKind::Cuda => return Err("target cuda: not built yet".into()),
         };
-        let index = self.kernels.insert_full(code, ()).0 as u32;
-        self.emitted.insert(kernel, index);
-        Ok(index)
+        Ok(self.kernels.insert_full(description, implementation).0 as u32)
     }
 
     /// The plan of all programs added; `parts` are what they were made from.
@@ -225,13 +224,15 @@ impl<'a> Assembly<'a> {
         train: Option<TrainInfo>,
     ) -> Plan {
         let report = self.report(&programs, parts);
+        let kernels = self.kernels.into_iter();
+        let kernels = kernels.map(|(description, implementation)| Kernel { description, implementation });
         Plan {
             name: model.name.clone(),
             compiler: env!("CARGO_PKG_VERSION").into(),
             target: self.target.clone(),
             segments: self.segments,
             state: self.state,
-            kernels: self.kernels.into_keys().collect(),
+            kernels: kernels.collect(),
             programs,
             packed: BTreeMap::new(),
             train,

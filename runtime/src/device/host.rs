@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use alip_plan::kernel::Kernel;
-use alip_plan::{Plan, TargetKind};
+use alip_plan::Plan;
 
 use super::{DeviceError, Download, Slice};
 
@@ -136,16 +135,4 @@ pub(super) fn check_steps<'a>(
         return Err(DeviceError::Misuse(format!("`{program}` has {} steps, not {steps:?}", found.steps.len())));
     }
     Ok(found)
-}
-
-/// Checks that a device which computes on the host can run the plan.
-pub(super) fn check_plan(plan: &Plan, device: &str) -> Result<(), DeviceError> {
-    if plan.target.kind != TargetKind::Cpu || plan.kernels.iter().any(|kernel| !matches!(kernel, Kernel::Loop(_))) {
-        return Err(DeviceError::WrongTarget {
-            target: plan.target.name.clone(),
-            device: device.to_string(),
-            wanted: "cpu".into(),
-        });
-    }
-    alip_plan::check::check(plan).map_err(|violation| DeviceError::InvalidPlan(violation.to_string()))
 }

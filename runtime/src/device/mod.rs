@@ -1,8 +1,8 @@
 //! The border between the runtime and what computes.
 //!
 //! A [`Device`] turns a plan into a [`LoadedPlan`]: memory allocated, kernels prepared, every view checked against its
-//! buffer, so that running needs no checks. `cpu` is the embedded default; `reference` executes the same loops in f64, one
-//! point at a time, to find out who is wrong.
+//! buffer, so that running needs no checks. `cpu` is the embedded default; `reference` executes what the kernels
+//! of any target describe in f64, one point at a time, to find out who is wrong.
 //!
 //! Invariants:
 //! - Nothing above this border knows a driver, and nothing below it knows what a program means.
@@ -141,9 +141,9 @@ pub trait Device: Send {
     /// What results depend on down to their last bit: instruction set, or adapter and driver; not the number of threads.
     fn arithmetic(&self) -> String;
 
-    /// Kind of the targets whose plans it runs.
-    fn kind(&self) -> TargetKind {
-        self.target().kind
+    /// Whether it runs plans that are compiled for targets of this kind.
+    fn runs(&self, kind: TargetKind) -> bool {
+        kind == self.target().kind
     }
 
     /// Allocates the plan's segments (zeroed) and prepares its kernels.
@@ -196,6 +196,18 @@ pub trait LoadedPlan: Send {
 
     /// Memory held.
     fn memory(&self) -> MemoryFacts;
+}
+
+/// Checks that a device can run a plan at all: that it is for such a device, and keeps to the laws of plans.
+fn check_plan(plan: &Plan, device: &dyn Device) -> Result<(), DeviceError> {
+    if !device.runs(plan.target.kind) {
+        return Err(DeviceError::WrongTarget {
+            target: plan.target.name.clone(),
+            device: device.name().to_string(),
+            wanted: device.target().portable().name,
+        });
+    }
+    alip_plan::check::check(plan).map_err(|violation| DeviceError::InvalidPlan(violation.to_string()))
 }
 
 /// Bytes on their way to the host.

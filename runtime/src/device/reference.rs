@@ -1,4 +1,6 @@
 //! A device that follows the definition of every loop in f64, one point at a time: slow, and simple enough to be believed.
+//! It runs plans of all targets, since it asks for the description of a kernel only: the same plan on another device tells
+//! whether what the compiler says is wrong, or what the device makes of it.
 //!
 //! Values are f64 between loads and stores, whatever their dtype; memory holds the plan's storage types. Invariant: no
 //! tiling, no threads, no reordering, nothing shared with the cpu device but memory and the check of the plan.
@@ -9,13 +11,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use alip_plan::kernel::{
-    Code, Conv2d, ConvKind, Gather, Instr, Kernel, Loop, Map, Product, ReduceKind, Reduction, ScalarOp, ScatterAdd,
-    Stage, View,
+    Code, Conv2d, ConvKind, Gather, Instr, Loop, Map, Product, ReduceKind, Reduction, ScalarOp, ScatterAdd, Stage, View,
 };
-use alip_plan::{Buffer, DType, Plan, Target, philox};
+use alip_plan::{Buffer, DType, Plan, Target, TargetKind, philox};
 
 use super::host::{HostMemory, check_steps};
-use super::{Device, DeviceError, Download, LoadedPlan, MemoryFacts, Slice};
+use super::{Device, DeviceError, Download, LoadedPlan, MemoryFacts, Slice, check_plan};
 use crate::tensor::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 /// The device.
@@ -34,6 +35,10 @@ impl Device for Reference {
         Target::cpu()
     }
 
+    fn runs(&self, _: TargetKind) -> bool {
+        true
+    }
+
     fn summary(&self) -> String {
         "slow and exact".into()
     }
@@ -43,7 +48,7 @@ impl Device for Reference {
     }
 
     fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {
-        super::host::check_plan(&plan, self.name())?;
+        check_plan(&plan, self)?;
         let memory = HostMemory::new(&plan, self.name())?;
         Ok(Box::new(LoadedReference { plan, memory }))
     }
@@ -68,10 +73,10 @@ impl LoadedPlan for LoadedReference {
         let program = check_steps(&plan, program, &steps)?;
         for step in program.steps.get(steps).unwrap_or_default() {
             // `check` made sure that all these exist.
-            let Some(Kernel::Loop(kernel)) = plan.kernels.get(step.kernel as usize) else { continue };
+            let Some(kernel) = plan.kernels.get(step.kernel as usize) else { continue };
             let operands = step.operands.iter().filter_map(|&operand| program.buffers.get(operand as usize)).collect();
             let mut memory = Memory { memory: &self.memory, operands };
-            match kernel {
+            match &kernel.description {
                 Loop::Map(map) => memory.map(map),
                 Loop::Reduction(reduction) => memory.reduction(reduction),
                 Loop::Product(product) => memory.product(product),

@@ -277,7 +277,7 @@ fn forward() -> Kernel {
     let mut code = Writer::default();
     let product = code.f(ScalarOp::Product, &[]);
     code.f(ScalarOp::Store(0), &[product]);
-    Kernel::Loop(Loop::Product(Product {
+    Kernel::as_described(Loop::Product(Product {
         batch: vec![],
         m: BATCH,
         n: 1,
@@ -356,7 +356,7 @@ fn update() -> Kernel {
     code.f(ScalarOp::Store(0), &[next]);
     let scalar = |operand| view(operand, DType::F32, &[0, 0]);
     let halted = view(5, DType::I32, &[0, 0]);
-    Kernel::Loop(Loop::Product(Product {
+    Kernel::as_described(Loop::Product(Product {
         batch: vec![],
         m: 1,
         n: PIXELS,
@@ -429,7 +429,7 @@ fn next_scale() -> Kernel {
 }
 
 fn map(domain: Vec<u64>, views: Vec<View>, code: Writer) -> Kernel {
-    Kernel::Loop(Loop::Map(Map { domain, views, code: code.0 }))
+    Kernel::as_described(Loop::Map(Map { domain, views, code: code.0 }))
 }
 
 fn reduction(
@@ -440,5 +440,5 @@ fn reduction(
 ) -> Kernel {
     let reduce = vec![Reduce { kind: ReduceKind::Sum, value, slot: 0 }];
     let stages = vec![Stage::Points { code: points.0, reduce }, Stage::Row { code: row.0, slots: vec![] }];
-    Kernel::Loop(Loop::Reduction(Reduction { kept, reduced, views, stages, slots: 1, lanes: Lanes::Reduced }))
+    Kernel::as_described(Loop::Reduction(Reduction { kept, reduced, views, stages, slots: 1, lanes: Lanes::Reduced }))
 }

@@ -88,7 +88,7 @@ mod tests {
             offset += buffer.bytes();
             buffer
         });
-        super::super::kernel(&Loop::Conv2d(conv), &[&buffers[0], &buffers[1]])
+        super::super::description(&Loop::Conv2d(conv), &[&buffers[0], &buffers[1]])
     }
 
     #[test]

@@ -9,7 +9,7 @@ use alip_compiler::diag::{Diagnostic, Diagnostics, SourceMap};
 use alip_compiler::picture::dot;
 use alip_compiler::{CompiledSpec, PASSES, SpecOptions, compile_spec, ir};
 use alip_plan::Plan;
-use alip_plan::kernel::Kernel;
+use alip_plan::kernel::Implementation;
 
 use crate::figures::{self, Done};
 use crate::files;
@@ -148,7 +148,7 @@ fn write(emit: Emit, folder: &Path, compiled: &CompiledSpec) -> Result<Vec<PathB
 fn shaders(folder: &Path, plan: &Plan) -> Result<Vec<PathBuf>, Diagnostic> {
     let mut written = Vec::new();
     for (index, kernel) in plan.kernels.iter().enumerate() {
-        if let Kernel::Wgsl { source, .. } = kernel {
+        if let Implementation::Wgsl { source, .. } = &kernel.implementation {
             written.push(files::write(folder, &format!("{index:04}.wgsl"), source.as_bytes())?);
         }
     }

@@ -1,4 +1,6 @@
-//! Emitters: from a [`alip_plan::kernel::Loop`] to the text of one target.
+//! Emitters: from what a kernel computes, an [`alip_plan::kernel::Loop`], to the [`alip_plan::kernel::Implementation`] of one
+//! target. The loop goes into the plan as it was given, so an emitter rewrites none: the text computes that very loop on the
+//! same operands.
 //!
 //! There is no emitter for the cpu target: its device executes loops as they stand.
 

@@ -50,7 +50,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let device = args.device.open()?;
     let description = format!("{}: {}", device.name(), device.description());
     let start = Instant::now();
-    let plan = Arc::new(args.model.plan(&device.target(), Keep::default())?);
+    let plan = Arc::new(args.model.plan(&*device, Keep::default())?);
     let compile = start.elapsed();
     let Some(train) = &plan.train else {
         return Err(Failure::message(format!(

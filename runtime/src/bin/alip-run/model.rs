@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+#[cfg(feature = "compile")]
+use alip_plan::Target;
 use alip_plan::pipeline::{Pipeline, Source};
-use alip_plan::{PROGRAM_TRAIN, Plan, Target};
+use alip_plan::{PROGRAM_TRAIN, Plan};
 use alip_runtime::device::{self, Choice, Device, DeviceError, DeviceOptions};
 use alip_runtime::exec::{ExecError, Session};
 use alip_runtime::run::{DeviceIdentity, RunDir, SpecFile, SpecSources, read_plan};
@@ -118,9 +120,9 @@ pub(crate) struct Keep {
 }
 
 impl ModelArgs {
-    /// The plan in the directory, or of the spec compiled for a device, given as its native target.
-    pub(crate) fn plan(&self, native: &Target, keep: Keep) -> Outcome<Plan> {
-        Ok(self.how.plan_on(&self.spec, native, keep, None)?.0)
+    /// The plan in the directory, or of the spec compiled for a device.
+    pub(crate) fn plan(&self, device: &dyn Device, keep: Keep) -> Outcome<Plan> {
+        Ok(self.how.plan_on(&self.spec, device, keep, None)?.0)
     }
 }
 
@@ -133,10 +135,10 @@ pub(crate) struct Prepared {
 
 impl CompileArgs {
     /// Plan and data: the spec's own pipeline, the same on the files `data`, or the pipeline `data`.
-    pub(crate) fn plan_and_data(&self, spec: &str, native: &Target, data: Option<&str>) -> Outcome<Prepared> {
+    pub(crate) fn plan_and_data(&self, spec: &str, device: &dyn Device, data: Option<&str>) -> Outcome<Prepared> {
         let files = data.filter(|data| is_data(data));
         let other = data.filter(|_| files.is_none());
-        let (plan, sources) = self.plan_on(spec, native, Keep::default(), other)?;
+        let (plan, sources) = self.plan_on(spec, device, Keep::default(), other)?;
         let pipeline = match (files, other) {
             (Some(files), _) => {
                 moved(own(&plan)?, files).map_err(|why| Failure::message(format!("graph `{}`: {why}", plan.name)))?
@@ -160,7 +162,7 @@ impl CompileArgs {
     fn plan_on(
         &self,
         spec: &str,
-        native: &Target,
+        device: &dyn Device,
         keep: Keep,
         data: Option<&str>,
     ) -> Outcome<(Plan, Option<SpecSources>)> {
@@ -176,7 +178,7 @@ impl CompileArgs {
                 no_egraph: self.no_egraph,
                 ..SpecSources::default()
             };
-            return compile(sources, self.target.as_deref(), native, keep).map(|(plan, sources)| (plan, Some(sources)));
+            return compile(sources, self.target.as_deref(), device, keep).map(|(plan, sources)| (plan, Some(sources)));
         }
         if !self.is_plain() {
             let why = "is compiled: --batch, --set, --target, --no-rule and --no-egraph are for specs; give them to \
@@ -196,7 +198,7 @@ impl CompileArgs {
 pub(crate) fn session_on(run: &RunDir, device: &dyn Device) -> Outcome<Session> {
     let (name, plan) = (&run.info().spec, Arc::new(run.plan()?));
     let (why, target) = match Session::on(device, Arc::clone(&plan)) {
-        _ if plan.target.kind != device.kind() => ("another kind of device".into(), None),
+        _ if !device.runs(plan.target.kind) => ("another kind of device".into(), None),
         Err(ExecError::Device(DeviceError::Limit { what, needed, allowed, .. })) => {
             (format!("another adapter ({what}: {needed}, and this one allows {allowed})"), Some("native"))
         }
@@ -207,7 +209,7 @@ pub(crate) fn session_on(run: &RunDir, device: &dyn Device) -> Outcome<Session> 
         Failure::message(format!("the run of `{name}` {why}; give the --device it was started on"))
     })?;
     note!("compiling `{name}` for {}, since the run was started on {why}", device.name());
-    let (plan, _) = compile(sources, target, &device.target(), Keep::default())?;
+    let (plan, _) = compile(sources, target, device, Keep::default())?;
     Ok(Session::on(device, Arc::new(plan))?)
 }
 
@@ -234,12 +236,17 @@ pub(crate) fn files_now(graph: &str, _: &SpecSources) -> Vec<SpecFile> {
 /// Compiles a spec for a target by name, or that of the kind of device at hand. The files it was read from are added to what it came
 /// from; those that are there already are taken as they are.
 #[cfg(feature = "compile")]
-fn compile(from: SpecSources, target_name: Option<&str>, native: &Target, keep: Keep) -> Outcome<(Plan, SpecSources)> {
+fn compile(
+    from: SpecSources,
+    target_name: Option<&str>,
+    device: &dyn Device,
+    keep: Keep,
+) -> Outcome<(Plan, SpecSources)> {
     use alip_compiler::diag::{Diagnostics, SourceMap};
     use alip_compiler::training;
     use alip_compiler::{CompileOptions, SpecOptions, compile_spec, resolve};
 
-    let mut compile = CompileOptions { target: target(target_name, native)?, ..Default::default() };
+    let mut compile = CompileOptions { target: target(target_name, device)?, ..Default::default() };
     compile.leave_out(&from.no_rule);
     compile.optimize.enabled = !from.no_egraph;
     let options = SpecOptions {
@@ -260,23 +267,24 @@ fn compile(from: SpecSources, target_name: Option<&str>, native: &Target, keep: 
     Ok((plan, SpecSources { files, ..from }))
 }
 
-/// The target by name, which the device must be able to run; that of its kind where none is named.
+/// The target by name, which the device must be able to run; the device's own where none is named, for any machine.
 #[cfg(feature = "compile")]
-fn target(name: Option<&str>, native: &Target) -> Outcome<Target> {
+pub(crate) fn target(name: Option<&str>, device: &dyn Device) -> Outcome<Target> {
+    let native = device.target();
     let Some(name) = name else { return Ok(native.portable()) };
     if name == "native" {
         note!("target: {}", native.name);
-        return Ok(native.clone());
+        return Ok(native);
     }
-    Target::named(name).filter(|target| target.kind == native.kind).ok_or_else(|| {
-        let here = Target::all().into_iter().filter(|target| target.kind == native.kind);
+    Target::named(name).filter(|target| device.runs(target.kind)).ok_or_else(|| {
+        let here = Target::all().into_iter().filter(|target| device.runs(target.kind));
         let names: Vec<String> = here.map(|target| target.name).collect();
         Failure::message(format!("--target {name}: the targets of this device are native, {}", names.join(", ")))
     })
 }
 
 #[cfg(not(feature = "compile"))]
-fn compile(from: SpecSources, _: Option<&str>, _: &Target, _: Keep) -> Outcome<(Plan, SpecSources)> {
+fn compile(from: SpecSources, _: Option<&str>, _: &dyn Device, _: Keep) -> Outcome<(Plan, SpecSources)> {
     let why = "no such directory, and this program was built without the compiler (feature `compile`)";
     Err(Failure::message(format!("{}: {why}; give a directory that `alipc compile -o` wrote", from.spec)))
 }
@@ -403,7 +411,7 @@ mod tests {
     #[test]
     fn a_plan_of_another_adapter_is_compiled_again() {
         let spec = SpecSources { spec: "alip_tiny".into(), ..SpecSources::default() };
-        let (plan, sources) = compile(spec, None, &Target::cpu(), Keep::default()).unwrap();
+        let (plan, sources) = compile(spec, None, &Reference, Keep::default()).unwrap();
         let info = RunInfo::new(&plan, DeviceIdentity::of(&Reference), 1, 10, None);
         let folder = tempfile::tempdir().unwrap();
         let begin = |name: &str, sources: Option<&SpecSources>| {

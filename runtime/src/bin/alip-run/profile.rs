@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-use alip_plan::kernel::{Kernel, Loop};
-use alip_plan::{PROGRAM_TRAIN, Plan, Step};
+use alip_plan::PROGRAM_TRAIN;
+use alip_plan::kernel::{Conv2d, Loop, ScatterAdd};
 use alip_runtime::exec::{Session, Tensors};
 
 use crate::Outcome;
@@ -25,12 +25,13 @@ pub(crate) fn profile(session: &mut Session, inputs: &Tensors) -> Outcome<String
     let plan = session.plan().clone();
     // Of a packed program, the one that ran for these inputs runs again.
     let train = session.ran(PROGRAM_TRAIN)?.clone();
-    let mut kinds: BTreeMap<String, Cost> = BTreeMap::new();
+    let mut kinds: BTreeMap<&str, Cost> = BTreeMap::new();
     let mut kernels: BTreeMap<u32, (Cost, String)> = BTreeMap::new();
     let mut total = Cost::default();
     session.run_each(PROGRAM_TRAIN, inputs, |index, time| {
         let Some(step) = train.steps.get(index) else { return };
-        let kind = kind(&plan, step);
+        let Some(kernel) = plan.kernels.get(step.kernel as usize) else { return };
+        let kind = kind(&kernel.description);
         let (own, _) = kernels.entry(step.kernel).or_insert_with(|| (Cost::default(), step.origin.clone()));
         for cost in [kinds.entry(kind).or_default(), own, &mut total] {
             cost.time += time;
@@ -42,14 +43,14 @@ pub(crate) fn profile(session: &mut Session, inputs: &Tensors) -> Outcome<String
     let mut kinds: Vec<_> = kinds.into_iter().collect();
     kinds.sort_by_key(|(_, cost)| std::cmp::Reverse(cost.time));
     for (kind, cost) in kinds {
-        row(&mut text, &cost, &total, &kind);
+        row(&mut text, &cost, &total, kind);
     }
     text += "by kernel, with the first place that uses it\n";
     let mut kernels: Vec<_> = kernels.into_iter().collect();
     kernels.sort_by_key(|(_, (cost, _))| std::cmp::Reverse(cost.time));
     for (kernel, (cost, origin)) in kernels.into_iter().take(ROWS) {
-        let what = plan.kernels.get(kernel as usize).map_or_else(String::new, describe);
-        row(&mut text, &cost, &total, &format!("{what}  {origin}"));
+        let what = &plan.kernels[kernel as usize].description;
+        row(&mut text, &cost, &total, &format!("{} {}  {origin}", kind(what), sizes(what)));
     }
     Ok(text)
 }
@@ -62,43 +63,43 @@ fn row(text: &mut String, cost: &Cost, total: &Cost, what: &str) {
         writeln!(text, "{:>9.2} ms {share:>5.1} % {:>5} x {rate:>7.1} GFLOP/s  {what}", seconds * 1e3, cost.launches);
 }
 
-fn kind(plan: &Plan, step: &Step) -> String {
-    let name = match plan.kernels.get(step.kernel as usize) {
-        Some(Kernel::Loop(Loop::Map(_))) => "map",
-        Some(Kernel::Loop(Loop::Reduction(_))) => "reduction",
-        Some(Kernel::Loop(Loop::Product(_))) => "product",
-        Some(Kernel::Loop(Loop::Conv2d(_))) => "conv2d",
-        Some(Kernel::Loop(Loop::ScatterAdd(_))) => "scatter_add",
-        Some(Kernel::Loop(Loop::Attention(_))) => "attention",
-        Some(Kernel::Wgsl { .. }) => "wgsl",
-        None => "none",
-    };
-    name.into()
+/// Kind of a kernel.
+fn kind(description: &Loop) -> &'static str {
+    match description {
+        Loop::Map(_) => "map",
+        Loop::Reduction(_) => "reduction",
+        Loop::Product(_) => "product",
+        Loop::Conv2d(_) => "conv2d",
+        Loop::ScatterAdd(_) => "scatter_add",
+        Loop::Attention(_) => "attention",
+    }
 }
 
-/// Kind and sizes of a kernel.
-fn describe(kernel: &Kernel) -> String {
-    match kernel {
-        Kernel::Loop(Loop::Map(map)) => {
-            format!("map {:?}, {} operands, {} instructions", map.domain, map.views.len(), map.code.instrs.len())
+/// Sizes of a kernel.
+fn sizes(description: &Loop) -> String {
+    match description {
+        Loop::Map(map) => {
+            format!("{:?}, {} operands, {} instructions", map.domain, map.views.len(), map.code.instrs.len())
         }
-        Kernel::Loop(Loop::Reduction(reduction)) => {
+        Loop::Reduction(reduction) => {
             let stages = reduction.stages.len();
-            format!(
-                "reduction {:?} over {:?}, {stages} stages, {:?} lanes",
-                reduction.kept, reduction.reduced, reduction.lanes
-            )
+            format!("{:?} over {:?}, {stages} stages, {:?} lanes", reduction.kept, reduction.reduced, reduction.lanes)
         }
-        Kernel::Loop(Loop::Product(product)) => {
+        Loop::Product(product) => {
             let strides = (&product.a.strides, &product.b.strides);
-            format!("product {:?} {}x{}x{} {strides:?}", product.batch, product.m, product.n, product.k)
+            format!("{:?} {}x{}x{} {strides:?}", product.batch, product.m, product.n, product.k)
         }
-        Kernel::Loop(Loop::Conv2d(_)) => "conv2d".into(),
-        Kernel::Loop(Loop::ScatterAdd(_)) => "scatter_add".into(),
-        Kernel::Loop(Loop::Attention(attention)) => {
+        Loop::Conv2d(conv) => {
+            let Conv2d { kind, n, c, h, w, o, kh, kw, .. } = conv;
+            format!("{kind:?} of {n}x{c}x{h}x{w} by {o}x{c}x{kh}x{kw}")
+        }
+        Loop::ScatterAdd(scatter) => {
+            let ScatterAdd { batch, count, rows, inner, .. } = scatter;
+            format!("{batch} of {count}x{inner} into {rows}x{inner}")
+        }
+        Loop::Attention(attention) => {
             let results: Vec<_> = attention.results.iter().map(|(result, _)| result).collect();
-            format!("attention {results:?} of {:?}, {} keys", attention.q.strides, attention.keys)
+            format!("{results:?} of {:?}, {} keys", attention.q.strides, attention.keys)
         }
-        Kernel::Wgsl { .. } => "wgsl".into(),
     }
 }

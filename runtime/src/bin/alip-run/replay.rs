@@ -78,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         .collect();
     let device = args.device.open()?;
     let keep = Keep { grads: dump.contains(&Dump::Grads), outputs: dump.contains(&Dump::Outputs) };
-    let plan = args.model.plan(&device.target(), keep)?;
+    let plan = args.model.plan(&*device, keep)?;
     let mut session = Session::new(Arc::new(plan), device)?;
     let what = Replay {
         weights: &args.weights,

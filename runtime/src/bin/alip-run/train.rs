@@ -166,7 +166,7 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
     let root = args.out.clone().unwrap_or_else(|| Path::new("runs").join(stem(spec)));
     RunDir::vacant(&root)?;
     let device = args.device.open()?;
-    let Prepared { plan, pipeline, sources } = args.how.plan_and_data(spec, &device.target(), args.data.as_deref())?;
+    let Prepared { plan, pipeline, sources } = args.how.plan_and_data(spec, &*device, args.data.as_deref())?;
     if plan.train.is_none() {
         let why = "has no `train` section, so there is nothing to train";
         return Err(Failure::message(format!("graph `{}` {why}", plan.name)));

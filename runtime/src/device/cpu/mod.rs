@@ -30,8 +30,8 @@ use alip_plan::{Buffer, Plan, Program, Step, Target};
 
 use self::kernel::Prepared;
 use self::run::{Operands, Scratch};
-use super::host::{HostMemory, check_plan, check_steps};
-use super::{Device, DeviceError, DeviceOptions, Download, LoadedPlan, MemoryFacts, Slice};
+use super::host::{HostMemory, check_steps};
+use super::{Device, DeviceError, DeviceOptions, Download, LoadedPlan, MemoryFacts, Slice, check_plan};
 
 /// The cpu device.
 pub struct Cpu {
@@ -85,7 +85,7 @@ impl Device for Cpu {
     }
 
     fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {
-        check_plan(&plan, self.name())?;
+        check_plan(&plan, self)?;
         let mut kernels = Kernels { loops: self.loops, prepared: BTreeMap::new() };
         let mut programs = BTreeMap::new();
         for (name, program) in &plan.programs {
@@ -129,10 +129,9 @@ impl Kernels {
         let kernel = match self.prepared.get(&key) {
             Some(kernel) => Arc::clone(kernel),
             None => {
-                let Some(alip_plan::kernel::Kernel::Loop(found)) = plan.kernels.get(step.kernel as usize) else {
-                    return Err(format!("kernel {} is not for this device", step.kernel));
-                };
-                let kernel = Prepared::new(found, &key.1, &self.loops);
+                let found = plan.kernels.get(step.kernel as usize);
+                let found = found.ok_or_else(|| format!("kernel {} of {}", step.kernel, plan.kernels.len()))?;
+                let kernel = Prepared::new(&found.description, &key.1, &self.loops);
                 let kernel = Arc::new(kernel.map_err(|why| format!("{}: {why}", step.origin))?);
                 self.prepared.insert(key, Arc::clone(&kernel));
                 kernel

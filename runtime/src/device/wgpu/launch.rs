@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use alip_plan::kernel::Kernel;
+use alip_plan::kernel::Implementation;
 use alip_plan::{Buffer, Plan, SegmentKind, Step};
 
 use super::super::DeviceError;
@@ -56,7 +56,8 @@ impl Launcher {
         let program = plan.programs.get(program).ok_or_else(missing)?;
         let mut dispatches = Vec::with_capacity(program.steps.len());
         for step in &program.steps {
-            let Some(Kernel::Wgsl { source, workgroups, iterations }) = plan.kernels.get(step.kernel as usize) else {
+            let kernel = plan.kernels.get(step.kernel as usize).ok_or_else(|| invalid("a step names no kernel"))?;
+            let Implementation::Wgsl { source, workgroups, iterations } = &kernel.implementation else {
                 return Err(invalid("a step names a kernel that is not WGSL"));
             };
             self.check_iterations(*iterations)?;

@@ -1,6 +1,6 @@
 //! What an adapter allows, in its own terms.
 
-use alip_plan::kernel::Kernel;
+use alip_plan::kernel::Implementation;
 use alip_plan::{Plan, Program, Step, Target};
 
 use super::super::DeviceError;
@@ -49,7 +49,8 @@ pub(super) fn check(plan: &Plan, limits: &wgpu::Limits, adapter: &str) -> Result
                 operands_of(program, step).map(|buffer| buffer.offset % alignment.max(1)).max().unwrap_or(0);
             let what = of_step(&format!("bytes beyond a multiple of {alignment} where an operand begins,"));
             within(&what, remainder, 0, "min_storage_buffer_offset_alignment")?;
-            if let Some(Kernel::Wgsl { workgroups, .. }) = plan.kernels.get(step.kernel as usize) {
+            let kernel = plan.kernels.get(step.kernel as usize);
+            if let Some(Implementation::Wgsl { workgroups, .. }) = kernel.map(|kernel| &kernel.implementation) {
                 let most = workgroups.iter().copied().max().unwrap_or(0).into();
                 let allowed = limits.max_compute_workgroups_per_dimension.into();
                 within(&of_step("workgroups"), most, allowed, "max_compute_workgroups_per_dimension")?;

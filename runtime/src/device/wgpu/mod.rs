@@ -17,10 +17,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use alip_plan::{Plan, Segment, SegmentKind, Target, TargetKind};
+use alip_plan::{Plan, Segment, SegmentKind, Target};
 
 use self::launch::{Dispatch, Launcher};
-use super::{Device, DeviceError, DeviceOptions, Download, LoadedPlan, MemoryFacts, Slice};
+use super::{Device, DeviceError, DeviceOptions, Download, LoadedPlan, MemoryFacts, Slice, check_plan};
 
 /// Dispatches per submission: long queues trip the watchdogs of desktop drivers, short ones cost a call each.
 const STEPS_PER_SUBMISSION: usize = 128;
@@ -165,14 +165,7 @@ impl Device for Wgpu {
     }
 
     fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {
-        if plan.target.kind != TargetKind::Wgpu {
-            return Err(DeviceError::WrongTarget {
-                target: plan.target.name.clone(),
-                device: "wgpu".into(),
-                wanted: "wgpu".into(),
-            });
-        }
-        alip_plan::check::check(&plan).map_err(|violation| DeviceError::InvalidPlan(violation.to_string()))?;
+        check_plan(&plan, self)?;
         limits::check(&plan, &self.limits, &self.info.name)?;
         let allocate = |segment: &Segment| {
             self.device.create_buffer(&wgpu::BufferDescriptor {

@@ -19,7 +19,7 @@ mod reduction;
 
 use std::fmt::Write;
 
-use alip_plan::kernel::{Kernel, Loop};
+use alip_plan::kernel::{Implementation, Loop};
 use alip_plan::{DType, Target, Tiles};
 
 /// Why a loop cannot become WGSL.
@@ -39,14 +39,14 @@ impl std::error::Error for EmitError {}
 /// # Errors
 /// A target without generated kernels, more operands than it binds, more work than it dispatches, a storage type it lacks, or
 /// text that naga refuses.
-pub fn emit(kernel: &Loop, target: &Target) -> Result<Kernel, EmitError> {
+pub fn emit(kernel: &Loop, target: &Target) -> Result<Implementation, EmitError> {
     let tiles = target.tiles.ok_or_else(|| EmitError(format!("target {} has no generated kernels", target.name)))?;
     let mut shader = Shader::new(target, tiles);
     archetypes::emit(kernel, &mut shader)?;
     let iterations = shader.iterations;
     let (source, workgroups) = shader.finish()?;
     validate(&source)?;
-    Ok(Kernel::Wgsl { source, workgroups, iterations })
+    Ok(Implementation::Wgsl { source, workgroups, iterations })
 }
 
 /// A shader under construction.

@@ -25,7 +25,7 @@ fn check(kernel: Loop, workgroups: [u32; 3], expected: &[&str]) {
 
 fn check_for(target: &Target, kernel: Loop, workgroups: [u32; 3], expected: &[&str]) {
     match emit(&kernel, target) {
-        Ok(Kernel::Wgsl { source, workgroups: found, .. }) => {
+        Ok(Implementation::Wgsl { source, workgroups: found, .. }) => {
             assert_eq!(found, workgroups, "workgroups of\n{source}");
             for part in expected {
                 assert!(source.contains(part), "no `{part}` in\n{source}");
@@ -336,7 +336,7 @@ fn iterations_of_a_thread_are_counted() {
     ];
     for (kernel, expected) in cases {
         match emit(&kernel, &Target::wgpu()) {
-            Ok(Kernel::Wgsl { iterations, source, .. }) => assert_eq!(iterations, expected, "{source}"),
+            Ok(Implementation::Wgsl { iterations, source, .. }) => assert_eq!(iterations, expected, "{source}"),
             other => panic!("{other:?}"),
         }
     }

@@ -10,7 +10,7 @@ use alip_compiler::optimize::rule_names;
 use alip_compiler::{CompileOptions, SWITCHES, Switch, transform};
 
 use self::build::{Build, Given, Stage};
-use crate::model::DeviceArgs;
+use crate::model::{DeviceArgs, target};
 use crate::{Failure, Outcome};
 
 /// Find the first value of a training step that leaves its bound, and what is responsible
@@ -25,7 +25,8 @@ use crate::{Failure, Outcome};
 Examples:
   alip-run bisect alip_tiny --against no-fuse
   alip-run bisect alip_tiny --against no-rule packing
-  alip-run bisect alip_tiny --weights weights.safetensors --batches inputs.safetensors --device wgpu")]
+  alip-run bisect alip_tiny --weights weights.safetensors --batches inputs.safetensors --device wgpu
+  alip-run bisect small.ron --device reference --target wgpu")]
 pub(crate) struct Args {
     /// Name or path of a graph spec
     spec: String,
@@ -46,6 +47,10 @@ pub(crate) struct Args {
     /// Batches as for `replay`, of which the first is taken
     #[arg(long)]
     batches: Option<PathBuf>,
+    /// What to compile for, as for `replay`: `--device reference` runs what the kernels of any target describe, so that it
+    /// acquits a wrong shader
+    #[arg(long, value_name = "NAME")]
+    target: Option<String>,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -53,7 +58,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome {
     let against = Suspect::against(args)?;
     let device = args.device.open()?;
-    let target = device.target().portable();
+    let target = target(args.target.as_deref(), &*device)?;
     drop(device);
     let whole = Build::new(args, &target, &|_| {})?;
     let less = Build::new(args, &target, &|options| against.turn_off(options))?;
