@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use alip_plan::pipeline::{Pipeline, Source};
-use alip_plan::{PROGRAM_TRAIN, Plan, Target};
+use alip_plan::{DType, PROGRAM_TRAIN, Plan, Target};
 use alip_runtime::device::{self, Choice, Device, DeviceError, DeviceOptions};
 use alip_runtime::exec::{ExecError, Session};
 use alip_runtime::run::{DeviceIdentity, RunDir, SpecFile, SpecSources, read_plan};
@@ -108,6 +108,15 @@ pub(crate) fn bounded(option: &str, threads: u64) -> Outcome<usize> {
     Err(Failure::message(format!("{option} {threads}: {why}")))
 }
 
+/// Who gives a plan its inputs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Feed {
+    /// A file, as the graph declares them.
+    File,
+    /// The loader, which delivers images in bytes.
+    Loader,
+}
+
 /// What `train` yields besides its metrics.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Keep {
@@ -119,8 +128,8 @@ pub(crate) struct Keep {
 
 impl ModelArgs {
     /// The plan in the directory, or of the spec compiled for a device, given as its native target.
-    pub(crate) fn plan(&self, native: &Target, keep: Keep) -> Outcome<Plan> {
-        Ok(self.how.plan_on(&self.spec, native, keep, None)?.0)
+    pub(crate) fn plan(&self, native: &Target, keep: Keep, feed: Feed) -> Outcome<Plan> {
+        Ok(self.how.plan_on(&self.spec, native, (keep, feed), None)?.0)
     }
 }
 
@@ -136,13 +145,13 @@ impl CompileArgs {
     pub(crate) fn plan_and_data(&self, spec: &str, native: &Target, data: Option<&str>) -> Outcome<Prepared> {
         let folder = data.filter(|data| Path::new(data).is_dir());
         let other = data.filter(|_| folder.is_none());
-        let (plan, sources) = self.plan_on(spec, native, Keep::default(), other)?;
+        let (plan, sources) = self.plan_on(spec, native, (Keep::default(), Feed::Loader), other)?;
         let pipeline = match (folder, other) {
             (Some(folder), _) => {
                 moved(own(&plan)?, folder).map_err(|why| Failure::message(format!("graph `{}`: {why}", plan.name)))?
             }
             (None, Some(name)) if sources.is_none() => {
-                let pipeline = named(name)?;
+                let pipeline = taken_by(&plan, named(name)?)?;
                 fits(&plan, &pipeline)?;
                 pipeline
             }
@@ -161,7 +170,7 @@ impl CompileArgs {
         &self,
         spec: &str,
         native: &Target,
-        keep: Keep,
+        (keep, feed): (Keep, Feed),
         data: Option<&str>,
     ) -> Outcome<(Plan, Option<SpecSources>)> {
         let path = Path::new(spec);
@@ -176,7 +185,8 @@ impl CompileArgs {
                 no_egraph: self.no_egraph,
                 ..SpecSources::default()
             };
-            return compile(sources, self.target.as_deref(), native, keep).map(|(plan, sources)| (plan, Some(sources)));
+            return compile(sources, self.target.as_deref(), native, (keep, feed))
+                .map(|(plan, sources)| (plan, Some(sources)));
         }
         if !self.is_plain() {
             let why = "is compiled: --batch, --set, --target, --no-rule and --no-egraph are for specs; give them to \
@@ -187,7 +197,13 @@ impl CompileArgs {
             let why = "a compiled plan keeps neither gradients nor outputs; give the spec, or --dump params,metrics";
             return Err(Failure::message(format!("{}: {why}", path.display())));
         }
-        Ok((read_plan(path)?.1, None))
+        let plan = read_plan(path)?.1;
+        if feed == Feed::File && reads_bytes(&plan) {
+            let why =
+                "takes images in bytes, as the loader delivers them; give the spec, whose images are those of a file";
+            return Err(Failure::message(format!("the plan in {} {why}", path.display())));
+        }
+        Ok((plan, None))
     }
 }
 
@@ -207,7 +223,7 @@ pub(crate) fn session_on(run: &RunDir, device: &dyn Device) -> Outcome<Session> 
         Failure::message(format!("the run of `{name}` {why}; give the --device it was started on"))
     })?;
     note!("compiling `{name}` for {}, since the run was started on {why}", device.name());
-    let (plan, _) = compile(sources, target, &device.target(), Keep::default())?;
+    let (plan, _) = compile(sources, target, &device.target(), (Keep::default(), Feed::Loader))?;
     Ok(Session::on(device, Arc::new(plan))?)
 }
 
@@ -234,7 +250,12 @@ pub(crate) fn files_now(graph: &str, _: &SpecSources) -> Vec<SpecFile> {
 /// Compiles a spec for a target by name, or that of the kind of device at hand. The files it was read from are added to what it came
 /// from; those that are there already are taken as they are.
 #[cfg(feature = "compile")]
-fn compile(from: SpecSources, target_name: Option<&str>, native: &Target, keep: Keep) -> Outcome<(Plan, SpecSources)> {
+fn compile(
+    from: SpecSources,
+    target_name: Option<&str>,
+    native: &Target,
+    (keep, feed): (Keep, Feed),
+) -> Outcome<(Plan, SpecSources)> {
     use alip_compiler::diag::{Diagnostics, SourceMap};
     use alip_compiler::training;
     use alip_compiler::{CompileOptions, SpecOptions, compile_spec, resolve};
@@ -245,6 +266,10 @@ fn compile(from: SpecSources, target_name: Option<&str>, native: &Target, keep: 
     let options = SpecOptions {
         spec: resolve::Options { batch: from.batch, set: from.set.clone(), files: from.files.clone() },
         data: from.data.clone(),
+        feed: match feed {
+            Feed::File => alip_compiler::Feed::Caller,
+            Feed::Loader => alip_compiler::Feed::Loader,
+        },
         keep: training::Keep { grads: keep.grads, values: keep.outputs },
         compile,
     };
@@ -276,7 +301,7 @@ fn target(name: Option<&str>, native: &Target) -> Outcome<Target> {
 }
 
 #[cfg(not(feature = "compile"))]
-fn compile(from: SpecSources, _: Option<&str>, _: &Target, _: Keep) -> Outcome<(Plan, SpecSources)> {
+fn compile(from: SpecSources, _: Option<&str>, _: &Target, _: (Keep, Feed)) -> Outcome<(Plan, SpecSources)> {
     let why = "no such directory, and this program was built without the compiler (feature `compile`)";
     Err(Failure::message(format!("{}: {why}; give a directory that `alipc compile -o` wrote", from.spec)))
 }
@@ -326,6 +351,19 @@ pub(crate) fn named(name: &str) -> Outcome<Pipeline> {
 pub(crate) fn named(name: &str) -> Outcome<Pipeline> {
     let why = "no such folder, and this program was built without the compiler, which reads pipelines";
     Err(Failure::message(format!("--data {name}: {why}")))
+}
+
+/// Whether a plan takes images in bytes.
+fn reads_bytes(plan: &Plan) -> bool {
+    let inputs = plan.programs.get(PROGRAM_TRAIN).into_iter().flat_map(|train| train.batch_inputs());
+    inputs.into_iter().any(|(_, buffer)| buffer.dtype == DType::U8)
+}
+
+/// A pipeline as a plan takes from it: what its own pipeline delivers in bytes is normalised by the plan.
+fn taken_by(plan: &Plan, pipeline: Pipeline) -> Outcome<Pipeline> {
+    let Some(own) = plan.train.as_ref().and_then(|train| train.data.as_ref()) else { return Ok(pipeline) };
+    let why = |why| format!("graph `{}` is compiled for its own pipeline: {why}; compile it with this one", plan.name);
+    pipeline.like(own).map_err(|error| Failure::message(why(error)))
 }
 
 /// Whether a pipeline delivers what the plan's training step reads.
@@ -384,7 +422,7 @@ mod tests {
     #[test]
     fn a_plan_of_another_adapter_is_compiled_again() {
         let spec = SpecSources { spec: "alip_tiny".into(), ..SpecSources::default() };
-        let (plan, sources) = compile(spec, None, &Target::cpu(), Keep::default()).unwrap();
+        let (plan, sources) = compile(spec, None, &Target::cpu(), (Keep::default(), Feed::Loader)).unwrap();
         let info = RunInfo::new(&plan, DeviceIdentity::of(&Reference), 1, 10, None);
         let folder = tempfile::tempdir().unwrap();
         let begin = |name: &str, sources: Option<&SpecSources>| {
