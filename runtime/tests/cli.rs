@@ -215,7 +215,11 @@ fn a_compiled_plan_trains_without_its_spec() {
     );
     check(
         at,
-        &["replay", "runs/small", "--weights", "w", "--batches", "b", "--steps", "1", "--out", "o", "--device", "cpu"],
+        &[
+            &["replay", "runs/small", "--weights", "w", "--batches", "b", "--steps", "1", "--out", "o"][..],
+            &["--dump", "params,metrics", "--device", "cpu"],
+        ]
+        .concat(),
         &["error: the plan in runs/small takes images in bytes, as the loader delivers them; give the spec"],
     );
 }
@@ -292,7 +296,7 @@ fn a_pipeline_runs_alone() {
     let at = folder.path();
     let (status, out, err) = run(at, &["data", "small_data.ron", "--batch", "4", "--batches", "3", "--workers", "2"]);
     assert_eq!(status, Some(0), "{out}{err}");
-    for line in ["small_data: 12 samples in ", "image", "f32 [3, 32, 32]", "i32 [32]", "skipped 0"] {
+    for line in ["small_data: 12 samples in ", "image", "u8 [32, 32, 3]", "i32 [32]", "skipped 0"] {
         assert!(out.contains(line), "{line} in {out}");
     }
     check(at, &["data", "small.ron"], &["error: small.ron: this is no pipeline"]);

@@ -49,8 +49,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let pipeline = match &args.data {
         Some(folder) => moved(pipeline, folder).map_err(Failure::message)?,
         None => pipeline,
-    }
-    .with_bytes(); // as a graph takes from it that trains
+    };
+    // As a graph takes from it that trains.
+    let pipeline = pipeline.with_bytes();
     let outputs = pipeline.check().map_err(Failure::message)?;
     let source = open_source(&pipeline.source, Mode::Train)?;
     let samples = source.len();
