@@ -110,6 +110,6 @@ fn an_unknown_pass_is_named_before_anything_else_is_looked_at() {
         assert_eq!(error.expect_err("no such pass").render(&SourceMap::new(), false), expected);
     };
     check("shedule", "error: unknown pass `shedule`\n |\n = help: did you mean `schedule`?\n");
-    let passes = "resolve, lift, model, optimize, prepare, schedule, lower, join, memory, assemble";
+    let passes = "resolve, lift, model, optimize, bytes, prepare, schedule, lower, join, memory, assemble";
     check("fuse", &format!("error: unknown pass `fuse`\n |\n = help: passes are {passes}\n"));
 }

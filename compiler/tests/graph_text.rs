@@ -151,6 +151,8 @@ fn text_that_is_no_graph_names_its_line() {
         (format!("{x}%1 = neg %0"), "line 3: the node has no type: expected ` : f32[...]`"),
         (format!("{x}%1 = neg %0 : f64[2]"), "line 3: `f64[2]` is not a type"),
         (format!("{x}%1 = neg %0 : f32[2] @5"), "line 3: there is no origin 5"),
+        ("%0 = input \"x\" : u8[2]\n%1 = add %0 %0 : u8[2]".into(), "line 2: `add` takes no u8"),
+        (format!("{x}%1 = cast %0 : u8[2]"), "line 3: `cast` makes no u8, which inputs of a program alone are"),
         (format!("{x}output \"y\" = %1"), "line 3: `%1` is not an earlier node"),
         (format!("{x}loss 3"), "line 3: a line starts with graph, origin, %n, output, update or value, not `loss`"),
         (

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use alip_compiler::diag::SourceMap;
 use alip_compiler::resolve::Options;
-use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
+use alip_compiler::{CompileOptions, Feed, SpecOptions, compile_spec};
 use alip_plan::{PROGRAM_TRAIN, Target};
 
 /// A shipped graph, what it is compiled for, and its batch.
@@ -40,7 +40,8 @@ fn plans_are_what_they_were() {
         let spec = Options { batch: Some(*batch), ..Options::default() };
         let compile = CompileOptions { target, ..CompileOptions::default() };
         let mut sources = SourceMap::new();
-        let compiled = compile_spec(&mut sources, graph, &SpecOptions { spec, compile, ..SpecOptions::default() });
+        let options = SpecOptions { spec, compile, feed: Feed::Loader, ..SpecOptions::default() };
+        let compiled = compile_spec(&mut sources, graph, &options);
         let plan = compiled.unwrap_or_else(|errors| panic!("{graph}: {}", errors.render(&sources, false))).plan;
         let plan = plan.expect("nothing stopped it");
         let train = &plan.report.programs[PROGRAM_TRAIN];

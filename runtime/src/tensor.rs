@@ -19,6 +19,8 @@ pub enum Data {
     I32(Vec<i32>),
     /// Truth values, 0 or 1.
     Bool(Vec<u32>),
+    /// Bytes.
+    U8(Vec<u8>),
 }
 
 /// A dense row-major tensor in host memory. The number of elements always equals the product of the shape.
@@ -120,12 +122,13 @@ impl HostTensor {
             DType::F16 => Data::F16(bytemuck::pod_collect_to_vec(bytes)),
             DType::I32 => Data::I32(bytemuck::pod_collect_to_vec(bytes)),
             DType::Bool => Data::Bool(bytemuck::pod_collect_to_vec(bytes)),
+            DType::U8 => Data::U8(bytes.to_vec()),
         };
         HostTensor::new(shape, data)
     }
 
     /// A tensor of a safetensors file as `dtype`: floats convert to floats by rounding to nearest, integers to i32 with
-    /// a range check, truth values to truth values.
+    /// a range check, truth values to truth values, bytes to bytes.
     ///
     /// # Errors
     /// The file's type is of another kind, or an integer is out of range.
@@ -167,6 +170,10 @@ impl HostTensor {
                 }
                 _ => return Err(refused()),
             },
+            DType::U8 => match view.dtype() {
+                FileType::U8 => Data::U8(bytes.to_vec()),
+                _ => return Err(refused()),
+            },
         };
         HostTensor::new(&shape, data)
     }
@@ -179,6 +186,7 @@ impl HostTensor {
             Data::F16(_) => DType::F16,
             Data::I32(_) => DType::I32,
             Data::Bool(_) => DType::Bool,
+            Data::U8(_) => DType::U8,
         }
     }
 
@@ -204,6 +212,7 @@ impl HostTensor {
             Data::Bf16(values) | Data::F16(values) => bytemuck::cast_slice(values),
             Data::I32(values) => bytemuck::cast_slice(values),
             Data::Bool(values) => bytemuck::cast_slice(values),
+            Data::U8(values) => values,
         }
     }
 
@@ -218,6 +227,7 @@ impl HostTensor {
             DType::F16 => FileType::F16,
             DType::I32 => FileType::I32,
             DType::Bool => FileType::U32,
+            DType::U8 => FileType::U8,
         };
         TensorView::new(dtype, self.shape.iter().map(|&size| size as usize).collect(), self.bytes())
     }
@@ -230,6 +240,7 @@ impl HostTensor {
             Data::F16(values) => values.iter().map(|&bits| f16_to_f32(bits)).collect(),
             Data::I32(values) => values.iter().map(|&value| value as f32).collect(),
             Data::Bool(values) => values.iter().map(|&value| value as f32).collect(),
+            Data::U8(values) => values.iter().map(|&value| f32::from(value)).collect(),
         }
     }
 
@@ -268,6 +279,7 @@ impl Data {
             Data::Bf16(values) | Data::F16(values) => values.len(),
             Data::I32(values) => values.len(),
             Data::Bool(values) => values.len(),
+            Data::U8(values) => values.len(),
         }
     }
 

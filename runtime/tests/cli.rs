@@ -201,6 +201,27 @@ fn a_compiled_plan_trains_without_its_spec() {
         &["train", "runs/small", "--out", "x", "--device", "cpu", "--data", "alip_shapes"],
         &["error: alip_shapes: this is no pipeline"],
     );
+    // It normalises images itself, as its own pipeline does.
+    let other = SMALL_DATA.replace("mean: 0.5", "mean: 0.25").replace("small_data", "paler");
+    fs::write(at.join("paler.ron"), other).unwrap();
+    check(
+        at,
+        &["train", "runs/small", "--out", "x", "--device", "cpu", "--data", "paler.ron"],
+        &[
+            "error: graph `small` is compiled for its own pipeline: `image` is normalised by mean [0.5, 0.5, 0.5] and std",
+            "in pipeline `small_data`, but by mean [0.25, 0.25, 0.25] and std",
+            "in `paler`; compile it with this one",
+        ],
+    );
+    check(
+        at,
+        &[
+            &["replay", "runs/small", "--weights", "w", "--batches", "b", "--steps", "1", "--out", "o"][..],
+            &["--dump", "params,metrics", "--device", "cpu"],
+        ]
+        .concat(),
+        &["error: the plan in runs/small takes images in bytes, as the loader delivers them; give the spec"],
+    );
 }
 
 #[test]
@@ -275,7 +296,7 @@ fn a_pipeline_runs_alone() {
     let at = folder.path();
     let (status, out, err) = run(at, &["data", "small_data.ron", "--batch", "4", "--batches", "3", "--workers", "2"]);
     assert_eq!(status, Some(0), "{out}{err}");
-    for line in ["small_data: 12 samples in ", "image", "f32 [3, 32, 32]", "i32 [32]", "skipped 0"] {
+    for line in ["small_data: 12 samples in ", "image", "u8 [32, 32, 3]", "i32 [32]", "skipped 0"] {
         assert!(out.contains(line), "{line} in {out}");
     }
     check(at, &["data", "small.ron"], &["error: small.ron: this is no pipeline"]);

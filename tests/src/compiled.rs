@@ -10,7 +10,7 @@ use alip_compiler::{CompileOptions, SpecOptions, compile_model, compile_spec};
 use alip_plan::{Plan, STATE_TOTAL_STEPS, StateKind, Target};
 use alip_runtime::device::{Device, DeviceOptions, choose};
 use alip_runtime::exec::Session;
-use alip_runtime::tensor::{HostTensor, f32_to_bf16, f32_to_f16};
+use alip_runtime::tensor::{Data, HostTensor, f32_to_bf16, f32_to_f16};
 
 use crate::skip;
 
@@ -55,6 +55,7 @@ pub fn tensor(value: &Value) -> HostTensor {
             HostTensor::from_bytes(DType::Bool, &shape, &words)
         }
         DType::F32 => HostTensor::f32(&shape, value.data.iter().map(|x| *x as f32).collect()),
+        DType::U8 => HostTensor::new(&shape, Data::U8(value.data.iter().map(|x| *x as u8).collect())),
         dtype @ (DType::Bf16 | DType::F16) => {
             let round = if dtype == DType::Bf16 { f32_to_bf16 } else { f32_to_f16 };
             let words: Vec<u8> = value.data.iter().flat_map(|x| round(*x as f32).to_le_bytes()).collect();
@@ -67,7 +68,7 @@ pub fn tensor(value: &Value) -> HostTensor {
 /// What a device gives back.
 pub fn numbers(tensor: &HostTensor) -> Vec<f64> {
     match tensor.dtype() {
-        dtype if dtype.is_float() => tensor.to_f32().iter().map(|x| f64::from(*x)).collect(),
+        dtype if dtype.is_float() || dtype == DType::U8 => tensor.to_f32().iter().map(|x| f64::from(*x)).collect(),
         _ => tensor.bytes().chunks_exact(4).map(|b| f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect(),
     }
 }

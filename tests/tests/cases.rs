@@ -84,8 +84,12 @@ impl Case {
     fn compiled(&self, spec: &Path, compile: CompileOptions) -> Result<CompiledSpec, String> {
         let any = |prefix: &str| self.outputs.keys().any(|name| name.starts_with(prefix));
         let keep = Keep { grads: any("grads."), values: any("outputs.") };
-        let options =
-            SpecOptions { spec: Options { files: modules(), ..Options::default() }, keep, compile, data: None };
+        let options = SpecOptions {
+            spec: Options { files: modules(), ..Options::default() },
+            keep,
+            compile,
+            ..SpecOptions::default()
+        };
         let mut sources = SourceMap::new();
         compile_spec(&mut sources, &spec.display().to_string(), &options)
             .map_err(|errors| errors.render(&sources, false))

@@ -13,7 +13,7 @@ use alip_plan::philox;
 use alip_plan::*;
 use alip_runtime::device::{self, Device, DeviceOptions};
 use alip_runtime::exec::{Session, Tensors};
-use alip_runtime::tensor::HostTensor;
+use alip_runtime::tensor::{Data, HostTensor};
 use alip_tests::skip;
 
 /// One case in so many runs on the wgpu device too: an adapter takes long to compile a shader that runs once.
@@ -137,6 +137,10 @@ impl Case {
             let tensor = match dtype {
                 DType::I32 => {
                     HostTensor::i32(&[elements], (0..elements).map(|_| random.below(14) as i32 - 2).collect())
+                }
+                DType::U8 => {
+                    let levels = (0..elements).map(|_| random.below(19) as u8 * 13);
+                    HostTensor::new(&[elements], Data::U8(levels.collect()))
                 }
                 _ => HostTensor::f32(&[elements], (0..elements).map(|_| random.below(17) as f32 - 8.0).collect()),
             };
@@ -444,18 +448,54 @@ fn convolutions() {
         let mut case = Case::default();
         let none = View::dense(0, DType::F32, &[]);
         let [a, b, out] = [none.clone(), none.clone(), none];
-        let conv = Conv2d { kind, n, c, h, w, o, kh, kw, stride, padding, a, b, out };
+        let prologue = Code::default();
+        let conv = Conv2d { kind, n, c, h, w, o, kh, kw, stride, padding, a, b, out, prologue };
         let [a, b, out] = conv.domains();
-        let a = case.whole(DType::F32, &a, &mut random);
+        let image = kind != ConvKind::ImageGrad && random.chance(50);
+        let a = if image {
+            // Pixels in some order of their dimensions, twice a level less thrice the channel.
+            let order = random.pick(&[[0, 1, 2, 3], [0, 2, 3, 1], [3, 1, 0, 2]]);
+            let dtype = random.pick(&[DType::U8, DType::U8, DType::F32]);
+            let channel = case.op(ScalarOp::Index(1), DType::I32, &[]);
+            let channel = case.op(ScalarOp::Cast(DType::F32), DType::I32, &[channel]);
+            let (two, three) = (case.constant(2.0), case.constant(3.0));
+            let less = case.op(ScalarOp::Mul, DType::F32, &[three, channel]);
+            let level = case.op(ScalarOp::Load(0), DType::F32, &[]);
+            let twice = case.op(ScalarOp::Mul, DType::F32, &[level, two]);
+            case.op(ScalarOp::Sub, DType::F32, &[twice, less]);
+            case.dense(&mut random, dtype, &a, &order)
+        } else {
+            case.whole(DType::F32, &a, &mut random)
+        };
         // Two views of one operand where both factors are alike.
-        let b = if conv.domains()[0] == b && random.chance(50) {
+        let b = if !image && conv.domains()[0] == b && random.chance(50) {
             a.clone()
         } else {
             case.whole(DType::F32, &b, &mut random)
         };
         let out = case.whole(DType::F32, &out, &mut random);
         case.outputs.push(out.operand as usize);
-        case.check(Loop::Conv2d(Conv2d { a, b, out, ..conv }), seed);
+        let prologue = case.code();
+        case.check(Loop::Conv2d(Conv2d { a, b, out, prologue, ..conv }), seed);
+    }
+}
+
+/// Bytes are read one by one, wherever they lie in a word.
+#[test]
+fn bytes() {
+    for seed in 0..40 {
+        let mut random = Random::new(seed);
+        let domain = domain(&mut random, 2);
+        let mut case = Case::default();
+        let order = random.pick(&[[0, 1], [1, 0]]);
+        let bytes = case.dense(&mut random, DType::U8, &domain, &order);
+        let out = case.dense(&mut random, DType::F32, &domain, &[0, 1]);
+        case.outputs.push(1);
+        let (bytes, out) = (case.view(bytes), case.view(out));
+        let level = case.op(ScalarOp::Load(bytes), DType::F32, &[]);
+        case.op(ScalarOp::Store(out), DType::F32, &[level]);
+        let code = case.code();
+        case.check(Loop::Map(Map { domain, views: case.views.clone(), code }), seed);
     }
 }
 

@@ -457,6 +457,7 @@ fn convolutions() {
         a: View::dense(0, DType::F32, &[]),
         b: View::dense(1, DType::F32, &[]),
         out: View::dense(2, DType::F32, &[]),
+        prologue: Code::default(),
     };
     // Sums over images so large that a workgroup shares them.
     let large = Conv2d { n: 4, h: 71, w: 73, ..small.clone() };

@@ -73,7 +73,7 @@ impl DType {
             DType::F32 => Some(F32),
             DType::Bf16 => Some(BF16),
             DType::F16 => Some(F16),
-            DType::I32 | DType::Bool => None,
+            DType::I32 | DType::Bool | DType::U8 => None,
         }
     }
 

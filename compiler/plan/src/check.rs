@@ -354,7 +354,7 @@ fn stage_results(stage: &Stage, types: &[DType]) -> Checked<Vec<(u16, DType)>> {
 
 /// Type of a value in registers for a storage type.
 pub fn register_type(dtype: DType) -> DType {
-    if dtype.is_float() { DType::F32 } else { dtype }
+    if dtype.is_float() || dtype == DType::U8 { DType::F32 } else { dtype }
 }
 
 /// Type of an instruction's result in registers.
@@ -408,6 +408,9 @@ impl Typing<'_> {
             Index(dim) if (dim as usize) < self.dims => only(&[I32]).map(|()| &[])?,
             Index(dim) => return Err(format!("dimension {dim} of {}", self.dims)),
             Load(of) if view(of)? == dtype => &[],
+            Store(of) if self.views.get(of as usize).is_some_and(|view| view.dtype == DType::U8) => {
+                return Err("u8 is an input's type, which nothing is stored as".into());
+            }
             Store(of) if view(of)? == dtype => &pair[..1],
             Load(of) | Store(of) => return Err(format!("{dtype} through a view of {}", view(of)?)),
             Slot(slot) => match self.slots.map(|slots| slots.get(slot as usize)) {
@@ -419,6 +422,7 @@ impl Typing<'_> {
             Product => return Err("outside a product".into()),
             Uniform { lane, .. } if lane < 4 => only(&[F32]).map(|()| &[I32, I32, I32])?,
             Uniform { lane, .. } => return Err(format!("word {lane} of 4")),
+            Cast(DType::U8) => return Err("u8 is an input's type, which nothing becomes".into()),
             Cast(_) => &pair[..1],
             Exp | Ln | Sqrt | Sin | Cos | Tanh | Erf | Floor => only(&[F32]).map(|()| &[F32])?,
             Pow => only(&[F32]).map(|()| &[F32, F32])?,

@@ -11,7 +11,8 @@
 //! - [`Code`] is straight-line and SSA: value `i` is the result of instruction `i`, arguments refer to earlier values.
 //! - A loop may store into a buffer it also loads from only through the same view (in-place pointwise update).
 //! - Domain points are independent within a [`Map`], and rows are independent within a [`Reduction`].
-//! - A float is F32 in registers whatever its storage type, and a cast to fewer bits rounds there; Bool is a truth value.
+//! - A float and a byte are F32 in registers whatever their storage type, and a cast to fewer bits rounds there; Bool is a
+//!   truth value. Bytes are only loaded.
 
 use serde::{Deserialize, Serialize};
 
@@ -97,7 +98,8 @@ impl Loop {
             Loop::Map(map) => (&map.views, vec![&map.code]),
             Loop::Reduction(reduction) => (&reduction.views, reduction.stages.iter().map(Stage::code).collect()),
             Loop::Product(product) => (&product.views, vec![&product.code]),
-            Loop::Conv2d(_) | Loop::ScatterAdd(_) | Loop::Attention(_) => (&[], Vec::new()),
+            Loop::Conv2d(conv) => (std::slice::from_ref(&conv.a), vec![&conv.prologue]),
+            Loop::ScatterAdd(_) | Loop::Attention(_) => (&[], Vec::new()),
         }
     }
 
@@ -432,6 +434,10 @@ pub enum ConvKind {
 
 /// Two-dimensional cross-correlation without bias. Its views, in the order of [`ConvKind`], are dense: each operand from
 /// the view's offset on, row-major. Both factors are of one float type, the result is F32.
+///
+/// An image (the first factor of a forward product or of a weight's gradient) may have a prologue: code over its own
+/// domain that loads through `a`, which then has any dtype and any strides, and whose last value, F32, is the pixel. Around
+/// the image lie zeros all the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Conv2d {
     /// Which product.
@@ -460,6 +466,8 @@ pub struct Conv2d {
     pub b: View,
     /// The result.
     pub out: View,
+    /// What makes pixels of the elements of `a`, its only view; empty where they are the pixels.
+    pub prologue: Code,
 }
 
 impl Conv2d {

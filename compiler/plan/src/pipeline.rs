@@ -36,6 +36,37 @@ pub struct Pipeline {
     pub eval_ops: Option<Vec<PipelineNode>>,
     /// Output name (an input of the graph) to the name of a value.
     pub outputs: BTreeMap<String, String>,
+    /// The outputs that are delivered before their `normalize_rgb`, which whoever takes them does: U8 `[height, width, 3]`
+    /// instead of F32 `[3, height, width]`. The compiler's choice, and no part of a spec.
+    #[serde(default)]
+    pub bytes: BTreeSet<String>,
+}
+
+/// What makes F32 of the levels of an image: `(x / 255 - mean) / std`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Normalization {
+    /// Mean of each channel in [0, 1].
+    pub mean: [f64; 3],
+    /// Standard deviation of each channel in [0, 1].
+    pub std: [f64; 3],
+}
+
+impl Normalization {
+    /// The factor of a level.
+    pub fn scale(&self) -> [f64; 3] {
+        self.std.map(|std| 1.0 / (255.0 * std))
+    }
+
+    /// What is added to that.
+    pub fn shift(&self) -> [f64; 3] {
+        std::array::from_fn(|channel| -self.mean[channel] / self.std[channel])
+    }
+}
+
+impl fmt::Display for Normalization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mean {:?} and std {:?}", self.mean, self.std)
+    }
 }
 
 /// One op applied to values.
@@ -349,7 +380,7 @@ impl Pipeline {
     /// The first node or output that is not well formed.
     pub fn check(&self) -> Result<BTreeMap<String, PipelineOutput>, PipelineError> {
         self.source.check().map_err(|message| PipelineError { site: PipelineSite::Source, message })?;
-        let train = self.check_body(Mode::Train)?;
+        let mut train = self.check_body(Mode::Train)?;
         let eval = self.check_body(Mode::Eval)?;
         for (name, output) in &train {
             if let Some(other) = eval.get(name)
@@ -364,7 +395,64 @@ impl Pipeline {
                 });
             }
         }
+        for name in &self.bytes {
+            let image = train.get_mut(name).filter(|_| self.normalization(name).is_some());
+            match image.map(|output| (&mut output.dtype, output.shape.as_mut_slice())) {
+                Some((dtype, row @ [3, _, _])) => {
+                    *dtype = DType::U8;
+                    row.rotate_left(1);
+                }
+                _ => {
+                    let message =
+                        "delivered in bytes, but no image that training and evaluation normalise alike".into();
+                    return Err(PipelineError { site: PipelineSite::Output(name.clone()), message });
+                }
+            }
+        }
         Ok(train)
+    }
+
+    /// What an output does last, where that is `normalize_rgb`, and the same in both bodies.
+    fn normalization(&self, output: &str) -> Option<Normalization> {
+        let value = self.outputs.get(output)?;
+        let [train, eval] = [Mode::Train, Mode::Eval].map(|mode| {
+            match self.body(mode).into_iter().find(|node| node.name == *value)?.op {
+                PipelineOp::NormalizeRgb { mean, std } => Some(Normalization { mean, std }),
+                _ => None,
+            }
+        });
+        train.filter(|train| eval == Some(*train))
+    }
+
+    /// The outputs that are delivered in bytes, and what is left to do with them.
+    pub fn in_bytes(&self) -> BTreeMap<String, Normalization> {
+        let left = |name: &String| Some((name.clone(), self.normalization(name)?));
+        self.bytes.iter().filter_map(left).collect()
+    }
+
+    /// The same, with all images delivered in bytes that can be.
+    pub fn with_bytes(mut self) -> Pipeline {
+        let images = self.outputs.keys().filter(|name| self.normalization(name).is_some());
+        self.bytes = images.cloned().collect();
+        self
+    }
+
+    /// The same, delivering in bytes what `other` does: another pipeline for whoever takes from that one.
+    ///
+    /// # Errors
+    /// It normalises such an image otherwise, which would be done as before.
+    pub fn like(mut self, other: &Pipeline) -> Result<Pipeline, String> {
+        for (name, then) in other.in_bytes() {
+            match self.normalization(&name) {
+                Some(now) if now == then => self.bytes.insert(name),
+                now => {
+                    let now = now.map_or_else(|| "not at all, or not alike".into(), |now| format!("by {now}"));
+                    let (own, from) = (&self.name, &other.name);
+                    return Err(format!("`{name}` is normalised by {then} in pipeline `{from}`, but {now} in `{own}`"));
+                }
+            };
+        }
+        Ok(self)
     }
 
     fn check_body(&self, mode: Mode) -> Result<BTreeMap<String, PipelineOutput>, PipelineError> {

@@ -29,6 +29,9 @@ pub enum DType {
     I32,
     /// Truth value, stored as a 32-bit 0 or 1 (WGSL cannot share smaller ones with the host).
     Bool,
+    /// A byte, 0 to 255: levels of an image. An input's type only, which programs read and cast; nothing is computed in it or
+    /// stored as it.
+    U8,
 }
 
 impl DType {
@@ -37,6 +40,7 @@ impl DType {
         match self {
             DType::F32 | DType::I32 | DType::Bool => 4,
             DType::Bf16 | DType::F16 => 2,
+            DType::U8 => 1,
         }
     }
 
@@ -54,6 +58,7 @@ impl fmt::Display for DType {
             DType::F16 => "f16",
             DType::I32 => "i32",
             DType::Bool => "bool",
+            DType::U8 => "u8",
         })
     }
 }

@@ -9,7 +9,8 @@ mod report;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use alip_plan::{DType, Plan};
+use alip_plan::pipeline::Pipeline;
+use alip_plan::{DType, Plan, TrainInfo};
 
 pub use self::model::{Compiled, compile_model};
 use self::options::known_passes;
@@ -23,8 +24,18 @@ use crate::transform::{Rewritten, precision};
 use crate::{ir, launch, resolve, schedule, transform};
 
 /// All passes, in order: names for `--dump after:NAME` and `--stop-after NAME`.
-pub const PASSES: [&str; 10] =
-    ["resolve", "lift", "model", "optimize", "prepare", "schedule", "lower", "join", "memory", "assemble"];
+pub const PASSES: [&str; 11] =
+    ["resolve", "lift", "model", "optimize", "bytes", "prepare", "schedule", "lower", "join", "memory", "assemble"];
+
+/// Who gives programs their inputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Feed {
+    /// A caller with tensors of its own: every input is as the graph declares it.
+    #[default]
+    Caller,
+    /// A loader of the spec's pipeline, if it has one: it delivers images in bytes, and programs normalise them.
+    Loader,
+}
 
 /// How to compile a spec; the default is the spec as it stands, for the embedded cpu target.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +44,8 @@ pub struct SpecOptions {
     pub spec: resolve::Options,
     /// The data pipeline in place of the spec's, by path or name (`--data`).
     pub data: Option<String>,
+    /// Who gives programs their inputs.
+    pub feed: Feed,
     /// What the training program yields besides its metrics.
     pub keep: Keep,
     /// Target, fusion, dumps and the last pass.
@@ -45,6 +58,7 @@ pub struct CompiledSpec {
     /// The spec with every name resolved: its forward programs as written, its inputs and pipeline.
     pub resolved: Resolved,
     /// The model as far as passes from graph to graph have taken it: with its training step, unless `stop_after` came first.
+    /// Its inputs are those that the graph declares.
     pub model: Model,
     /// The plan; absent after `stop_after`.
     pub plan: Option<Plan>,
@@ -88,7 +102,11 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
     }
     let mut rewritten = found.timed("model", || precision::apply(&resolved.spec, rewritten, &passes.target))?;
     let step = found.timed("model", || training_step(&resolved, rewritten.model, options.keep))?;
-    let compiled = compile_model(&step.model, step.info, passes)?;
+    let info = match options.feed {
+        Feed::Caller => step.info,
+        Feed::Loader => step.info.map(|info| TrainInfo { data: info.data.map(Pipeline::with_bytes), ..info }),
+    };
+    let compiled = compile_model(&step.model, info, passes)?;
     rewritten.warnings.extend(step.warnings);
     Ok(CompiledSpec::of(Rewritten { model: step.model, ..rewritten }, resolved, found.and(compiled)))
 }

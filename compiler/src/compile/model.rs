@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use alip_plan::packing::{Bucket, Lengths, PROGRAM_LENGTHS, Packed};
+use alip_plan::pipeline::{Normalization, Pipeline};
 use alip_plan::{Plan, Program, StateTensor, TrainInfo};
 
 use super::options::{CompileOptions, known_passes};
@@ -61,7 +62,7 @@ impl Compiled {
     }
 }
 
-/// Compiles all programs of a model.
+/// Compiles all programs of a model. Inputs that the pipeline of `train` delivers in bytes are bytes in the plan.
 ///
 /// # Errors
 /// A tensor that does not fit the target's limits, a kernel that the target cannot run, an unknown pass in the options.
@@ -165,7 +166,12 @@ impl<'a> Run<'a> {
         if self.stops("optimize") {
             return Ok(());
         }
-        let Some(lowered) = self.lower(optimized, &neighbours)? else { return Ok(()) };
+        let images = train.as_ref().and_then(|train| train.data.as_ref()).map(Pipeline::in_bytes);
+        let given = self.in_bytes(optimized, &images.unwrap_or_default())?;
+        if self.stops("bytes") {
+            return Ok(());
+        }
+        let Some(lowered) = self.lower(given, &neighbours)? else { return Ok(()) };
         let mut assembly = self.lay_out(&lowered, &neighbours)?;
         let loss = train.as_ref().map(|train| train.loss.as_str());
         let Some(placed) = self.place(lowered, assembly.state(), loss)? else { return Ok(()) };
@@ -193,6 +199,19 @@ impl<'a> Run<'a> {
             true => Neighbours::find(self.model.all_programs().map(|(_, graph)| graph), &self.options.target),
             false => Neighbours::default(),
         }
+    }
+
+    /// Programs whose images come in bytes.
+    fn in_bytes(
+        &mut self,
+        programs: Vec<(String, Graph)>,
+        images: &BTreeMap<String, Normalization>,
+    ) -> Result<Vec<(String, Graph)>, Diagnostics> {
+        self.each(programs, |run, (name, graph)| {
+            let graph = run.timed("bytes", || transform::bytes::in_bytes(graph, images))?;
+            run.dump("bytes", &name, || crate::ir::print(&graph));
+            Ok(Some((name, graph)))
+        })
     }
 
     /// From graphs to launches; none if the last pass is on the way. Programs for fewer rows come after the programs that

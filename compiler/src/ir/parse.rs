@@ -153,7 +153,7 @@ fn two_strings(text: &str) -> Result<(String, String)> {
 /// Reads `f32[B=8, 4]`.
 fn tensor_type(text: &str) -> Option<TensorType> {
     let split = text.find('[')?;
-    let all = [DType::F32, DType::Bf16, DType::F16, DType::I32, DType::Bool];
+    let all = [DType::F32, DType::Bf16, DType::F16, DType::I32, DType::Bool, DType::U8];
     let dtype = all.into_iter().find(|dtype| dtype.to_string() == text[..split])?;
     Some(TensorType { dtype, shape: shape(&text[split..])? })
 }

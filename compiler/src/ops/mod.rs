@@ -47,7 +47,7 @@ use self::rounding::{Found, Rounding};
 pub(crate) use self::source::fits;
 pub(crate) use self::views::broadcast_shapes;
 use crate::diag::Diagnostic;
-use crate::graph::{Graph, Node, NodeId, Origin, OriginId, Shape, TensorType};
+use crate::graph::{DType, Graph, Node, NodeId, Origin, OriginId, Shape, TensorType};
 
 /// Why an op does not accept its inputs. The caller adds place and instance path.
 #[derive(Clone, Debug, PartialEq)]
@@ -237,7 +237,17 @@ impl Op {
                 let takes = arity.map_or("at least 1 input".into(), |n| format!("{n} input{}", plural(n)));
                 return Err(OpError::new(format!("`{}` takes {takes}, not {}", op.name(), inputs.len())));
             }
+            let in_bytes = |ty: &TensorType| ty.dtype == DType::U8;
+            let reads = self.is_view() || matches!(self, Op::Pointwise(ScalarOp::Cast(_)));
+            if !reads && inputs.iter().any(|ty| in_bytes(ty)) {
+                return Err(
+                    OpError::new(format!("`{}` takes no u8", op.name())).help("cast it first: `cast(x, 'f32')`")
+                );
+            }
             let ty = op.infer(inputs)?;
+            if in_bytes(&ty) && !(self.is_view() || matches!(self, Op::Input { .. })) {
+                return Err(OpError::new(format!("`{}` makes no u8, which inputs of a program alone are", op.name())));
+            }
             check_size(&ty.shape)?;
             Ok(ty)
         })

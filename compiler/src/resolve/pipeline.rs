@@ -1,6 +1,6 @@
 //! From a pipeline spec to the plan's typed pipeline, and its check against the inputs of a graph.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use alip_plan::pipeline::{
     Argument, Mode, Pipeline, PipelineNode, PipelineOp, PipelineSite, SIGNATURES, Shuffle, Source,
@@ -49,6 +49,7 @@ pub fn pipeline(spec: &PipelineSpec) -> Result<Pipeline, Diagnostics> {
         ops: body.nodes,
         eval_ops: None,
         outputs,
+        bytes: BTreeSet::new(),
     };
     if let Err(error) = pipeline.check() {
         let span = match &error.site {

@@ -55,6 +55,9 @@ fn kernel(schedule: &Schedule<'_>, id: GroupId, launch: &Launch, at: &[usize]) -
     let groups = &schedule.groups;
     let group = groups.group(id);
     let mut covers: Vec<NodeId> = group.members().iter().map(|member| groups.member(*member).node).collect();
+    if let Kind::Conv2d(member, _) = group.kind() {
+        covers.extend(groups.prologue(member).into_iter().flat_map(|prologue| prologue.nodes));
+    }
     covers.sort_unstable();
     covers.dedup();
     covers.retain(|node| !groups.graph.node(*node).inputs.is_empty());

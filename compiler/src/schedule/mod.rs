@@ -5,7 +5,8 @@
 //! - `facts` gathers what is known of each node, `place` (with `attention`) decides where nodes are computed, `siblings` what
 //!   is near enough to be one kernel, `order` what runs when, `recompute` what is computed again rather than kept, `group`
 //!   holds the decisions and refuses what no kernel can be, over a `space` each; `reads` says what every op asks of its
-//!   operands and finds what a group reads, `layout` and `operands` know which views are affine.
+//!   operands and finds what a group reads, `prologue` what is computed of an image as it is read, `layout` and `operands`
+//!   know which views are affine.
 //! - [`memory`] gives every stored value its place; [`check`] replays a program and proves that nothing live is overwritten.
 //!
 //! Invariants: deterministic (no clocks, no iteration over hash maps), time nearly linear in the number of nodes, and what
@@ -24,6 +25,7 @@ mod order;
 mod pads;
 mod place;
 mod prepare;
+mod prologue;
 mod reads;
 mod recompute;
 mod siblings;
@@ -40,6 +42,7 @@ pub(crate) use self::layout::{Layout, ViewOp};
 pub(crate) use self::operands::{ProductOperand, gather, product};
 pub use self::pads::join_pads;
 pub use self::prepare::prepare;
+pub(crate) use self::prologue::{Pixel, Prologue};
 pub use self::recompute::{Choice, Recomputed, recompute, same_nodes};
 pub use self::sums::join_sums;
 use crate::diag::Diagnostics;

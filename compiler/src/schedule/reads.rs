@@ -7,6 +7,7 @@
 //! [`Form`] is what every op says of its operands. It is the one scheme of all archetypes: grouping admits what has the form
 //! asked for, and code generation makes a view of it.
 
+use alip_plan::kernel::ConvKind;
 use smallvec::{SmallVec, smallvec};
 
 use super::group::{Groups, MemberId, Refusal, Store, What};
@@ -28,6 +29,8 @@ pub(super) enum Form {
     Strided,
     /// Every element, in the order in which they lie.
     Dense,
+    /// The same, or what a prologue makes of bytes.
+    Image,
     /// As `[batch.., n, rest..]`, of which rows are picked along `n`, with one stride.
     Table { batch: usize },
     /// As the indices that pick them.
@@ -39,6 +42,7 @@ impl Form {
     pub(super) fn of(op: &Op, operand: usize) -> Form {
         match op {
             Op::Dot(dot) => Form::Factor { batch: dot.batch.len(), contracted: dot.contract.len() },
+            Op::Conv2d(conv) if operand == 0 && conv.kind != ConvKind::ImageGrad => Form::Image,
             Op::Conv2d(_) | Op::ScatterAdd { .. } => Form::Dense,
             Op::Attention(_) => Form::Strided,
             Op::Gather { batch } if operand == 0 => Form::Table { batch: *batch },
@@ -56,7 +60,7 @@ impl Form {
                 operands::product(layout, batch, contracted).is_some() && cuts.add(&over_batch)
             }
             Form::Strided => layout.strides().is_some(),
-            Form::Dense => layout.is_identity(elements),
+            Form::Dense | Form::Image => layout.is_identity(elements),
             // The member's own chain is over the gathered rows; `gathers` checks the whole.
             Form::Table { batch } => layout.dims[batch].len() <= 1,
             Form::Picks => true,
@@ -201,6 +205,11 @@ impl Groups<'_> {
 
     /// The deepest value below `top` that can be read through the views above it.
     fn below(&self, node: NodeId, operand: usize, top: NodeId, chain: Chain, cuts: &mut Cuts) -> Option<Found> {
+        if Form::of(&self.graph.node(node).op, operand) == Form::Image
+            && let Ok(prologue) = self.pixels(top)
+        {
+            return Some(Found { value: prologue.value, chain: Chain::new() });
+        }
         let mut candidates = vec![Found { value: top, chain }];
         while let Some(last) = candidates.last()
             && let Some(view) = view_op(self.graph, last.value)

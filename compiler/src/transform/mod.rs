@@ -8,11 +8,13 @@
 //! - [`precision`]: which products take operands of 16 bits; before gradients are added too.
 //! - [`narrow`]: arithmetic of 16 bits, and what a target that stores none has in its place.
 //! - [`expand`]: semantic ops in terms of primitives: their meaning, and what a target without a kernel for them runs.
+//! - [`bytes`]: images that a pipeline delivers in bytes; after everything else.
 //!
 //! Every rewrite can be turned off by its name ([`Disabled`]).
 
 mod analysis;
 mod batching;
+pub mod bytes;
 pub mod expand;
 pub mod lift;
 pub mod lonely;

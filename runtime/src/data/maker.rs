@@ -242,6 +242,10 @@ fn rows_of(tensors: &mut [HostTensor], batch: usize) -> Vec<Vec<Row<'_>>> {
                 let length = (data.len() / batch).max(1);
                 data.chunks_exact_mut(length).zip(&mut rows).for_each(|(chunk, row)| row.push(Row::I32(chunk)));
             }
+            Data::U8(data) => {
+                let length = (data.len() / batch).max(1);
+                data.chunks_exact_mut(length).zip(&mut rows).for_each(|(chunk, row)| row.push(Row::U8(chunk)));
+            }
             // `Transform::allocate` makes no others.
             Data::Bf16(_) | Data::F16(_) | Data::Bool(_) => {}
         }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 
-use alip_plan::pipeline::{Argument, Mode, Pipeline, PipelineNode, PipelineOp, Shuffle, Source};
+use alip_plan::pipeline::{Argument, CLIP_MEAN, CLIP_STD, Mode, Pipeline, PipelineNode, PipelineOp, Shuffle, Source};
 use image::ImageEncoder;
 
 use super::*;
@@ -105,6 +105,7 @@ fn pipeline(source: Source) -> Pipeline {
         ops: calls.iter().map(node).collect(),
         eval_ops: None,
         outputs: outputs.map(|(a, b)| (a.to_string(), b.to_string())).into(),
+        bytes: BTreeSet::new(),
     }
 }
 
@@ -136,6 +137,28 @@ fn batches_do_not_depend_on_workers_or_restarts() {
     assert_ne!(take(&mut open(folder.source(0.3), &other).unwrap(), 14), whole);
 }
 
+/// The same batches in bytes: the pixels of which the floats are made, and all else.
+#[test]
+fn images_in_bytes_are_the_pixels() {
+    let folder = Folder::with_images("bytes", 23, &[4, 17]);
+    let train = LoaderOptions { max_bad: 1.0, workers: 2, ..LoaderOptions::train(5, 4) };
+    for (options, batches) in [(train, 14), (LoaderOptions { max_bad: 1.0, ..LoaderOptions::eval(4) }, 6)] {
+        let floats = take(&mut open(folder.source(0.3), &options).unwrap(), batches);
+        let samples = open_source(&folder.source(0.3), options.mode).unwrap();
+        let pipeline = pipeline(folder.source(0.3)).with_bytes();
+        let bytes = take(&mut Loader::new(&pipeline, samples, &options).unwrap(), batches);
+        for (mut floats, mut bytes) in floats.into_iter().zip(bytes) {
+            let [whole, pixels] = [&mut floats, &mut bytes].map(|batch| batch.tensors.remove("image").unwrap());
+            let Data::U8(pixels) = pixels.data() else { panic!("{:?}", pixels.dtype()) };
+            let row = |pixels: &[u8]| RgbImage { width: 8, height: 8, pixels: pixels.to_vec() };
+            let made =
+                pixels.chunks_exact(8 * 8 * 3).flat_map(|pixels| normalize_rgb(&row(pixels), CLIP_MEAN, CLIP_STD));
+            assert_eq!(whole.data(), &Data::F32(made.collect()));
+            assert_eq!(floats, bytes);
+        }
+    }
+}
+
 /// What was delivered is made once more, the last batch of a pass too, while others go on to be delivered.
 #[test]
 fn a_batch_is_made_again() {
@@ -158,6 +181,7 @@ fn poison(loader: &mut Loader, mut batch: Batch) {
         match tensor.data_mut() {
             Data::F32(values) => values.fill(f32::NAN),
             Data::I32(values) => values.fill(i32::MIN),
+            Data::U8(values) => values.fill(u8::MAX),
             other => panic!("a tensor of {other:?}"),
         }
     }

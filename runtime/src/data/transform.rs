@@ -16,13 +16,14 @@ use super::order::Order;
 use super::{
     DataError, Field, RawSample, RgbImage, SampleError, SampleSource, Tokenizer, Vocabularies, resize, scratch,
 };
-use crate::tensor::{HostTensor, TensorError};
+use crate::tensor::{Data, HostTensor, TensorError};
 
 /// One sample's part of a batch.
 #[derive(Debug)]
 pub(crate) enum Row<'a> {
     F32(&'a mut [f32]),
     I32(&'a mut [i32]),
+    U8(&'a mut [u8]),
 }
 
 /// A pipeline's body, ready to run.
@@ -129,6 +130,7 @@ impl Transform {
             let elements = shape.iter().product::<u64>() as usize;
             match output.dtype {
                 DType::I32 => HostTensor::i32(&shape, vec![0; elements]),
+                DType::U8 => HostTensor::new(&shape, Data::U8(vec![0; elements])),
                 // `Pipeline::check` knows no other dtypes.
                 _ => HostTensor::f32(&shape, vec![0.0; elements]),
             }
@@ -172,7 +174,7 @@ impl Transform {
                             tokenizer.encode_into(&text, row);
                             Ok(())
                         }
-                        Row::F32(_) => mismatch("tokens", "f32"),
+                        Row::F32(_) | Row::U8(_) => mismatch("tokens", "other than i32"),
                     })?
                 }
             };
@@ -283,20 +285,24 @@ fn resized(image: Cow<'_, RgbImage>, (height, width): (u32, u32), filter: Filter
     small
 }
 
+/// Normalises an image into a row, or leaves that to whoever takes it in bytes.
 fn normalize_row(image: &RgbImage, table: &[[f32; 256]; 3], row: &mut Row<'_>) -> Result<(), SampleError> {
-    match row {
-        Row::F32(row) if row.len() == image.pixels.len() => {
-            normalize_into(image, table, row);
-            Ok(())
-        }
-        Row::F32(row) => Err(SampleError(format!(
-            "an image of {}x{} pixels does not fill a row of {} numbers",
-            image.width,
-            image.height,
-            row.len()
-        ))),
-        Row::I32(_) => mismatch("an image", "i32"),
+    let length = match row {
+        Row::F32(row) => row.len(),
+        Row::U8(row) => row.len(),
+        Row::I32(_) => return mismatch("an image", "i32"),
+    };
+    if length != image.pixels.len() {
+        let (width, height) = (image.width, image.height);
+        let why = format!("an image of {width}x{height} pixels does not fill a row of {length} numbers");
+        return Err(SampleError(why));
     }
+    match row {
+        Row::U8(row) => row.copy_from_slice(&image.pixels),
+        Row::F32(row) => normalize_into(image, table, row),
+        Row::I32(_) => {}
+    }
+    Ok(())
 }
 
 /// `Pipeline::check` proves that this does not happen for a source that keeps its promises.

@@ -122,6 +122,7 @@ impl Memory<'_> {
                 DType::Bool => f64::from(u8::from(at.cast::<u32>().read() != 0)),
                 DType::Bf16 => f64::from(bf16_to_f32(at.cast::<u16>().read())),
                 DType::F16 => f64::from(f16_to_f32(at.cast::<u16>().read())),
+                DType::U8 => f64::from(at.read()),
             }
         }
     }
@@ -137,6 +138,7 @@ impl Memory<'_> {
                 DType::Bool => at.cast::<u32>().write(u32::from(value != 0.0)),
                 DType::Bf16 => at.cast::<u16>().write(f32_to_bf16(value as f32)),
                 DType::F16 => at.cast::<u16>().write(f32_to_f16(value as f32)),
+                DType::U8 => {} // `check` admits no such store
             }
         }
     }
@@ -270,9 +272,16 @@ impl Memory<'_> {
                 ConvKind::ImageGrad => [out, weight, image],
                 ConvKind::WeightGrad => [image, out, weight],
             };
-            sums[linear(&to, &result)] += self.viewed(&conv.a, &a) * self.viewed(&conv.b, &b);
+            sums[linear(&to, &result)] += self.first(conv, &a) * self.viewed(&conv.b, &b);
         }
         self.put_all(&conv.out, &result, sums);
+    }
+
+    /// The first factor of a convolution at a point of its domain.
+    fn first(&mut self, conv: &Conv2d, at: &[u64]) -> f64 {
+        let views = std::slice::from_ref(&conv.a);
+        let made = self.run(&conv.prologue, views, &Point { at, slots: &[], product: 0.0 });
+        made.last().copied().unwrap_or_else(|| self.viewed(&conv.a, at))
     }
 
     fn scatter_add(&mut self, scatter: &ScatterAdd) {
@@ -358,7 +367,7 @@ fn scalar(instr: &Instr, [a, b, c]: [f64; 3]) -> f64 {
         Cast(DType::Bool) => truth(a != 0.0),
         Cast(DType::I32) => f64::from(a as i32),
         Cast(to @ (DType::Bf16 | DType::F16)) => to.rounded(a),
-        RoundBf16 | RoundF16 => f64::NAN, // in no kernel that was checked
+        Cast(DType::U8) | RoundBf16 | RoundF16 => f64::NAN, // in no kernel that was checked
         // As in registers, also on the way to fewer bits.
         Cast(DType::F32) if instr.dtype == DType::I32 => f64::from(a as f32),
         Cast(DType::F32) | Load(_) | Store(_) | Index(_) | Slot(_) | Product => a,

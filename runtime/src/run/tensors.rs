@@ -181,6 +181,7 @@ pub fn file_type(dtype: DType) -> FileType {
         DType::F16 => FileType::F16,
         DType::I32 => FileType::I32,
         DType::Bool => FileType::U32,
+        DType::U8 => FileType::U8,
     }
 }
 

@@ -5,7 +5,7 @@
 
 mod late;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use alip_plan::kernel::{
@@ -244,6 +244,7 @@ pub(crate) fn shapes(scenes: u64) -> Pipeline {
         ops,
         eval_ops: None,
         outputs: outputs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+        bytes: BTreeSet::new(),
     }
 }
 

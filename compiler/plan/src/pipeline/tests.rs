@@ -40,6 +40,7 @@ fn pipeline(lines: &[Line<'_>], outputs: &[(&str, &str)]) -> Pipeline {
         ops: body(lines).expect("well-formed calls"),
         eval_ops: None,
         outputs: outputs.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect(),
+        bytes: BTreeSet::new(),
     }
 }
 
@@ -97,8 +98,50 @@ fn shorter_side_rounds_down() {
 
 #[test]
 fn survives_bytes() {
-    let bytes = postcard::to_stdvec(&recipe()).unwrap();
-    assert_eq!(postcard::from_bytes::<Pipeline>(&bytes).unwrap(), recipe());
+    for recipe in [recipe(), recipe().with_bytes()] {
+        let bytes = postcard::to_stdvec(&recipe).unwrap();
+        assert_eq!(postcard::from_bytes::<Pipeline>(&bytes).unwrap(), recipe);
+    }
+}
+
+#[test]
+fn images_are_delivered_in_bytes() {
+    let recipe = recipe().with_bytes();
+    let output = &recipe.check().unwrap()["image"];
+    assert_eq!((output.dtype, output.shape.as_slice()), (DType::U8, [224, 224, 3].as_slice()));
+    let left = Normalization { mean: CLIP_MEAN, std: [0.26862954, 0.26130258, 0.27577711] };
+    assert_eq!(recipe.in_bytes(), BTreeMap::from([("image".to_string(), left)]));
+
+    let normalized = |mean: f64| {
+        let image = Argument::Tuple(vec![mean; 3]);
+        let args = [("mean", image)];
+        let lines: &[Line<'_>] = &[
+            ("whole", "decode_rgb", &[name("jpeg")], &[]),
+            ("rgb", "resize", &[name("whole"), Argument::Number(8.0), Argument::Number(8.0)], &[]),
+            ("image", "normalize_rgb", &[name("rgb")], &args),
+        ];
+        pipeline(lines, &[("image", "image")])
+    };
+    // What evaluation normalises otherwise is delivered in floats.
+    let apart = Pipeline { eval_ops: Some(normalized(0.25).ops), ..normalized(0.5) };
+    assert_eq!(apart.clone().with_bytes(), apart);
+    let forced = Pipeline { bytes: BTreeSet::from(["image".to_string()]), ..apart.clone() };
+    let why = "output `image`: delivered in bytes, but no image that training and evaluation normalise alike";
+    assert_eq!(forced.check().unwrap_err().to_string(), why);
+
+    // Another pipeline for whoever takes bytes of this one.
+    let own = normalized(0.5).with_bytes();
+    assert_eq!(normalized(0.5).like(&own), Ok(own.clone()));
+    assert_eq!(normalized(0.5).like(&normalized(0.25)), Ok(normalized(0.5)));
+    let std = CLIP_STD;
+    assert_eq!(
+        normalized(0.25).like(&own).unwrap_err(),
+        format!(
+            "`image` is normalised by mean [0.5, 0.5, 0.5] and std {std:?} in pipeline `test`, but by mean [0.25, 0.25, 0.25] \
+             and std {std:?} in `test`"
+        )
+    );
+    assert!(apart.like(&own).unwrap_err().ends_with("in pipeline `test`, but not at all, or not alike in `test`"));
 }
 
 #[track_caller]

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use alip_compiler::diag::{Diagnostics, SourceMap};
 use alip_compiler::diff::{Change, Diff, diff};
 use alip_compiler::resolve::Options;
-use alip_compiler::{CompileOptions, SpecOptions, compile_spec, transform};
+use alip_compiler::{CompileOptions, Feed, SpecOptions, compile_spec, transform};
 
 /// Most differing operations shown per application; `--all` shows the rest.
 const MOST_OPERATIONS: usize = 6;
@@ -62,11 +62,8 @@ fn compare(args: &Args, sources: &mut SourceMap) -> Result<(String, Diff), Diagn
     let mut both = |compile: &CompileOptions| {
         let mut compiled = |spec: &str, set: &[String]| {
             let spec_options = Options { batch: args.batch, set: set.to_vec(), ..Options::default() };
-            compile_spec(
-                sources,
-                spec,
-                &SpecOptions { spec: spec_options, compile: compile.clone(), ..SpecOptions::default() },
-            )
+            let (compile, feed) = (compile.clone(), Feed::Loader);
+            compile_spec(sources, spec, &SpecOptions { spec: spec_options, compile, feed, ..SpecOptions::default() })
         };
         Ok::<_, Diagnostics>((compiled(&args.first, &[])?, compiled(&args.second, &args.set)?))
     };

@@ -4,7 +4,7 @@ use alip_compiler::diag::{Diagnostic, did_you_mean};
 use alip_compiler::optimize::OptimizeOptions;
 use alip_compiler::resolve::Options;
 use alip_compiler::schedule::ScheduleOptions;
-use alip_compiler::{CompileOptions, SpecOptions, transform};
+use alip_compiler::{CompileOptions, Feed, SpecOptions, transform};
 use alip_plan::Target;
 
 /// A spec, a target, and what is turned off.
@@ -54,7 +54,7 @@ impl SpecArgs {
         };
         compile.leave_out(&self.no_rule);
         let spec = Options { batch: self.batch, set: self.set.clone(), ..Options::default() };
-        Ok(SpecOptions { spec, compile, ..SpecOptions::default() })
+        Ok(SpecOptions { spec, compile, feed: Feed::Loader, ..SpecOptions::default() })
     }
 }
 

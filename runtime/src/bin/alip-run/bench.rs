@@ -4,12 +4,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alip_plan::{PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, philox};
+use alip_plan::{DType, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, philox};
 use alip_runtime::exec::{RowTotals, Session, Tensors};
 use alip_runtime::human::bytes;
-use alip_runtime::tensor::HostTensor;
+use alip_runtime::tensor::{Data, HostTensor};
 
-use crate::model::{DeviceArgs, Keep, ModelArgs};
+use crate::model::{DeviceArgs, Feed, Keep, ModelArgs};
 use crate::{Failure, Outcome, profile};
 
 /// Measure training steps on synthetic data
@@ -50,7 +50,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let device = args.device.open()?;
     let description = format!("{}: {}", device.name(), device.description());
     let start = Instant::now();
-    let plan = Arc::new(args.model.plan(&*device, Keep::default())?);
+    let plan = Arc::new(args.model.plan(&*device, Keep::default(), Feed::Loader)?);
     let compile = start.elapsed();
     let Some(train) = &plan.train else {
         return Err(Failure::message(format!(
@@ -153,6 +153,8 @@ pub(crate) fn synthetic(plan: &Plan) -> Outcome<Tensors> {
                 bits.iter().map(|bits| philox::uniform(*bits) - 0.5).sum::<f32>() * 3f32.sqrt()
             });
             HostTensor::f32(&buffer.shape, values.collect())
+        } else if buffer.dtype == DType::U8 {
+            HostTensor::new(&buffer.shape, Data::U8((0..elements).map(|index| draw(index)[0] as u8).collect()))
         } else {
             let context = buffer.shape.last().copied().unwrap_or(1) as usize;
             let mut ids = vec![0i32; elements as usize];

@@ -50,6 +50,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
         Some(folder) => moved(pipeline, folder).map_err(Failure::message)?,
         None => pipeline,
     };
+    // As a graph takes from it that trains.
+    let pipeline = pipeline.with_bytes();
     let outputs = pipeline.check().map_err(Failure::message)?;
     let source = open_source(&pipeline.source, Mode::Train)?;
     let samples = source.len();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 #[cfg(feature = "compile")]
 use alip_plan::Target;
 use alip_plan::pipeline::{Pipeline, Source};
-use alip_plan::{PROGRAM_TRAIN, Plan};
+use alip_plan::{DType, PROGRAM_TRAIN, Plan};
 use alip_runtime::device::{self, Choice, Device, DeviceError, DeviceOptions};
 use alip_runtime::exec::{ExecError, Session};
 use alip_runtime::run::{DeviceIdentity, RunDir, SpecFile, SpecSources, read_plan};
@@ -110,6 +110,15 @@ pub(crate) fn bounded(option: &str, threads: u64) -> Outcome<usize> {
     Err(Failure::message(format!("{option} {threads}: {why}")))
 }
 
+/// Who gives a plan its inputs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Feed {
+    /// A file, as the graph declares them.
+    File,
+    /// The loader, which delivers images in bytes.
+    Loader,
+}
+
 /// What `train` yields besides its metrics.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Keep {
@@ -121,8 +130,8 @@ pub(crate) struct Keep {
 
 impl ModelArgs {
     /// The plan in the directory, or of the spec compiled for a device.
-    pub(crate) fn plan(&self, device: &dyn Device, keep: Keep) -> Outcome<Plan> {
-        Ok(self.how.plan_on(&self.spec, device, keep, None)?.0)
+    pub(crate) fn plan(&self, device: &dyn Device, keep: Keep, feed: Feed) -> Outcome<Plan> {
+        Ok(self.how.plan_on(&self.spec, device, (keep, feed), None)?.0)
     }
 }
 
@@ -138,13 +147,13 @@ impl CompileArgs {
     pub(crate) fn plan_and_data(&self, spec: &str, device: &dyn Device, data: Option<&str>) -> Outcome<Prepared> {
         let files = data.filter(|data| is_data(data));
         let other = data.filter(|_| files.is_none());
-        let (plan, sources) = self.plan_on(spec, device, Keep::default(), other)?;
+        let (plan, sources) = self.plan_on(spec, device, (Keep::default(), Feed::Loader), other)?;
         let pipeline = match (files, other) {
             (Some(files), _) => {
                 moved(own(&plan)?, files).map_err(|why| Failure::message(format!("graph `{}`: {why}", plan.name)))?
             }
             (None, Some(name)) if sources.is_none() => {
-                let pipeline = named(name)?;
+                let pipeline = taken_by(&plan, named(name)?)?;
                 fits(&plan, &pipeline)?;
                 pipeline
             }
@@ -163,7 +172,7 @@ impl CompileArgs {
         &self,
         spec: &str,
         device: &dyn Device,
-        keep: Keep,
+        (keep, feed): (Keep, Feed),
         data: Option<&str>,
     ) -> Outcome<(Plan, Option<SpecSources>)> {
         let path = Path::new(spec);
@@ -178,7 +187,8 @@ impl CompileArgs {
                 no_egraph: self.no_egraph,
                 ..SpecSources::default()
             };
-            return compile(sources, self.target.as_deref(), device, keep).map(|(plan, sources)| (plan, Some(sources)));
+            return compile(sources, self.target.as_deref(), device, (keep, feed))
+                .map(|(plan, sources)| (plan, Some(sources)));
         }
         if !self.is_plain() {
             let why = "is compiled: --batch, --set, --target, --no-rule and --no-egraph are for specs; give them to \
@@ -189,7 +199,13 @@ impl CompileArgs {
             let why = "a compiled plan keeps neither gradients nor outputs; give the spec, or --dump params,metrics";
             return Err(Failure::message(format!("{}: {why}", path.display())));
         }
-        Ok((read_plan(path)?.1, None))
+        let plan = read_plan(path)?.1;
+        if feed == Feed::File && reads_bytes(&plan) {
+            let why =
+                "takes images in bytes, as the loader delivers them; give the spec, whose images are those of a file";
+            return Err(Failure::message(format!("the plan in {} {why}", path.display())));
+        }
+        Ok((plan, None))
     }
 }
 
@@ -209,7 +225,7 @@ pub(crate) fn session_on(run: &RunDir, device: &dyn Device) -> Outcome<Session> 
         Failure::message(format!("the run of `{name}` {why}; give the --device it was started on"))
     })?;
     note!("compiling `{name}` for {}, since the run was started on {why}", device.name());
-    let (plan, _) = compile(sources, target, device, Keep::default())?;
+    let (plan, _) = compile(sources, target, device, (Keep::default(), Feed::Loader))?;
     Ok(Session::on(device, Arc::new(plan))?)
 }
 
@@ -240,7 +256,7 @@ fn compile(
     from: SpecSources,
     target_name: Option<&str>,
     device: &dyn Device,
-    keep: Keep,
+    (keep, feed): (Keep, Feed),
 ) -> Outcome<(Plan, SpecSources)> {
     use alip_compiler::diag::{Diagnostics, SourceMap};
     use alip_compiler::training;
@@ -252,6 +268,10 @@ fn compile(
     let options = SpecOptions {
         spec: resolve::Options { batch: from.batch, set: from.set.clone(), files: from.files.clone() },
         data: from.data.clone(),
+        feed: match feed {
+            Feed::File => alip_compiler::Feed::Caller,
+            Feed::Loader => alip_compiler::Feed::Loader,
+        },
         keep: training::Keep { grads: keep.grads, values: keep.outputs },
         compile,
     };
@@ -284,7 +304,7 @@ pub(crate) fn target(name: Option<&str>, device: &dyn Device) -> Outcome<Target>
 }
 
 #[cfg(not(feature = "compile"))]
-fn compile(from: SpecSources, _: Option<&str>, _: &dyn Device, _: Keep) -> Outcome<(Plan, SpecSources)> {
+fn compile(from: SpecSources, _: Option<&str>, _: &dyn Device, _: (Keep, Feed)) -> Outcome<(Plan, SpecSources)> {
     let why = "no such directory, and this program was built without the compiler (feature `compile`)";
     Err(Failure::message(format!("{}: {why}; give a directory that `alipc compile -o` wrote", from.spec)))
 }
@@ -355,6 +375,19 @@ pub(crate) fn named(name: &str) -> Outcome<Pipeline> {
     Err(Failure::message(format!("--data {name}: {why}")))
 }
 
+/// Whether a plan takes images in bytes.
+fn reads_bytes(plan: &Plan) -> bool {
+    let inputs = plan.programs.get(PROGRAM_TRAIN).into_iter().flat_map(|train| train.batch_inputs());
+    inputs.into_iter().any(|(_, buffer)| buffer.dtype == DType::U8)
+}
+
+/// A pipeline as a plan takes from it: what its own pipeline delivers in bytes is normalised by the plan.
+fn taken_by(plan: &Plan, pipeline: Pipeline) -> Outcome<Pipeline> {
+    let Some(own) = plan.train.as_ref().and_then(|train| train.data.as_ref()) else { return Ok(pipeline) };
+    let why = |why| format!("graph `{}` is compiled for its own pipeline: {why}; compile it with this one", plan.name);
+    pipeline.like(own).map_err(|error| Failure::message(why(error)))
+}
+
 /// Whether a pipeline delivers what the plan's training step reads.
 fn fits(plan: &Plan, pipeline: &Pipeline) -> Outcome<()> {
     let delivered = pipeline.check().map_err(Failure::message)?;
@@ -411,7 +444,7 @@ mod tests {
     #[test]
     fn a_plan_of_another_adapter_is_compiled_again() {
         let spec = SpecSources { spec: "alip_tiny".into(), ..SpecSources::default() };
-        let (plan, sources) = compile(spec, None, &Reference, Keep::default()).unwrap();
+        let (plan, sources) = compile(spec, None, &Reference, (Keep::default(), Feed::Loader)).unwrap();
         let info = RunInfo::new(&plan, DeviceIdentity::of(&Reference), 1, 10, None);
         let folder = tempfile::tempdir().unwrap();
         let begin = |name: &str, sources: Option<&SpecSources>| {

@@ -9,7 +9,7 @@ use alip_runtime::exec::Session;
 use alip_runtime::train::replay::{Dump, Replay, replay};
 
 use crate::Outcome;
-use crate::model::{DeviceArgs, Keep, ModelArgs};
+use crate::model::{DeviceArgs, Feed, Keep, ModelArgs};
 
 /// Train on exactly the batches in a file and dump what happened
 ///
@@ -78,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         .collect();
     let device = args.device.open()?;
     let keep = Keep { grads: dump.contains(&Dump::Grads), outputs: dump.contains(&Dump::Outputs) };
-    let plan = args.model.plan(&*device, keep)?;
+    let plan = args.model.plan(&*device, keep, Feed::File)?;
     let mut session = Session::new(Arc::new(plan), device)?;
     let what = Replay {
         weights: &args.weights,

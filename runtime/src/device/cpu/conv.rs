@@ -1,4 +1,5 @@
-//! Convolutions as products with image columns (im2col), one image and a group of rows or channels at a time.
+//! Convolutions as products with image columns (im2col), one image and a group of rows or channels at a time. An image that a
+//! prologue makes is made before its columns are, once for all windows.
 
 use alip_plan::DType;
 use alip_plan::fault::{Fault, planted};
@@ -6,7 +7,9 @@ use alip_plan::kernel::{Conv2d, ConvKind, View};
 use rayon::prelude::*;
 
 use super::Threads;
+use super::isa::Loops;
 use super::matrix::{Matrix, multiply};
+use super::pixels::Pixels;
 use super::run::{Operands, Scratch, widen};
 
 /// Most elements of a column matrix: 16 MiB per thread.
@@ -17,6 +20,8 @@ pub(super) struct PreparedConv {
     kind: ConvKind,
     /// Both factors, and the result.
     views: [View; 3],
+    /// What makes the images, if they are not stored.
+    pixels: Option<Pixels>,
     n: usize,
     c: usize,
     h: usize,
@@ -39,6 +44,10 @@ struct Wide {
 }
 
 impl Wide {
+    fn of(mut block: Vec<f32>) -> Wide {
+        Wide { start: block.as_mut_ptr(), block: Some(block) }
+    }
+
     fn give_back(self, scratch: &mut Scratch) {
         if let Some(block) = self.block {
             scratch.return_block(block);
@@ -47,14 +56,15 @@ impl Wide {
 }
 
 impl PreparedConv {
-    pub(super) fn new(conv: &Conv2d) -> PreparedConv {
+    pub(super) fn new(conv: &Conv2d, alias: &[usize], loops: &Loops) -> PreparedConv {
         let (oh, ow) = conv.extent();
         let [n, c, h, w, o, kh, kw, stride, padding, oh, ow] =
             [conv.n, conv.c, conv.h, conv.w, conv.o, conv.kh, conv.kw, conv.stride, conv.padding, oh, ow]
                 .map(|size| size as usize);
         let rows = (COLUMNS / (c * kh * kw * ow).max(1)).clamp(1, oh.max(1));
         let views = [&conv.a, &conv.b, &conv.out].map(View::clone);
-        PreparedConv { kind: conv.kind, views, n, c, h, w, o, kh, kw, stride, padding, oh, ow, rows }
+        let pixels = (!conv.prologue.instrs.is_empty()).then(|| Pixels::new(conv, alias, loops));
+        PreparedConv { kind: conv.kind, views, pixels, n, c, h, w, o, kh, kw, stride, padding, oh, ow, rows }
     }
 
     pub(super) fn run(&self, operands: &Operands, threads: &Threads) {
@@ -68,8 +78,11 @@ impl PreparedConv {
                 let to = unsafe { (result as *mut f32).add(n * out) };
                 threads.with_scratch(|scratch| {
                     let mut columns = scratch.take_block(self.c * self.kh * self.kw * self.rows * self.ow);
-                    let weight = self.wide(second, 0, weight, scratch);
-                    let image = self.wide(first, n * image, image, scratch);
+                    let weight = self.wide(1, second, 0, weight, scratch);
+                    let image = match &self.pixels {
+                        Some(pixels) => Wide::of(pixels.make(operands, n * self.c..(n + 1) * self.c, scratch)),
+                        None => self.wide(0, first, n * image, image, scratch),
+                    };
                     self.forward(image.start, weight.start, to, &mut columns);
                     image.give_back(scratch);
                     weight.give_back(scratch);
@@ -81,8 +94,8 @@ impl PreparedConv {
                 let to = unsafe { (result as *mut f32).add(n * image) };
                 threads.with_scratch(|scratch| {
                     let mut columns = scratch.take_block(self.c * self.kh * self.kw * self.rows * self.ow);
-                    let weight = self.wide(second, 0, weight, scratch);
-                    let out = self.wide(first, n * out, out, scratch);
+                    let weight = self.wide(1, second, 0, weight, scratch);
+                    let out = self.wide(0, first, n * out, out, scratch);
                     self.image_grad(out.start, weight.start, to, &mut columns);
                     out.give_back(scratch);
                     weight.give_back(scratch);
@@ -94,8 +107,12 @@ impl PreparedConv {
                 threads.with_scratch(|scratch| {
                     let mut columns = scratch.take_block(self.kh * self.kw * self.rows * self.ow);
                     for n in 0..self.n {
-                        let image = self.wide(first, n * image + c * channel, channel, scratch);
-                        let out = self.wide(second, n * out, out, scratch);
+                        let plane = n * self.c + c;
+                        let image = match &self.pixels {
+                            Some(pixels) => Wide::of(pixels.make(operands, plane..plane + 1, scratch)),
+                            None => self.wide(0, first, n * image + c * channel, channel, scratch),
+                        };
+                        let out = self.wide(1, second, n * out, out, scratch);
                         self.weight_grad(c, n > 0, image.start, out.start, result as *mut f32, &mut columns);
                         out.give_back(scratch);
                         image.give_back(scratch);
@@ -106,9 +123,9 @@ impl PreparedConv {
         }
     }
 
-    /// So many elements of an operand in f32: where they are, or widened.
-    fn wide(&self, operand: usize, first: usize, count: usize, scratch: &mut Scratch) -> Wide {
-        let dtype = self.views[0].dtype; // of both factors
+    /// So many elements of a factor in f32: where they are, or widened.
+    fn wide(&self, factor: usize, operand: usize, first: usize, count: usize, scratch: &mut Scratch) -> Wide {
+        let dtype = self.views[factor].dtype;
         if dtype == DType::F32 {
             // SAFETY: inside an operand that `check` sized.
             return Wide { start: unsafe { (operand as *mut f32).add(first) }, block: None };
@@ -116,7 +133,7 @@ impl PreparedConv {
         let mut block = scratch.take_block(count);
         // SAFETY: as above.
         unsafe { widen(dtype, (operand as *const u16).add(first), 1, &mut block[..count]) };
-        Wide { start: block.as_mut_ptr(), block: Some(block) }
+        Wide::of(block)
     }
 
     fn forward(&self, image: *mut f32, weight: *mut f32, out: *mut f32, columns: &mut [f32]) {

@@ -18,7 +18,7 @@ pub(super) enum Prepared {
     Map(PreparedMap),
     Reduction(Box<PreparedReduction>),
     Product(Box<PreparedProduct>),
-    Conv2d(PreparedConv),
+    Conv2d(Box<PreparedConv>),
     ScatterAdd(ScatterAdd),
     Attention(Box<PreparedAttention>),
 }
@@ -32,7 +32,7 @@ impl Prepared {
                 Prepared::Reduction(Box::new(PreparedReduction::new(reduction, alias, loops)?))
             }
             Loop::Product(product) => Prepared::Product(Box::new(PreparedProduct::new(product, alias, loops)?)),
-            Loop::Conv2d(conv) => Prepared::Conv2d(PreparedConv::new(conv)),
+            Loop::Conv2d(conv) => Prepared::Conv2d(Box::new(PreparedConv::new(conv, alias, loops))),
             Loop::ScatterAdd(scatter) => Prepared::ScatterAdd(scatter.clone()),
             Loop::Attention(attention) => Prepared::Attention(Box::new(PreparedAttention::new(attention, loops))),
         })

@@ -18,6 +18,7 @@ mod isa;
 mod kernel;
 mod math;
 mod matrix;
+mod pixels;
 mod product;
 mod reduction;
 mod run;

@@ -236,6 +236,10 @@ impl<'a> Runner<'a> {
                     let to = std::slice::from_raw_parts_mut(to.add(lane).cast(), n);
                     widen(dtype, base.cast::<u16>().offset(element), stride, to);
                 }),
+                DType::U8 => self.walk(walk, place, lanes, |lane, element, stride, n| {
+                    let to = std::slice::from_raw_parts_mut(to.add(lane).cast(), n);
+                    widen_by(f32::from, base.offset(element), stride, to);
+                }),
                 _ => self.walk(walk, place, lanes, |lane, element, stride, n| {
                     let (from, to) = (base.cast::<u32>().offset(element), to.add(lane));
                     match stride {
@@ -340,7 +344,7 @@ pub(super) unsafe fn widen(dtype: DType, from: *const u16, stride: isize, to: &m
 /// # Safety
 /// As [`widen`].
 #[inline(always)]
-unsafe fn widen_by(number: impl Fn(u16) -> f32, from: *const u16, stride: isize, to: &mut [f32]) {
+unsafe fn widen_by<T: Copy>(number: impl Fn(T) -> f32, from: *const T, stride: isize, to: &mut [f32]) {
     // A loop of its own for neighbours, so that it is done in vectors.
     if stride == 1 {
         // SAFETY: the caller's.

@@ -273,7 +273,15 @@ impl Loaded {
                 slice.bytes
             )));
         }
-        self.queue.write_buffer(segment, slice.offset, bytes);
+        // Words are written: what ends within one is filled up, and nothing else lies there.
+        let words = bytes.len().next_multiple_of(4);
+        if words == bytes.len() {
+            self.queue.write_buffer(segment, slice.offset, bytes);
+        } else {
+            let mut filled = bytes.to_vec();
+            filled.resize(words, 0);
+            self.queue.write_buffer(segment, slice.offset, &filled);
+        }
         Ok(())
     }
 }

@@ -163,19 +163,65 @@ impl Side<'_> {
     }
 }
 
-/// Declares operands that are walked from a view's offset on; for each the text up to the number of an element there.
-fn dense(shader: &mut Shader<'_>, views: [&View; 3]) -> Result<[String; 3], EmitError> {
-    for view in views {
-        shader.operand(view.operand, view.dtype)?;
-    }
-    Ok(views.map(|view| match view.offset {
+/// Declares an operand that is walked from a view's offset on; the text up to the number of an element there.
+fn dense(shader: &mut Shader<'_>, view: &View) -> Result<String, EmitError> {
+    shader.operand(view.operand, view.dtype)?;
+    Ok(match view.offset {
         0 => format!("p{}[", view.operand),
         offset => format!("p{}[{offset}u + ", view.operand),
-    }))
+    })
+}
+
+/// The first factor of a convolution at a point of its domain, as an expression.
+struct First<'a> {
+    conv: &'a Conv2d,
+    /// The text up to the number of an element; none where pixels are made of elements, by a function `pixel`.
+    stored: Option<String>,
+}
+
+impl First<'_> {
+    fn new<'a>(conv: &'a Conv2d, shader: &mut Shader<'_>) -> Result<First<'a>, EmitError> {
+        let stored = if conv.prologue.instrs.is_empty() {
+            Some(dense(shader, &conv.a)?)
+        } else {
+            let pixel = pixel(conv, shader)?;
+            shader.globals.push_str(&pixel);
+            None
+        };
+        Ok(First { conv, stored })
+    }
+
+    fn at(&self, [n, c, y, x]: [&str; 4]) -> String {
+        let [[_, channels, height, width], ..] = self.conv.domains();
+        match &self.stored {
+            Some(a) => format!("{a}(({n} * {channels}u + {c}) * {height}u + {y}) * {width}u + {x}]"),
+            None => format!("pixel({n}, {c}, {y}, {x})"),
+        }
+    }
+}
+
+/// The prologue of a convolution as a function `pixel(n, c, y, x)`.
+fn pixel(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<String, EmitError> {
+    let mark = shader.body.len();
+    let scope = Scope {
+        views: std::slice::from_ref(&conv.a),
+        coords: &["n", "c", "y", "x"].map(String::from),
+        slots: &[],
+        prefix: "v",
+        store_if: None,
+        product: None,
+        shared: false,
+    };
+    let values = code::write(shader, &conv.prologue, &scope)?;
+    let last = values.last().map_or("0.0f", String::as_str);
+    shader.line(format!("return {last};"));
+    let body = shader.take_since(mark);
+    Ok(format!("fn pixel(n: u32, c: u32, y: u32, x: u32) -> f32 {{\n{body}}}\n"))
 }
 
 fn emit_conv(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
-    let [a, b, result] = dense(shader, [&conv.a, &conv.b, &conv.out])?;
+    let a = First::new(conv, shader)?;
+    let (b, result) = (dense(shader, &conv.b)?, dense(shader, &conv.out)?);
     let (oh, ow) = conv.extent();
     let Conv2d { n, c, h, w, o, kh, kw, stride, padding, .. } = *conv;
     // Each sum is cut into rows, whose partial sums are added: rounding errors grow with the root of the rows' number.
@@ -193,8 +239,9 @@ fn emit_conv(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
             shader.line(format!("let x = i32({} * {stride}u + kx) - {padding};", at[3]));
             shader.line(format!("if (x < 0 || x >= {w}) {{ continue; }}"));
             shader.line(format!(
-                "part += {a}(({} * {c}u + i) * {h}u + u32(y)) * {w}u + u32(x)] * {b}(({} * {c}u + i) * {kh}u + ky) * {kw}u + kx];",
-                at[0], at[1]
+                "part += {} * {b}(({} * {c}u + i) * {kh}u + ky) * {kw}u + kx];",
+                a.at([&at[0], "i", "u32(y)", "u32(x)"]),
+                at[1]
             ));
         }
         ConvKind::ImageGrad => {
@@ -210,11 +257,12 @@ fn emit_conv(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
             shader.line(format!("let x = i32({}) + {padding} - i32(kx);", at[3]));
             shader.line(format!("if (x < 0 || x % {stride} != 0 || x / {stride} >= {ow}) {{ continue; }}"));
             shader.line(format!(
-                "part += {a}(({} * {o}u + i) * {oh}u + u32(y / {stride})) * {ow}u + u32(x / {stride})] * {b}((i * {c}u + {}) * {kh}u + ky) * {kw}u + kx];",
-                at[0], at[1]
+                "part += {} * {b}((i * {c}u + {}) * {kh}u + ky) * {kw}u + kx];",
+                a.at([&at[0], "i", &format!("u32(y / {stride})"), &format!("u32(x / {stride})")]),
+                at[1]
             ));
         }
-        ConvKind::WeightGrad => return emit_weight_grad(conv, [&a, &b, &result], shader),
+        ConvKind::WeightGrad => return emit_weight_grad(conv, &a, [&b, &result], shader),
     }
     shader.line("}");
     shader.line("}");
@@ -225,7 +273,12 @@ fn emit_conv(conv: &Conv2d, shader: &mut Shader<'_>) -> Result<(), EmitError> {
 }
 
 /// A weight's gradient sums over all images: long sums are shared by a workgroup, a thread takes rows of the output.
-fn emit_weight_grad(conv: &Conv2d, [a, b, result]: [&str; 3], shader: &mut Shader<'_>) -> Result<(), EmitError> {
+fn emit_weight_grad(
+    conv: &Conv2d,
+    a: &First<'_>,
+    [b, result]: [&str; 2],
+    shader: &mut Shader<'_>,
+) -> Result<(), EmitError> {
     let (oh, ow) = conv.extent();
     let Conv2d { n, c, h, w, o, kh, kw, stride, padding, .. } = *conv;
     let (weights, rows) = (o * c * kh * kw, n * oh);
@@ -251,8 +304,9 @@ fn emit_weight_grad(conv: &Conv2d, [a, b, result]: [&str; 3], shader: &mut Shade
     shader.line(format!("let x = i32(ox * {stride}u + {}) - {padding};", at[3]));
     shader.line(format!("if (x < 0 || x >= {w}) {{ continue; }}"));
     shader.line(format!(
-        "part += {a}((i * {c}u + {}) * {h}u + u32(y)) * {w}u + u32(x)] * {b}((i * {o}u + {}) * {oh}u + oy) * {ow}u + ox];",
-        at[1], at[0]
+        "part += {} * {b}((i * {o}u + {}) * {oh}u + oy) * {ow}u + ox];",
+        a.at(["i", &at[1], "u32(y)", "u32(x)"]),
+        at[0]
     ));
     shader.line("}");
     shader.line("total += part;");
@@ -276,7 +330,8 @@ fn emit_scatter(scatter: &ScatterAdd, shader: &mut Shader<'_>) -> Result<(), Emi
     let ScatterAdd { batch, count, rows, inner, .. } = *scatter;
     let chunk = inner.clamp(1, shader.tiles.scatter_chunk);
     let chunks = inner.div_ceil(chunk);
-    let [index, updates, result] = dense(shader, [&scatter.index, &scatter.updates, &scatter.out])?;
+    let index = dense(shader, &scatter.index)?;
+    let (updates, result) = (dense(shader, &scatter.updates)?, dense(shader, &scatter.out)?);
     // Neighbouring threads own neighbouring rows, each a chunk of one: they scan the same indices together.
     thread_per(shader, batch * chunks * rows)?;
     let at = code::unravel(shader, "point", &[batch, chunks, rows], "c");

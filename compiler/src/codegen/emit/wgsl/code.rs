@@ -128,13 +128,18 @@ fn third<'v>(instr: &Instr, values: &'v [String]) -> &'v str {
 }
 
 fn element(shader: &mut Shader<'_>, view: &View, scope: &Scope<'_>) -> Result<String, EmitError> {
+    Ok(format!("p{}[{}]", view.operand, place(shader, view, scope)?))
+}
+
+/// The number of a view's element in its operand.
+fn place(shader: &mut Shader<'_>, view: &View, scope: &Scope<'_>) -> Result<String, EmitError> {
     shader.operand(view.operand, view.dtype)?;
     let mut at = offset(scope.coords, &view.strides, view.offset);
     if let Some(gather) = &view.gather {
         shader.operand(gather.operand, DType::I32)?;
         at = format!("{at} + {}", gathered(gather, scope));
     }
-    Ok(format!("p{}[{at}]", view.operand))
+    Ok(at)
 }
 
 fn gathered(gather: &Gather, scope: &Scope<'_>) -> String {
@@ -143,8 +148,14 @@ fn gathered(gather: &Gather, scope: &Scope<'_>) -> String {
 }
 
 fn load(shader: &mut Shader<'_>, view: &View, scope: &Scope<'_>) -> Result<String, EmitError> {
-    let element = element(shader, view, scope)?;
-    Ok(if view.dtype == DType::Bool { format!("({element} != 0u)") } else { element })
+    Ok(match view.dtype {
+        DType::Bool => format!("({} != 0u)", element(shader, view, scope)?),
+        DType::U8 => {
+            let at = place(shader, view, scope)?;
+            format!("f32(extractBits(p{}[({at}) >> 2u], (({at}) & 3u) * 8u, 8u))", view.operand)
+        }
+        _ => element(shader, view, scope)?,
+    })
 }
 
 fn store(shader: &mut Shader<'_>, view: &View, scope: &Scope<'_>, value: &str) -> Result<(), EmitError> {
@@ -163,7 +174,7 @@ pub(super) fn constant(shader: &mut Shader<'_>, value: f64, dtype: DType) -> Str
         DType::Bool => format!("{}", value != 0.0),
         DType::I32 if value <= f64::from(i32::MIN) => "(-2147483647i - 1i)".into(),
         DType::I32 => format!("{}i", value as i32),
-        DType::F32 | DType::Bf16 | DType::F16 => {
+        DType::F32 | DType::Bf16 | DType::F16 | DType::U8 => {
             let value = value as f32;
             if value.is_nan() {
                 format!("{}()", shader.functions.use_("nan_f"))

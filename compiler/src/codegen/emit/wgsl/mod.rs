@@ -2,7 +2,8 @@
 //!
 //! Contract of the text:
 //! - Operand `i` is `p{i}`, at `@group(0) @binding(i)`, all `read_write` (a buffer cannot be bound read-only and writable in
-//!   one dispatch, and operands may be slices of one segment). Bool is stored as u32.
+//!   one dispatch, and operands may be slices of one segment). Bool is stored as u32; of bytes four lie in a u32, the first in
+//!   its lowest bits, and what is bound reaches to the end of the last.
 //! - Work is numbered linearly and folded over two dispatch dimensions, since each is limited.
 //! - Transcendental functions are our own (`prelude`): WGSL allows built-in ones errors far above our bounds.
 //! - Infinities and NaN are never literals (naga refuses them); they are made from bits at run time.
@@ -131,7 +132,7 @@ impl<'t> Shader<'t> {
 
     /// Declares an operand; its storage type is that of the first view of it.
     fn operand(&mut self, index: u16, dtype: DType) -> Result<(), EmitError> {
-        if !matches!(dtype, DType::F32 | DType::I32 | DType::Bool) {
+        if !matches!(dtype, DType::F32 | DType::I32 | DType::Bool | DType::U8) {
             return Err(EmitError(format!("target {}: storage in {dtype} is not built yet", self.target.name)));
         }
         let index = usize::from(index);
@@ -204,7 +205,7 @@ impl<'t> Shader<'t> {
 fn storage_type(dtype: DType) -> &'static str {
     match dtype {
         DType::I32 => "i32",
-        DType::Bool => "u32",
+        DType::Bool | DType::U8 => "u32",
         DType::F32 | DType::Bf16 | DType::F16 => "f32",
     }
 }

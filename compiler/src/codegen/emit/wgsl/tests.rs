@@ -255,6 +255,20 @@ fn convolutions_and_scatter() {
     let a = View { offset: 7, ..square.a.clone() };
     let square = Conv2d { b: View { operand: 0, ..square.b }, out: View { operand: 1, ..square.out }, a, ..square };
     check(Loop::Conv2d(square), [1, 1, 1], &["part += p0[7u + ((", " * p0[((", "p1[point] = total;"]);
+    // Bytes in the order of a decoded image, less the channel.
+    let prologue = code(&[
+        (ScalarOp::Load(0), DType::F32, [0; 3]),
+        (ScalarOp::Index(1), DType::I32, [0; 3]),
+        (ScalarOp::Cast(DType::F32), DType::I32, [1, 0, 0]),
+        (ScalarOp::Sub, DType::F32, [0, 2, 0]),
+    ]);
+    for kind in [ConvKind::Forward, ConvKind::WeightGrad] {
+        let bytes = view(0, DType::U8, &[243, 1, 27, 3]);
+        let image = Conv2d { a: bytes, prologue: prologue.clone(), ..conv(kind, 3, 3) };
+        let at = "n * 243u + c + y * 27u + x * 3u";
+        let load = format!("f32(extractBits(p0[({at}) >> 2u], (({at}) & 3u) * 8u, 8u))");
+        check(Loop::Conv2d(image), [1, 1, 1], &["fn pixel(n: u32, c: u32, y: u32, x: u32)", &load, "part += pixel("]);
+    }
     check(Loop::ScatterAdd(scatter()), [8, 1, 1], &["clamp(p0["]);
 }
 
@@ -262,7 +276,8 @@ fn convolutions_and_scatter() {
 fn conv(kind: ConvKind, c: u64, kw: u64) -> Conv2d {
     let none = |operand| View::dense(operand, DType::F32, &[]);
     let (a, b, out) = (none(0), none(1), none(2));
-    let conv = Conv2d { kind, n: 2, c, h: 9, w: 9, o: 4, kh: 3, kw, stride: 2, padding: 1, a, b, out };
+    let prologue = Code::default();
+    let conv = Conv2d { kind, n: 2, c, h: 9, w: 9, o: 4, kh: 3, kw, stride: 2, padding: 1, a, b, out, prologue };
     let [a, b, out] = conv.domains();
     let dense = |operand, sizes| View::dense(operand, DType::F32, sizes);
     Conv2d { a: dense(0, &a), b: dense(1, &b), out: dense(2, &out), ..conv }
