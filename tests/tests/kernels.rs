@@ -106,7 +106,7 @@ impl Case {
             buffers.push(Buffer { segment: 0, offset: end, dtype, shape: vec![elements] });
             end = (end + elements * dtype.bytes()).next_multiple_of(target.alignment);
         }
-        let port = |index: usize| Port { name: format!("t{index}"), buffer: index as u32 };
+        let port = |index: usize| Port::new(format!("t{index}"), index as u32);
         let step = Step { kernel: 0, operands: (0..buffers.len() as u32).collect(), origin: "case".into(), flops: 0 };
         let program = Program {
             inputs: (0..buffers.len()).map(port).collect(),

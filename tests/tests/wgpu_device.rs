@@ -34,8 +34,8 @@ fn plan(kernel: Kernel, target: Target, lengths: [u64; 2]) -> Plan {
     let second = (4 * lengths[0]).next_multiple_of(256);
     let buffer = |(length, offset)| Buffer { segment: 0, offset, dtype: DType::F32, shape: vec![length] };
     let program = Program {
-        inputs: vec![Port { name: "x".into(), buffer: 0 }],
-        outputs: vec![Port { name: "y".into(), buffer: 1 }],
+        inputs: vec![Port::new("x", 0)],
+        outputs: vec![Port::new("y", 1)],
         buffers: lengths.into_iter().zip([0, second]).map(buffer).collect(),
         steps: vec![Step { kernel: 0, operands: vec![0, 1], origin: "test".into(), flops: 0 }],
     };

@@ -31,7 +31,7 @@ fn plan(name: &str, description: &Loop, target: Target, operands: &[Operand]) ->
         offset += buffer.bytes().next_multiple_of(256);
         buffers.push(buffer);
     }
-    let port = |index: usize| Port { name: format!("p{index}"), buffer: index as u32 };
+    let port = |index: usize| Port::new(format!("p{index}"), index as u32);
     let last = operands.len() - 1;
     let program = Program {
         inputs: (0..last).map(port).collect(),

@@ -220,6 +220,15 @@ pub struct Port {
     pub name: String,
     /// Index into [`Program::buffers`].
     pub buffer: u32,
+    /// Of an input of indices, used as they are: rows of the smallest table that they are of.
+    pub rows: Option<u64>,
+}
+
+impl Port {
+    /// A port of values that are no indices.
+    pub fn new(name: impl Into<String>, buffer: u32) -> Port {
+        Port { name: name.into(), buffer, rows: None }
+    }
 }
 
 /// A straight list of steps from inputs and state to outputs and new state.

@@ -13,6 +13,7 @@ use alip_plan::{
 };
 use indexmap::{IndexMap, IndexSet};
 
+use super::tables::tables;
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Graph, Model, NodeId, StateDecl};
 use crate::launch::trace::Traced;
@@ -147,10 +148,11 @@ impl<'a> Assembly<'a> {
         };
         let mut intents = Intents { before: building.old_state(), ..Intents::default() };
         let mut program = Program::default();
+        let tables = tables(graph);
         for (name, id) in &graph.inputs {
             let buffer = building.buffer(*id)?;
             intents.inputs.push((buffer, building.value(*id)));
-            program.inputs.push(Port { name: name.clone(), buffer });
+            program.inputs.push(Port { rows: tables.get(id).copied(), ..Port::new(name, buffer) });
         }
         let (mut loops, mut traced) = (Vec::new(), Vec::new());
         for launch in launches {
@@ -184,7 +186,7 @@ impl<'a> Assembly<'a> {
         for (name, id) in &graph.outputs {
             let buffer = building.buffer(*id)?;
             intents.outputs.push((buffer, building.value(*id)));
-            program.outputs.push(Port { name: name.clone(), buffer });
+            program.outputs.push(Port::new(name, buffer));
         }
         intents.after = building.new_state();
         program.buffers = building.buffers.into_iter().collect();

@@ -51,6 +51,21 @@ pub enum DataError {
         /// What does work.
         advice: String,
     },
+    /// A token id, or another index, that the graph has no row for.
+    #[error(
+        "{sample}: `{input}` holds {index}, but the graph's table has {rows} rows: the data are of another vocabulary; give the \
+         graph a table as large as theirs, or make them anew"
+    )]
+    BeyondTable {
+        /// What the source calls the sample.
+        sample: String,
+        /// The input.
+        input: String,
+        /// The index.
+        index: i32,
+        /// Rows of the table.
+        rows: u64,
+    },
     /// More samples than allowed could not be read.
     #[error(
         "{bad} of the {seen} samples read so far could not be used, more than the allowed share of {allowed} (judged from \

@@ -229,6 +229,11 @@ impl Loader {
         self.recipe.make(first, tensors, || ()).unwrap_or(Err(DataError::Stopped))
     }
 
+    /// What the source calls the sample with this index.
+    pub fn name(&self, index: u64) -> String {
+        self.recipe.source.name(index)
+    }
+
     /// Takes a batch that is done with, so that another can be made in its memory. What is delivered is the same whether or
     /// not batches are given back; a batch of another loader is dropped.
     pub fn give_back(&mut self, batch: Batch) {

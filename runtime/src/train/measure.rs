@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::evaluate::{self, EvaluateError, Retrieval, Rows, ZeroShot};
 use super::report::{Found, Sample, Weights};
+use super::tables::check_indices;
 use crate::data::shapes::{Kind, Scenes, ShapesSource, Split, prompts};
 use crate::data::{
     Batch, DataError, DecodeLimits, Field, Loader, LoaderOptions, RgbImage, SampleSource, Tokenizer, Vocabularies,
@@ -329,6 +330,9 @@ impl Model<'_> {
         while let Some(batch) = loader.next()? {
             self.go_on()?;
             batch.skipped.iter().for_each(|skipped| note(&format!("left out {skipped}")));
+            for program in [ENCODE_IMAGE, WEIGH] {
+                check_indices(self.session.plan().programs.get(program), &batch, |index| loader.name(index))?;
+            }
             let keep = usable(&batch);
             all.skipped += batch.valid - keep.len();
             let output = self.programs.image_output.clone();

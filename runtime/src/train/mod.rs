@@ -8,6 +8,7 @@ pub mod measure;
 pub mod replay;
 pub mod report;
 pub mod summary;
+mod tables;
 #[cfg(test)]
 pub(crate) mod testing;
 mod trainer;

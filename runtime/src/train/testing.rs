@@ -24,6 +24,8 @@ pub(crate) use late::{Late, Pace};
 pub(crate) const BATCH: u64 = 4;
 pub(crate) const SIDE: u64 = 4;
 pub(crate) const CONTEXT: u64 = 6;
+/// Rows of the table that its tokens are said to be of.
+const TABLE: u64 = 8;
 const PIXELS: u64 = 3 * SIDE * SIDE;
 
 /// An empty folder for a test.
@@ -135,9 +137,9 @@ pub(crate) fn linear() -> Plan {
         step(7, &[LOSS, 1, HALTED], "train.step"),
         step(8, &[LOSS, HALTED], "train.halted"),
     ];
-    let port = |name: &str, buffer| Port { name: name.into(), buffer };
+    let port = |name: &str, buffer| Port::new(name, buffer);
     let train = Program {
-        inputs: vec![port("image", 5), port("raw", 6)],
+        inputs: vec![port("image", 5), Port { rows: Some(TABLE), ..port("raw", 6) }],
         outputs: vec![port("loss", LOSS), port("lr", 9)],
         buffers: buffers.clone(),
         steps,
@@ -210,7 +212,7 @@ pub(crate) fn linear_scaled() -> Plan {
     train.steps.insert(loss + 1, step(kernel + 1, &[LOSS, own, judged, metric], "train.scaled"));
     let halt = train.steps.len() - 1;
     train.steps.insert(halt, step(kernel + 2, &[judged, HALTED, own], "loss_scale"));
-    train.outputs.push(Port { name: "grad_norm".into(), buffer: metric });
+    train.outputs.push(Port::new("grad_norm", metric));
     plan.train.as_mut().unwrap().metrics.push("grad_norm".into());
     plan.state.push(StateTensor { path: STATE_LOSS_SCALE.into(), kind: StateKind::Optimizer, buffer: scale });
     plan

@@ -21,6 +21,7 @@ use alip_plan::{
     PROGRAM_TRAIN, Plan, STATE_HALTED, STATE_LOSS_SCALE, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS, TrainInfo,
 };
 
+use super::tables::check_indices;
 use crate::data::{Batch, DataError, Loader};
 use crate::exec::{NonFinite, Results, RowTotals, RowsRun, Session};
 use crate::run::checkpoint::{self, Header};
@@ -51,6 +52,11 @@ pub trait Feed {
 
     /// Samples of an epoch, where there are epochs.
     fn epoch_len(&self) -> Option<u64>;
+
+    /// What to call the sample with this index of the source.
+    fn name(&self, index: u64) -> String {
+        format!("sample {index}")
+    }
 }
 
 impl Feed for Loader {
@@ -65,6 +71,10 @@ impl Feed for Loader {
 
     fn give_back(&mut self, batch: Batch) {
         Loader::give_back(self, batch);
+    }
+
+    fn name(&self, index: u64) -> String {
+        Loader::name(self, index)
     }
 
     fn epoch_len(&self) -> Option<u64> {
@@ -395,6 +405,7 @@ impl Trainer<'_> {
         for skipped in &batch.skipped {
             self.watch.note(&format!("skipped {skipped}"));
         }
+        check_indices(self.session.plan().programs.get(PROGRAM_TRAIN), &batch, |index| self.feed.name(index))?;
         self.session.submit(PROGRAM_TRAIN, &batch.tensors)?;
         self.feed.give_back(batch);
         let metrics: Vec<&str> = progress.wanted.metrics.iter().map(String::as_str).collect();

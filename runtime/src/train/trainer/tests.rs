@@ -74,7 +74,7 @@ impl LoadedPlan for LoadedFaulty {
 }
 
 /// Gives batches, of pixels `pixel(number)` from 1 on, until the data are too bad. One of pixels 0 has a target of 0, so that its loss
-/// is 0 too.
+/// is 0 too; one of negative pixels is of another vocabulary.
 struct Batches {
     given: u64,
     /// Whether no batch can be made again.
@@ -106,7 +106,11 @@ impl Batches {
     fn batch(&self, cursor: u64) -> Result<Batch, DataError> {
         let pixel = (self.pixel)(cursor / BATCH + 1);
         let image = HostTensor::f32(&[BATCH, 3, SIDE, SIDE], vec![pixel; (BATCH * 3 * SIDE * SIDE) as usize]);
-        let id = if pixel == 0.0 { 0 } else { 7 };
+        let id = match pixel {
+            0.0 => 0,
+            pixel if pixel < 0.0 => BEYOND,
+            _ => 7,
+        };
         let raw = HostTensor::i32(&[BATCH, CONTEXT], vec![id; (BATCH * CONTEXT) as usize]);
         Ok(Batch {
             tensors: BTreeMap::from([("image".to_string(), image?), ("raw".to_string(), raw?)]),
@@ -173,6 +177,9 @@ fn check(root: &Path, batches: Batches, fails: Fails, said: &str, checkpoints: &
     assert_eq!(found, checkpoints);
 }
 
+/// A token that the plan's table has no row for.
+const BEYOND: i32 = 8;
+
 const GOOD: fn(u64) -> f32 = |step| step as f32 / 10.0;
 
 #[test]
@@ -186,6 +193,21 @@ fn too_many_bad_samples_end_a_run_after_its_state_is_saved() {
          with --max-bad. The state after step 3 is saved in ROOT/checkpoints/step-00000003.safetensors; --resume continues \
          from there",
         &[2, 3],
+    );
+}
+
+/// A token that the graph has no row for would be taken for the last that it has.
+#[test]
+fn another_vocabulary_ends_a_run() {
+    let pixel = |step| if step < 3 { GOOD(step) } else { -1.0 };
+    check(
+        &folder("trainer_vocabulary"),
+        Batches { given: 0, forgets: false, until: 99, pixel },
+        never(),
+        "sample 0: `raw` holds 8, but the graph's table has 8 rows: the data are of another vocabulary; give the graph a table as \
+         large as theirs, or make them anew. The state after step 2 is saved in ROOT/checkpoints/step-00000002.safetensors; \
+         --resume continues from there",
+        &[2],
     );
 }
 
