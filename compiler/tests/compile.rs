@@ -4,7 +4,7 @@ use alip_compiler::diag::SourceMap;
 use alip_compiler::resolve::Options;
 use alip_compiler::{CompileOptions, CompiledSpec, PASSES, SpecOptions, compile_spec};
 use alip_plan::check::check;
-use alip_plan::{Buffer, DType, Plan, SegmentKind};
+use alip_plan::{Buffer, DType, Plan, SegmentKind, Target};
 
 fn compile(options: &SpecOptions) -> Result<CompiledSpec, String> {
     let mut sources = SourceMap::new();
@@ -24,6 +24,17 @@ fn a_plan_holds_all_programs_and_how_to_train() {
     let timed: Vec<&str> = compiled.timings.iter().map(|(pass, _)| *pass).collect();
     assert_eq!(timed[..PASSES.len()], PASSES);
     assert_eq!(timed[PASSES.len()..], ["check"]);
+}
+
+/// Kernels of every target fit its limits and, where they are shaders, are valid.
+#[test]
+fn every_target_that_ships_compiles() {
+    for target in Target::all() {
+        let options = CompileOptions { target: target.clone(), ..CompileOptions::default() };
+        let compiled = compile(&SpecOptions { compile: options, ..SpecOptions::default() });
+        let plan = compiled.unwrap_or_else(|errors| panic!("{}: {errors}", target.name)).plan;
+        assert_eq!(plan.expect("nothing stopped it").target, target);
+    }
 }
 
 #[test]

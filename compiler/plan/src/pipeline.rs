@@ -159,6 +159,14 @@ impl Source {
         }
     }
 
+    /// The file or folder that it reads; none where it needs none.
+    pub fn path_mut(&mut self) -> Option<&mut String> {
+        match self {
+            Source::Folder { path, .. } | Source::Recordio { path, .. } | Source::Webdataset { path, .. } => Some(path),
+            Source::Shapes { .. } => None,
+        }
+    }
+
     /// The fields of a sample and their kinds.
     pub fn fields(&self) -> BTreeMap<String, ValueKind> {
         let named = |entries: &[(&str, ValueKind)]| {

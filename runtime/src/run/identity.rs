@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
 use alip_plan::Plan;
-use alip_plan::pipeline::{Pipeline, Source};
+use alip_plan::pipeline::Pipeline;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{DataError, SampleSource};
@@ -102,7 +102,7 @@ impl DataIdentity {
     /// The list of the samples cannot be read any more.
     pub fn new(mut pipeline: Pipeline, source: &dyn SampleSource, root: &Path) -> Result<DataIdentity, DataError> {
         let mut beside = None;
-        if let Source::Folder { path, .. } = &mut pipeline.source
+        if let Some(path) = pipeline.source.path_mut()
             && Path::new(path.as_str()).is_relative()
             && !path.contains("${")
             && let (Ok(folder), Ok(root)) = (plain(Path::new(path.as_str())), plain(root))
@@ -116,10 +116,10 @@ impl DataIdentity {
     /// The pipeline, its folder being where the run in `root` finds it now.
     pub(super) fn found_from(&self, root: &Path) -> Pipeline {
         let mut pipeline = self.pipeline.clone();
-        if let Source::Folder { path, .. } = &mut pipeline.source
+        if let Some(path) = pipeline.source.path_mut()
             && let Some(beside) = &self.beside
             && let found = root.join(beside)
-            && found.is_dir()
+            && found.exists()
         {
             *path = found.to_string_lossy().into_owned();
         }
