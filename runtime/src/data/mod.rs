@@ -28,6 +28,7 @@ mod spares;
 mod text;
 mod throughput;
 mod transform;
+mod work;
 
 pub use augment::{Crop, center_crop, mirror, normalize_rgb, random_area_crop};
 pub use decode::{DecodeLimits, decode_rgb, upright_size};
@@ -41,6 +42,7 @@ pub use source::{Field, ListHash, RawSample, RgbImage, SampleSource, Texts, open
 pub use text::{Tokenizer, Vocabularies, WordVocabulary, clean, split_words};
 pub use throughput::{Throughput, measure};
 pub use transform::Transform;
+pub use work::Work;
 
 #[cfg(test)]
 mod tests;
