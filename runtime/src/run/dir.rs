@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use alip_plan::pipeline::Pipeline;
 use alip_plan::{FORMAT_VERSION, Plan, PlanError};
+use indicatif::HumanBytes;
 use serde::de::DeserializeOwned;
 
 use super::checkpoint::{self, CheckpointError, Checkpoints, Header, Saved};
@@ -28,7 +29,6 @@ use super::log::MetricsLog;
 use super::sources::SpecSources;
 use crate::data::Vocabularies;
 use crate::exec::Session;
-use crate::human::bytes;
 
 /// Name of the plan in a directory, here and in what `alipc compile -o DIR` writes.
 pub const PLAN: &str = "plan.alip";
@@ -94,7 +94,7 @@ pub enum RunError {
     #[error(
         "{} has {} free, but {checkpoints} more checkpoints of {} each will be there at a time; free some space, choose \
          another directory with --out, or keep fewer with --keep",
-        path.display(), bytes(*free), bytes(*each)
+        path.display(), HumanBytes(*free), HumanBytes(*each)
     )]
     NoRoom {
         /// The directory.

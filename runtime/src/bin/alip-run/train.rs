@@ -9,12 +9,12 @@ use alip_plan::Plan;
 use alip_plan::pipeline::{Mode, Pipeline};
 use alip_runtime::data::{Loader, LoaderOptions, SampleSource, Vocabularies, open_source, too_few};
 use alip_runtime::exec::Session;
-use alip_runtime::human::bytes;
 use alip_runtime::run::{
     DataIdentity, DeviceIdentity, Difference, NewRun, RunDir, RunError, RunInfo, SpecSources, Writer, fingerprint,
     read_plan,
 };
 use alip_runtime::train::{Cadence, Position, Summary, Trainer, begin, measure, needs_total_steps, resume};
+use indicatif::HumanBytes;
 
 use crate::model::{BadArgs, CompileArgs, DeviceArgs, Prepared, bounded, files_now, moved, session_on};
 use crate::progress::{Progress, duration};
@@ -186,7 +186,7 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
         grouped(steps),
         info.batch
     );
-    note!("{} of memory; in {}", bytes(plan.report.peak_bytes()), root.display());
+    note!("{} of memory; in {}", HumanBytes(plan.report.peak_bytes()), root.display());
     let vocabularies = Vocabularies::open(&pipeline, source.as_ref())?;
     let mut session = Session::new(Arc::new(plan), device)?;
     let position = begin(&mut session, info.seed, info.steps)?;
