@@ -61,7 +61,10 @@ fn launch(groups: &Groups<'_>, id: GroupId) -> Result<Launch, Diagnostic> {
             }
         }
     }
-    let last = writes.iter().max().copied();
+    // All gradients lie as one value, which is the training step's; its parts tell whose they are.
+    let of_all = |store: &Store| &*groups.graph.origin(store.target).path == "train";
+    let named = |store: &Store| if of_all(store) { groups.stored(store) } else { store.target };
+    let last = group.stores().iter().map(named).max();
     Ok(Launch {
         in_place: in_place(&kernel, &operands, &writes),
         kernel,

@@ -363,7 +363,7 @@ impl<'g> Groups<'g> {
     }
 
     /// The node whose value a group stores: of a concatenation the part.
-    pub(super) fn stored(&self, store: &Store) -> NodeId {
+    pub(crate) fn stored(&self, store: &Store) -> NodeId {
         let member = &self.members[store.member];
         match (member.what, &self.graph.node(member.node).op) {
             (What::Copy(part), Op::Concat { .. } | Op::Pad { .. }) => {

@@ -221,7 +221,8 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
     let mut run = Writer::open(root, args.keep as usize)?;
     same_spec(args, &run)?;
     let own = run.info().device.clone();
-    let device = args.device.open_as(Some(&own))?;
+    let device =
+        if args.device_changed { args.device.open_as(Some(&own))? } else { args.device.open_own(run.root(), &own)? };
     let mut info = run.info().clone();
     let now = DeviceIdentity::of(device.as_ref());
     if own != now {
