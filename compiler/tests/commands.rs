@@ -164,6 +164,11 @@ fn what_cannot_be_done_is_said_with_a_way_out() {
     let check =
         |args: &[&str], expected: &str| fail(&[&["compile", "alip_tiny"], args].concat(), folder.path(), expected);
     check(&["--target", "wgp"], "error: unknown target `wgp`\n |\n = help: did you mean `wgpu`?");
+    let whole = "\n |\n = help: `alip-run devices` prints the whole names of the targets that machine has; `alip-run` itself takes \
+                 `--target native`";
+    let limit = "there is no limit `foo`, but there are segment, binding, operands, workgroups";
+    check(&["--target", "wgpu:foo=3"], &format!("error: `wgpu:foo=3` is no target: {limit}{whole}"));
+    check(&["--target", "native"], &format!("error: this compiler sees no device, so `native` says too little{whole}"));
     check(&["--target", "tpu_v5"], "error: unknown target `tpu_v5`\n |\n = help: targets are cpu, cpu_mixed, wgpu");
     check(&["--stop-after", "shedule"], "error: unknown pass `shedule`\n |\n = help: did you mean `schedule`?");
     check(&["--dump", "after:lowered"], "error: unknown pass `lowered`\n |\n = help: did you mean `lower`?");

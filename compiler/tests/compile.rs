@@ -27,6 +27,17 @@ fn a_plan_holds_all_programs_and_how_to_train() {
     assert_eq!(timed[PASSES.len()..], ["check"]);
 }
 
+/// Kernels of every target fit its limits and, where they are shaders, are valid.
+#[test]
+fn every_target_that_ships_compiles() {
+    for target in Target::all() {
+        let options = CompileOptions { target: target.clone(), ..CompileOptions::default() };
+        let compiled = compile(&SpecOptions { compile: options, ..SpecOptions::default() });
+        let plan = compiled.unwrap_or_else(|errors| panic!("{}: {errors}", target.name)).plan;
+        assert_eq!(plan.expect("nothing stopped it").target, target);
+    }
+}
+
 fn plan_for(target: Target) -> Plan {
     let compile_options = CompileOptions { target, ..CompileOptions::default() };
     let compiled = compile(&SpecOptions { compile: compile_options, ..SpecOptions::default() });

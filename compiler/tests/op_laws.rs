@@ -7,7 +7,7 @@ use alip_compiler::ir::{
     Builder, DType, Evaluated, Graph, NodeId, OriginId, Shape, TensorType, Value, interpret, interpret_with,
 };
 use alip_compiler::ops::axes::{Along, Layout, Operand, Operands, PackedCall, Packs};
-use alip_compiler::ops::{Case, Op, ReduceKind, cases, pointwise_rows};
+use alip_compiler::ops::{Case, Op, Pointwise, ReduceKind, Rule, cases, fold, pointwise_rows};
 use alip_compiler::transform::narrow::unrounded;
 use alip_compiler::trust::in_f32;
 use alip_compiler::trust::rounding::{bound_of, with_bounds};
@@ -79,6 +79,21 @@ const WITHOUT_GRADIENT: [&str; 16] = [
     "attention_grad_v",
 ];
 
+/// What only moves elements, or makes them of nothing.
+const WITHOUT_ARITHMETIC: [&str; 11] = [
+    "const",
+    "iota",
+    "random_uniform",
+    "reshape",
+    "transpose",
+    "broadcast",
+    "slice",
+    "pad",
+    "concat",
+    "gather",
+    "stop_gradient",
+];
+
 /// Names of all ops.
 fn op_names() -> impl Iterator<Item = &'static str> {
     OTHERS.into_iter().chain(pointwise_rows().iter().map(|row| row.name))
@@ -115,6 +130,45 @@ fn every_op_has_a_case_with_a_distinct_name() {
         }
     }
     all.iter().flat_map(|case| case.graph.nodes()).for_each(|node| listed(&node.op));
+}
+
+/// What computes says how much, or it would cost nothing.
+#[test]
+fn what_computes_counts_its_operations() {
+    let mut idle = BTreeSet::new();
+    for case in cases() {
+        let Applied { op, operands, result } = Applied::of(&case);
+        let types: Vec<&TensorType> = operands.iter().map(|operand| &operand.ty).collect();
+        if op.flops(&types, &result.ty) == 0 {
+            idle.insert(op.name());
+        }
+    }
+    assert_eq!(idle, BTreeSet::from(WITHOUT_ARITHMETIC));
+}
+
+/// A scalar operation says whether it jumps: constants near a jump are not folded.
+#[test]
+fn steps_of_scalar_operations_are_declared() {
+    // Steps so short that the smallest jump, of a rounding to f16 near 1, is steeper than any slope.
+    const STEPS: u32 = 1 << 20;
+    const STEEP: f64 = 100.0;
+    let of_floats = |row: &&Pointwise| matches!(row.rule, Rule::Float | Rule::Number | Rule::Select | Rule::Cast);
+    for row in pointwise_rows().iter().filter(of_floats) {
+        let (low, high) = row.range;
+        let at = |number: u32| low + (high - low) * f64::from(number) / f64::from(STEPS);
+        // The condition of a choice is no number that moves.
+        let first = usize::from(row.rule == Rule::Select);
+        let jumps = (first..row.op.arity()).any(|moving| {
+            let value = |number: u32| {
+                let mut operands = [0.7 * low + 0.3 * high, 0.2 * low + 0.8 * high, high];
+                operands[moving] = at(number);
+                fold(row.op, DType::F32, &operands[..row.op.arity()]).expect("an operation of graphs")
+            };
+            let rise = |number| (value(number + 1) - value(number)).abs() / (at(1) - at(0));
+            (0..STEPS).any(|number| rise(number) > STEEP)
+        });
+        assert_eq!(jumps, row.jumps, "`{}`", row.name);
+    }
 }
 
 /// The case behind other nodes: `y = op(g(x))` with `g(x) = x + 0.1 x^2`, which keeps order, ties and zeros; and its floats `x`

@@ -332,7 +332,7 @@ pub fn f32_to_f16(value: f32) -> u16 {
     let sign = (value.to_bits() >> 16 & 0x8000) as u16;
     let magnitude = value.abs();
     if magnitude.is_nan() {
-        return sign | 0x7E00;
+        return sign | 0x7E00 | (magnitude.to_bits() >> 13 & 0x1FF) as u16;
     }
     if magnitude >= 65520.0 {
         return sign | 0x7C00; // half way from the largest half, 65504, to the next power of two
@@ -377,6 +377,34 @@ mod tests {
         }
         assert_eq!(f32_to_bf16(1.0 + 1.0 / 256.0), 0x3F80);
         assert!(bf16_to_f32(f32_to_bf16(f32::from_bits(0x7F80_0001))).is_nan());
+    }
+
+    /// To the bit, NaNs too, what the crate `half` makes of them; that one asks at every number what the processor can, and
+    /// turns NaNs that signal into quiet ones on the way to f32.
+    #[test]
+    fn conversions_are_those_of_a_library() {
+        for bits in 0..=u16::MAX {
+            let (brain, half) = (half::bf16::from_bits(bits), half::f16::from_bits(bits));
+            let check = |own: f32, library: f32| {
+                let quiet = if own.is_nan() { 0x40_0000 } else { 0 };
+                assert_eq!(own.to_bits() | quiet, library.to_bits(), "{bits:#x}");
+            };
+            check(bf16_to_f32(bits), brain.to_f32());
+            check(f16_to_f32(bits), half.to_f32());
+            // The values themselves, what lies half way to the next, and what is next to that.
+            for half_way in [bf16_to_f32(bits).to_bits() + 0x8000, f16_to_f32(bits).to_bits() + 0x1000] {
+                for near in [half_way - 1, half_way, half_way + 1] {
+                    let value = f32::from_bits(near);
+                    assert_eq!(f32_to_bf16(value), half::bf16::from_f32(value).to_bits(), "{near:#x}");
+                    assert_eq!(f32_to_f16(value), half::f16::from_f32(value).to_bits(), "{near:#x}");
+                }
+            }
+        }
+        // Half way between numbers of f16 that are subnormal, and beyond the smallest.
+        for bits in (0..0x3900_0000).step_by(997) {
+            let value = f32::from_bits(bits);
+            assert_eq!(f32_to_f16(value), half::f16::from_f32_const(value).to_bits(), "{bits:#x}");
+        }
     }
 
     #[test]

@@ -199,7 +199,7 @@ fn a_compiled_plan_trains_without_its_spec() {
     check(
         at,
         &["train", "runs/small", "--out", "x", "--device", "cpu", "--data", "alip_shapes"],
-        &["error: alip_shapes: this is no pipeline"],
+        &["error: `alip_shapes` holds no pipeline"],
     );
     // It normalises images itself, as its own pipeline does.
     let other = SMALL_DATA.replace("mean: 0.5", "mean: 0.25").replace("small_data", "paler");
@@ -244,6 +244,83 @@ fn a_loss_that_is_no_number_names_the_step_and_the_node() {
 }
 
 #[test]
+fn a_run_is_measured_with_its_own_checkpoints() {
+    let folder = folder();
+    let at = folder.path();
+    let train = |more: &[&str]| {
+        let (status, out, err) = run(at, &[&TRAIN[..], &["--no-eval"], more].concat());
+        assert_eq!(status, Some(0), "{out}{err}");
+    };
+    train(&[]);
+    train(&["--out", "runs/seed", "--seed", "1"]);
+    train(&["--out", "runs/wide", "--set", "dims.D=16"]);
+    let check = |other: &str, what: &str| {
+        let file = format!("runs/{other}/checkpoints/step-00000003.safetensors");
+        let said = format!("error: {file}: a checkpoint of another run: {what}; give one of runs/small/checkpoints");
+        check(at, &["eval", "runs/small", "--device", "cpu", "--checkpoint", &file], &[&said]);
+    };
+    check("seed", "it was trained with the seed 1, and this run is with 0");
+    check("wide", "it was trained by another plan");
+}
+
+/// Gradients lie as one value, of which each is a part; here the first that is too large is that of `weight`.
+#[test]
+fn a_gradient_that_is_no_number_names_the_module_of_its_parameter() {
+    let folder = folder();
+    let at = folder.path();
+    let module = r#"Module(
+        name: "steep",
+        inputs: { "x": "[N, D]" },
+        params: { "scale": (shape: "[]", init: "1e38"), "weight": (shape: "[D, D]", init: "zeros") },
+        body: ["y = x + 1000 * ((x * scale) @ weight)"],
+        outputs: ["y"],
+    )"#;
+    fs::write(at.join("steep.ron"), module).unwrap();
+    let spec = r#"Graph(
+        name: "cliff",
+        base: "small",
+        use: ["steep"],
+        parts: { "cliff": "steep()" },
+        body: ["x = normalize(cliff(visual(image)))"],
+    )"#;
+    fs::write(at.join("cliff.ron"), spec).unwrap();
+    check(
+        at,
+        &["train", "cliff.ron", "--device", "cpu", "--steps", "3"],
+        &[
+            "error: step 1: metric `grad_norm` is inf. The first value that is not finite was made by `cliff` (inf at element ",
+        ],
+    );
+}
+
+/// Whatever adapters this machine has, the driver's loader finds none.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_run_is_continued_on_no_other_kind_of_device_without_a_word() {
+    use alip_runtime::run::{DeviceIdentity, RunInfo, Writer};
+    let folder = folder();
+    let at = folder.path();
+    let (status, out, err) = run(at, &[&TRAIN[..], &["--no-eval"]].concat());
+    assert_eq!(status, Some(0), "{out}{err}");
+    let mut started = Writer::open(&at.join("runs/small"), 3).unwrap();
+    let device = DeviceIdentity { name: "wgpu".into(), arithmetic: "an adapter, driver 1.0".into() };
+    let info = RunInfo { device, ..started.info().clone() };
+    started.set_info(info).unwrap();
+    drop(started);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_alip-run"));
+    command.env("VK_DRIVER_FILES", "/dev/null").env("VK_ICD_FILENAMES", "/dev/null");
+    let output = command.current_dir(at).args(["train", "--resume", "runs/small"]).output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    let said =
+        "error: the run in runs/small was started on wgpu (an adapter, driver 1.0), and device `wgpu` cannot be used: ";
+    assert!(err.starts_with(said), "{err}");
+    let advice = ". Continue it where there is one, or accept another device, as with `--device cpu --device-changed`: the run then \
+                  no longer ends with the bits of one that was never stopped";
+    assert!(err.contains(advice), "{err}");
+}
+
+#[test]
 fn replay_names_what_does_not_fit() {
     let folder = folder();
     let at = folder.path();
@@ -273,6 +350,22 @@ fn replay_names_what_does_not_fit() {
         replay("alip_tiny", &weights, "gap.safetensors"),
         &["gap.safetensors: there are batches 0 to 0, but also `batch.", "batches are numbered from 0 without a gap"],
     );
+    let fewer = [replay("alip_tiny", &weights, &inputs), vec!["--batch".into(), "4".into()]].concat();
+    let shapes = "tensor `batch.0.image` has the shape [8, 3, 32, 32], but [4, 3, 32, 32] is needed";
+    check(fewer, &[&format!("inputs.safetensors: {shapes}")]);
+    let bytes = fs::read(&weights).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let swapped = |name: &str| match name {
+        "ln_final.bias" => "text_projection".into(),
+        "text_projection" => "ln_final.bias".into(),
+        name => name.to_string(),
+    };
+    let swapped = file.iter().map(|(name, view)| (swapped(name), view));
+    safetensors::serialize_to_file(swapped, None, &at.join("swapped.safetensors")).unwrap();
+    check(
+        replay("alip_tiny", "swapped.safetensors", &inputs),
+        &["swapped.safetensors: tensor `ln_final.bias` has the shape [48, 32], but [48] is needed"],
+    );
     let help = run(at, &["replay", "--help"]).1;
     assert!(help.contains("batch.0.image            f32 [16, 3, 32, 32]  numbered from 0"), "{help}");
     assert!(!at.join("out.safetensors").exists());
@@ -296,11 +389,28 @@ fn a_pipeline_runs_alone() {
     let at = folder.path();
     let (status, out, err) = run(at, &["data", "small_data.ron", "--batch", "4", "--batches", "3", "--workers", "2"]);
     assert_eq!(status, Some(0), "{out}{err}");
-    for line in ["small_data: 12 samples in ", "image", "u8 [32, 32, 3]", "i32 [32]", "skipped 0"] {
+    for line in [
+        "small_data: 12 samples in ",
+        "image",
+        "u8 [32, 32, 3]",
+        "i32 [32]",
+        "skipped 0",
+        " % of what 2 workers prepare",
+        "  source  ",
+        "  tokenize",
+    ] {
         assert!(out.contains(line), "{line} in {out}");
     }
-    check(at, &["data", "small.ron"], &["error: small.ron: this is no pipeline"]);
-    check(at, &["data", "small_data.ron", "--data", "."], &["error: pipeline `small_data` reads no folder"]);
+    check(at, &["data", "small.ron"], &["error: `small.ron` holds no pipeline"]);
+    check(
+        at,
+        &["data", "shape"],
+        &["error: no spec named `shape`", "did you mean `shapes`?", "or one of: flickr8k, img2dataset, shapes, yfcc15m_rec"],
+    );
+    let (status, _, err) = run(at, &["data", "small_data.ron", "--batches", "0"]);
+    assert_eq!(status, Some(2), "{err}");
+    assert!(err.contains("invalid value '0' for '--batches <BATCHES>': 0 is not in 1.."), "{err}");
+    check(at, &["data", "small_data.ron", "--data", "."], &["error: pipeline `small_data` reads no files"]);
     check(at, &["data", "pipelines/flickr8k"], &["the environment variable `DATA` is not set"]);
 }
 
@@ -364,6 +474,14 @@ fn targets_are_named() {
         at,
         &["bench", "small.ron", "--device", "reference", "--target", "gpu"],
         &["error: --target gpu: the targets of this device are native, cpu, cpu_mixed, wgpu\n"],
+    );
+    check(
+        at,
+        &[&TRAIN[..], &["--target", "wgpu:foo=3", "--out", "runs/gpu"]].concat(),
+        &[
+            "error: --target wgpu:foo=3: there is no limit `foo`, but there are segment, binding, operands, workgroups; the \
+             targets of this device are native, cpu, cpu_mixed",
+        ],
     );
 }
 

@@ -7,7 +7,9 @@ use alip_compiler::codegen::emit::wgsl;
 use alip_plan::bounds::{F32, Roundings, assert_within, bound, largest};
 use alip_plan::kernel::*;
 use alip_plan::philox;
-use alip_plan::{Buffer, DType, Plan, Port, Program, Real, Report, Segment, SegmentKind, Step, Target, Tiles};
+use alip_plan::{
+    Buffer, DType, Plan, Port, Program, Real, Report, Segment, SegmentKind, Step, Target, TargetKind, Tiles,
+};
 use alip_runtime::device::{self, DeviceOptions};
 use alip_runtime::exec::Session;
 use alip_runtime::tensor::HostTensor;
@@ -100,7 +102,8 @@ fn run_both(
 /// largest result when `magnitude` is 0.
 fn check(name: &str, kernel: Loop, operands: &[Operand], range: f32, roundings: Roundings, magnitude: f64) {
     let inputs = inputs(operands, range);
-    for target in [Target::wgpu(), with_small_tiles()] {
+    let shipped = Target::all().into_iter().filter(|target| target.kind == TargetKind::Wgpu);
+    for target in shipped.chain([with_small_tiles()]) {
         let tiles = target.tiles;
         let Some((actual, expected)) = run_both(name, &kernel, target, operands, &inputs) else { return };
         let magnitude = if magnitude == 0.0 { largest(&expected) } else { magnitude };
@@ -110,7 +113,7 @@ fn check(name: &str, kernel: Loop, operands: &[Operand], range: f32, roundings: 
     }
 }
 
-/// A description that shares out work otherwise than the one that ships, in every way there is.
+/// A description that shares out work otherwise than those that ship, in every way there is.
 fn with_small_tiles() -> Target {
     let tiles = Tiles {
         product: 16,

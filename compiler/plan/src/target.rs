@@ -257,15 +257,37 @@ impl Target {
 
     /// The one with this name, perhaps with other limits.
     pub fn named(name: &str) -> Option<Target> {
-        let known = |name: &str| Target::all().into_iter().find(|target| target.name == name);
-        let Some((base, limits)) = name.split_once(':') else { return known(name) };
-        let base = known(base).filter(|base| base.kind != TargetKind::Cpu)?;
-        let [segment, binding, operands, workgroups] = LIMITS
-            .map(|limit| limits.split(',').find_map(|part| part.strip_prefix(limit)?.strip_prefix('=')?.parse().ok()));
-        let narrow = |limit: Option<u64>| u32::try_from(limit?).ok();
-        let target = base.with_limits(segment?, binding?, narrow(operands)?, narrow(workgroups)?);
-        // Also refuses what is written another way, or less than every adapter has.
-        (target.name == name && target.holds(&base)).then_some(target)
+        Target::parse(name).ok()
+    }
+
+    /// As [`Target::named`].
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn parse(name: &str) -> Result<Target, String> {
+        let known = |name: &str| {
+            let all = Target::all();
+            let names: Vec<String> = all.iter().map(|target| target.name.clone()).collect();
+            let found = all.into_iter().find(|target| target.name == name);
+            found.ok_or_else(|| format!("there is no target `{name}`, but there are {}", names.join(", ")))
+        };
+        let Some((base, stated)) = name.split_once(':') else { return known(name) };
+        let base = known(base)?;
+        if base.kind == TargetKind::Cpu {
+            return Err(format!("`{}` has no limits to state", base.name));
+        }
+        let limits = limits(stated)?;
+        let narrow =
+            |at: usize| u32::try_from(limits[at]).map_err(|_| format!("`{}={}` is too large", LIMITS[at], limits[at]));
+        let target = base.with_limits(limits[0], limits[1], narrow(2)?, narrow(3)?);
+        match () {
+            // Names are compared, so each target has one.
+            () if target.name != name => Err(format!("it is written `{}`", target.name)),
+            () if !target.holds(&base) => {
+                Err(format!("that is less than `{}` has, which every adapter has", base.name))
+            }
+            () => Ok(target),
+        }
     }
 
     /// The description that ships with alip and that this one is, but for its limits: for any machine of the kind.
@@ -299,6 +321,24 @@ impl Target {
 
 /// How a name calls its limits: bytes of a segment, bytes of an operand, operands of a kernel, workgroups of a dimension.
 const LIMITS: [&str; 4] = ["segment", "binding", "operands", "workgroups"];
+
+/// The limits that a name states, in the order of [`LIMITS`].
+fn limits(stated: &str) -> Result<[u64; 4], String> {
+    let mut values = [None; 4];
+    for part in stated.split(',') {
+        let (limit, value) = part.split_once('=').unwrap_or((part, ""));
+        let Some(at) = LIMITS.iter().position(|known| *known == limit) else {
+            return Err(format!("there is no limit `{limit}`, but there are {}", LIMITS.join(", ")));
+        };
+        values[at] = Some(value.parse().map_err(|_| format!("`{limit}` needs a whole number, as in `{limit}=8`"))?);
+    }
+    for (limit, value) in LIMITS.iter().zip(&values) {
+        if value.is_none() {
+            return Err(format!("it states no `{limit}`; a name states all of {}", LIMITS.join(", ")));
+        }
+    }
+    Ok(values.map(Option::unwrap_or_default))
+}
 
 #[cfg(test)]
 mod tests {
@@ -335,19 +375,24 @@ mod tests {
 
     #[test]
     fn other_names_are_none() {
-        for name in [
-            "",
-            "gpu",
-            "wgpu:",
-            "wgpu:segment=4294967296",
-            "cpu:segment=4294967296,binding=2147483648,operands=16,workgroups=65535",
-            "wgpu:segment=4294967296,binding=2147483648,operands=16,workgroups=0",
-            "wgpu:segment=4294967296,binding=1,operands=16,workgroups=65535",
-            "wgpu:binding=2147483648,segment=4294967296,operands=16,workgroups=65535",
-            "wgpu:segment=4294967296,binding=2147483648,operands=16,workgroups=65535,",
-            "wgpu:segment=x,binding=2147483648,operands=16,workgroups=65535",
-        ] {
-            assert_eq!(Target::named(name), None, "{name}");
-        }
+        let check = |name: &str, why: &str| assert_eq!(Target::parse(name), Err(why.into()), "{name}");
+        check("gpu", "there is no target `gpu`, but there are cpu, cpu_mixed, wgpu");
+        check("gpu:segment=8", "there is no target `gpu`, but there are cpu, cpu_mixed, wgpu");
+        check("cpu:operands=16", "`cpu` has no limits to state");
+        let unknown =
+            |limit: &str| format!("there is no limit `{limit}`, but there are segment, binding, operands, workgroups");
+        check("wgpu:", &unknown(""));
+        check("wgpu:foo=3", &unknown("foo"));
+        check("wgpu:segment=x", "`segment` needs a whole number, as in `segment=8`");
+        let rest = "binding=2147483648,operands=16,workgroups";
+        check(&format!("wgpu:segment=4294967296,{rest}=65535,"), &unknown(""));
+        check(
+            "wgpu:segment=4294967296,operands=16",
+            "it states no `binding`; a name states all of segment, binding, operands, workgroups",
+        );
+        check(&format!("wgpu:segment=4294967296,{rest}=0"), "that is less than `wgpu` has, which every adapter has");
+        check(&format!("wgpu:segment=4294967296,{rest}=4294967296"), "`workgroups=4294967296` is too large");
+        let turned = "wgpu:binding=2147483648,segment=4294967296,operands=16,workgroups=65535";
+        check(turned, &format!("it is written `wgpu:segment=4294967296,{rest}=65535`"));
     }
 }

@@ -21,7 +21,8 @@ use crate::ir::{Graph, NodeId};
 use crate::launch::Launch;
 use crate::ops::{Dot, Op, rounds_to};
 use crate::schedule::{
-    Group, GroupId, Groups, Input, Kind, Layout, MemberId, ProductOperand, Schedule, Store, What, gather, product,
+    Group, GroupId, Groups, Input, Kind, Layout, MemberId, ProductOperand, Schedule, Store, What, gather, looked,
+    product,
 };
 
 /// Lowers all groups in order.
@@ -60,7 +61,10 @@ fn launch(groups: &Groups<'_>, id: GroupId) -> Result<Launch, Diagnostic> {
             }
         }
     }
-    let last = writes.iter().max().copied();
+    // All gradients lie as one value, which is the training step's; its parts tell whose they are.
+    let of_all = |store: &Store| &*groups.graph.origin(store.target).path == "train";
+    let named = |store: &Store| if of_all(store) { groups.stored(store) } else { store.target };
+    let last = group.stores().iter().map(named).max();
     Ok(Launch {
         in_place: in_place(&kernel, &operands, &writes),
         kernel,
@@ -172,6 +176,7 @@ impl<'a, 'g> Lowering<'a, 'g> {
 
     /// Emits what a member computes, or where it has been left.
     fn emit(&mut self, block: &mut Block, place: Place, id: MemberId) -> Result<u16, Diagnostic> {
+        looked("members that are emitted", 1);
         let member = self.groups.member(id);
         let node = self.graph().node(member.node);
         let dtype = self.dtype(member.node);

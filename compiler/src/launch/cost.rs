@@ -17,14 +17,57 @@ pub struct Cost {
     pub launches: u32,
 }
 
+/// How much there is to do for a scalar operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// Nothing is computed.
+    None,
+    /// An addition, a comparison.
+    Simple,
+    /// A division, a root.
+    Division,
+    /// A function that is a polynomial or more.
+    Transcendental,
+}
+
+impl Effort {
+    pub(crate) fn of(op: ScalarOp) -> Effort {
+        use ScalarOp::*;
+        match op {
+            Const(_) | Load(_) | Store(_) | Slot(_) | Product => Effort::None,
+            Index(_)
+            | Uniform { .. }
+            | Cast(_)
+            | RoundBf16
+            | RoundF16
+            | Neg
+            | Abs
+            | Floor
+            | Not
+            | Add
+            | Sub
+            | Mul
+            | Min
+            | Max
+            | Lt
+            | Le
+            | Eq
+            | And
+            | Or
+            | Select => Effort::Simple,
+            Div | Sqrt => Effort::Division,
+            Exp | Ln | Sin | Cos | Tanh | Erf | Pow | Rem => Effort::Transcendental,
+        }
+    }
+}
+
 /// Operations that a scalar operation counts as.
 pub(crate) fn weight(op: ScalarOp, rates: &Rates) -> u32 {
-    use ScalarOp::*;
-    match op {
-        Exp | Ln | Sin | Cos | Tanh | Erf | Pow | Rem => rates.transcendental,
-        Div | Sqrt => rates.division,
-        Const(_) | Load(_) | Store(_) | Slot(_) | Product => 0,
-        _ => 1,
+    match Effort::of(op) {
+        Effort::None => 0,
+        Effort::Simple => 1,
+        Effort::Division => rates.division,
+        Effort::Transcendental => rates.transcendental,
     }
 }
 

@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use crate::hash::HashMap;
 use crate::ir::{DType, TensorType};
-use crate::ops::{ConvKind, Op, ReduceKind, ScalarOp, fold, rounds_to};
+use crate::ops::{ConvKind, Op, ReduceKind, ScalarOp, fold, jumps, rounds_to};
 
 /// Index of an interned op.
 pub(crate) type OpId = u32;
@@ -268,8 +268,7 @@ fn splat(op: &Op, ty: &TensorType, inputs: &[&Fact]) -> Option<Splat> {
         Op::Pointwise(op) => {
             let values: Option<SmallVec<[Splat; 3]>> = inputs.iter().map(|fact| fact.splat).collect();
             let dtype = inputs.last()?.ty.dtype;
-            let smooth =
-                ty.dtype.is_float() && !matches!(op, ScalarOp::Floor | ScalarOp::Rem) && rounds_to(*op).is_none();
+            let smooth = ty.dtype.is_float() && !jumps(*op);
             let found = Splat::of(&values?, smooth, |values| fold(*op, dtype, values))?;
             Some(if ty.dtype.is_float() { found } else { Splat { size: 0.0, ..found } })
         }

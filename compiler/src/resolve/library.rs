@@ -37,7 +37,7 @@ pub(crate) struct Module {
 
 /// What kind of file a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Root {
+pub(crate) enum Root {
     Stdlib,
     Graphs,
     Pipelines,
@@ -102,19 +102,19 @@ impl Library {
         self.modules.iter().map(|module| &*module.spec)
     }
 
-    /// Reads the file that a user named: a path, or the name of a graph.
-    pub(crate) fn open(&mut self, sources: &mut SourceMap, spec: &str) -> Result<SpecFile, Diagnostics> {
+    /// Reads the file that a user named: a path, or a name, which is taken for one of `root` before any other.
+    pub(crate) fn open(&mut self, sources: &mut SourceMap, root: Root, spec: &str) -> Result<SpecFile, Diagnostics> {
         let path = Path::new(spec);
         if path.extension().is_some_and(|extension| extension == "ron") || self.is_file(path) || path.exists() {
             let source = self.read(sources, path)?;
             return parse_file(sources, source);
         }
-        for root in [Root::Graphs, Root::Pipelines, Root::Stdlib] {
+        for root in [root, Root::Graphs, Root::Pipelines, Root::Stdlib] {
             if let Some(source) = self.find(sources, None, root, spec)? {
                 return parse_file(sources, source);
             }
         }
-        let known = names(&GRAPHS);
+        let known = names(root.embedded());
         Err(Diagnostic::error(format!("no spec named `{spec}`"))
             .suggest(spec, known.iter().map(String::as_str))
             .help(format!("give the path of a `.ron` file, or one of: {}", known.join(", ")))

@@ -36,7 +36,7 @@ use crate::spec::{
 };
 use groups::Groups;
 use instance::Instance;
-use library::{Library, Module, Scope};
+use library::{Library, Module, Root, Scope};
 use needs::Kept;
 use programs::{Top, top_instance};
 use state::States;
@@ -99,7 +99,7 @@ pub struct Resolved {
 /// Everything that is wrong with the spec or a file it uses, each with its place.
 pub fn resolve(sources: &mut SourceMap, graph: &str, options: &Options) -> Result<Resolved, Diagnostics> {
     let mut library = Library::new(options.files.clone());
-    match library.open(sources, graph)? {
+    match library.open(sources, Root::Graphs, graph)? {
         SpecFile::Graph(spec) => resolve_graph(sources, library, spec, options),
         SpecFile::Modules(_) => Err(not_a_graph(graph, "modules, which are applied by graphs").into()),
         SpecFile::Pipeline(_) => Err(not_a_graph(graph, "a pipeline, which a graph names as its `data`").into()),
@@ -134,8 +134,21 @@ pub enum Any {
 /// Everything that is wrong with it, each with its place.
 pub fn resolve_any(sources: &mut SourceMap, spec: &str, options: &Options) -> Result<Any, Diagnostics> {
     let mut library = Library::new(options.files.clone());
-    let file = library.open(sources, spec)?;
+    let file = library.open(sources, Root::Graphs, spec)?;
     any_file(sources, library, file, options)
+}
+
+/// The pipeline in a file given by path or name.
+///
+/// # Errors
+/// Everything that is wrong with it, each with its place; another file than that of a pipeline.
+pub fn resolve_pipeline(sources: &mut SourceMap, spec: &str) -> Result<Pipeline, Diagnostics> {
+    match Library::default().open(sources, Root::Pipelines, spec)? {
+        SpecFile::Pipeline(spec) => pipeline(&spec),
+        _ => Err(Diagnostic::error(format!("`{spec}` holds no pipeline"))
+            .help("give a file that holds `Pipeline(...)`")
+            .into()),
+    }
 }
 
 /// Resolves whatever a source holds.

@@ -330,3 +330,53 @@ pub(crate) fn check_inputs(
     }
     Diagnostics::check((), errors)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diag::SourceMap;
+    use crate::spec::{FieldKind, SOURCES, SourceKind, SpecFile, parse_file};
+
+    /// A setting as a spec has it and as the plan has it, other than any default.
+    fn setting(kind: FieldKind, number: usize) -> (String, serde_json::Value) {
+        let (text, count) = (format!("text{number}"), 1000 + number);
+        match kind {
+            FieldKind::Str => (format!("\"{text}\""), text.into()),
+            FieldKind::Int => (count.to_string(), count.into()),
+            FieldKind::Float => ("0.25".into(), 0.25.into()),
+            FieldKind::Bool => ("true".into(), true.into()),
+            FieldKind::Ints => (format!("{{ \"{text}\": {count} }}"), serde_json::json!([[text, count]])),
+            FieldKind::Strs => (format!("{{ \"name\": \"{text}\" }}"), serde_json::json!({ "name": text })),
+        }
+    }
+
+    fn resolved(kind: &SourceKind) -> (Source, serde_json::Value) {
+        let (mut written, mut expected) = (Vec::new(), serde_json::Map::new());
+        for (number, field) in kind.fields.iter().enumerate() {
+            let (text, value) = setting(field.kind, number);
+            written.push(format!("{}: {text}", field.name));
+            expected.insert(field.name.into(), value);
+        }
+        let (name, settings) = (kind.name, written.join(", "));
+        let text = format!("Pipeline(name: \"p\", source: {name}({settings}), outputs: {{ \"y\": \"y\" }})");
+        let mut sources = SourceMap::new();
+        let file = sources.add("p.ron", &text);
+        let Ok(SpecFile::Pipeline(spec)) = parse_file(&sources, file) else { panic!("no pipeline: {text}") };
+        (source(&spec.source).expect("a known source"), serde_json::json!({ name: expected }))
+    }
+
+    /// What a spec can say of a source is what the plan knows of it, setting by setting.
+    #[test]
+    fn every_setting_of_a_source_arrives() {
+        for kind in &SOURCES {
+            let (source, expected) = resolved(kind);
+            assert_eq!(source.kind(), kind.name);
+            assert_eq!(serde_json::to_value(&source).expect("plain data"), expected);
+            // A new variant fails to compile here, and so asks for its row in `SOURCES`.
+            match source {
+                Source::Folder { .. } | Source::Shapes { .. } | Source::Recordio { .. } | Source::Webdataset { .. } => {
+                }
+            }
+        }
+    }
+}

@@ -5,6 +5,7 @@ use alip_plan::{Fusion, Rates, Target};
 use smallvec::SmallVec;
 
 use crate::ir::{Graph, NodeId};
+use crate::launch::Effort;
 use crate::ops::Op;
 
 /// Facts of one node.
@@ -81,13 +82,9 @@ fn of(graph: &Graph, id: NodeId, all: &[Facts], target: &Target) -> Facts {
     facts
 }
 
-/// What a scalar operation costs, in simple ones.
+/// What it takes to compute a scalar operation again, in simple ones; a division is one of them here.
 pub(super) fn operations(op: ScalarOp, rates: &Rates) -> u32 {
-    use ScalarOp::*;
-    match op {
-        Exp | Ln | Sin | Cos | Tanh | Erf | Pow | Rem => rates.transcendental,
-        _ => 1,
-    }
+    if Effort::of(op) == Effort::Transcendental { rates.transcendental } else { 1 }
 }
 
 fn pointwise(graph: &Graph, id: NodeId, op: ScalarOp, all: &[Facts], target: &Target, facts: &mut Facts) {

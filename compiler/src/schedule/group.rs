@@ -28,6 +28,7 @@ use smallvec::SmallVec;
 use super::attention::CallKey;
 use super::facts::{Facts, base, facts};
 use super::layout::{Chain, ViewOp};
+use super::looked;
 use super::reads::{Found, Inputs};
 use super::space::Space;
 use crate::diag::Diagnostic;
@@ -322,6 +323,7 @@ impl<'g> Groups<'g> {
     /// The group that a group has become part of.
     pub(super) fn find(&self, mut group: GroupId) -> GroupId {
         while let Some(into) = self.groups[group].merged_into {
+            looked("groups that became others", 1);
             group = into;
         }
         group
@@ -361,7 +363,7 @@ impl<'g> Groups<'g> {
     }
 
     /// The node whose value a group stores: of a concatenation the part.
-    pub(super) fn stored(&self, store: &Store) -> NodeId {
+    pub(crate) fn stored(&self, store: &Store) -> NodeId {
         let member = &self.members[store.member];
         match (member.what, &self.graph.node(member.node).op) {
             (What::Copy(part), Op::Concat { .. } | Op::Pad { .. }) => {
@@ -479,6 +481,7 @@ impl<'g> Groups<'g> {
         self.groups[group].stores.push(Store { member, target, region });
         self.groups[group].operands.insert(target);
         self.writers[target.index()].push(group);
+        looked("readers of a value", self.loads[target.index()].len());
         let below = self.readers(target).filter(|reader| *reader != group).map(|reader| self.groups[reader].level);
         if let Some(below) = below.max() {
             self.relevel(group, below);
@@ -488,6 +491,7 @@ impl<'g> Groups<'g> {
     /// These uses load the value.
     pub(super) fn load(&mut self, value: NodeId, uses: &[Use]) {
         let mut readers: SmallVec<[GroupId; 4]> = SmallVec::new();
+        looked("readers of a value", uses.len() + self.writers[value.index()].len());
         for (member, operand) in uses {
             self.members[*member].inputs[*operand] = Input::Load(value);
             self.loads[value.index()].push(*member);

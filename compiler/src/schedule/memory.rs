@@ -287,10 +287,11 @@ fn fits_binding(graph: &Graph, life: &Life, target: &Target) -> Result<(), Diagn
     }
 }
 
-/// Segment and offset of every life, in the given order; `segments` receives the sizes.
+/// Segment and offset of every life, in the given order; `segments` receives the sizes. Every life is compared with those placed
+/// before: which gap is the smallest depends on all that lives meanwhile.
 fn pack(lives: &[Life], target: &Target, segments: &mut Vec<u64>) -> Vec<(usize, u64)> {
     let align = alignment(target);
-    let mut placed: Vec<Vec<(u64, u64, usize, usize)>> = Vec::new(); // offset, end, first, last
+    let mut placed: Vec<Vec<(u64, u64, usize, usize)>> = Vec::new(); // offset, end, first, last; by offset
     let mut result = Vec::new();
     for life in lives {
         let bytes = life.bytes.next_multiple_of(align);
@@ -301,15 +302,14 @@ fn pack(lives: &[Life], target: &Target, segments: &mut Vec<u64>) -> Vec<(usize,
                 segments.push(0);
             }
             let alive = placed[segment].iter().filter(|(_, _, first, last)| *first <= life.last && life.first <= *last);
-            let mut busy: Vec<(u64, u64)> = alive.map(|(offset, end, ..)| (*offset, *end)).collect();
-            busy.sort_unstable();
-            let offset = best_gap(&busy, bytes);
+            let offset = best_gap(alive.map(|(offset, end, ..)| (*offset, *end)), bytes);
             if offset + bytes <= target.max_segment_bytes || offset == 0 {
                 break offset;
             }
             segment += 1;
         };
-        placed[segment].push((offset, offset + bytes, life.first, life.last));
+        let at = placed[segment].partition_point(|(before, ..)| *before <= offset);
+        placed[segment].insert(at, (offset, offset + bytes, life.first, life.last));
         segments[segment] = segments[segment].max(offset + bytes);
         result.push((segment, offset));
     }
@@ -321,8 +321,8 @@ fn alignment(target: &Target) -> u64 {
     target.alignment.max(4)
 }
 
-/// The smallest gap between busy spans that has room, else the end of the last.
-fn best_gap(busy: &[(u64, u64)], bytes: u64) -> u64 {
+/// The smallest gap between busy spans, in their order, that has room, else the end of the last.
+fn best_gap(busy: impl Iterator<Item = (u64, u64)>, bytes: u64) -> u64 {
     let mut best: Option<(u64, u64)> = None;
     let mut free = 0;
     for (offset, end) in busy {
@@ -330,7 +330,7 @@ fn best_gap(busy: &[(u64, u64)], bytes: u64) -> u64 {
         if gap >= bytes && best.is_none_or(|(size, _)| gap < size) {
             best = Some((gap, free));
         }
-        free = free.max(*end);
+        free = free.max(end);
     }
     best.map_or(free, |(_, offset)| offset)
 }

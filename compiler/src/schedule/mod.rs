@@ -9,8 +9,9 @@
 //!   know which views are affine.
 //! - [`memory`] gives every stored value its place; [`check`] replays a program and proves that nothing live is overwritten.
 //!
-//! Invariants: deterministic (no clocks, no iteration over hash maps), time nearly linear in the number of nodes, and what
-//! is computed does not depend on [`ScheduleOptions`] beyond rounding.
+//! Invariants: deterministic (no clocks, no iteration over hash maps), linear in the number of nodes (`linear` holds that by what
+//! is `looked` at; [`memory`] alone compares values that live together), and what is computed does not depend on
+//! [`ScheduleOptions`] beyond rounding.
 
 mod attention;
 pub mod check;
@@ -19,6 +20,9 @@ mod explain;
 mod facts;
 mod group;
 mod layout;
+#[cfg(test)]
+mod linear;
+mod looked;
 pub mod memory;
 mod operands;
 mod order;
@@ -39,6 +43,7 @@ pub(crate) use self::explain::explain;
 pub use self::explain::{Explained, Explanation, computes};
 pub(crate) use self::group::{Group, GroupId, Groups, Input, Kind, MemberId, Store, What};
 pub(crate) use self::layout::{Layout, ViewOp};
+pub(crate) use self::looked::looked;
 pub(crate) use self::operands::{ProductOperand, gather, product};
 pub use self::pads::join_pads;
 pub use self::prepare::prepare;

@@ -13,6 +13,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::group::{GroupId, Groups, Store};
+use super::looked;
 use crate::diag::Diagnostic;
 use crate::ir::NodeId;
 
@@ -59,6 +60,7 @@ impl Groups<'_> {
         let mut reads: Vec<Vec<NodeId>> = vec![Vec::new(); self.count()];
         for id in self.graph.ids().filter(|id| !self.writers(*id).is_empty()) {
             for group in self.readers(id) {
+                looked("readers of a value", 1);
                 if reads[group].last() != Some(&id) {
                     reads[group].push(id);
                 }
@@ -155,6 +157,7 @@ impl Waits {
                 }
                 // It stores a part and reads others.
                 for writer in groups.writers(*id).iter().map(|writer| groups.find(*writer)) {
+                    looked("writers of a value", 1);
                     if writer != *group {
                         waits.order(writer, *group);
                     }
@@ -180,6 +183,7 @@ impl Waits {
             }
         }
         for reader in next {
+            looked("what waits for a group", 1);
             self.of_group[reader] -= 1;
             if self.of_group[reader] == 0 {
                 ready(reader);

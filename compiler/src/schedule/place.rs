@@ -10,6 +10,7 @@
 
 use super::group::{Group, GroupId, Groups, Input, Kind, Member, MemberId, Refusal, Use, What};
 use super::layout::{Chain, Cuts, Layout, ViewOp, inverse};
+use super::looked;
 use super::reads::Inputs;
 use super::space::Space;
 use crate::diag::Diagnostic;
@@ -95,6 +96,7 @@ impl<'g> Groups<'g> {
             let split = start.filter(|_| row && self.group(group).kind() == Kind::Map);
             let height = reader.height + u32::from(reduces);
             let known = of_group.entry(group).or_default();
+            looked("sites of a value", 1 + known.len());
             match known.iter().find(|at| sites[**at].row == row && sites[**at].layout == layout) {
                 Some(at) => {
                     sites[*at].uses.push((member, operand));

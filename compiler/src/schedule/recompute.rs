@@ -15,7 +15,7 @@
 use smallvec::SmallVec;
 
 use super::facts::{base, operations};
-use super::{Groups, Schedule, ScheduleOptions};
+use super::{Groups, Schedule, ScheduleOptions, looked};
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::hash::{HashMap, HashSet};
 use crate::ir::{Graph, Node, NodeId};
@@ -122,6 +122,7 @@ fn choose(schedule: &Schedule<'_>) -> Vec<Waiting> {
         let mut reads: Vec<(usize, NodeId)> =
             groups.loads(id).iter().map(|member| (position(member), groups.member(*member).node)).collect();
         reads.sort_unstable();
+        looked("readers of a value", reads.len());
         let mut before = at[groups.find(*writer)];
         let mut longest = (0, 0);
         for (index, (when, _)) in reads.iter().enumerate() {

@@ -9,6 +9,7 @@
 
 use super::group::{Group, GroupId, Groups, Kind, MemberId, Refusal};
 use super::layout::{Chain, Layout, ViewOp};
+use super::looked;
 use crate::hash::HashMap;
 use crate::ir::NodeId;
 
@@ -54,6 +55,7 @@ impl Groups<'_> {
         let whole = |id: &&NodeId| self.graph.shape(**id).elements() == all;
         for id in self.group(map).operands().iter().filter(whole) {
             for group in self.readers(*id) {
+                looked("readers of a value", 1);
                 let rows = matches!(self.group(group).kind(), Kind::Reduction | Kind::Product(..));
                 let distance = at.get(&group).map_or(usize::MAX, |there| there.abs_diff(position));
                 if rows && distance <= WINDOW && self.group(group).space().points() == all {

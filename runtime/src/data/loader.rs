@@ -18,6 +18,7 @@ use alip_plan::pipeline::{Mode, Pipeline};
 
 use super::maker::{Maker, Place, Recipe, Turn};
 use super::spares::Spares;
+use super::work::{Clock, Work};
 use super::{DataError, Order, SampleSource, Skipped, Skips, Transform, Vocabularies};
 use crate::tensor::HostTensor;
 
@@ -140,6 +141,7 @@ impl Loader {
         let makers = options.prefetch.max(1) + 1;
         let (places, queue) = channel();
         let spares = Arc::new(Spares::new(options.batch, makers + 1));
+        let clock = Clock::new(transform.ops());
         let recipe = Arc::new(Recipe {
             declared: pipeline.source.clone(),
             source,
@@ -149,6 +151,7 @@ impl Loader {
             batch: options.batch,
             passes: options.passes,
             pool,
+            clock,
         });
         let maker = Arc::new(Maker {
             recipe: recipe.clone(),
@@ -258,6 +261,11 @@ impl Loader {
     /// How long the consumer has waited for batches in all.
     pub fn waited(&self) -> Duration {
         self.waited
+    }
+
+    /// What the workers have done so far.
+    pub fn work(&self) -> Work {
+        self.recipe.clock.read()
     }
 
     /// Samples delivered, and how many of them could not be used and were replaced.

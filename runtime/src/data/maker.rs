@@ -18,6 +18,7 @@ use alip_plan::pipeline::Source;
 use super::panics::caught;
 use super::spares::Spares;
 use super::transform::{Row, check_fields};
+use super::work::Clock;
 use super::{Batch, DataError, Order, Passes, SampleError, SampleSource, Skipped, Transform};
 use crate::tensor::{Data, HostTensor};
 
@@ -45,6 +46,7 @@ pub(super) struct Recipe {
     pub(super) batch: usize,
     pub(super) passes: Passes,
     pub(super) pool: rayon::ThreadPool,
+    pub(super) clock: Clock,
 }
 
 /// What all makers share.
@@ -120,7 +122,7 @@ impl Recipe {
             for ((slots, read), &(epoch, index)) in rows.iter_mut().zip(&mut read).zip(&samples) {
                 tasks.spawn(move |_| {
                     let stopped = self.stop.load(Ordering::Relaxed);
-                    *read = (!stopped).then(|| self.read(epoch, index, slots));
+                    *read = (!stopped).then(|| self.clock.sample(|| self.read(epoch, index, slots)));
                 });
             }
             given();
@@ -219,10 +221,10 @@ impl Recipe {
     fn read(&self, epoch: u64, index: u64, slots: &mut [Row<'_>]) -> Result<Labels, SampleError> {
         // A decoder that panics on a hostile file loses that sample and nothing else; rows are overwritten by the next try.
         let read = caught(|| {
-            let sample = self.source.sample(index)?;
+            let sample = self.clock.source(|| self.source.sample(index))?;
             check_fields(&self.declared, &sample)?;
             let labels = sample.labels.clone();
-            self.transform.run(sample, (&self.order, epoch, index), slots)?;
+            self.transform.run(sample, (&self.order, epoch, index), slots, &self.clock)?;
             Ok(labels)
         });
         read.unwrap_or_else(|words| Err(SampleError(format!("the decoder panicked: {words}"))))

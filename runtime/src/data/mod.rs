@@ -31,6 +31,7 @@ mod text;
 mod throughput;
 mod transform;
 mod webdataset;
+mod work;
 
 pub use augment::{Crop, center_crop, mirror, normalize_rgb, random_area_crop};
 pub use decode::{DecodeLimits, decode_rgb, upright_size};
@@ -46,6 +47,7 @@ pub use text::{Tokenizer, Vocabularies, WordVocabulary, clean, split_words};
 pub use throughput::{Throughput, measure};
 pub use transform::Transform;
 pub use webdataset::WebdatasetSource;
+pub use work::Work;
 
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,7 @@ use super::*;
 use crate::tensor::{Data, HostTensor};
 
 mod folder;
+mod work;
 
 /// Says that a test did not run, on the stream that the test harness does not hide.
 pub(crate) fn skipped(reason: impl std::fmt::Display) {
@@ -504,37 +505,4 @@ fn errors_of_sources_without_texts() {
         "this source does not list words to make a vocabulary of; give the vocabulary a file of words, or use 'clip'"
     );
     assert_eq!(source.list_hash().unwrap().len(), 16);
-}
-
-/// Decode, random crop, triangle 224, mirror, normalise and two texts on real photographs; prints the rate.
-#[test]
-fn photographs() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/flickr8k");
-    if !folder.is_dir() {
-        skipped(format_args!("no {}", folder.display()));
-        return;
-    }
-    let source = Source::Folder {
-        path: folder.display().to_string(),
-        split: "train".into(),
-        eval_split: "test".into(),
-        raw: 0,
-        caption: 1,
-        swap_raw: 0.3,
-        swap_seed: 0,
-    };
-    let samples = open_source(&source, Mode::Train).unwrap();
-    let mut pipeline = pipeline(source);
-    for node in &mut pipeline.ops {
-        if let PipelineOp::Resize { height, width, .. } = &mut node.op {
-            (*height, *width) = (224, 224);
-        }
-    }
-    let mut options = LoaderOptions::train(0, 64);
-    for workers in [1, 2] {
-        options.workers = workers;
-        let measured = measure(&pipeline, samples.clone(), &options, 8).unwrap();
-        assert_eq!((measured.samples, measured.skipped.len()), (512, 0));
-        eprintln!("{workers} workers: {:.0} images/s", measured.rate());
-    }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use alip_plan::pipeline::Pipeline;
 
-use super::{DataError, Loader, LoaderOptions, SampleSource, Skipped};
+use super::{DataError, Loader, LoaderOptions, SampleSource, Skipped, Work};
 
 /// What a pipeline delivers per second when nothing else runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,12 +16,21 @@ pub struct Throughput {
     pub elapsed: Duration,
     /// Samples that could not be used.
     pub skipped: Vec<Skipped>,
+    /// Threads that prepared samples.
+    pub workers: usize,
+    /// What they did meanwhile.
+    pub work: Work,
 }
 
 impl Throughput {
     /// Samples per second.
     pub fn rate(&self) -> f64 {
         self.samples as f64 / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// Samples per second that the workers prepare who never wait: what the loader delivers at most.
+    pub fn prepared(&self) -> f64 {
+        self.work.rate(self.work.busy, self.workers)
     }
 }
 
@@ -43,5 +52,6 @@ pub fn measure(
         skipped.extend_from_slice(&batch.skipped);
         loader.give_back(batch);
     }
-    Ok(Throughput { samples: loader.counts().0, elapsed: start.elapsed(), skipped })
+    let (elapsed, work) = (start.elapsed(), loader.work());
+    Ok(Throughput { samples: loader.counts().0, elapsed, skipped, workers: options.workers.max(1), work })
 }

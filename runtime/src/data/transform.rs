@@ -13,6 +13,7 @@ use alip_plan::pipeline::{Filter, Mode, Pipeline, PipelineOp, PipelineOutput, So
 use super::augment::{Crop, center_crop, cut, level_table, mirror, normalize_into, random_area_crop};
 use super::decode::{DecodeLimits, decode_rgb, upright_size};
 use super::order::Order;
+use super::work::Clock;
 use super::{
     DataError, Field, RawSample, RgbImage, SampleError, SampleSource, Tokenizer, Vocabularies, resize, scratch,
 };
@@ -115,6 +116,15 @@ impl Transform {
         self.outputs.iter().map(|(name, output, _)| (name.as_str(), output))
     }
 
+    /// Names of the ops of the body, in the order in which they run.
+    pub(super) fn ops(&self) -> impl Iterator<Item = &'static str> {
+        self.nodes.iter().map(|node| match &node.step {
+            Step::Plain(op) => op.name(),
+            Step::Normalize(_) => "normalize_rgb",
+            Step::Tokenize(_) => "tokenize",
+        })
+    }
+
     /// The tokenizer of the body's first `tokenize`, which evaluation uses for its prompts.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.nodes.iter().find_map(|node| match &node.step {
@@ -139,15 +149,16 @@ impl Transform {
     }
 
     /// Runs the body on sample `index` of `epoch`, writing each output's row from its beginning to its end: rows may hold
-    /// anything before.
+    /// anything before. The `clock` learns how long each op takes.
     ///
     /// # Errors
     /// Why the sample cannot be used; rows are then partly written.
-    pub(crate) fn run(
+    pub(super) fn run(
         &self,
         sample: RawSample,
         (order, epoch, index): (&Order, u64, u64),
         rows: &mut [Row<'_>],
+        clock: &Clock,
     ) -> Result<(), SampleError> {
         let mut fields = sample.fields;
         let mut values: Vec<Option<Value>> =
@@ -159,13 +170,13 @@ impl Transform {
             let draw = |block: u64| philox4x32(counter(index, (position as u64) << 32 | block), key);
             let this = values.len();
             let mut inputs = Inputs { node, values: &mut values, uses: &mut uses };
-            let value = match &node.step {
-                Step::Plain(op) => self.apply(op, &mut inputs, draw)?,
+            let value = clock.op(position, || match &node.step {
+                Step::Plain(op) => self.apply(op, &mut inputs, draw),
                 Step::Normalize(table) => {
                     let image = inputs.rgb()?;
                     let written = self.write(this, rows, |row| normalize_row(&image, table, row))?;
                     scratch::give_image(image);
-                    written
+                    Ok(written)
                 }
                 Step::Tokenize(tokenizer) => {
                     let text = inputs.text()?;
@@ -175,9 +186,9 @@ impl Transform {
                             Ok(())
                         }
                         Row::F32(_) | Row::U8(_) => mismatch("tokens", "other than i32"),
-                    })?
+                    })
                 }
-            };
+            })?;
             values.push(Some(value));
         }
         self.deliver_fields(&values, rows)

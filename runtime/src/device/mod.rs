@@ -23,6 +23,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use alip_plan::{Plan, Target, TargetKind};
+use indicatif::HumanBytes;
 
 pub use choose::{Choice, choose, choose_like, kinds, names};
 
@@ -104,7 +105,7 @@ pub enum DeviceError {
         bytes: u64,
     },
     /// More than the machine has, whatever else it does.
-    #[error("the plan needs {} of memory, and this machine has {}; use a smaller --batch", crate::human::bytes(*needed), crate::human::bytes(*there))]
+    #[error("the plan needs {} of memory, and this machine has {}; use a smaller --batch", HumanBytes(*needed), HumanBytes(*there))]
     TooLarge {
         /// Bytes of all segments.
         needed: u64,

@@ -67,6 +67,16 @@ pub enum CheckpointError {
         /// What is missing or wrong.
         why: String,
     },
+    /// A checkpoint of another run than it is asked for.
+    #[error("{}: a checkpoint of another run: {what}; give one of {}", path.display(), own.display())]
+    OtherRun {
+        /// The file.
+        path: PathBuf,
+        /// Where those of the run are.
+        own: PathBuf,
+        /// What shows it.
+        what: String,
+    },
     /// Written by another version.
     #[error("{}: checkpoint format {found}, but this program reads format {FORMAT}; resume with the version that wrote it", path.display())]
     Version {

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use alip_plan::pipeline::Pipeline;
 use alip_plan::{FORMAT_VERSION, Plan, PlanError};
+use indicatif::HumanBytes;
 use serde::de::DeserializeOwned;
 
 use super::checkpoint::{self, CheckpointError, Checkpoints, Header, Saved};
@@ -26,9 +27,9 @@ use super::identity::{Difference, FORMAT, RunInfo, fingerprint};
 use super::lock::Lock;
 use super::log::MetricsLog;
 use super::sources::SpecSources;
+use super::tensors::TensorFile;
 use crate::data::Vocabularies;
 use crate::exec::Session;
-use crate::human::bytes;
 
 /// Name of the plan in a directory, here and in what `alipc compile -o DIR` writes.
 pub const PLAN: &str = "plan.alip";
@@ -94,7 +95,7 @@ pub enum RunError {
     #[error(
         "{} has {} free, but {checkpoints} more checkpoints of {} each will be there at a time; free some space, choose \
          another directory with --out, or keep fewer with --keep",
-        path.display(), bytes(*free), bytes(*each)
+        path.display(), HumanBytes(*free), HumanBytes(*each)
     )]
     NoRoom {
         /// The directory.
@@ -272,7 +273,11 @@ impl RunDir {
                 // Whoever trains has newer ones and took this one away.
                 Err(CheckpointError::File(FileError::Io { source, .. }))
                     if source.kind() == std::io::ErrorKind::NotFound && path.symlink_metadata().is_err() => {}
-                restored => return self.own(path, restored?).map(Some),
+                restored => {
+                    let header = restored?;
+                    self.owns(&path, &header)?;
+                    return Ok(Some(header));
+                }
             }
         }
     }
@@ -282,17 +287,21 @@ impl RunDir {
     /// # Errors
     /// As [`RunDir::restore`]; it is of another run.
     pub fn restore_from(&self, path: &Path, session: &mut Session) -> Result<Header, CheckpointError> {
-        let header = checkpoint::restore(path, session)?;
-        self.own(path.to_path_buf(), header)
+        // Before anything of another model is compared with this one.
+        self.owns(path, &checkpoint::header(&TensorFile::open(path)?)?)?;
+        checkpoint::restore(path, session)
     }
 
-    fn own(&self, path: PathBuf, header: Header) -> Result<Header, CheckpointError> {
-        let (own, found) = ((&self.info.plan, self.info.seed), (&header.plan, header.seed));
-        if own == found {
-            return Ok(header);
-        }
-        let why = format!("of another run: plan and seed {found:?}, not {own:?}");
-        Err(CheckpointError::NoCheckpoint { path, why })
+    /// That a checkpoint is one of this run.
+    fn owns(&self, path: &Path, header: &Header) -> Result<(), CheckpointError> {
+        let what = match (&self.info, header) {
+            (own, found) if own.plan != found.plan => "it was trained by another plan".to_string(),
+            (own, found) if own.seed != found.seed => {
+                format!("it was trained with the seed {}, and this run is with {}", found.seed, own.seed)
+            }
+            _ => return Ok(()),
+        };
+        Err(CheckpointError::OtherRun { path: path.to_path_buf(), own: self.root.join(CHECKPOINTS), what })
     }
 
     fn kept(&self, keep: usize) -> Checkpoints {

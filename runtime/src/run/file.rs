@@ -43,6 +43,16 @@ pub enum FileError {
         /// The name.
         name: String,
     },
+    /// A tensor of another shape than is asked for.
+    #[error("{}: tensor `{name}` has the shape {shapes}", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// `[8, 3], but [4, 3] is needed`.
+        shapes: String,
+    },
     /// A tensor that cannot be converted.
     #[error("{}: tensor `{name}`: {source}", path.display())]
     Tensor {

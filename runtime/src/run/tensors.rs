@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use alip_plan::DType;
+use alip_plan::{Buffer, DType};
 use safetensors::tensor::{Dtype as FileType, Metadata, TensorInfo, TensorView};
 
 use super::file::{FileError, write_beside};
@@ -101,6 +101,19 @@ impl TensorFile {
             name: name.into(),
             source,
         })
+    }
+
+    /// Reads a tensor of the shape and dtype of a buffer, converting as [`TensorFile::read`] does.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read`]; another shape.
+    pub fn read_for(&mut self, name: &str, buffer: &Buffer) -> Result<HostTensor, FileError> {
+        let tensor = self.read(name, buffer.dtype)?;
+        if tensor.shape() == buffer.shape {
+            return Ok(tensor);
+        }
+        let shapes = format!("{:?}, but {:?} is needed", tensor.shape(), buffer.shape);
+        Err(FileError::Shape { path: self.path.clone(), name: name.into(), shapes })
     }
 
     /// Reads everything and compares it with the checksums; a file without any is taken as it is.

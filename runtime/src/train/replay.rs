@@ -167,7 +167,7 @@ pub fn load_weights(session: &mut Session, path: &Path) -> Result<(), ReplayErro
     }
     for name in names {
         let state = place(&name).ok_or_else(|| fail(format!("`{name}` of the file is no state of the graph")))?;
-        let tensor = file.read(&name, state.buffer.dtype)?;
+        let tensor = file.read_for(&name, &state.buffer)?;
         session.write_state(&state.path, &tensor)?;
     }
     if plan.state(STATE_HALTED).is_some() {
@@ -198,12 +198,12 @@ fn count_batches(plan: &Plan, batches: &TensorFile, path: &Path) -> Result<u64, 
 /// The inputs of `train` that a file holds as `batch.NUMBER.NAME`.
 ///
 /// # Errors
-/// The file lacks one, or holds another type.
+/// The file lacks one, or holds another type or shape.
 pub fn batch(plan: &Plan, batches: &mut TensorFile, number: u64) -> Result<Tensors, ReplayError> {
     let Some(train) = plan.programs.get(PROGRAM_TRAIN) else { return Ok(Tensors::new()) };
     let mut inputs = Tensors::new();
     for (name, buffer) in train.batch_inputs() {
-        inputs.insert(name.to_string(), batches.read(&format!("batch.{number}.{name}"), buffer.dtype)?);
+        inputs.insert(name.to_string(), batches.read_for(&format!("batch.{number}.{name}"), buffer)?);
     }
     Ok(inputs)
 }

@@ -4,6 +4,7 @@
 //! descent with a falling rate, update guarded as the compiler's is; on request with a loss scale.
 
 mod late;
+mod wrapped;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -19,7 +20,8 @@ use alip_plan::{
 
 use crate::run::{DeviceIdentity, RunInfo};
 
-pub(crate) use late::{Late, Pace};
+pub(crate) use late::{Pace, late};
+pub(crate) use wrapped::Wrapped;
 
 pub(crate) const BATCH: u64 = 4;
 pub(crate) const SIDE: u64 = 4;

@@ -59,11 +59,13 @@ impl SpecArgs {
 }
 
 fn target(name: &str) -> Result<Target, Diagnostic> {
-    Target::named(name).ok_or_else(|| {
+    Target::parse(name).map_err(|why| {
         if name == "native" || name.contains(':') {
             let help = "`alip-run devices` prints the whole names of the targets that machine has; `alip-run` itself takes \
                         `--target native`";
-            return Diagnostic::error(format!("this compiler sees no device, so `{name}` says too little")).help(help);
+            let native = || format!("this compiler sees no device, so `{name}` says too little");
+            let error = if name == "native" { native() } else { format!("`{name}` is no target: {why}") };
+            return Diagnostic::error(error).help(help);
         }
         let all = Target::all();
         let names: Vec<&str> = all.iter().map(|target| target.name.as_str()).collect();

@@ -42,6 +42,8 @@ pub struct Pointwise {
     pub doc: &'static str,
     /// Dtypes.
     pub rule: Rule,
+    /// Whether a float that it gives may jump where an operand moves a little (a cast does if it rounds).
+    pub jumps: bool,
     /// Interval from which test cases draw: inside the domain, and where no overflow hides a wrong gradient.
     pub range: (f64, f64),
     /// Meaning on floats and bools (0 or 1), through one fixed libm.
@@ -80,6 +82,11 @@ pub(crate) fn rounds_to(op: ScalarOp) -> Option<DType> {
         ScalarOp::Cast(to) => Some(to).filter(|to| to.is_narrow()),
         _ => None,
     }
+}
+
+/// Whether a float that a scalar operation gives may jump where an operand moves a little.
+pub(crate) fn jumps(op: ScalarOp) -> bool {
+    pointwise(op).is_none_or(|row| row.jumps) || rounds_to(op).is_some()
 }
 
 /// The row of a scalar operation; `None` for those that exist inside kernels only (`Load`, `Slot`, ...).

@@ -1,6 +1,7 @@
 //! What waits for what: groups run after those whose values they read.
 
 use super::{GroupId, Groups, MemberId};
+use crate::schedule::looked;
 
 impl Groups<'_> {
     /// Must `to` run after `from`?
@@ -8,34 +9,79 @@ impl Groups<'_> {
         self.any_reaches(vec![from], to)
     }
 
-    /// Must `to` run after one of these?
+    /// Must `to` run after one of these? Looked for from both ends in turn, until one has nothing left: most groups have little
+    /// before them or little after them, and all of the program on the other side.
     fn any_reaches(&mut self, from: Vec<GroupId>, to: GroupId) -> bool {
-        self.visit += 1;
-        self.visited.resize(self.groups.len(), 0);
-        let level = self.groups[to].level;
-        let mut stack = from;
-        while let Some(group) = stack.pop() {
-            // Levels fall along every edge, so that most searches end where they begin.
-            if self.groups[group].level <= level || self.visited[group] == self.visit {
-                continue;
-            }
-            self.visited[group] = self.visit;
-            let here = &self.groups[group];
-            let readers = here.stores.iter().flat_map(|store| self.loads[store.target.index()].iter());
-            let next = readers.map(|member| self.members[*member].group).chain(here.before.iter().copied());
-            for next in next.map(|group| self.find(group)) {
-                if next == to && group != to {
-                    return true;
+        let mut visited = std::mem::take(&mut self.visited);
+        visited.resize(self.groups.len(), 0);
+        self.visit += 2;
+        let found = self.meet(from, to, &mut visited, (self.visit - 1, self.visit));
+        self.visited = visited;
+        found
+    }
+
+    /// The same; `visited` holds `ahead` of groups that run after one of `from`, and `behind` of those that run before `to`.
+    fn meet(&self, from: Vec<GroupId>, to: GroupId, visited: &mut [u32], (ahead, behind): (u32, u32)) -> bool {
+        let level = |group: GroupId| self.groups[group].level;
+        // Levels fall along every edge, so that most searches end where they begin.
+        let (low, high) = (level(to), from.iter().map(|group| level(*group)).max().unwrap_or(0));
+        let mut later: Vec<GroupId> = from.into_iter().filter(|group| level(*group) > low).collect();
+        later.iter().for_each(|group| visited[*group] = ahead);
+        let mut earlier = vec![to];
+        visited[to] = behind;
+        loop {
+            let Some(group) = later.pop() else { return false };
+            for next in self.later_than(group) {
+                match visited[next] {
+                    met if met == behind => return true,
+                    known if known != ahead && level(next) > low => {
+                        visited[next] = ahead;
+                        later.push(next);
+                    }
+                    _ => {}
                 }
-                stack.push(next);
+            }
+            let Some(group) = earlier.pop() else { return false };
+            for next in self.earlier_than(group) {
+                match visited[next] {
+                    met if met == ahead => return true,
+                    known if known != behind && level(next) < high => {
+                        visited[next] = behind;
+                        earlier.push(next);
+                    }
+                    _ => {}
+                }
             }
         }
-        false
+    }
+
+    /// Groups that run after this one: those that read what it stores, and those that must.
+    fn later_than(&self, group: GroupId) -> impl Iterator<Item = GroupId> {
+        let here = &self.groups[group];
+        let readers = here.stores.iter().flat_map(|store| self.loads[store.target.index()].iter());
+        let readers = readers.map(|member| self.members[*member].group);
+        readers.chain(here.before.iter().copied()).map(|group| {
+            looked("what runs after a group", 1);
+            self.find(group)
+        })
+    }
+
+    /// Groups that run before this one: those that store what it reads, and those that must.
+    fn earlier_than(&self, group: GroupId) -> impl Iterator<Item = GroupId> {
+        let here = &self.groups[group];
+        let inputs = here.members.iter().flat_map(|member| self.members[*member].inputs.iter());
+        let loaded = inputs.filter_map(|input| input.loaded());
+        let writers = loaded.flat_map(|value| self.writers[value.index()].iter().copied());
+        writers.chain(here.after.iter().copied()).map(|group| {
+            looked("what runs before a group", 1);
+            self.find(group)
+        })
     }
 
     /// Would storing the node being placed in this group let no reader of it run before it is stored: neither another group
     /// nor a product or gather of this one, which read memory?
     pub(in crate::schedule) fn no_reader_before(&mut self, host: GroupId) -> bool {
+        looked("readers of a value", self.readers.len());
         let here = |member: &MemberId| self.group_of(*member) == host && self.reads_memory(self.members[*member].node);
         if self.readers.iter().any(here) {
             return false;
@@ -59,11 +105,8 @@ impl Groups<'_> {
                 continue;
             }
             self.groups[group].level = below + 1;
-            let members = self.groups[group].members.iter().flat_map(|member| self.members[*member].inputs.iter());
-            let loaded = members.filter_map(|input| input.loaded());
-            let writers = loaded.flat_map(|value| self.writers[value.index()].iter().copied());
-            let before: Vec<GroupId> = writers.chain(self.groups[group].after.iter().copied()).collect();
-            stack.extend(before.into_iter().map(|writer| (self.find(writer), below + 1)).filter(|(w, _)| *w != group));
+            let before: Vec<GroupId> = self.earlier_than(group).collect();
+            stack.extend(before.into_iter().map(|writer| (writer, below + 1)).filter(|(w, _)| *w != group));
         }
     }
 

@@ -3,11 +3,13 @@
 use super::{Group, GroupId, Groups, Kind, MemberId, Refusal, Space, Store};
 use crate::ops::Op;
 use crate::schedule::layout::{Chain, Cuts};
+use crate::schedule::looked;
 
 impl<'g> Groups<'g> {
     /// Whether two groups together have no more operands and members than one may.
     pub(in crate::schedule) fn room_for_both(&self, a: GroupId, b: GroupId) -> Result<(), Refusal> {
         let (a, b) = (&self.groups[a], &self.groups[b]);
+        looked("operands of two groups", a.operands.len() + b.operands.len());
         self.room(a.members.len() + b.members.len(), a.operands.union(&b.operands).count())
     }
 
@@ -34,6 +36,7 @@ impl<'g> Groups<'g> {
         let apart = |a: &Store, b: &Store| {
             a.target != b.target || self.is_outer_part(a) && self.is_outer_part(b) && a.region != b.region
         };
+        looked("stores of two groups", x.stores.len() * y.stores.len());
         if x.stores.iter().any(|store| y.stores.iter().any(|other| !apart(store, other))) {
             return Err(Refusal::StoredTwice);
         }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use alip_plan::{DType, PROGRAM_TRAIN, Plan, STATE_TOTAL_STEPS, philox};
 use alip_runtime::exec::{RowTotals, Session, Tensors};
-use alip_runtime::human::bytes;
 use alip_runtime::tensor::{Data, HostTensor};
+use indicatif::HumanBytes;
 
 use crate::model::{DeviceArgs, Feed, Keep, ModelArgs};
 use crate::{Failure, Outcome, profile};
@@ -125,11 +125,11 @@ pub(crate) fn run(args: &Args) -> Outcome {
         say!(
             "{:<18} {} planned, {} on the device",
             "memory",
-            bytes(plan.report.peak_bytes()),
-            bytes(session.memory().segments + session.memory().scratch)
+            HumanBytes(plan.report.peak_bytes()),
+            HumanBytes(session.memory().segments + session.memory().scratch)
         );
         if let Some(peak) = peak_resident() {
-            say!("{:<18} {} (VmHWM)", "peak resident", bytes(peak));
+            say!("{:<18} {} (VmHWM)", "peak resident", HumanBytes(peak));
         }
     }
     if let Some(profile) = profile {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use alip_plan::pipeline::Mode;
-use alip_runtime::data::{LoaderOptions, Skips, measure, open_source, too_few};
+use alip_runtime::data::{LoaderOptions, Skips, Throughput, measure, open_source, too_few};
 
 use crate::model::{BadArgs, moved, named};
 use crate::{Failure, Outcome};
@@ -14,7 +14,8 @@ const NAMED: usize = 10;
 /// Run a data pipeline alone: what it delivers, how fast, what it skips
 ///
 /// The rate is that of decoding and augmentation on this machine without a model beside it: a training run that takes more
-/// samples per second will wait for data.
+/// samples per second will wait for data. Below it stands what of that the workers would do if they never waited, and how fast
+/// each stage of their work were if there were no other.
 #[derive(clap::Args)]
 #[command(after_help = "Example:
   alip-run data pipelines/shapes
@@ -29,7 +30,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     batch: u64,
     /// Batches to load
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     batches: u64,
     /// Threads that prepare samples
     #[arg(long, default_value_t = crate::train::default_workers(), value_parser = clap::value_parser!(u64).range(1..=1024))]
@@ -72,13 +73,15 @@ pub(crate) fn run(args: &Args) -> Outcome {
             serde_json::json!({
                 "pipeline": pipeline.name, "source": pipeline.source.kind(), "source_samples": samples,
                 "samples": measured.samples, "seconds": seconds, "samples_per_s": measured.rate(),
-                "workers": args.workers, "skipped": skipped,
+                "workers": args.workers, "prepared_per_s": measured.prepared(), "stages": stages_as_json(&measured),
+                "skipped": skipped,
             })
         );
         return Ok(ExitCode::SUCCESS);
     }
     let (name, rate) = (&pipeline.name, measured.rate());
     say!("{name}: {} samples in {seconds:.2} s, {rate:.0} samples/s with {} workers", measured.samples, args.workers);
+    say_work(&measured);
     say!("from {} with {samples} samples to", pipeline.source.kind());
     for (name, output) in &outputs {
         say!("  {name:<10} {} {:?}", output.dtype, output.shape);
@@ -88,4 +91,25 @@ pub(crate) fn run(args: &Args) -> Outcome {
         say!("  {skipped}");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How far the rate is from that of the slowest part of the loader, the work of its workers, and what that consists of.
+fn say_work(measured: &Throughput) {
+    let Throughput { work, workers, .. } = measured;
+    let prepared = measured.prepared();
+    let share = 100.0 * measured.rate() / prepared;
+    say!("{share:.0} % of what {workers} workers prepare that never wait, {prepared:.0} samples/s; each stage alone:");
+    let slowest = work.stages.iter().map(|(_, time)| *time).max();
+    for (name, time) in &work.stages {
+        let mark = if Some(*time) == slowest { ", the slowest" } else { "" };
+        let (rate, share) = (work.rate(*time, *workers), 100.0 * time.as_secs_f64() / work.busy.as_secs_f64());
+        say!("  {name:<17} {rate:>9.0} samples/s, {share:.0} % of the work{mark}");
+    }
+}
+
+fn stages_as_json(measured: &Throughput) -> Vec<serde_json::Value> {
+    let Throughput { work, workers, .. } = measured;
+    let stage =
+        |(name, time): &(&str, _)| serde_json::json!({ "name": name, "samples_per_s": work.rate(*time, *workers) });
+    work.stages.iter().map(stage).collect()
 }

@@ -78,15 +78,25 @@ impl DeviceArgs {
 
     /// Opens the device asked for, else one like that which a run was started on, where this machine has it.
     pub(crate) fn open_as(&self, own: Option<&DeviceIdentity>) -> Outcome<Box<dyn Device>> {
-        let Choice { device, name, .. } = self.choose(own)?;
-        note!("device: {name}, {}", device.summary());
-        Ok(device)
+        Ok(opened(self.choose(own)?))
     }
 
-    /// The same without a word.
+    /// Opens the device asked for, else one of the kind that the run in `root` was started on and no other.
+    pub(crate) fn open_own(&self, root: &Path, own: &DeviceIdentity) -> Outcome<Box<dyn Device>> {
+        if self.device.is_some() {
+            return self.open();
+        }
+        let choice = device::choose_like(&own.name, &own.arithmetic, &self.options()?).map_err(|why| {
+            let advice = "Continue it where there is one, or accept another device, as with `--device cpu --device-changed`: the \
+                          run then no longer ends with the bits of one that was never stopped";
+            Failure::message(format!("the run in {} was started on {own}, and {why}. {advice}", root.display()))
+        })?;
+        Ok(opened(choice))
+    }
+
+    /// As [`DeviceArgs::open_as`], without a word.
     pub(crate) fn choose(&self, own: Option<&DeviceIdentity>) -> Outcome<Choice> {
-        let threads = self.threads.map(|threads| bounded("--threads", threads)).transpose()?;
-        let options = DeviceOptions { threads };
+        let options = self.options()?;
         Ok(match (&self.device, own) {
             (Some(name), _) => device::choose(name, &options)?,
             (None, Some(own)) => device::choose_like(&own.name, &own.arithmetic, &options)
@@ -94,6 +104,17 @@ impl DeviceArgs {
             (None, None) => device::choose("auto", &options)?,
         })
     }
+
+    fn options(&self) -> Outcome<DeviceOptions> {
+        let threads = self.threads.map(|threads| bounded("--threads", threads)).transpose()?;
+        Ok(DeviceOptions { threads })
+    }
+}
+
+/// Says on stderr which device was taken.
+fn opened(Choice { device, name, .. }: Choice) -> Box<dyn Device> {
+    note!("device: {name}, {}", device.summary());
+    device
 }
 
 /// More threads than this for each that the machine runs at a time only wait for each other.
@@ -296,11 +317,16 @@ pub(crate) fn target(name: Option<&str>, device: &dyn Device) -> Outcome<Target>
         note!("target: {}", native.name);
         return Ok(native);
     }
-    Target::named(name).filter(|target| device.runs(target.kind)).ok_or_else(|| {
-        let here = Target::all().into_iter().filter(|target| device.runs(target.kind));
-        let names: Vec<String> = here.map(|target| target.name).collect();
-        Failure::message(format!("--target {name}: the targets of this device are native, {}", names.join(", ")))
-    })
+    let here = Target::all().into_iter().filter(|target| device.runs(target.kind));
+    let names: Vec<String> = here.map(|target| target.name).collect();
+    let fail = |why: &str| {
+        Failure::message(format!("--target {name}: {why}the targets of this device are native, {}", names.join(", ")))
+    };
+    match Target::parse(name) {
+        Ok(target) if device.runs(target.kind) => Ok(target),
+        Err(why) if name.contains(':') => Err(fail(&format!("{why}; "))),
+        _ => Err(fail("")),
+    }
 }
 
 #[cfg(not(feature = "compile"))]
@@ -360,13 +386,9 @@ pub(crate) fn moved(mut pipeline: Pipeline, data: &str) -> Result<Pipeline, Stri
 #[cfg(feature = "compile")]
 pub(crate) fn named(name: &str) -> Outcome<Pipeline> {
     use alip_compiler::diag::SourceMap;
-    use alip_compiler::{Checked, check};
+    use alip_compiler::resolve::resolve_pipeline;
     let mut sources = SourceMap::new();
-    match check(&mut sources, name, &Default::default()) {
-        Ok(Checked::Pipeline(pipeline)) => Ok(pipeline),
-        Ok(_) => Err(Failure::message(format!("{name}: this is no pipeline; give a file that holds `Pipeline(...)`"))),
-        Err(errors) => Err(Failure::rendered(rendered(&errors, &sources))),
-    }
+    resolve_pipeline(&mut sources, name).map_err(|errors| Failure::rendered(rendered(&errors, &sources)))
 }
 
 #[cfg(not(feature = "compile"))]

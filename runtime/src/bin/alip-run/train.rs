@@ -9,12 +9,12 @@ use alip_plan::Plan;
 use alip_plan::pipeline::{Mode, Pipeline};
 use alip_runtime::data::{Loader, LoaderOptions, SampleSource, Vocabularies, open_source, too_few};
 use alip_runtime::exec::Session;
-use alip_runtime::human::bytes;
 use alip_runtime::run::{
     DataIdentity, DeviceIdentity, Difference, NewRun, RunDir, RunError, RunInfo, SpecSources, Writer, fingerprint,
     read_plan,
 };
 use alip_runtime::train::{Cadence, Position, Summary, Trainer, begin, measure, needs_total_steps, resume};
+use indicatif::HumanBytes;
 
 use crate::model::{BadArgs, CompileArgs, DeviceArgs, Prepared, bounded, files_now, is_data, moved, session_on};
 use crate::progress::{Progress, duration};
@@ -186,7 +186,7 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
         grouped(steps),
         info.batch
     );
-    note!("{} of memory; in {}", bytes(plan.report.peak_bytes()), root.display());
+    note!("{} of memory; in {}", HumanBytes(plan.report.peak_bytes()), root.display());
     let vocabularies = Vocabularies::open(&pipeline, source.as_ref())?;
     let mut session = Session::new(Arc::new(plan), device)?;
     let position = begin(&mut session, info.seed, info.steps)?;
@@ -221,7 +221,8 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
     let mut run = Writer::open(root, args.keep as usize)?;
     same_spec(args, &run)?;
     let own = run.info().device.clone();
-    let device = args.device.open_as(Some(&own))?;
+    let device =
+        if args.device_changed { args.device.open_as(Some(&own))? } else { args.device.open_own(run.root(), &own)? };
     let mut info = run.info().clone();
     let now = DeviceIdentity::of(device.as_ref());
     if own != now {

@@ -8,9 +8,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use alip_plan::{PROGRAM_TRAIN, Plan, Target};
+use alip_plan::PROGRAM_TRAIN;
 
-use crate::device::reference::Reference;
+use super::Wrapped;
 use crate::device::{Device, DeviceError, Download, LoadedPlan, MemoryFacts, Slice};
 
 /// Copies of the inputs.
@@ -27,39 +27,18 @@ pub(crate) enum Pace {
     BeforeItReturns,
 }
 
-/// The device, and how many training steps were submitted and not done when there were most of them.
-pub(crate) struct Late {
-    pub(crate) pace: Pace,
-    pub(crate) most: Arc<AtomicUsize>,
-}
-
-impl Device for Late {
-    fn name(&self) -> &'static str {
-        "late"
-    }
-    fn description(&self) -> String {
-        Reference.description()
-    }
-    fn target(&self) -> Target {
-        Reference.target()
-    }
-    fn summary(&self) -> String {
-        Reference.summary()
-    }
-    fn arithmetic(&self) -> String {
-        Reference.arithmetic()
-    }
-    fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {
-        let inner = Reference.load(plan)?;
+/// The device; `most` is how many training steps were submitted and not done when there were most of them.
+pub(crate) fn late(pace: Pace, most: &Arc<AtomicUsize>) -> Box<dyn Device> {
+    let most = Arc::clone(most);
+    Box::new(Wrapped(move |inner: Box<dyn LoadedPlan>| -> Box<dyn LoadedPlan> {
         let memory = inner.memory();
-        let queue = Queue { at_once: self.pace != Pace::WhenWaitedFor, ..Queue::default() };
-        let shared = Arc::new(Shared { pace: self.pace, queue: Mutex::new(queue), changed: Condvar::new() });
+        let queue = Queue { at_once: pace != Pace::WhenWaitedFor, ..Queue::default() };
+        let shared = Arc::new(Shared { pace, queue: Mutex::new(queue), changed: Condvar::new() });
         let worker = Arc::clone(&shared);
         let thread = std::thread::spawn(move || worker.work(inner));
         let slots = std::array::from_fn(|_| Slot::default());
-        let most = Arc::clone(&self.most);
-        Ok(Box::new(LoadedLate { shared, thread: Some(thread), slots, slot: 0, memory, most }))
-    }
+        Box::new(LoadedLate { shared, thread: Some(thread), slots, slot: 0, memory, most: Arc::clone(&most) })
+    }))
 }
 
 type Inputs = Arc<Mutex<Vec<(Slice, Vec<u8>)>>>;

@@ -9,36 +9,18 @@ use std::sync::atomic::AtomicU64;
 
 use super::*;
 use crate::data::Vocabularies;
-use crate::device::reference::Reference;
 use crate::device::{Device, DeviceError, Download, LoadedPlan, MemoryFacts, Slice};
 use crate::run::NewRun;
-use crate::train::testing::{BATCH, CONTEXT, Late, Pace, SCALE, SIDE, folder, info, linear, linear_scaled};
+use crate::train::testing::{BATCH, CONTEXT, Pace, SCALE, SIDE, Wrapped, folder, info, late, linear, linear_scaled};
 
 /// Whether a device is lost when it is to run these steps of a program.
 type Fails = Arc<dyn Fn(&str, &Range<usize>) -> bool + Send + Sync>;
 
 /// The reference until it is lost.
-struct Faulty(Fails);
-
-impl Device for Faulty {
-    fn name(&self) -> &'static str {
-        "faulty"
-    }
-    fn description(&self) -> String {
-        Reference.description()
-    }
-    fn target(&self) -> alip_plan::Target {
-        Reference.target()
-    }
-    fn summary(&self) -> String {
-        Reference.summary()
-    }
-    fn arithmetic(&self) -> String {
-        Reference.arithmetic()
-    }
-    fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {
-        Ok(Box::new(LoadedFaulty { inner: Reference.load(plan)?, fails: self.0.clone(), lost: false }))
-    }
+fn faulty(fails: Fails) -> Box<dyn Device> {
+    Box::new(Wrapped(move |inner: Box<dyn LoadedPlan>| -> Box<dyn LoadedPlan> {
+        Box::new(LoadedFaulty { inner, fails: fails.clone(), lost: false })
+    }))
 }
 
 struct LoadedFaulty {
@@ -137,7 +119,7 @@ impl Watch for Notes {
 /// Trains with a checkpoint every two steps; what came of it, and what people were told.
 fn train(root: &Path, batches: Batches, fails: Fails) -> (Result<Summary, TrainError>, Vec<String>) {
     let mut notes = Notes::default();
-    (train_on(Box::new(Faulty(fails)), linear(), root, batches, &mut notes, &AtomicBool::new(false)), notes.0)
+    (train_on(faulty(fails), linear(), root, batches, &mut notes, &AtomicBool::new(false)), notes.0)
 }
 
 fn train_on(
@@ -317,10 +299,10 @@ fn check_late(name: &str, plan: fn() -> Plan, batches: impl Fn() -> Batches, in_
         });
         (notes.0, remains(&root))
     };
-    let expected = run(&format!("{name}_sync"), Box::new(Faulty(never())));
+    let expected = run(&format!("{name}_sync"), faulty(never()));
     for pace in [Pace::AtOnce, Pace::WhenWaitedFor] {
         let most = Arc::default();
-        let late = run(&format!("{name}_{pace:?}"), Box::new(Late { pace, most: Arc::clone(&most) }));
+        let late = run(&format!("{name}_{pace:?}"), late(pace, &most));
         assert_eq!(late, expected, "{name}, {pace:?}");
         let most = most.load(Ordering::Relaxed);
         assert!(most <= in_flight && (pace == Pace::AtOnce || most == in_flight), "{name}: {most} in flight");
@@ -422,8 +404,7 @@ fn who_waits_for_data_has_heard_of_what_is_done() {
     let (plan, vocabularies) = (linear(), Vocabularies::default());
     let new = NewRun { info: &info(&plan), plan: &plan, sources: None, vocabularies: &vocabularies };
     let run = Writer::create(&root, &new, 1).unwrap();
-    let device = Late { pace: Pace::BeforeItReturns, most: Arc::default() };
-    let mut session = Session::new(Arc::new(plan), Box::new(device)).unwrap();
+    let mut session = Session::new(Arc::new(plan), late(Pace::BeforeItReturns, &Arc::default())).unwrap();
     let position = begin(&mut session, 1, 10).unwrap();
     let mut trainer = Trainer {
         session: &mut session,
@@ -451,12 +432,12 @@ fn who_stops_takes_the_steps_in_flight() {
     let good = || Batches { given: 0, forgets: false, until: 99, pixel: GOOD };
     let (unbroken, root) = (folder("late_unbroken"), folder("late_stopped"));
     train(&unbroken, good(), never()).0.unwrap();
-    let late = || Box::new(Late { pace: Pace::WhenWaitedFor, most: Arc::default() });
+    let device = || late(Pace::WhenWaitedFor, &Arc::default());
     let stop = AtomicBool::new(false);
-    let stopped = train_on(late(), linear(), &root, good(), &mut Stops(5, &stop), &stop).unwrap();
+    let stopped = train_on(device(), linear(), &root, good(), &mut Stops(5, &stop), &stop).unwrap();
     // The sixth step was submitted before anybody heard of the fifth.
     assert_eq!((stopped.finished, stopped.position), (false, Position { step: 6, cursor: 6 * BATCH }));
-    train_on(late(), linear(), &root, good(), &mut Notes::default(), &AtomicBool::new(false)).unwrap();
+    train_on(device(), linear(), &root, good(), &mut Notes::default(), &AtomicBool::new(false)).unwrap();
     assert_eq!(remains(&root), remains(&unbroken));
 }
 
