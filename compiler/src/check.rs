@@ -8,6 +8,7 @@ use alip_plan::pipeline::Pipeline;
 
 /// What a spec file holds, with nothing wrong.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one per file, and it is taken apart at once")]
 pub enum Checked {
     /// A graph, and the model with its training step.
     Graph(Box<Resolved>, Box<Training>),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use alip_compiler::diag::SourceMap;
-use alip_compiler::{SpecOptions, compile_spec, resolve};
+use alip_compiler::{Feed, SpecOptions, compile_spec, resolve};
 use alip_plan::pipeline::Mode;
 use alip_plan::{PROGRAM_TRAIN, StateKind};
 use alip_runtime::data::{Loader, LoaderOptions, open_source};
@@ -24,7 +24,7 @@ fn trained(path: &Path) -> BTreeMap<String, (HostTensor, HostTensor)> {
     let name = path.display().to_string();
     let spec = resolve::Options { batch: Some(BATCH), ..Default::default() };
     let mut sources = SourceMap::new();
-    let compiled = compile_spec(&mut sources, &name, &SpecOptions { spec, ..Default::default() })
+    let compiled = compile_spec(&mut sources, &name, &SpecOptions { spec, feed: Feed::Loader, ..Default::default() })
         .unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
     let plan = Arc::new(compiled.plan.expect("no pass was asked to be the last"));
     let train = plan.train.clone().unwrap_or_else(|| panic!("{name} does not train"));

@@ -119,6 +119,7 @@ pub fn resolve_source(sources: &mut SourceMap, source: SourceId, options: &Optio
 
 /// What a spec file holds, with every name resolved.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one per file, and it is taken apart at once")]
 pub enum Any {
     /// A graph.
     Graph(Box<Resolved>),
