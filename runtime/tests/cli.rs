@@ -405,7 +405,11 @@ fn a_pipeline_runs_alone() {
     check(
         at,
         &["data", "shape"],
-        &["error: no spec named `shape`", "did you mean `shapes`?", "or one of: flickr8k, img2dataset, shapes, yfcc15m_rec"],
+        &[
+            "error: no spec named `shape`",
+            "did you mean `shapes`?",
+            "or one of: flickr8k, img2dataset, shapes, yfcc15m_rec",
+        ],
     );
     let (status, _, err) = run(at, &["data", "small_data.ron", "--batches", "0"]);
     assert_eq!(status, Some(2), "{err}");

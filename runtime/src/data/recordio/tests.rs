@@ -92,7 +92,7 @@ fn labels_are_token_rows() {
 fn bad_records() {
     let sound = part(0, &record(&[], b"sound"));
     let check = |parts: &[Vec<u8>], at: usize, expected: &str| {
-        let (folder, starts) = folder(&[&[sound.clone()], parts].concat());
+        let (folder, starts) = folder(&[std::slice::from_ref(&sound), parts].concat());
         fs::write(folder.path().join("a.idx"), format!("0\t0\n1\t{}\n", starts[at])).unwrap();
         let source = open(folder.path(), &[]).unwrap();
         assert_eq!(image(&source, 0).unwrap(), b"sound");
