@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use alip_compiler::diag::SourceMap;
 use alip_compiler::ir::{Builder, DType, Graph, NodeId, Origin, Shape, TensorType, Value, interpret};
-use alip_compiler::ops::{Conv, ConvKind, Op};
+use alip_compiler::ops::{Conv, ConvKind, Op, ReduceKind};
 use alip_compiler::resolve::Options;
 use alip_compiler::training::Keep;
 use alip_compiler::transform::Disabled;
@@ -166,6 +166,27 @@ fn other_images_are_stored() {
     check("two ways", &graph, &inputs);
     let model = compiled::model("two ways", &graph, &Values::new());
     assert_eq!(steps(&compiled::plan(&model, Target::cpu(), true)), (2, 0));
+}
+
+/// Who reads an image otherwise than as it lies has it stored as floats, since bytes are an input's type alone.
+#[test]
+fn any_reader_takes_images_in_bytes() {
+    let graph = of_bytes([2, 3, 6, 5], |b, image| {
+        let flat = b.reshape(image, [180].into()).unwrap();
+        let total = b.reduce(ReduceKind::Sum, flat, &[0], false).unwrap();
+        let most = b.reduce(ReduceKind::Max, image, &[0, 1, 2, 3], false).unwrap();
+        let part = b.slice(image, &[0, 1, 2, 0], &[2, 3, 6, 5], &[1, 1, 2, 1]).unwrap();
+        let mean = b.reduce(ReduceKind::Sum, image, &[1, 2, 3], true).unwrap();
+        let centred = b.sub(image, mean).unwrap();
+        let weight = b.input("weight", TensorType::f32([2, 3, 3, 3])).unwrap();
+        let y = b.conv2d(centred, weight, 1, 1).unwrap();
+        let table = b.reshape(image, [12, 15].into()).unwrap();
+        let square = b.einsum("a x, b x -> a b", &[table, table]).unwrap();
+        vec![("total", total), ("most", most), ("part", part), ("y", y), ("square", square)]
+    });
+    let inputs =
+        Values::from([("image".to_string(), levels([2, 6, 5])), ("weight".to_string(), numbers(&[2, 3, 3, 3], 3))]);
+    check("any reader", &graph, &inputs);
 }
 
 /// `alip_shapes` compiled for who gives it its inputs.

@@ -66,8 +66,9 @@ fn image_of_bytes(
 ) -> Result<(NodeId, NodeId), OpError> {
     let rows: Shape = [0, 2, 3, 1].iter().map(|dim| shape.0[*dim]).collect();
     let bytes = b.input(name, TensorType { dtype: DType::U8, shape: rows })?;
-    let planes = b.transpose(bytes, &[0, 3, 1, 2])?;
-    let levels = b.cast(planes, DType::F32)?;
+    // Cast first: whoever cannot read the planes as they lie has them stored, and bytes are an input's type alone.
+    let levels = b.cast(bytes, DType::F32)?;
+    let levels = b.transpose(levels, &[0, 3, 1, 2])?;
     let channel = b.iota([3, 1, 1].into(), 0)?;
     let scale = by_channel(b, channel, how.scale())?;
     let shift = by_channel(b, channel, how.shift())?;
