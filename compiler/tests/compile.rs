@@ -20,6 +20,12 @@ fn a_plan_holds_all_programs_and_how_to_train() {
     for program in ["encode_image", "encode_text", "init", "train"] {
         assert!(plan.programs.contains_key(program), "{program}");
     }
+    // Texts index the embedding of tokens, with all rows or fewer.
+    let trained = plan.programs.iter().filter(|(name, _)| name.starts_with("train"));
+    for (name, program) in trained {
+        let rows = |input: &str| program.inputs.iter().find(|port| port.name == input).map(|port| port.rows);
+        assert_eq!(["image", "raw", "caption"].map(rows), [Some(None), Some(Some(512)), Some(Some(512))], "{name}");
+    }
     let train = plan.train.expect("the spec trains");
     assert_eq!((train.batch, train.epochs), (4, 3.0));
     let timed: Vec<&str> = compiled.timings.iter().map(|(pass, _)| *pass).collect();

@@ -82,7 +82,7 @@ fn what_cannot_be_trained_is_said_before_the_first_step() {
         at,
         &[&TRAIN[..], &["--data", "."]].concat(),
         &[
-            "error: graph `small`: pipeline `small_data` reads no folder; give --data a pipeline whose source is `Folder`",
+            "error: graph `small`: pipeline `small_data` reads no files; give --data a pipeline whose source does, such as `Folder`",
         ],
     );
     check(

@@ -424,3 +424,58 @@ fn the_first_screen_is_narrow() {
     );
     assert!(lines.iter().all(|line| line.chars().count() <= 80), "{lines:#?}");
 }
+
+/// A shard of twelve images with texts, in `shards`, and `sharded`, a graph on it.
+fn shards(at: &Path, caption: &str) {
+    photos(&at.join("photos"), |n| format!("shape {n}"));
+    fs::create_dir_all(at.join("shards")).unwrap();
+    let mut shard = tar::Builder::new(fs::File::create(at.join("shards/0.tar")).unwrap());
+    let mut add = |name: String, bytes: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        shard.append_data(&mut header, name, bytes).unwrap();
+    };
+    for n in 0..12 {
+        add(format!("{n}.png"), &fs::read(at.join(format!("photos/{n}.png"))).unwrap());
+        add(format!("{n}.txt"), b"a shape of the web");
+        add(format!("{n}.json"), format!(r#"{{"caption": "{caption}"}}"#).as_bytes());
+    }
+    shard.finish().unwrap();
+    fs::write(at.join("words.txt"), "a\nshape\nred\n").unwrap();
+    let data = fs::read_to_string(at.join("photos_data.ron")).unwrap();
+    let source = r#"Webdataset(path: "shards/*.tar", texts: { "raw": "txt", "caption": "json:caption" })"#;
+    let data = data.replace(r#"Folder(path: "photos")"#, source).replace("words:512", "words:512:words.txt");
+    fs::write(at.join("shards_data.ron"), &data).unwrap();
+    fs::write(at.join("clip_data.ron"), data.replace("words:512:words.txt", "clip")).unwrap();
+    fs::write(at.join("sharded.ron"), r#"Graph(name: "sharded", base: "small", data: "shards_data")"#).unwrap();
+}
+
+/// Shards are known again by where they lie from the run, and by what is in them.
+#[test]
+fn a_run_on_shards_moves_with_them_and_knows_them() {
+    let folder = specs();
+    let at = folder.path().join("here");
+    fs::rename(specs().keep(), &at).unwrap();
+    shards(&at, "a red shape");
+    let said = fine(&at, &["train", "sharded", "--steps", "2", "--out", "run"]).1;
+    let why = "`Webdataset` has no held-out samples: a run on it is trained, and measured by none of its data";
+    assert!(said.contains("will not be measured at the end: ") && said.contains(why), "{said}");
+    refused(&at, &["eval", "run"], why);
+    let moved = folder.path().join("there");
+    fs::rename(&at, &moved).unwrap();
+    fine(folder.path(), &["train", "--resume", "there/run"]);
+    shards(&moved, "a blu shape");
+    refused(folder.path(), &["train", "--resume", "there/run"], "--data-changed");
+}
+
+/// A pipeline that lies beside is found by its path, also for a graph that lies elsewhere.
+#[test]
+fn another_pipeline_is_found_by_its_path() {
+    let folder = specs();
+    let at = folder.path();
+    shards(at, "a red shape");
+    let why = "`raw` has ids up to 49407, but the table that they index has 512 rows";
+    refused(at, &["train", "alip_shapes", "--steps", "2", "--data", "./clip_data.ron"], "image");
+    refused(at, &["train", "small", "--steps", "2", "--data", "clip_data.ron"], why);
+}

@@ -179,6 +179,9 @@ mod defaults {
     }
 }
 
+/// Most labels of a row of a record: the longest contexts in use are a sixteenth of it.
+const LONGEST_ROW: u32 = 1 << 16;
+
 impl Source {
     /// Name of the kind of source, as in a spec.
     pub fn kind(&self) -> &'static str {
@@ -236,6 +239,10 @@ impl Source {
         };
         match self {
             Source::Folder { swap_raw, .. } => share("swap_raw", *swap_raw),
+            Source::Recordio { labels, .. } => match labels.iter().find(|(_, length)| *length > LONGEST_ROW) {
+                Some((name, length)) => Err(format!("`{name}` of {length} labels: a row has at most {LONGEST_ROW}")),
+                None => Ok(()),
+            },
             Source::Shapes { size, scenes, held_out, .. } if *size == 0 || *scenes == 0 || *held_out == 0 => {
                 Err("`size`, `scenes` and `held_out` must be at least 1".into())
             }

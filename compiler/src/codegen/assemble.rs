@@ -13,7 +13,6 @@ use alip_plan::{
 };
 use indexmap::{IndexMap, IndexSet};
 
-use super::tables::tables;
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Graph, Model, NodeId, StateDecl};
 use crate::launch::trace::Traced;
@@ -148,11 +147,10 @@ impl<'a> Assembly<'a> {
         };
         let mut intents = Intents { before: building.old_state(), ..Intents::default() };
         let mut program = Program::default();
-        let tables = tables(graph);
         for (name, id) in &graph.inputs {
             let buffer = building.buffer(*id)?;
             intents.inputs.push((buffer, building.value(*id)));
-            program.inputs.push(Port { rows: tables.get(id).copied(), ..Port::new(name, buffer) });
+            program.inputs.push(Port::new(name, buffer));
         }
         let (mut loops, mut traced) = (Vec::new(), Vec::new());
         for launch in launches {
@@ -221,10 +219,17 @@ impl<'a> Assembly<'a> {
     pub(crate) fn finish(
         self,
         model: &Model,
-        programs: BTreeMap<String, Program>,
+        mut programs: BTreeMap<String, Program>,
         parts: &[(String, Part)],
         train: Option<TrainInfo>,
     ) -> Plan {
+        for (name, program) in &mut programs {
+            let tables = model.tables(name);
+            program
+                .inputs
+                .iter_mut()
+                .for_each(|port| port.rows = tables.and_then(|tables| tables.get(&port.name).copied()));
+        }
         let report = self.report(&programs, parts);
         let kernels = self.kernels.into_iter();
         let kernels = kernels.map(|(description, implementation)| Kernel { description, implementation });

@@ -9,7 +9,6 @@ pub mod emit;
 mod join;
 mod lower;
 mod operands;
-mod tables;
 
 pub(crate) use self::assemble::{Assembly, Part, report_buckets};
 pub(crate) use self::backend::{BackEnd, Lowered, Stage, Unwatched, Watch};

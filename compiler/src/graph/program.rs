@@ -1,5 +1,6 @@
 //! Graphs and models.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use alip_plan::StateKind;
@@ -231,6 +232,8 @@ pub struct Model {
     pub programs: IndexMap<String, Graph>,
     /// Those of the programs that there are several of, by number of rows.
     pub packed: IndexMap<String, PackedGraphs>,
+    /// Of each program's inputs that are indices of tables, the rows of the smallest table.
+    pub tables: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
 /// A program for batches of fewer rows; [`alip_plan::packing`] says what rows are.
@@ -251,6 +254,11 @@ pub fn name_with_rows(program: &str, rows: &[u64]) -> String {
 }
 
 impl Model {
+    /// The tables of the inputs of a program, or of one for fewer rows.
+    pub(crate) fn tables(&self, program: &str) -> Option<&BTreeMap<String, u64>> {
+        self.tables.get(program.split('@').next().unwrap_or(program))
+    }
+
     /// A program, and those for fewer rows by rising rows.
     pub fn all_of_mut(&mut self, name: &str) -> impl Iterator<Item = &mut Graph> {
         let fewer = self.packed.get_mut(name).into_iter().flat_map(|packed| &mut packed.fewer);

@@ -24,6 +24,7 @@ mod state;
 mod value;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use alip_plan::pipeline::Pipeline;
@@ -32,7 +33,8 @@ use alip_plan::{PROGRAM_INIT, PROGRAM_TRAIN};
 use crate::diag::{Diagnostic, Diagnostics, SourceId, SourceMap, Span};
 use crate::ir::{Dim, Model, NodeId, TensorType};
 use crate::spec::{
-    self, ArgSpec, Dim as SpecDim, Expr, ExprKind, GraphSpec, ModuleSpec, Name, Spanned, SpecFile, parse_file,
+    self, ArgSpec, Dim as SpecDim, Expr, ExprKind, GraphSpec, ModuleSpec, Name, PipelineSpec, Spanned, SpecFile,
+    parse_file,
 };
 use groups::Groups;
 use instance::Instance;
@@ -240,6 +242,12 @@ fn resolve_graph(
     model.state = states.decls();
     let init = states.init_program()?;
     model.programs.insert(init.name.clone(), init);
+    for (name, program) in &model.programs {
+        let of_program = model.tables.entry(name.clone()).or_default();
+        for pipeline::Table { input, rows, .. } in pipeline::tables(program) {
+            of_program.entry(input).and_modify(|known| *known = rows.min(*known)).or_insert(rows);
+        }
+    }
     let inputs = train_inputs;
     let mut resolved =
         Resolved { model, spec, pipeline: None, inputs, batch, warnings, states, library, module, instance, tables };
@@ -253,8 +261,15 @@ impl Resolved {
     /// Another pipeline for this graph, by path or name (`--data`).
     ///
     /// # Errors
-    /// There is none, something is wrong with it, or it does not deliver the graph's inputs.
+    /// There is none, it holds no pipeline, something is wrong with it, or it does not deliver the graph's inputs.
     pub fn pipeline_named(&mut self, sources: &mut SourceMap, name: &str) -> Result<Pipeline, Diagnostics> {
+        if Path::new(name).is_file() {
+            let SpecFile::Pipeline(spec) = self.library.open(sources, Root::Pipelines, name)? else {
+                return Err(Diagnostic::error(format!("`{name}` holds no pipeline")).into());
+            };
+            let span = spec.span;
+            return self.checked(&spec, span);
+        }
         let source = sources.add("--data", name);
         let name = Name::new(name.strip_suffix(".ron").unwrap_or(name), Span::new(source, 0, name.len() as u32));
         self.load_pipeline(sources, &name)
@@ -275,9 +290,14 @@ impl Resolved {
 
     fn load_pipeline(&mut self, sources: &mut SourceMap, name: &Name) -> Result<Pipeline, Diagnostics> {
         let spec = self.library.pipeline(sources, name)?;
-        let pipeline = pipeline::pipeline(&spec)?;
-        pipeline::check_inputs(&self.spec, &self.inputs, &spec, &pipeline, name.span)?;
-        pipeline::check_tables(&self.spec, &self.tables, &spec, &pipeline)?;
+        self.checked(&spec, name.span)
+    }
+
+    /// A pipeline that delivers what the graph reads; `span` says where it is asked for.
+    fn checked(&self, spec: &PipelineSpec, span: Span) -> Result<Pipeline, Diagnostics> {
+        let pipeline = pipeline::pipeline(spec)?;
+        pipeline::check_inputs(&self.spec, &self.inputs, spec, &pipeline, span)?;
+        pipeline::check_tables(&self.spec, &self.tables, spec, &pipeline)?;
         Ok(pipeline)
     }
 }

@@ -212,9 +212,9 @@ impl Fields<'_> {
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
     /// The input.
-    input: String,
+    pub(super) input: String,
     /// How many rows.
-    rows: u64,
+    pub(super) rows: u64,
     /// Path of the application that looks rows up, and where it is written.
     origin: Origin,
 }

@@ -159,8 +159,8 @@ impl Rewritten {
 /// A rewrite built a node that its op refuses: a fault of the compiler.
 pub fn forward(resolved: &Resolved, options: &Options, packing: &Packing) -> Result<Rewritten, Diagnostics> {
     let results = Results { values: resolved.values_read_later() };
-    let Resolved { model: Model { name, programs, packed: _, state }, .. } = resolved;
-    let mut model = Model { name: name.clone(), state: state.clone(), ..Model::default() };
+    let Resolved { model: Model { name, programs, state, tables, packed: _ }, .. } = resolved;
+    let mut model = Model { name: name.clone(), state: state.clone(), tables: tables.clone(), ..Model::default() };
     let mut report = Report::default();
     for (name, graph) in programs {
         let graph = forward_program(graph, &results, options, &mut report)?;

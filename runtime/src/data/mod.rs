@@ -39,6 +39,8 @@ pub use error::{DataError, SampleError};
 pub use folder::FolderSource;
 pub use loader::{Batch, Loader, LoaderOptions, Passes};
 pub use order::{Order, too_few};
+pub use paths::all_in;
+pub(crate) use paths::{literal, pattern_from};
 pub use recordio::RecordioSource;
 pub use resize::resize;
 pub use skips::{Skipped, Skips};

@@ -1,5 +1,6 @@
 //! Files of sources: their paths as specs write them (`${DATA}/part_{000..015}.rec`, `/data/*.rec`), and reading anywhere in one.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -50,15 +51,48 @@ pub(super) fn files(path: &str) -> Result<Vec<PathBuf>, DataError> {
             return Err(fail(format!("no file is named like `{pattern}`")));
         }
     }
-    match found.iter().find(|file| !file.is_file()) {
-        Some(missing) => Err(DataError::file(missing, "no such file", "give the path of what there is")),
+    if let Some(missing) = found.iter().find(|file| !file.is_file()) {
+        return Err(DataError::file(missing, "no such file", "give the path of what there is"));
+    }
+    let mut seen = HashSet::new();
+    match found.iter().find(|file| !seen.insert(*file)) {
+        Some(twice) => Err(DataError::file(twice, "named twice", "name every file once")),
         None => Ok(found),
     }
 }
 
+/// A pattern for all files of a folder with this extension, whatever is in the folder's name.
+pub fn all_in(folder: &str, extension: &str) -> String {
+    Path::new(&literal(folder)).join(format!("*.{extension}")).to_string_lossy().into_owned()
+}
+
+/// A pattern that stands for this path alone.
+pub(crate) fn literal(path: &str) -> String {
+    let mut out = String::new();
+    for letter in path.chars() {
+        match letter {
+            '*' | '?' | '[' | ']' | '{' | '}' => out.extend(['[', letter, ']']),
+            letter => out.push(letter),
+        }
+    }
+    out
+}
+
+/// Where a pattern is no longer a plain path: at its first brace or wildcard.
+pub(crate) fn pattern_from(path: &str) -> Option<usize> {
+    path.find(['*', '?', '[', '{'])
+}
+
+/// The first brace that is not taken as it is: `[{]` is.
+fn brace(path: &str) -> Option<usize> {
+    let is_literal = |at: usize| path[..at].ends_with('[') && path[at + 1..].starts_with(']');
+    path.match_indices('{').map(|(at, _)| at).find(|at| !is_literal(*at))
+}
+
 /// The paths that a path with braces stands for.
 fn alternatives(path: &str) -> Result<Vec<String>, String> {
-    let Some((before, rest)) = path.split_once('{') else { return Ok(vec![path.into()]) };
+    let Some(at) = brace(path) else { return Ok(vec![path.into()]) };
+    let (before, rest) = (&path[..at], &path[at + 1..]);
     let (inner, after) = rest.split_once('}').ok_or("`{` without a closing brace")?;
     let choices = match inner.split_once("..") {
         Some((first, last)) => {
@@ -121,6 +155,17 @@ mod tests {
     }
 
     #[test]
+    fn folders_may_be_called_anything() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["[v2]", "{a,b}", "a*", "what?"] {
+            let at = folder.path().join(name);
+            std::fs::create_dir(&at).unwrap();
+            std::fs::write(at.join("x.rec"), "").unwrap();
+            assert_eq!(files(&all_in(at.to_str().unwrap(), "rec")).unwrap(), [at.join("x.rec")], "{name}");
+        }
+    }
+
+    #[test]
     fn patterns_find_files() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
@@ -140,6 +185,7 @@ mod tests {
         check("{b,a}.rec", Ok(&["b.rec", "a.rec"]));
         check("odd[1].rec", Ok(&["odd[1].rec"]));
         check("c*.rec", Err("no file is named like"));
+        check("{a,b,a}.rec", Err("a.rec: named twice; name every file once"));
         check("{a,c}.rec", Err("c.rec: no such file; give the path of what there is"));
     }
 }

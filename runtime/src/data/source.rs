@@ -66,6 +66,11 @@ impl ListHash {
         entry.iter().for_each(|&byte| step(byte));
         entry.len().to_le_bytes().into_iter().for_each(step);
     }
+
+    /// The hash so far.
+    pub fn value(&self) -> u64 {
+        self.0
+    }
 }
 
 impl std::fmt::Display for ListHash {

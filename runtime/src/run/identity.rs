@@ -1,6 +1,5 @@
 //! What makes a run the run it is, and what of it differs from something else.
 
-use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
@@ -8,7 +7,7 @@ use alip_plan::Plan;
 use alip_plan::pipeline::{Pipeline, Source};
 use serde::{Deserialize, Serialize};
 
-use crate::data::{DataError, SampleSource};
+use crate::data::{DataError, SampleSource, literal, pattern_from};
 use crate::device::Device;
 
 /// Version of `run.json`; a reader accepts exactly its own.
@@ -178,17 +177,26 @@ fn reads_files(source: &Source) -> bool {
     matches!(source, Source::Recordio { .. } | Source::Webdataset { .. })
 }
 
-/// The folder of a source's path, and the files in it that the path names.
-fn in_folder(path: &str, files: bool) -> (&Path, Option<&OsStr>) {
-    let path = Path::new(path);
-    match (files, path.parent(), path.file_name()) {
-        (true, Some(folder), files) => (folder, files),
-        _ => (path, None),
+/// The folder of a source's path, as far as it is one folder, and the files in it that the path names.
+fn in_folder(path: &str, files: bool) -> (&Path, Option<&str>) {
+    let plain = &path[..pattern_from(path).unwrap_or(path.len())];
+    match (files, plain.rfind('/')) {
+        (false, _) => (Path::new(path), None),
+        (true, Some(slash)) => (Path::new(&path[..=slash]), Some(&path[slash + 1..])),
+        (true, None) => (Path::new(""), Some(path)),
     }
 }
 
-fn joined(folder: &Path, files: Option<&OsStr>) -> String {
-    files.map_or(folder.to_path_buf(), |files| folder.join(files)).to_string_lossy().into_owned()
+/// A folder, or files in it by name or pattern.
+fn joined(folder: &Path, files: Option<&str>) -> String {
+    let folder_name = folder.to_string_lossy();
+    match files {
+        None => folder_name.into_owned(),
+        Some(files) if pattern_from(files).is_some() => {
+            Path::new(&literal(&folder_name)).join(files).to_string_lossy().into_owned()
+        }
+        Some(files) => folder.join(files).to_string_lossy().into_owned(),
+    }
 }
 
 /// `path` as seen from the folder `from`; both plain, and `from` without links, since `..` leads above their targets.

@@ -62,6 +62,12 @@ pub enum MeasureError {
         /// What is missing or wrong.
         why: String,
     },
+    /// All samples are for training, and have no captions to search for.
+    #[error("`{kind}` has no held-out samples: a run on it is trained, and measured by none of its data")]
+    NotHeldOut {
+        /// The kind of source.
+        kind: &'static str,
+    },
     /// The average of the weights was asked for.
     #[error("the run of `{plan}` keeps no average of its weights: its graph has no `train: (ema: (decay: 0.999))`")]
     NoAverage {
@@ -91,12 +97,15 @@ pub struct Measuring<'a> {
     pub note: &'a dyn Fn(&str),
 }
 
-/// Whether a plan can be measured on a pipeline, without a device and without a trained model.
+/// The held-out samples of a pipeline that a plan can be measured on; without a device and without a trained model.
 ///
 /// # Errors
 /// The plan lacks the encoders, or there are no held-out samples or no texts.
-pub fn possible(plan: &Plan, pipeline: &Pipeline) -> Result<(), MeasureError> {
+pub fn held_out(plan: &Plan, pipeline: &Pipeline) -> Result<Arc<dyn SampleSource>, MeasureError> {
     Programs::of(plan)?;
+    if let Source::Recordio { .. } | Source::Webdataset { .. } = pipeline.source {
+        return Err(MeasureError::NotHeldOut { kind: pipeline.source.kind() });
+    }
     let fail = |why: String| MeasureError::Program { plan: plan.name.clone(), why };
     let tokenizes = |node: &alip_plan::pipeline::PipelineNode| matches!(node.op, PipelineOp::Tokenize { .. });
     if !pipeline.body(Mode::Eval).iter().any(tokenizes) {
@@ -110,8 +119,7 @@ pub fn possible(plan: &Plan, pipeline: &Pipeline) -> Result<(), MeasureError> {
             }
         }
     }
-    open_source(&pipeline.source, Mode::Eval)?;
-    Ok(())
+    Ok(open_source(&pipeline.source, Mode::Eval)?)
 }
 
 const NO_TEXTS: &str = "its pipeline delivers no texts";
@@ -149,7 +157,7 @@ pub struct WeightResults {
 /// # Errors
 /// The plan lacks the encoders, the data cannot be delivered, the device fails, the model has diverged, or somebody stopped it.
 pub fn measure(session: &mut Session, how: &Measuring<'_>) -> Result<(Results, Vec<Sample>), MeasureError> {
-    let source = open_source(&how.pipeline.source, Mode::Eval)?;
+    let source = held_out(session.plan(), how.pipeline)?;
     let programs = Programs::of(session.plan())?;
     let mut model = Model { session, programs, how };
     let embedded = model.samples(Arc::clone(&source))?;
@@ -331,7 +339,7 @@ impl Model<'_> {
             self.go_on()?;
             batch.skipped.iter().for_each(|skipped| note(&format!("left out {skipped}")));
             for program in [ENCODE_IMAGE, WEIGH] {
-                check_indices(self.session.plan().programs.get(program), &batch, |index| loader.name(index))?;
+                check_indices(self.session.plan(), program, &batch, |index| loader.name(index))?;
             }
             let keep = usable(&batch);
             all.skipped += batch.valid - keep.len();

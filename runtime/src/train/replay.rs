@@ -7,6 +7,7 @@ use std::path::Path;
 use alip_plan::{Buffer, PROGRAM_TRAIN, Plan, STATE_HALTED, STATE_TOTAL_STEPS, StateKind};
 use safetensors::tensor::Dtype as FileType;
 
+use super::tables::{Beyond, beyond_table};
 use crate::exec::{ExecError, Found, Session, Tensors};
 use crate::run::file::FileError;
 use crate::run::tensors::{self, Entry, TensorFile, file_type};
@@ -61,6 +62,23 @@ pub enum ReplayError {
         path: std::path::PathBuf,
         /// The first input of the graph.
         input: String,
+    },
+    /// An index of a batch is beyond its table.
+    #[error(
+        "{}: `batch.{number}.{input}` holds {index}, but the graph's table has {rows} rows: the batches are of another vocabulary",
+        path.display()
+    )]
+    BeyondTable {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The batch.
+        number: u64,
+        /// The input.
+        input: String,
+        /// The index.
+        index: i32,
+        /// Rows of the table.
+        rows: u64,
     },
     /// From a step on none was taken.
     #[error(
@@ -122,7 +140,8 @@ pub fn replay(session: &mut Session, what: &Replay<'_>) -> Result<(), ReplayErro
     let flag = plan.state(STATE_HALTED).map(|state| state.path.as_str());
     let mut halted = None;
     for step in 0..what.steps {
-        let inputs = batch(&plan, &mut batches, step % count)?;
+        let number = step % count;
+        let inputs = batch(&plan, &mut batches, number)?;
         let wanted: Vec<&str> = match step {
             0 => names.iter().map(String::as_str).collect(),
             _ => metrics.iter().map(|name| name.as_str()).collect(),
@@ -204,6 +223,9 @@ pub fn batch(plan: &Plan, batches: &mut TensorFile, number: u64) -> Result<Tenso
     let mut inputs = Tensors::new();
     for (name, buffer) in train.batch_inputs() {
         inputs.insert(name.to_string(), batches.read_for(&format!("batch.{number}.{name}"), buffer)?);
+    }
+    if let Some(Beyond { input, index, rows, .. }) = beyond_table(train, &inputs) {
+        return Err(ReplayError::BeyondTable { path: batches.path().to_path_buf(), number, input, index, rows });
     }
     Ok(inputs)
 }

@@ -1,24 +1,46 @@
 //! Inputs that are indices of tables.
 
-use alip_plan::Program;
+use alip_plan::{Plan, Program};
 
 use crate::data::{Batch, DataError};
+use crate::exec::Tensors;
 
-/// Whether every index of a batch is one of its table's; `name` says what the source calls a sample. A program would take the
-/// nearest row that there is, and compute something else without a word.
+/// An index that no row of its table has. A program would take the nearest row that there is, and compute something else
+/// without a word.
+pub(super) struct Beyond {
+    pub(super) input: String,
+    /// The row of the batch that it is in.
+    pub(super) row: usize,
+    pub(super) index: i32,
+    /// Rows of the table.
+    pub(super) rows: u64,
+}
+
+/// The first index among inputs of a program that is beyond its table.
+pub(super) fn beyond_table(program: &Program, inputs: &Tensors) -> Option<Beyond> {
+    program.inputs.iter().find_map(|port| {
+        let (rows, tensor) = (port.rows?, inputs.get(&port.name)?);
+        let ids = tensor.as_i32()?;
+        let at = ids.iter().position(|id| u64::try_from(*id).map_or(true, |id| id >= rows))?;
+        let batch = tensor.shape().first().map_or(1, |size| *size as usize);
+        let row = at / (ids.len() / batch.max(1)).max(1);
+        Some(Beyond { input: port.name.clone(), row, index: ids[at], rows })
+    })
+}
+
+/// Whether every index of a batch is one of its table's; `name` says what the source calls the sample in a row.
 pub(super) fn check_indices(
-    program: Option<&Program>,
+    plan: &Plan,
+    program: &str,
     batch: &Batch,
     name: impl Fn(u64) -> String,
 ) -> Result<(), DataError> {
-    for port in program.iter().flat_map(|program| &program.inputs) {
-        let ids = batch.tensors.get(&port.name).and_then(|tensor| tensor.as_i32());
-        let (Some(rows), Some(ids)) = (port.rows, ids) else { continue };
-        let beyond = |id: &i32| u64::try_from(*id).map_or(true, |id| id >= rows);
-        let Some(at) = ids.iter().position(beyond) else { continue };
-        let of_sample = (ids.len() / batch.rows.len().max(1)).max(1);
-        let sample = batch.rows.get(at / of_sample).map_or_else(String::new, |index| name(*index));
-        return Err(DataError::BeyondTable { sample, input: port.name.clone(), index: ids[at], rows });
+    let found = plan.programs.get(program).and_then(|program| beyond_table(program, &batch.tensors));
+    match found {
+        Some(Beyond { input, row, index, rows }) => {
+            let sample = batch.rows.get(row).map_or_else(String::new, |index| name(*index));
+            Err(DataError::BeyondTable { sample, input, index, rows })
+        }
+        None => Ok(()),
     }
-    Ok(())
 }

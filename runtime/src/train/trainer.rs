@@ -405,7 +405,7 @@ impl Trainer<'_> {
         for skipped in &batch.skipped {
             self.watch.note(&format!("skipped {skipped}"));
         }
-        check_indices(self.session.plan().programs.get(PROGRAM_TRAIN), &batch, |index| self.feed.name(index))?;
+        check_indices(self.session.plan(), PROGRAM_TRAIN, &batch, |index| self.feed.name(index))?;
         self.session.submit(PROGRAM_TRAIN, &batch.tensors)?;
         self.feed.give_back(batch);
         let metrics: Vec<&str> = progress.wanted.metrics.iter().map(String::as_str).collect();

@@ -125,7 +125,7 @@ pub const SIGNATURES: &[Signature] = &[
         name: "normalize_rgb",
         inputs: &["rgb"],
         args: &[("mean", "clip_mean"), ("std", "clip_std")],
-        doc: "(x - 255 mean) / (255 std), as f32 [3, height, width].",
+        doc: "(x - 255 mean) / (255 std), as f32 [3, height, width]; where it ends a pipeline, the device computes it of the bytes.",
     },
     Signature {
         name: "tokenize",

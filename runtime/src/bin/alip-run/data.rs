@@ -23,7 +23,7 @@ const NAMED: usize = 10;
 pub(crate) struct Args {
     /// Path or name of a pipeline spec
     pipeline: String,
-    /// The folder of images that the pipeline shall read
+    /// The data that the pipeline shall read: a folder, `.rec` or `.tar` files
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
     /// Samples of a batch

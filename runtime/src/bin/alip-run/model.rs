@@ -7,6 +7,7 @@ use std::sync::Arc;
 use alip_plan::Target;
 use alip_plan::pipeline::{Pipeline, Source};
 use alip_plan::{DType, PROGRAM_TRAIN, Plan};
+use alip_runtime::data::all_in;
 use alip_runtime::device::{self, Choice, Device, DeviceError, DeviceOptions};
 use alip_runtime::exec::{ExecError, Session};
 use alip_runtime::run::{DeviceIdentity, RunDir, SpecFile, SpecSources, read_plan};
@@ -369,11 +370,11 @@ pub(crate) fn moved(mut pipeline: Pipeline, data: &str) -> Result<Pipeline, Stri
         }
         Source::Recordio { path, .. } => {
             // Of a folder all records.
-            *path = if folder { format!("{data}/*.rec") } else { data.to_string() };
+            *path = if folder { all_in(data, "rec") } else { data.to_string() };
             return Ok(pipeline);
         }
         Source::Webdataset { path, .. } => {
-            *path = if folder { format!("{data}/*.tar") } else { data.to_string() };
+            *path = if folder { all_in(data, "tar") } else { data.to_string() };
             return Ok(pipeline);
         }
         Source::Folder { .. } => "reads a folder of images; give --data a folder",

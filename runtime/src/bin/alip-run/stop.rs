@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -18,6 +18,9 @@ const SIGNALLED: usize = 128;
 
 /// Often enough that a person who presses Ctrl-C is answered at once.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// How long stopping waits for its answer to be written.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whether somebody asked to stop, and was answered.
 pub(crate) struct Stop {
@@ -42,7 +45,16 @@ impl Stop {
             while !asked.load(Ordering::Relaxed) {
                 std::thread::sleep(LOOK);
             }
-            note!("{says}; Ctrl-C once more ends it at once");
+            let answer = Arc::clone(&answered);
+            // Whoever reads the answer may have stopped reading: then nobody waits for it.
+            let said = std::thread::spawn(move || {
+                note!("{says}; Ctrl-C once more ends it at once");
+                answer.store(true, Ordering::Relaxed);
+            });
+            let begun = Instant::now();
+            while !said.is_finished() && begun.elapsed() < PATIENCE {
+                std::thread::sleep(LOOK);
+            }
             answered.store(true, Ordering::Relaxed);
         })?;
         Ok(stop)

@@ -40,7 +40,7 @@ pub(crate) struct Args {
     how: CompileArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// A pipeline spec, or the folder of images that the spec's own pipeline shall read
+    /// A pipeline spec, or the data that the spec's own pipeline shall read: a folder, `.rec` or `.tar` files
     #[arg(long, value_name = "PIPELINE|PATH")]
     data: Option<String>,
     /// Where the run goes; runs/NAME unless given
@@ -234,8 +234,7 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
         run.pipeline().ok_or_else(|| Failure::message(format!("the run of `{}` names no data", info.spec)))?;
     if let Some(files) = &args.data {
         if !is_data(files) {
-            let why =
-                "with --resume, --data can only say where the same images lie now; give a folder or a `.rec` file";
+            let why = "with --resume, --data can only say where the same images lie now; give a folder, or `.rec` or `.tar` files";
             return Err(Failure::message(format!("--data {files}: {why}")));
         }
         pipeline = moved(pipeline, files).map_err(Failure::message)?;
@@ -392,8 +391,8 @@ fn load(
 
 /// Whether the model can be measured at the end; why not is said before the first step, and not after the last.
 fn is_measurable(ready: &Ready) -> bool {
-    match measure::possible(ready.session.plan(), &ready.pipeline) {
-        Ok(()) => true,
+    match measure::held_out(ready.session.plan(), &ready.pipeline) {
+        Ok(_) => true,
         Err(why) => {
             note!("will not be measured at the end: {why}");
             false

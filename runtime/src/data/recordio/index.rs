@@ -1,8 +1,8 @@
 //! Where the records of a file begin: the `.idx` beside it, a line `key<tab>byte` per record.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Write};
-use std::path::Path;
+use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -12,6 +12,9 @@ use super::records::{HEAD, Head};
 /// Records that are looked for when an index is opened, evenly over it. Where none is found the index is another file's; what
 /// else is wrong is met when it is read, and is a bad sample.
 const LOOKED_FOR: usize = 16;
+
+/// More bytes than two numbers of 64 bits take.
+const LONGEST_LINE: u64 = 64;
 
 /// Parts of a scan between two looks at the clock.
 const BETWEEN_LOOKS: u64 = 4096;
@@ -36,7 +39,7 @@ impl Index {
     /// The index of a record file of `bytes` bytes: the one beside it, or, if there is none, one that is made by reading the
     /// heads of all records, and left there.
     pub(super) fn open(records: &Path, file: &File, bytes: u64) -> Result<Index, DataError> {
-        let path = records.with_extension("idx");
+        let path = index_of(records);
         let index = match File::open(&path) {
             Ok(list) => Index::read(&path, list, bytes)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -72,7 +75,8 @@ impl Index {
         let (mut text, mut number) = (Vec::new(), 0);
         loop {
             text.clear();
-            if lines.read_until(b'\n', &mut text).map_err(cannot)? == 0 {
+            // What is longer is no line of an index.
+            if (&mut lines).take(LONGEST_LINE).read_until(b'\n', &mut text).map_err(cannot)? == 0 {
                 return Ok(index);
             }
             number += 1;
@@ -100,7 +104,7 @@ impl Index {
         let at = self.offsets.len() as u64;
         match &mut self.keys {
             Keys::From(first) if at == 0 => *first = key,
-            Keys::From(first) if *first + at == key => {}
+            Keys::From(first) if first.checked_add(at) == Some(key) => {}
             Keys::From(first) => {
                 let first = *first;
                 self.keys = Keys::Listed((0..at).map(|at| first + at).chain([key]).collect());
@@ -176,15 +180,39 @@ impl Index {
         if let Some(twice) = twice(&self.offsets) {
             return Err(DataError::file(path, format!("two records begin at byte {twice}"), remake(path)));
         }
+        // At byte 0 a record begins in every file.
         let step = self.len().div_ceil(LOOKED_FOR);
-        let looks = |offset: &u64| Head::read(file, *offset, bytes).is_ok_and(Head::is_first);
-        match self.offsets.iter().step_by(step).any(looks) {
-            true => Ok(()),
-            false => {
-                let reason = "the index of another file: no record begins where it says";
-                Err(DataError::file(path, reason, remake(path)))
+        let looked_for: Vec<u64> = self.offsets.iter().copied().filter(|at| *at > 0).step_by(step).collect();
+        let begins = |offset: &&u64| Head::read(file, **offset, bytes).is_ok_and(Head::is_first);
+        let found = looked_for.iter().filter(begins).count();
+        if 2 * found >= looked_for.len() {
+            return self.check_end(path, file, bytes);
+        }
+        let of = looked_for.len();
+        let reason = format!("the index of another file: of {of} places that it names a record begins at {found}");
+        Err(DataError::file(path, reason, remake(path)))
+    }
+
+    /// The file ends with the last record, or within it: an index that knows only a part of a file would hide the rest.
+    fn check_end(&self, path: &Path, file: &File, bytes: u64) -> Result<(), DataError> {
+        let mut at = self.offsets.iter().copied().max().unwrap_or(0);
+        // What is wrong with the record itself is met when it is read.
+        while let Ok(head) = Head::read(file, at, bytes) {
+            at = head.after(at);
+            if !head.is_followed() {
+                let reason = format!("the records go on behind the last that it names, at byte {at}");
+                return if at < bytes { Err(DataError::file(path, reason, remake(path))) } else { Ok(()) };
             }
         }
+        Ok(())
+    }
+}
+
+/// `x.idx` of `x.rec`; what is called otherwise keeps its name, so that no two files share an index.
+fn index_of(records: &Path) -> PathBuf {
+    match records.extension() {
+        Some(extension) if extension == "rec" => records.with_extension("idx"),
+        _ => records.with_file_name(format!("{}.idx", name(records))),
     }
 }
 

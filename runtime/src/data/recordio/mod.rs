@@ -11,6 +11,10 @@ use self::index::Index;
 use self::records::ImageRecord;
 use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource, paths, scratch};
 
+/// Records that tell what is in the files, evenly over all, and how much of each: its labels and the head of its image.
+const HASHED: u64 = 1024;
+const HASHED_BYTES: u64 = 4096;
+
 /// The largest whole number up to which f32, the type of labels in a record, has all of them.
 const LARGEST_ID: f32 = (1 << 24) as f32;
 
@@ -112,7 +116,8 @@ impl SampleSource for RecordioSource {
         format!("record {} of {file}, at byte {}", part.index.key(at), part.index.offsets[at])
     }
 
-    /// Of keys and places: names take as long as an epoch's order to write out.
+    /// Of keys and places, and of what some of the records begin with, their labels among it: records whose texts were made
+    /// anew lie where they lay.
     fn list_hash(&self) -> Result<String, DataError> {
         let mut hash = ListHash::default();
         for part in &self.parts {
@@ -121,6 +126,16 @@ impl SampleSource for RecordioSource {
                 hash.add(&part.index.key(at).to_le_bytes());
                 hash.add(&part.index.offsets[at].to_le_bytes());
             }
+        }
+        let step = self.len.div_ceil(HASHED);
+        let mut bytes = [0; HASHED_BYTES as usize];
+        for index in (0..self.len).step_by(step as usize).chain([self.len - 1]) {
+            let (part, at) = self.place(index);
+            let from = part.index.offsets[at];
+            let bytes = &mut bytes[..HASHED_BYTES.min(part.bytes - from) as usize];
+            let read = paths::read_at(&part.file, bytes, from);
+            read.map_err(|error| DataError::file(&part.path, error, "put back what it was"))?;
+            hash.add(bytes);
         }
         Ok(hash.to_string())
     }

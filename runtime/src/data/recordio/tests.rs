@@ -87,25 +87,36 @@ fn labels_are_token_rows() {
     check(&[f32::NAN, 1.0, 3.0], Err("`raw` holds NaN, which is no token id"));
 }
 
+/// A run on other labels is another run, also where every record lies where it lay.
+#[test]
+fn other_labels_have_another_hash() {
+    let hash = |label: f32| {
+        let (folder, _) = folder(&[part(0, &record(&[1.0, label], b"image"))]);
+        open(folder.path(), &[]).unwrap().list_hash().unwrap()
+    };
+    assert_eq!(hash(2.0), hash(2.0));
+    assert_ne!(hash(2.0), hash(3.0));
+}
+
 /// What is wrong with one record is a bad sample, and says where.
 #[test]
 fn bad_records() {
     let sound = part(0, &record(&[], b"sound"));
     let check = |parts: &[Vec<u8>], at: usize, expected: &str| {
-        let (folder, starts) = folder(&[std::slice::from_ref(&sound), parts].concat());
-        fs::write(folder.path().join("a.idx"), format!("0\t0\n1\t{}\n", starts[at])).unwrap();
+        let (folder, starts) = folder(&[&[sound.clone(), sound.clone()], parts].concat());
+        fs::write(folder.path().join("a.idx"), format!("0\t0\n1\t{}\n2\t{}\n", starts[at], starts[1])).unwrap();
         let source = open(folder.path(), &[]).unwrap();
         assert_eq!(image(&source, 0).unwrap(), b"sound");
         assert_eq!(image(&source, 1).unwrap_err(), expected.replace("AT", &starts[at].to_string()));
     };
-    check(&[b"no record here".to_vec()], 1, "no record begins at byte AT");
-    check(&[part(1, b"first"), part(3, b"last")], 2, "byte AT is in the middle of a record");
-    check(&[part(1, b"first"), sound.clone()], 1, "a part is missing: another record begins at byte 56");
-    check(&[part(1, b"first")], 1, "byte 56 is beyond the end of the file");
-    check(&[part(0, &[7; 40])[..24].to_vec()], 1, "the record at byte AT is cut off by the end of the file");
-    check(&[part(0, b"short")], 1, "a record of 5 bytes, which is no image record of MXNet");
+    check(&[b"no record here".to_vec()], 2, "no record begins at byte AT");
+    check(&[part(1, b"first"), part(3, b"last")], 3, "byte AT is in the middle of a record");
+    check(&[part(1, b"first"), sound.clone()], 2, "a part is missing: another record begins at byte 96");
+    check(&[part(1, b"first")], 2, "byte 96 is beyond the end of the file");
+    check(&[part(0, &[7; 40])[..24].to_vec()], 2, "the record at byte AT is cut off by the end of the file");
+    check(&[part(0, b"short")], 2, "a record of 5 bytes, which is no image record of MXNet");
     let many = [u32::MAX.to_le_bytes().to_vec(), vec![0; 40]].concat();
-    check(&[part(0, &many)], 1, "a header that tells of 4294967295 labels, in 44 bytes");
+    check(&[part(0, &many)], 2, "a header that tells of 4294967295 labels, in 44 bytes");
 }
 
 /// What is wrong with the whole is an error, and says what to do.
@@ -134,8 +145,18 @@ fn errors_of_files() {
     let beyond = "DIR/a.idx:1: record 0 begins at byte 76, beyond the 80 bytes of the `.rec`: one of the two is cut off or \
                   another's; ";
     check(&two, Some("0\t76\n"), &format!("{beyond}{remake}"));
-    let other = "DIR/a.idx: the index of another file: no record begins where it says; ";
-    check(&two, Some("0\t4\n1\t44\n"), &format!("{other}{remake}"));
+    let other = "DIR/a.idx: the index of another file: of 2 places that it names a record begins at 0; ";
+    check(&two, Some("0\t0\n1\t16\n2\t44\n"), &format!("{other}{remake}"));
+    let short = "DIR/a.idx: the records go on behind the last that it names, at byte 40; ";
+    check(&two, Some("0\t0\n"), &format!("{short}{remake}"));
+    let line = "9".repeat(40);
+    let long = format!("DIR/a.idx:1: `{line}` is not `key<tab>byte`, both whole numbers; {remake}");
+    check(&two, Some(&"9".repeat(100)), &long);
+    check(
+        &two,
+        Some("18446744073709551615\t0\n5\t41\n"),
+        &format!("{}{remake}", other.replace("2 places", "1 places")),
+    );
     let advice =
         "the file is damaged or no RecordIO: fetch it again, or give it an index of the records that are sound";
     check(&[b"a text file".to_vec()], None, &format!("DIR/a.rec: no record begins at byte 0; {advice}"));

@@ -5,10 +5,11 @@ use std::fs::{self, Metadata};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use super::shard::Contents;
 use crate::data::source::ListHash;
 
 /// First bytes of an entry; another format has others.
-const MAGIC: &[u8; 8] = b"alipwds1";
+const MAGIC: &[u8; 8] = b"alipwds2";
 
 /// What is kept for a shard.
 pub(super) struct Entry {
@@ -30,19 +31,24 @@ impl Entry {
         Some(Entry { path: folder.join(hash.to_string()), identity })
     }
 
-    /// The starts of the shard's samples, if they are known.
-    pub(super) fn read(&self) -> Option<Vec<u32>> {
+    /// What is in the shard, if it is known.
+    pub(super) fn read(&self) -> Option<Contents> {
         let bytes = fs::read(&self.path).ok()?;
-        let (sum, starts) = bytes.strip_prefix(&*self.identity)?.split_first_chunk::<4>()?;
+        let (sum, rest) = bytes.strip_prefix(&*self.identity)?.split_first_chunk::<4>()?;
+        if u32::from_le_bytes(*sum) != crc32c::crc32c(rest) {
+            return None;
+        }
+        let (hash, starts) = rest.split_first_chunk::<8>()?;
         let (starts, []) = starts.as_chunks::<4>() else { return None };
-        (u32::from_le_bytes(*sum) == crc32c::crc32c(starts.as_flattened()))
-            .then(|| starts.iter().map(|start| u32::from_le_bytes(*start)).collect())
+        let starts = starts.iter().map(|start| u32::from_le_bytes(*start)).collect();
+        Some(Contents { hash: u64::from_le_bytes(*hash), starts })
     }
 
-    /// Keeps the starts of the shard's samples; where that cannot be, they are looked up the next time.
-    pub(super) fn write(&self, starts: &[u32]) {
-        let starts: Vec<u8> = starts.iter().flat_map(|start| start.to_le_bytes()).collect();
-        let bytes = [&*self.identity, &crc32c::crc32c(&starts).to_le_bytes(), &starts].concat();
+    /// Keeps what is in the shard; where that cannot be, it is looked up the next time.
+    pub(super) fn write(&self, contents: &Contents) {
+        let starts = contents.starts.iter().flat_map(|start| start.to_le_bytes());
+        let rest: Vec<u8> = contents.hash.to_le_bytes().into_iter().chain(starts).collect();
+        let bytes = [&*self.identity, &crc32c::crc32c(&rest).to_le_bytes(), &rest].concat();
         let unfinished = self.path.with_extension(std::process::id().to_string());
         let folder = self.path.parent().map_or(Ok(()), fs::create_dir_all);
         let written = folder.and_then(|()| fs::write(&unfinished, bytes));
@@ -71,17 +77,18 @@ mod tests {
         let entry = || Entry::new(&kept, &shard, &fs::metadata(&shard).unwrap()).unwrap();
         fs::write(&shard, [0; 512]).unwrap();
         assert_eq!(entry().read(), None);
-        entry().write(&[0, 7, u32::MAX]);
-        assert_eq!(entry().read(), Some(vec![0, 7, u32::MAX]));
+        let contents = |starts: &[u32]| Contents { hash: 5, starts: starts.to_vec() };
+        entry().write(&contents(&[0, 7, u32::MAX]));
+        assert_eq!(entry().read(), Some(contents(&[0, 7, u32::MAX])));
         let file = entry().path;
         let mut bytes = fs::read(&file).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&file, &bytes).unwrap();
         assert_eq!(entry().read(), None, "damaged");
-        entry().write(&[0]);
+        entry().write(&contents(&[0]));
         fs::write(&shard, [0; 1024]).unwrap();
         assert_eq!(entry().read(), None, "another size");
-        entry().write(&[2]);
+        entry().write(&contents(&[2]));
         let later = UNIX_EPOCH + std::time::Duration::from_secs(1 << 30);
         fs::File::options().write(true).open(&shard).unwrap().set_modified(later).unwrap();
         assert_eq!(entry().read(), None, "another time");

@@ -4,6 +4,7 @@ mod cache;
 mod shard;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -14,8 +15,11 @@ use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource, pa
 /// Files that are an image, where there are several the first of these.
 const IMAGES: &str = "jpg;jpeg;png;webp";
 
-/// Largest file of a sample that is read: the largest photographs in use are a third of it.
-const MAX_FILE: u64 = 64 << 20;
+/// Largest image file that is read: the largest photographs in use are a third of it.
+const MAX_IMAGE: u64 = 64 << 20;
+
+/// Largest file with a text: a page has some thousand letters.
+const MAX_TEXT: u64 = 1 << 20;
 
 /// Samples of local shards; see [`alip_plan::pipeline::Source::Webdataset`].
 ///
@@ -54,13 +58,12 @@ impl Wanted {
         best.ok_or_else(|| SampleError(format!("no file `.{}`", self.suffixes.join("` or `."))))
     }
 
-    /// The text in a file.
-    fn text(&self, bytes: Vec<u8>) -> Result<String, SampleError> {
-        let suffix = &self.suffixes[0];
+    /// The text in a file with this suffix.
+    fn text(&self, suffix: &str, bytes: Vec<u8>) -> Result<String, SampleError> {
         let text = String::from_utf8(bytes).map_err(|_| SampleError(format!("its `.{suffix}` is not UTF-8")))?;
         let Some(key) = &self.key else { return Ok(text.trim_end_matches(['\r', '\n']).to_string()) };
-        let json: serde_json::Value =
-            serde_json::from_str(&text).map_err(|_| SampleError(format!("its `.{suffix}` is no JSON")))?;
+        let json: serde_json::Value = serde_json::from_str(text.trim_start_matches('\u{feff}'))
+            .map_err(|_| SampleError(format!("its `.{suffix}` is no JSON")))?;
         match json.get(key) {
             Some(serde_json::Value::String(text)) => Ok(text.clone()),
             _ => Err(SampleError(format!("its `.{suffix}` has no text `{key}`"))),
@@ -89,8 +92,10 @@ impl WebdatasetSource {
                 advice: "copy them to a disk and give their path".into(),
             });
         }
-        let shards: Vec<Shard> =
-            paths::files(path)?.par_iter().map(|path| Shard::open(path, cache)).collect::<Result<_, _>>()?;
+        // Of several that are wrong the first is named.
+        let shards: Vec<Result<Shard, DataError>> =
+            paths::files(path)?.par_iter().map(|path| Shard::open(path, cache)).collect();
+        let shards = shards.into_iter().collect::<Result<Vec<_>, _>>()?;
         let mut len = 0;
         let mut starts = Vec::with_capacity(shards.len());
         for shard in &shards {
@@ -108,14 +113,14 @@ impl WebdatasetSource {
     }
 }
 
-/// The bytes of a file of a sample.
-fn bytes(shard: &Shard, member: &Member) -> Result<Vec<u8>, SampleError> {
-    if member.size > MAX_FILE {
-        let (size, most) = (member.size >> 20, MAX_FILE >> 20);
+/// The bytes of a file of a sample, which may have so many.
+fn bytes(shard: &File, member: &Member, most: u64) -> Result<Vec<u8>, SampleError> {
+    if member.size > most {
+        let (size, most) = (member.size >> 20, most >> 20);
         return Err(SampleError(format!("its `.{}` has {size} MiB, more than the allowed {most}", member.suffix)));
     }
     let mut bytes = scratch::take(member.size as usize);
-    shard.read(member, &mut bytes).map_err(|error| SampleError(format!("cannot be read: {error}")))?;
+    member.read(shard, &mut bytes).map_err(|error| SampleError(format!("cannot be read: {error}")))?;
     Ok(bytes)
 }
 
@@ -126,16 +131,12 @@ impl SampleSource for WebdatasetSource {
 
     fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
         let (shard, at) = self.place(index);
-        let mut members = Vec::new();
-        let add = |member| {
-            members.push(member);
-            Ok(true)
-        };
-        shard.members(at, add).map_err(SampleError)?;
-        let image = bytes(shard, self.image.of(&members)?)?;
+        let (file, members) = shard.members(at).map_err(SampleError)?;
+        let image = bytes(&file, self.image.of(&members)?, MAX_IMAGE)?;
         let mut fields = BTreeMap::from([("jpeg".to_string(), Field::Encoded(image))]);
         for (name, wanted) in &self.texts {
-            let text = wanted.text(bytes(shard, wanted.of(&members)?)?)?;
+            let member = wanted.of(&members)?;
+            let text = wanted.text(&member.suffix, bytes(&file, member, MAX_TEXT)?)?;
             fields.insert(name.clone(), Field::Text(text));
         }
         Ok(RawSample { fields, ..RawSample::default() })
@@ -143,18 +144,13 @@ impl SampleSource for WebdatasetSource {
 
     fn name(&self, index: u64) -> String {
         let (shard, at) = self.place(index);
-        let mut key = None;
-        let first = |member: Member| {
-            key = Some(member.key);
-            Ok(false)
-        };
         // A shard that cannot be read any more has a number, if no key.
-        let _ = shard.members(at, first);
+        let key = shard.members(at).ok().and_then(|(_, members)| Some(members.into_iter().next()?.key));
         let file = shard.path.file_name().unwrap_or(shard.path.as_os_str()).to_string_lossy();
         format!("`{}` of {file}", key.unwrap_or_else(|| format!("sample {at}")))
     }
 
-    /// Of places: keys are read with the samples.
+    /// Of names and sizes, and of the texts: whatever is small is read when a shard is looked into.
     fn list_hash(&self) -> Result<String, DataError> {
         let mut hash = ListHash::default();
         self.shards.iter().for_each(|shard| shard.hash(&mut hash));

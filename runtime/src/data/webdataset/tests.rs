@@ -52,6 +52,39 @@ fn samples_are_files_that_stand_together() {
     assert_eq!(open(&path, &[]).unwrap().list_hash().unwrap(), source.list_hash().unwrap());
 }
 
+/// Whoever copies files with their times puts another shard in the place of one that is known.
+#[test]
+fn another_shard_of_one_size_and_time_is_looked_into() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tar");
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1 << 30);
+    let texts = |first: &[u8], second: &[u8]| {
+        write(&path, &[("a.jpg", b"x"), ("a.txt", first), ("b.jpg", b"y"), ("b.txt", second)]);
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        let source = open(&path, &[("raw", "txt")]).unwrap();
+        [0, 1].map(|at| source.sample(at).unwrap().fields["raw"].clone())
+    };
+    let [short, long] = ["s".to_string(), "l".repeat(600)];
+    let expected = |first: &str, second: &str| [first, second].map(|text| Field::Text(text.into()));
+    assert_eq!(texts(short.as_bytes(), long.as_bytes()), expected(&short, &long));
+    assert_eq!(texts(long.as_bytes(), short.as_bytes()), expected(&long, &short));
+}
+
+/// A run on texts of other words is another run, also where every file lies where it lay.
+#[test]
+fn other_texts_have_another_hash() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tar");
+    let hash = |text: &[u8]| {
+        write(&path, &[("a.jpg", b"dog"), ("a.txt", text)]);
+        // Time is part of what the index is known by; a clock may be coarse.
+        let _ = std::fs::remove_dir_all(path.with_file_name("kept"));
+        open(&path, &[("raw", "txt")]).unwrap().list_hash().unwrap()
+    };
+    assert_eq!(hash(b"a dog"), hash(b"a dog"));
+    assert_ne!(hash(b"a dog"), hash(b"a cat"));
+}
+
 #[test]
 fn texts_come_from_files_and_entries() {
     let folder = tempfile::tempdir().unwrap();
@@ -65,10 +98,14 @@ fn texts_come_from_files_and_entries() {
     check("txt", ("a.TXT", b"two\r\n"), Ok("two"));
     check("caption;txt", ("a.txt", b"x"), Ok("x"));
     check("json:caption", ("a.json", br#"{"caption": "a \u00e9"}"#), Ok("a é"));
+    check("json:caption", ("a.json", b"\xef\xbb\xbf{\"caption\": \"x\"}"), Ok("x"));
     check("json:caption", ("a.json", b"[1"), Err("its `.json` is no JSON"));
     check("json:caption", ("a.json", br#"{"caption": 3}"#), Err("its `.json` has no text `caption`"));
     check("txt", ("a.txt", b"\xff"), Err("its `.txt` is not UTF-8"));
     check("txt", ("a.json", b"{}"), Err("no file `.txt`"));
+    check("caption;txt", ("a.txt", b"\xff"), Err("its `.txt` is not UTF-8"));
+    let large = vec![b'a'; (1 << 20) + 1];
+    check("txt", ("a.txt", &large), Err("its `.txt` has 1 MiB, more than the allowed 1"));
 }
 
 #[test]
@@ -99,6 +136,28 @@ fn errors_of_shards() {
         std::fs::File::options().write(true).open(&path).unwrap().set_len(1000).unwrap();
     };
     check(&cut, "DIR/a.tar: the file at byte 0 is cut off");
+    // Between two files, or with another archive behind it.
+    let length = |length: u64| {
+        let path = path.clone();
+        move || {
+            write(&path, &[("a.jpg", b"1"), ("b.jpg", b"2")]);
+            std::fs::File::options().write(true).open(&path).unwrap().set_len(length).unwrap();
+        }
+    };
+    let unmarked = "without the mark of an archive's end: it is cut off";
+    check(&length(1024), &format!("DIR/a.tar: it ends at byte 1024 {unmarked}"));
+    check(&length(2048), &format!("DIR/a.tar: it ends at byte 2048 {unmarked}"));
+    let joined = || {
+        write(&path, &[("a.jpg", b"1")]);
+        let one = std::fs::read(&path).unwrap();
+        put(&[&one[..], &one[..]].concat());
+    };
+    check(&joined, "DIR/a.tar: something follows the end of the archive, at byte 2048");
+    let long = || {
+        let name = "a/".repeat(1 << 20) + "a.jpg";
+        write(&path, &[(&name, b"1")]);
+    };
+    check(&long, "DIR/a.tar: no tar archive from byte 0 on: heads of more than 1 MiB");
     let remote = open(Path::new("s3://bucket/{0..9}.tar"), &[]).err().unwrap();
     assert_eq!(remote, "reading shards over `s3` is not supported yet; copy them to a disk and give their path");
 }
