@@ -324,7 +324,8 @@ impl<'a> Run<'a> {
         Ok(results)
     }
 
-    /// Takes all programs through the e-graph, on all cores; equal regions of several programs are looked into once.
+    /// Takes all programs through the e-graph. What is known of regions is one thing for all programs, so they are looked
+    /// into one after the other; what comes before and after is done on all cores.
     fn optimize(&mut self, neighbours: &Neighbours) -> Result<Vec<(String, Graph)>, Diagnostics> {
         let Run { options, model, .. } = *self;
         let (target, fuse) = (&options.target, options.schedule.fuse);
@@ -334,30 +335,27 @@ impl<'a> Run<'a> {
             let primitive = |id| !schedule::has_kernel(graph, id, target);
             Ok(Some((name, run.timed("optimize", || transform::expand::expand(graph, primitive))?)))
         })?;
-        // A program for fewer rows is its program once more.
-        let own =
-            |name: &str| model.packed.keys().find(|of| is_fewer(name, of)).map_or(name.to_string(), String::clone);
-        let deciding = expanded.iter().filter(|(name, _)| own(name) == *name).collect();
-        let decided = self.each(deciding, |run, (name, graph)| {
-            // Without fusion there are no kernels that a change could keep from being joined.
-            let kept = match fuse || !optimizer.is_on() {
-                true => run.timed("optimize", || optimizer.decide(graph, |graph| predicted(model, graph, back_end)))?,
-                false => Kept::All,
+        let mut decided: BTreeMap<String, Kept> = BTreeMap::new();
+        let mut programs = Vec::new();
+        for (name, graph) in expanded {
+            // A program for fewer rows is its program once more.
+            let kept = match model.packed.keys().find(|of| is_fewer(&name, of)).and_then(|of| decided.get(of).cloned())
+            {
+                Some(kept) => kept,
+                // Without fusion there are no kernels that a change could keep from being joined.
+                None if !fuse && optimizer.is_on() => Kept::All,
+                None => {
+                    self.timed("optimize", || optimizer.decide(&graph, |graph| predicted(model, graph, back_end)))?
+                }
             };
-            Ok(Some((name.clone(), kept)))
+            decided.insert(name.clone(), kept.clone());
+            programs.push((name, graph, kept));
+        }
+        let tidy = self.each(programs, |run, (name, graph, kept)| {
+            Ok(Some((name, run.timed("optimize", || optimize::tidied(graph, &kept))?, kept)))
         })?;
-        let decided: BTreeMap<String, Kept> = decided.into_iter().collect();
-        let kept = |name: &str| decided.get(&own(name)).cloned().unwrap_or(Kept::Nothing);
-        let programs = expanded.into_iter().map(|(name, graph)| (kept(&name), name, graph)).collect();
-        let chosen = self.each(programs, |run, (kept, name, graph)| {
-            let graph = run.timed("optimize", || optimize::tidied(graph, &kept))?;
-            Ok(Some((name, run.timed("optimize", || optimizer.choose(graph, kept)))))
-        })?;
-        let tell = |(name, mut chosen)| {
-            optimizer.tell(&mut chosen);
-            (name, chosen)
-        };
-        let chosen: Vec<(String, Chosen)> = chosen.into_iter().map(tell).collect();
+        let choose = |(name, graph, kept)| (name, optimizer.choose(graph, kept));
+        let chosen: Vec<(String, Chosen)> = self.timed("optimize", || tidy.into_iter().map(choose).collect());
         let optimized = self.each(chosen, |run, (name, chosen)| {
             let Optimized { graph, report } = run.timed("optimize", || chosen.build())?;
             if cfg!(debug_assertions) {

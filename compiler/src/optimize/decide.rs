@@ -50,7 +50,7 @@ impl Optimizer {
     /// # Errors
     /// See [`optimize`](super::optimize).
     pub fn decide(
-        &self,
+        &mut self,
         graph: &Graph,
         cost: impl Fn(&Graph) -> Result<Cost, Diagnostics> + Sync,
     ) -> Result<Kept, Diagnostics> {

@@ -37,7 +37,7 @@ mod solution;
 mod tidy;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 
 pub use self::decide::Kept;
 use self::extract::{Extraction, LEAST_GAIN};
@@ -52,7 +52,7 @@ use self::solution::{Cuts, Forms, Rebuild, Solution, Solved, Written};
 use self::tidy::tidy;
 use crate::diag::{Diagnostic, Diagnostics, did_you_mean};
 use crate::hash::HashMap;
-use crate::ir::{Graph, NodeId};
+use crate::ir::Graph;
 pub use crate::launch::Cost;
 use crate::launch::Neighbours;
 use alip_plan::Target;
@@ -184,9 +184,8 @@ pub struct Optimizer {
     target: Target,
     /// Concatenations that are no work.
     neighbours: Neighbours,
-    /// Of keys; an e-graph numbers the ops of its region by itself, so that nothing depends on which region came first.
-    ops: Mutex<Interner>,
-    known: Mutex<HashMap<Key, Arc<OnceLock<Arc<Forms>>>>>,
+    ops: Interner,
+    known: HashMap<Key, Arc<Forms>>,
     /// Every distinct region, in the order in which they were met.
     pub regions: Vec<RegionReport>,
 }
@@ -222,8 +221,8 @@ impl Optimizer {
             enabled,
             target: target.clone(),
             neighbours: Neighbours::default(),
-            ops: Mutex::default(),
-            known: Mutex::default(),
+            ops: Interner::default(),
+            known: HashMap::default(),
             regions: vec![],
         })
     }
@@ -244,41 +243,29 @@ impl Optimizer {
     /// See [`optimize`].
     pub fn optimize(&mut self, graph: &Graph, kept: &Kept) -> Result<Optimized, Diagnostics> {
         let kept = if self.is_on() { kept.clone() } else { Kept::Nothing };
-        let mut chosen = self.choose(tidied(graph.clone(), &kept)?, kept);
-        self.tell(&mut chosen);
-        chosen.build()
+        self.choose(tidied(graph.clone(), &kept)?, kept).build()
     }
 
-    /// Chooses the forms of the regions of a program, which is [`tidied`]. Programs may be looked into at the same time.
-    pub fn choose(&self, graph: Graph, kept: Kept) -> Chosen {
-        let solved = match kept {
-            Kept::Nothing => Vec::new(),
-            _ => Cuts::new(&graph, &self.neighbours).solve(self, &kept),
-        };
-        Chosen { graph, kept, solved, report: Report::default() }
-    }
-
-    /// Tells of a program what was chosen, one program after the other.
-    pub fn tell(&mut self, chosen: &mut Chosen) {
-        let Chosen { graph, kept, solved, report } = chosen;
-        if *kept != Kept::Nothing {
-            report.nodes.0 = graph.nodes().len() as u32;
+    /// Chooses the forms of the regions of a program, which is [`tidied`].
+    pub fn choose(&mut self, graph: Graph, kept: Kept) -> Chosen {
+        let mut report = Report::default();
+        if kept == Kept::Nothing {
+            return Chosen { graph, kept, solved: Vec::new(), report };
         }
-        for part in solved.iter() {
-            self.note(graph, part, kept, report);
+        let known = self.known.len();
+        let solved = Cuts::new(&graph, &self.neighbours).solve(self, &kept);
+        report.nodes.0 = graph.nodes().len() as u32;
+        report.distinct = (self.known.len() - known) as u32;
+        for part in &solved {
+            self.note(&graph, part, &kept, &mut report);
         }
+        Chosen { graph, kept, solved, report }
     }
 
     fn note(&mut self, graph: &Graph, part: &Solved, kept: &Kept, report: &mut Report) {
         let Solved { region, forms } = part;
         report.regions += 1;
-        let Some(found) = &forms.report else { return };
-        let number = *forms.number.get_or_init(|| {
-            report.distinct += 1;
-            self.regions.push(found.clone());
-            self.regions.len() - 1
-        });
-        let known = &mut self.regions[number];
+        let Some(known) = forms.report.and_then(|report| self.regions.get_mut(report)) else { return };
         known.occurrences += 1;
         let (before, after) = known.cost;
         let taken = forms.taken(kept);
@@ -300,24 +287,18 @@ impl Optimizer {
         report.faults.extend(forms.faults.iter().cloned());
     }
 
-    /// What a region can become: equal ones are looked into once, by whoever comes first, and the others wait.
-    fn solve(&self, graph: &Graph, region: &Region) -> Arc<Forms> {
-        let known = {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.entry(region.key.clone()).or_default().clone()
-        };
-        known.get_or_init(|| Arc::new(self.saturate(graph, region))).clone()
-    }
-
-    /// A region of a program, of which these nodes are read.
-    fn region(&self, graph: &Graph, core: &[NodeId], trivial: &[bool], outputs: &[NodeId]) -> Region {
-        let mut ops = self.ops.lock().unwrap_or_else(PoisonError::into_inner);
-        Region::new(graph, core, trivial, outputs, &mut ops)
+    fn solve(&mut self, graph: &Graph, region: &Region) -> Arc<Forms> {
+        if let Some(forms) = self.known.get(&region.key) {
+            return forms.clone();
+        }
+        let forms = Arc::new(self.saturate(graph, region));
+        self.known.insert(region.key.clone(), forms.clone());
+        forms
     }
 
     /// Turns a region into an e-graph, applies the rules, and takes the cheapest terms.
-    fn saturate(&self, graph: &Graph, region: &Region) -> Forms {
-        let mut written = Written::new(graph, region, Interner::default());
+    fn saturate(&mut self, graph: &Graph, region: &Region) -> Forms {
+        let mut written = Written::new(graph, region, std::mem::take(&mut self.ops));
         let outputs = written.outputs(region);
         let mut extraction = Extraction::new(&written.egraph, &outputs, &self.target);
         let only = vec![0; extraction.classes.len()];
@@ -352,8 +333,9 @@ impl Optimizer {
         }
         let egraph = &mut written.egraph;
         let work = saturated.work.iter().max_by_key(|(rule, (_, made))| (*made, std::cmp::Reverse(**rule)));
+        forms.report = Some(self.regions.len());
         let after = forms.changed.as_ref().unwrap_or(&forms.unchanged);
-        forms.report = Some(RegionReport {
+        self.regions.push(RegionReport {
             nodes: (region.nodes.len() as u32, after.nodes.len() as u32),
             terms: egraph.total_size() as u32,
             classes: egraph.number_of_classes() as u32,
@@ -364,6 +346,7 @@ impl Optimizer {
             occurrences: 0,
         });
         forms.faults = std::mem::take(&mut egraph.analysis.faults);
+        self.ops = std::mem::take(&mut egraph.analysis.ops);
         forms
     }
 }

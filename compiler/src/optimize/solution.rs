@@ -2,18 +2,18 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use egg::Id;
 use smallvec::SmallVec;
 
+use super::Optimizer;
 use super::decide::Kept;
 use super::extract::{Choice, Extraction};
 use super::language::{EGraph, Interner, Kind, Term};
 use super::region::{Cut, Operand, Region, cut, leaf_op};
 use super::rules::RuleId;
 use super::saturate::{Saturated, canonical, empty};
-use super::{Optimizer, RegionReport};
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::hash::{HashMap, HashSet};
 use crate::ir::{Graph, Names, NodeId, OriginId};
@@ -53,10 +53,8 @@ pub(crate) struct Forms {
     pub(crate) applied: BTreeMap<RuleId, u32>,
     /// Rules that were found wrong.
     pub(crate) faults: Vec<(&'static str, String)>,
-    /// What the e-graph did; none if it was not looked into.
-    pub(crate) report: Option<RegionReport>,
-    /// The number of that report among those of the compile, once it is told.
-    pub(crate) number: OnceLock<usize>,
+    /// Which report is about it; none if it was not looked into.
+    pub(crate) report: Option<usize>,
 }
 
 impl Forms {
@@ -167,13 +165,13 @@ impl<'g> Cuts<'g> {
     }
 
     /// Numbers of the regions that have new forms.
-    pub(crate) fn changed(&mut self, optimizer: &Optimizer) -> BTreeSet<usize> {
+    pub(crate) fn changed(&mut self, optimizer: &mut Optimizer) -> BTreeSet<usize> {
         self.solve(optimizer, &Kept::All);
         self.known.iter().filter(|(_, part)| part.forms.changed.is_some()).map(|((number, _), _)| *number).collect()
     }
 
     /// The regions of which anything is read, first to last.
-    pub(crate) fn solve(&mut self, optimizer: &Optimizer, kept: &Kept) -> Vec<Arc<Solved>> {
+    pub(crate) fn solve(&mut self, optimizer: &mut Optimizer, kept: &Kept) -> Vec<Arc<Solved>> {
         let mut needed = vec![false; self.graph.nodes().len()];
         for id in self.graph.outputs.values().chain(self.graph.updates.values()) {
             needed[id.index()] = true;
@@ -186,7 +184,7 @@ impl<'g> Cuts<'g> {
                 continue;
             }
             let part = self.known.entry((number, outputs)).or_insert_with_key(|(_, outputs)| {
-                let region = optimizer.region(self.graph, core, &self.cut.trivial, outputs);
+                let region = Region::new(self.graph, core, &self.cut.trivial, outputs, &mut optimizer.ops);
                 let forms = match kept.looks_at(number) {
                     true => optimizer.solve(self.graph, &region),
                     false => {
