@@ -3,6 +3,7 @@
 pub mod data;
 pub mod device;
 pub mod exec;
+pub mod file;
 pub mod run;
 pub mod tensor;
 pub mod train;

@@ -14,7 +14,7 @@ use alip_plan::bounds::{assert_within, golden::of_largest};
 use alip_plan::{PROGRAM_TRAIN, Target};
 use alip_runtime::device::{Device, DeviceOptions, choose};
 use alip_runtime::exec::Session;
-use alip_runtime::run::file::FileError;
+use alip_runtime::file::FileError;
 use alip_runtime::run::tensors::{Entry, write};
 use alip_runtime::train::replay::{Dump, Replay, replay};
 use alip_tests::goldens::{self, Tensors};

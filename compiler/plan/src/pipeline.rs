@@ -201,6 +201,15 @@ impl Source {
         }
     }
 
+    /// The extension of the files that its path names, if it names files rather than a folder.
+    pub fn extension(&self) -> Option<&'static str> {
+        match self {
+            Source::Recordio { .. } => Some("rec"),
+            Source::Webdataset { .. } => Some("tar"),
+            Source::Folder { .. } | Source::Shapes { .. } => None,
+        }
+    }
+
     /// The fields of a sample and their kinds.
     pub fn fields(&self) -> BTreeMap<String, ValueKind> {
         let named = |entries: &[(&str, ValueKind)]| {

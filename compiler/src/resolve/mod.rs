@@ -146,8 +146,12 @@ pub fn resolve_any(sources: &mut SourceMap, spec: &str, options: &Options) -> Re
 /// # Errors
 /// Everything that is wrong with it, each with its place; another file than that of a pipeline.
 pub fn resolve_pipeline(sources: &mut SourceMap, spec: &str) -> Result<Pipeline, Diagnostics> {
-    match Library::default().open(sources, Root::Pipelines, spec)? {
-        SpecFile::Pipeline(spec) => pipeline(&spec),
+    pipeline(&pipeline_spec(sources, &mut Library::default(), spec)?)
+}
+
+fn pipeline_spec(sources: &mut SourceMap, library: &mut Library, spec: &str) -> Result<PipelineSpec, Diagnostics> {
+    match library.open(sources, Root::Pipelines, spec)? {
+        SpecFile::Pipeline(spec) => Ok(spec),
         _ => Err(Diagnostic::error(format!("`{spec}` holds no pipeline"))
             .help("give a file that holds `Pipeline(...)`")
             .into()),
@@ -264,11 +268,8 @@ impl Resolved {
     /// There is none, it holds no pipeline, something is wrong with it, or it does not deliver the graph's inputs.
     pub fn pipeline_named(&mut self, sources: &mut SourceMap, name: &str) -> Result<Pipeline, Diagnostics> {
         if Path::new(name).is_file() {
-            let SpecFile::Pipeline(spec) = self.library.open(sources, Root::Pipelines, name)? else {
-                return Err(Diagnostic::error(format!("`{name}` holds no pipeline")).into());
-            };
-            let span = spec.span;
-            return self.checked(&spec, span);
+            let spec = pipeline_spec(sources, &mut self.library, name)?;
+            return self.checked(&spec, spec.span);
         }
         let source = sources.add("--data", name);
         let name = Name::new(name.strip_suffix(".ron").unwrap_or(name), Span::new(source, 0, name.len() as u32));

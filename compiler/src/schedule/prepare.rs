@@ -22,12 +22,7 @@ pub fn prepare(graph: &Graph, target: &Target) -> Result<Graph, Diagnostics> {
     let turned = turned(graph, &live);
     let (seen, forms) = (HashMap::default(), Forms::default());
     let fusion = target.fusion;
-    let mut rebuild = Rebuild { graph: graph.successor(), seen, origins: Vec::new(), forms, fusion };
-    rebuild.graph.set_origins(Vec::new());
-    for origin in graph.origins() {
-        let id = rebuild.graph.add_origin(origin.clone());
-        rebuild.origins.push(id);
-    }
+    let mut rebuild = Rebuild { graph: graph.successor(), seen, forms, fusion };
     let mut moved: Vec<NodeId> = Vec::with_capacity(graph.nodes().len());
     for id in graph.ids() {
         let node = graph.node(id);
@@ -48,8 +43,7 @@ pub fn prepare(graph: &Graph, target: &Target) -> Result<Graph, Diagnostics> {
             }
             _ => {}
         }
-        let origin = rebuild.origins.get(node.origin.0 as usize).copied().unwrap_or_default();
-        let new = rebuild.node(&op, &inputs, &node.ty.shape, origin).map_err(|error| {
+        let new = rebuild.node(&op, &inputs, &node.ty.shape, node.origin).map_err(|error| {
             let path = &graph.origin(id).path;
             Diagnostic::error(format!("internal: preparing `{}` of program `{}`", path, graph.name)).note(error.message)
         })?;
@@ -107,7 +101,6 @@ fn turned(graph: &Graph, live: &[bool]) -> Vec<bool> {
 struct Rebuild {
     graph: Graph,
     seen: HashMap<(Op, SmallVec<[NodeId; 3]>), NodeId>,
-    origins: Vec<OriginId>,
     forms: Forms,
     fusion: Fusion,
 }

@@ -19,6 +19,7 @@ mod loader;
 mod maker;
 mod order;
 mod panics;
+mod parts;
 mod paths;
 mod recordio;
 mod resize;

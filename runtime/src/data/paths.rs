@@ -1,5 +1,6 @@
 //! Files of sources: their paths as specs write them (`${DATA}/part_{000..015}.rec`, `/data/*.rec`), and reading anywhere in one.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
@@ -81,6 +82,11 @@ pub(crate) fn literal(path: &str) -> String {
 /// Where a pattern is no longer a plain path: at its first brace or wildcard.
 pub(crate) fn pattern_from(path: &str) -> Option<usize> {
     path.find(['*', '?', '[', '{'])
+}
+
+/// A file's name, to be shown.
+pub(super) fn name(path: &Path) -> Cow<'_, str> {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy()
 }
 
 /// The first brace that is not taken as it is: `[{]` is.

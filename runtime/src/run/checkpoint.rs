@@ -4,7 +4,7 @@
 //! loads it; weights keep the names of PyTorch's state dict. The header key `alip` holds a [`Header`] as JSON.
 //!
 //! Invariants:
-//! - A checkpoint is complete or absent: it is written beside and renamed ([`super::file`]).
+//! - A checkpoint is complete or absent: it is written beside and renamed ([`crate::file`]).
 //! - Restoring checks every tensor, its checksum too, before it changes the first one.
 //! - Equal state and header, equal bytes: whether two runs are the same is a comparison of files.
 
@@ -15,9 +15,9 @@ use alip_plan::{Plan, STATE_STEP};
 use safetensors::tensor::Dtype as FileType;
 use serde::{Deserialize, Serialize};
 
-use super::file::{FileError, sync_folder};
 use super::tensors::{self, Entry, TensorFile, file_type};
 use crate::exec::{ExecError, Session};
+use crate::file::{FileError, sync_folder};
 
 /// Version of the checkpoint format; a reader accepts exactly its own.
 pub const FORMAT: u32 = 2;

@@ -22,7 +22,6 @@ use indicatif::HumanBytes;
 use serde::de::DeserializeOwned;
 
 use super::checkpoint::{self, CheckpointError, Checkpoints, Header, Saved};
-use super::file::{FileError, remove_unfinished, sync_folder, write_bytes};
 use super::identity::{Difference, FORMAT, RunInfo, fingerprint};
 use super::lock::Lock;
 use super::log::MetricsLog;
@@ -30,6 +29,7 @@ use super::sources::SpecSources;
 use super::tensors::TensorFile;
 use crate::data::Vocabularies;
 use crate::exec::Session;
+use crate::file::{FileError, remove_unfinished, sync_folder, write_bytes};
 
 /// Name of the plan in a directory, here and in what `alipc compile -o DIR` writes.
 pub const PLAN: &str = "plan.alip";

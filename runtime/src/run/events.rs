@@ -9,7 +9,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::file::FileError;
+use crate::file::FileError;
 
 /// Field numbers and values of the messages that are written.
 mod field {

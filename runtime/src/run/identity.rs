@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
 use alip_plan::Plan;
-use alip_plan::pipeline::{Pipeline, Source};
+use alip_plan::pipeline::Pipeline;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{DataError, SampleSource, literal, pattern_from};
@@ -102,7 +102,7 @@ impl DataIdentity {
     /// The list of the samples cannot be read any more.
     pub fn new(mut pipeline: Pipeline, source: &dyn SampleSource, root: &Path) -> Result<DataIdentity, DataError> {
         let mut beside = None;
-        let files = reads_files(&pipeline.source);
+        let files = pipeline.source.extension().is_some();
         if let Some(path) = pipeline.source.path_mut()
             && Path::new(path.as_str()).is_relative()
             && !path.contains("${")
@@ -118,7 +118,7 @@ impl DataIdentity {
     /// The pipeline, its folder being where the run in `root` finds it now.
     pub(super) fn found_from(&self, root: &Path) -> Pipeline {
         let mut pipeline = self.pipeline.clone();
-        let files = reads_files(&pipeline.source);
+        let files = pipeline.source.extension().is_some();
         if let Some(path) = pipeline.source.path_mut()
             && let Some(beside) = &self.beside
             && let found = root.join(beside)
@@ -170,11 +170,6 @@ fn without_links(path: &Path) -> PathBuf {
         Ok(rest) => real.join(rest),
         Err(_) => path.to_path_buf(),
     }
-}
-
-/// Whether the path of a source names files rather than a folder.
-fn reads_files(source: &Source) -> bool {
-    matches!(source, Source::Recordio { .. } | Source::Webdataset { .. })
 }
 
 /// The folder of a source's path, as far as it is one folder, and the files in it that the path names.

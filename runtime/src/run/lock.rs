@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
 use super::RunError;
-use super::file::FileError;
+use crate::file::FileError;
 
 /// Name of the file in a run directory.
 const FILE: &str = "run.lock";

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::events::EventFile;
-use super::file::{FileError, write_bytes};
+use crate::file::{FileError, write_bytes};
 
 /// Name of the JSON lines in a run directory.
 pub const FILE: &str = "metrics.jsonl";

@@ -14,7 +14,6 @@
 pub mod checkpoint;
 mod dir;
 mod events;
-pub mod file;
 mod identity;
 mod lock;
 pub mod log;

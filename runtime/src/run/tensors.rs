@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use alip_plan::{Buffer, DType};
 use safetensors::tensor::{Dtype as FileType, Metadata, TensorInfo, TensorView};
 
-use super::file::{FileError, write_beside};
+use crate::file::{FileError, write_beside};
 use crate::tensor::HostTensor;
 
 /// Most bytes of a header; safetensors itself refuses longer ones.

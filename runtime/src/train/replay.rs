@@ -9,7 +9,7 @@ use safetensors::tensor::Dtype as FileType;
 
 use super::tables::{Beyond, beyond_table};
 use crate::exec::{ExecError, Found, Session, Tensors};
-use crate::run::file::FileError;
+use crate::file::FileError;
 use crate::run::tensors::{self, Entry, TensorFile, file_type};
 use crate::tensor::HostTensor;
 

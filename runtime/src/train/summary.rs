@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::measure::Results;
 use super::report::{Chart, Measure, Other, Report, Sample, Series, Unit};
-use crate::run::file::{FileError, write_bytes};
+use crate::file::{FileError, write_bytes};
 use crate::run::{RunDir, log};
 
 /// Name of the results in a run directory, of the model or of the average of its weights.

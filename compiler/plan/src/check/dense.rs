@@ -103,10 +103,10 @@ mod tests {
     use super::*;
     use crate::kernel::{Code, ConvKind, Instr, Loop};
 
-    /// Two images of one pixel row, `[2, 3, 1, 4]`, convolved with themselves and changed; of operands of these sizes.
-    fn check(change: impl FnOnce(&mut Conv2d), sizes: [u64; 2]) -> Result<(), String> {
+    /// Two images of one pixel row, `[2, 3, 1, 4]`, convolved with themselves.
+    fn conv() -> Conv2d {
         let dense = |operand, sizes: &[u64]| View::dense(operand, DType::F32, sizes);
-        let mut conv = Conv2d {
+        Conv2d {
             kind: ConvKind::Forward,
             n: 2,
             c: 3,
@@ -121,7 +121,12 @@ mod tests {
             b: dense(0, &[2, 3, 1, 4]),
             out: dense(1, &[2, 2, 1, 1]),
             prologue: Code::default(),
-        };
+        }
+    }
+
+    /// The same, changed; of operands of these sizes.
+    fn check(change: impl FnOnce(&mut Conv2d), sizes: [u64; 2]) -> Result<(), String> {
+        let mut conv = conv();
         change(&mut conv);
         let mut offset = 0;
         let buffers = sizes.map(|size| {
@@ -159,20 +164,11 @@ mod tests {
         let instr = |op, args| Instr { op, dtype: DType::F32, args };
         let instrs = vec![instr(ScalarOp::Load(0), [0; 3]), instr(ScalarOp::Add, [0, 0, 0])];
         let mut conv = Conv2d {
-            kind: ConvKind::Forward,
-            n: 2,
-            c: 3,
-            h: 1,
-            w: 4,
-            o: 2,
-            kh: 1,
-            kw: 4,
-            stride: 1,
-            padding: 0,
             a: View { strides: vec![12, 1, 0, 3], ..View::dense(0, DType::U8, &[]) },
             b: View::dense(1, DType::F32, &[2, 3, 1, 4]),
             out: View::dense(2, DType::F32, &[2, 2, 1, 1]),
             prologue: Code { instrs },
+            ..conv()
         };
         change(&mut conv);
         let buffer = |offset, dtype, elements| Buffer { segment: 0, offset, dtype, shape: vec![elements] };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 #[cfg(feature = "compile")]
 use alip_plan::Target;
-use alip_plan::pipeline::{Pipeline, Source};
+use alip_plan::pipeline::Pipeline;
 use alip_plan::{DType, PROGRAM_TRAIN, Plan};
 use alip_runtime::data::all_in;
 use alip_runtime::device::{self, Choice, Device, DeviceError, DeviceOptions};
@@ -363,22 +363,15 @@ pub(crate) fn is_data(data: &str) -> bool {
 /// A pipeline on other data; the error says why it cannot be.
 pub(crate) fn moved(mut pipeline: Pipeline, data: &str) -> Result<Pipeline, String> {
     let folder = Path::new(data).is_dir();
-    let why = match &mut pipeline.source {
-        Source::Folder { path, .. } if folder => {
-            *path = data.to_string();
+    let extension = pipeline.source.extension();
+    let why = match pipeline.source.path_mut() {
+        Some(path) if folder || extension.is_some() => {
+            // Of a folder all files of the kind.
+            *path = extension.filter(|_| folder).map_or(data.to_string(), |extension| all_in(data, extension));
             return Ok(pipeline);
         }
-        Source::Recordio { path, .. } => {
-            // Of a folder all records.
-            *path = if folder { all_in(data, "rec") } else { data.to_string() };
-            return Ok(pipeline);
-        }
-        Source::Webdataset { path, .. } => {
-            *path = if folder { all_in(data, "tar") } else { data.to_string() };
-            return Ok(pipeline);
-        }
-        Source::Folder { .. } => "reads a folder of images; give --data a folder",
-        Source::Shapes { .. } => "reads no files; give --data a pipeline whose source does, such as `Folder`",
+        Some(_) => "reads a folder of images; give --data a folder",
+        None => "reads no files; give --data a pipeline whose source does, such as `Folder`",
     };
     Err(format!("pipeline `{}` {why}", pipeline.name))
 }

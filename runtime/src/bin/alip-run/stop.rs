@@ -4,9 +4,9 @@
 //! ends the program at once; a terminal that closes may say so twice.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -45,16 +45,13 @@ impl Stop {
             while !asked.load(Ordering::Relaxed) {
                 std::thread::sleep(LOOK);
             }
-            let answer = Arc::clone(&answered);
             // Whoever reads the answer may have stopped reading: then nobody waits for it.
-            let said = std::thread::spawn(move || {
+            let (said, heard) = mpsc::channel();
+            std::thread::spawn(move || {
                 note!("{says}; Ctrl-C once more ends it at once");
-                answer.store(true, Ordering::Relaxed);
+                let _ = said.send(());
             });
-            let begun = Instant::now();
-            while !said.is_finished() && begun.elapsed() < PATIENCE {
-                std::thread::sleep(LOOK);
-            }
+            let _ = heard.recv_timeout(PATIENCE);
             answered.store(true, Ordering::Relaxed);
         })?;
         Ok(stop)

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::super::DataError;
+use super::super::{DataError, paths};
 use super::records::{HEAD, Head};
+use crate::file::{FileError, write_beside};
 
-/// Records that are looked for when an index is opened, evenly over it. Where none is found the index is another file's; what
-/// else is wrong is met when it is read, and is a bad sample.
+/// Records that are looked for when an index is opened, evenly over it. Where fewer than half are found the index is another
+/// file's; what else is wrong is met when it is read, and is a bad sample.
 const LOOKED_FOR: usize = 16;
 
 /// More bytes than two numbers of 64 bits take.
@@ -149,22 +150,14 @@ impl Index {
         }
     }
 
-    /// Writes it beside its place, and puts it there when it is whole.
-    fn save(&self, path: &Path) -> std::io::Result<()> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let unfinished = folder.join(format!(".{}.{}", name(path), std::process::id()));
-        let written = File::create(&unfinished).and_then(|file| {
+    /// Puts it into its place.
+    fn save(&self, path: &Path) -> Result<(), FileError> {
+        write_beside(path, |file| {
             let mut out = BufWriter::new(file);
-            for (at, offset) in self.offsets.iter().enumerate() {
-                writeln!(out, "{}\t{offset}", self.key(at))?;
-            }
-            out.into_inner().map_err(|error| error.into_error())?.sync_all()
-        });
-        let saved = written.and_then(|()| std::fs::rename(&unfinished, path));
-        if saved.is_err() {
-            let _ = std::fs::remove_file(&unfinished);
-        }
-        saved
+            let mut lines = self.offsets.iter().enumerate();
+            let written = lines.try_for_each(|(at, offset)| writeln!(out, "{}\t{offset}", self.key(at)));
+            written.and_then(|()| out.flush()).map_err(FileError::io(path, "write"))
+        })
     }
 
     /// Every record has a key and a beginning of its own, and begins where the index says, as far as that is looked at.
@@ -212,16 +205,12 @@ impl Index {
 fn index_of(records: &Path) -> PathBuf {
     match records.extension() {
         Some(extension) if extension == "rec" => records.with_extension("idx"),
-        _ => records.with_file_name(format!("{}.idx", name(records))),
+        _ => records.with_file_name(format!("{}.idx", paths::name(records))),
     }
 }
 
-fn name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
 fn remake(path: &Path) -> String {
-    format!("remove {}, and it is made again from the records", name(path))
+    format!("remove {}, and it is made again from the records", paths::name(path))
 }
 
 /// Key and byte of a line.

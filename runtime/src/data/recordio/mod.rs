@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use self::index::Index;
 use self::records::ImageRecord;
+use super::parts::Parts;
 use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource, paths, scratch};
 
 /// Records that tell what is in the files, evenly over all, and how much of each: its labels and the head of its image.
@@ -23,10 +24,7 @@ const LARGEST_ID: f32 = (1 << 24) as f32;
 /// Of every record only its place is kept, 8 bytes, and 8 more where keys do not count up. A record is read when its sample is
 /// asked for, by whatever thread.
 pub struct RecordioSource {
-    parts: Vec<Part>,
-    /// How many records the files before each have.
-    starts: Vec<u64>,
-    len: u64,
+    parts: Parts<Part>,
     /// Names and lengths of the token rows.
     rows: Vec<(String, usize)>,
 }
@@ -40,45 +38,31 @@ struct Part {
 }
 
 impl RecordioSource {
-    /// Opens the files that a path stands for; `labels` are names and lengths of the token rows. An index that is missing is made and left beside its file.
+    /// Opens the files that a path stands for; `labels` are names and lengths of the token rows. An index that is missing is
+    /// made and left beside its file.
     ///
     /// # Errors
     /// A file cannot be read, an index is not as it should be or that of another file.
     pub fn open(path: &str, labels: &[(String, u32)]) -> Result<RecordioSource, DataError> {
-        let mut source = RecordioSource {
-            parts: Vec::new(),
-            starts: Vec::new(),
-            len: 0,
-            rows: labels.iter().map(|(name, length)| (name.clone(), *length as usize)).collect(),
-        };
-        for path in paths::files(path)? {
+        let open = |path: PathBuf| {
             let cannot = |error: std::io::Error| DataError::file(&path, error, "give a `.rec` file");
             let file = File::open(&path).map_err(cannot)?;
             let bytes = file.metadata().map_err(cannot)?.len();
             let index = Index::open(&path, &file, bytes)?;
-            source.starts.push(source.len);
-            source.len += index.len() as u64;
-            source.parts.push(Part { path, file, bytes, index });
-        }
-        Ok(source)
-    }
-
-    /// The file of a sample, and its position in that file's index.
-    fn place(&self, index: u64) -> (&Part, usize) {
-        let part = self.starts.partition_point(|start| *start <= index) - 1;
-        (&self.parts[part], (index - self.starts[part]) as usize)
+            Ok(Part { path, file, bytes, index })
+        };
+        let parts = paths::files(path)?.into_iter().map(open).collect::<Result<_, DataError>>()?;
+        let rows = labels.iter().map(|(name, length)| (name.clone(), *length as usize)).collect();
+        Ok(RecordioSource { parts: Parts::new(parts, |part| part.index.len()), rows })
     }
 
     /// Labels as rows of token ids, one after another in the order of the pipeline.
     fn token_rows(&self, record: &ImageRecord<'_>) -> Result<Vec<(String, Field)>, SampleError> {
         let (has, wanted) = (record.labels.len(), self.rows.iter().map(|(_, length)| length).sum::<usize>());
-        if self.rows.is_empty() {
-            return Ok(Vec::new());
-        }
-        if has != wanted {
+        if has != wanted && !self.rows.is_empty() {
             return Err(SampleError(format!("{has} labels, where the pipeline's `labels` are {wanted}")));
         }
-        let mut labels = record.labels.iter();
+        let mut labels = record.labels.iter().map(|label| f32::from_le_bytes(*label));
         let mut rows = Vec::with_capacity(self.rows.len());
         for (name, length) in &self.rows {
             let ids = labels.by_ref().take(*length).map(|label| {
@@ -95,11 +79,11 @@ impl RecordioSource {
 
 impl SampleSource for RecordioSource {
     fn len(&self) -> u64 {
-        self.len
+        self.parts.len()
     }
 
     fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
-        let (part, at) = self.place(index);
+        let (part, at) = self.parts.place(index);
         let mut bytes = scratch::take(0);
         records::read(&part.file, part.index.offsets[at], part.bytes, &mut bytes)?;
         let record = ImageRecord::parse(&bytes)?;
@@ -111,8 +95,8 @@ impl SampleSource for RecordioSource {
     }
 
     fn name(&self, index: u64) -> String {
-        let (part, at) = self.place(index);
-        let file = part.path.file_name().unwrap_or(part.path.as_os_str()).to_string_lossy();
+        let (part, at) = self.parts.place(index);
+        let file = paths::name(&part.path);
         format!("record {} of {file}, at byte {}", part.index.key(at), part.index.offsets[at])
     }
 
@@ -120,17 +104,17 @@ impl SampleSource for RecordioSource {
     /// anew lie where they lay.
     fn list_hash(&self) -> Result<String, DataError> {
         let mut hash = ListHash::default();
-        for part in &self.parts {
+        for part in self.parts.iter() {
             hash.add(&part.bytes.to_le_bytes());
             for at in 0..part.index.len() {
                 hash.add(&part.index.key(at).to_le_bytes());
                 hash.add(&part.index.offsets[at].to_le_bytes());
             }
         }
-        let step = self.len.div_ceil(HASHED);
+        let step = self.len().div_ceil(HASHED);
         let mut bytes = [0; HASHED_BYTES as usize];
-        for index in (0..self.len).step_by(step as usize).chain([self.len - 1]) {
-            let (part, at) = self.place(index);
+        for index in (0..self.len()).step_by(step as usize).chain([self.len() - 1]) {
+            let (part, at) = self.parts.place(index);
             let from = part.index.offsets[at];
             let bytes = &mut bytes[..HASHED_BYTES.min(part.bytes - from) as usize];
             let read = paths::read_at(&part.file, bytes, from);

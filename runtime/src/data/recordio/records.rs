@@ -45,9 +45,9 @@ impl Head {
         if offset.checked_add(HEAD).is_none_or(|after| after > end) {
             return Err(format!("byte {offset} is beyond the end of the file"));
         }
-        let mut words = [0; HEAD as usize];
-        read_at(file, &mut words, offset).map_err(|error| format!("cannot be read: {error}"))?;
-        let [magic, word] = [0, 4].map(|at| u32::from_le_bytes([0, 1, 2, 3].map(|byte| words[at + byte])));
+        let mut words = [[0; 4]; 2];
+        read_at(file, words.as_flattened_mut(), offset).map_err(|error| format!("cannot be read: {error}"))?;
+        let [magic, word] = words.map(u32::from_le_bytes);
         let kind = match (magic, word >> 29) {
             (MAGIC, 0) => Kind::Whole,
             (MAGIC, 1) => Kind::First,
@@ -108,18 +108,10 @@ pub(super) fn read(file: &File, offset: u64, end: u64, into: &mut Vec<u8>) -> Re
 
 /// An image record: its labels, and the image's bytes after them.
 pub(super) struct ImageRecord<'a> {
-    /// The labels; that of the header where there are no others.
-    pub(super) labels: Labels<'a>,
+    /// The labels, f32, little-endian; that of the header where there are no others.
+    pub(super) labels: &'a [[u8; 4]],
     /// The image file.
     pub(super) image: &'a [u8],
-}
-
-/// Labels of a record.
-pub(super) enum Labels<'a> {
-    /// The header's own.
-    One(f32),
-    /// Those after the header, four bytes each.
-    Many(&'a [u8]),
 }
 
 impl<'a> ImageRecord<'a> {
@@ -129,33 +121,14 @@ impl<'a> ImageRecord<'a> {
             let length = record.len();
             return Err(SampleError(format!("a record of {length} bytes, which is no image record of MXNet")));
         };
-        let word = |at: usize| [0, 1, 2, 3].map(|byte| header[at + byte]);
-        let flag = u32::from_le_bytes(word(0));
+        let words = header.as_chunks::<4>().0;
+        let flag = u32::from_le_bytes(words[0]);
         if flag == 0 {
-            return Ok(ImageRecord { labels: Labels::One(f32::from_le_bytes(word(4))), image: rest });
+            return Ok(ImageRecord { labels: &words[1..2], image: rest });
         }
         match rest.split_at_checked((flag as usize).saturating_mul(4)) {
-            Some((labels, image)) => Ok(ImageRecord { labels: Labels::Many(labels), image }),
+            Some((labels, image)) => Ok(ImageRecord { labels: labels.as_chunks().0, image }),
             None => Err(SampleError(format!("a header that tells of {flag} labels, in {} bytes", record.len()))),
         }
-    }
-}
-
-impl Labels<'_> {
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        match self {
-            Labels::One(_) => 1,
-            Labels::Many(bytes) => bytes.len() / 4,
-        }
-    }
-
-    /// In order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = f32> {
-        let (one, many) = match *self {
-            Labels::One(label) => (Some(label), &[][..]),
-            Labels::Many(bytes) => (None, bytes),
-        };
-        one.into_iter().chain(many.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)))
     }
 }

@@ -7,6 +7,7 @@ use std::time::UNIX_EPOCH;
 
 use super::shard::Contents;
 use crate::data::source::ListHash;
+use crate::file::write_bytes;
 
 /// First bytes of an entry; another format has others.
 const MAGIC: &[u8; 8] = b"alipwds2";
@@ -49,11 +50,8 @@ impl Entry {
         let starts = contents.starts.iter().flat_map(|start| start.to_le_bytes());
         let rest: Vec<u8> = contents.hash.to_le_bytes().into_iter().chain(starts).collect();
         let bytes = [&*self.identity, &crc32c::crc32c(&rest).to_le_bytes(), &rest].concat();
-        let unfinished = self.path.with_extension(std::process::id().to_string());
-        let folder = self.path.parent().map_or(Ok(()), fs::create_dir_all);
-        let written = folder.and_then(|()| fs::write(&unfinished, bytes));
-        if written.and_then(|()| fs::rename(&unfinished, &self.path)).is_err() {
-            let _ = fs::remove_file(&unfinished);
+        if self.path.parent().is_some_and(|folder| fs::create_dir_all(folder).is_ok()) {
+            let _ = write_bytes(&self.path, &bytes);
         }
     }
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use self::shard::{Member, Shard};
+use super::parts::Parts;
 use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource, paths, scratch};
 
 /// Files that are an image, where there are several the first of these.
@@ -25,10 +26,7 @@ const MAX_TEXT: u64 = 1 << 20;
 ///
 /// Of every sample only its place is kept, 4 bytes. A sample is read when it is asked for, by whatever thread.
 pub struct WebdatasetSource {
-    shards: Vec<Shard>,
-    /// How many samples the shards before each have.
-    starts: Vec<u64>,
-    len: u64,
+    shards: Parts<Shard>,
     image: Wanted,
     texts: Vec<(String, Wanted)>,
 }
@@ -95,21 +93,9 @@ impl WebdatasetSource {
         // Of several that are wrong the first is named.
         let shards: Vec<Result<Shard, DataError>> =
             paths::files(path)?.par_iter().map(|path| Shard::open(path, cache)).collect();
-        let shards = shards.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let mut len = 0;
-        let mut starts = Vec::with_capacity(shards.len());
-        for shard in &shards {
-            starts.push(len);
-            len += shard.len() as u64;
-        }
+        let shards = Parts::new(shards.into_iter().collect::<Result<_, _>>()?, Shard::len);
         let texts = texts.iter().map(|(name, from)| (name.clone(), Wanted::new(from))).collect();
-        Ok(WebdatasetSource { shards, starts, len, image: Wanted::new(IMAGES), texts })
-    }
-
-    /// The shard of a sample, and its position there.
-    fn place(&self, index: u64) -> (&Shard, usize) {
-        let shard = self.starts.partition_point(|start| *start <= index) - 1;
-        (&self.shards[shard], (index - self.starts[shard]) as usize)
+        Ok(WebdatasetSource { shards, image: Wanted::new(IMAGES), texts })
     }
 }
 
@@ -126,11 +112,11 @@ fn bytes(shard: &File, member: &Member, most: u64) -> Result<Vec<u8>, SampleErro
 
 impl SampleSource for WebdatasetSource {
     fn len(&self) -> u64 {
-        self.len
+        self.shards.len()
     }
 
     fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
-        let (shard, at) = self.place(index);
+        let (shard, at) = self.shards.place(index);
         let (file, members) = shard.members(at).map_err(SampleError)?;
         let image = bytes(&file, self.image.of(&members)?, MAX_IMAGE)?;
         let mut fields = BTreeMap::from([("jpeg".to_string(), Field::Encoded(image))]);
@@ -143,10 +129,10 @@ impl SampleSource for WebdatasetSource {
     }
 
     fn name(&self, index: u64) -> String {
-        let (shard, at) = self.place(index);
+        let (shard, at) = self.shards.place(index);
         // A shard that cannot be read any more has a number, if no key.
         let key = shard.members(at).ok().and_then(|(_, members)| Some(members.into_iter().next()?.key));
-        let file = shard.path.file_name().unwrap_or(shard.path.as_os_str()).to_string_lossy();
+        let file = paths::name(&shard.path);
         format!("`{}` of {file}", key.unwrap_or_else(|| format!("sample {at}")))
     }
 

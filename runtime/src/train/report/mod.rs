@@ -7,7 +7,7 @@ mod chart;
 mod page;
 
 use crate::data::RgbImage;
-use crate::run::file::{FileError, write_bytes};
+use crate::file::{FileError, write_bytes};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::data::DataError;
 use crate::exec::{ExecError, NonFinite};
+use crate::file::FileError;
 use crate::run::checkpoint::CheckpointError;
-use crate::run::file::FileError;
 
 /// Why training stopped.
 #[derive(Debug, thiserror::Error)]
