@@ -13,43 +13,37 @@
 mod augment;
 mod decode;
 mod error;
-mod folder;
 mod lines;
 mod loader;
 mod maker;
 mod order;
 mod panics;
-mod parts;
-mod paths;
-mod recordio;
 mod resize;
 mod scratch;
-pub mod shapes;
 mod skips;
 mod source;
 mod spares;
 mod text;
 mod throughput;
 mod transform;
-mod webdataset;
 mod work;
 
 pub use augment::{Crop, center_crop, mirror, normalize_rgb, random_area_crop};
 pub use decode::{DecodeLimits, decode_rgb, upright_size};
 pub use error::{DataError, SampleError};
-pub use folder::FolderSource;
 pub use loader::{Batch, Loader, LoaderOptions, Passes};
 pub use order::{Order, too_few};
-pub use paths::all_in;
-pub(crate) use paths::{literal, pattern_from};
-pub use recordio::RecordioSource;
 pub use resize::resize;
 pub use skips::{Skipped, Skips};
-pub use source::{Field, ListHash, RawSample, RgbImage, SampleSource, Texts, open_source};
+pub use source::paths::all_in;
+pub(crate) use source::paths::{literal, pattern_from};
+pub use source::{
+    Field, FolderSource, ListHash, RawSample, RecordioSource, RgbImage, SampleSource, Texts, WebdatasetSource,
+    open_source, shapes,
+};
 pub use text::{Tokenizer, Vocabularies, WordVocabulary, clean, split_words};
 pub use throughput::{Throughput, measure};
 pub use transform::Transform;
-pub use webdataset::WebdatasetSource;
 pub use work::Work;
 
 #[cfg(test)]

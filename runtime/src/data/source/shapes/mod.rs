@@ -22,7 +22,7 @@ pub use render::{Placement, Scene};
 pub use source::ShapesSource;
 pub use text::{CONTEXT, prompts, vocabulary};
 
-use super::order::Bijection;
+use crate::data::order::Bijection;
 use draws::{Draws, Purpose, key};
 
 /// Samples of the training split unless asked otherwise.

@@ -7,8 +7,8 @@
 use std::fs::File;
 use std::io;
 
-use super::super::SampleError;
-use super::super::paths::read_at;
+use crate::data::SampleError;
+use crate::data::source::paths::read_at;
 
 /// What every part begins with, little-endian.
 const MAGIC: u32 = 0xced7_230a;

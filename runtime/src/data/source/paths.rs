@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::DataError;
+use crate::data::DataError;
 
 /// More files than this are a slip of the pen: the largest published sets have some hundred thousand shards.
 const MOST_FILES: usize = 1 << 20;

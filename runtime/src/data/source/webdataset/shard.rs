@@ -6,9 +6,10 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use super::super::{DataError, paths::read_at};
 use super::cache;
+use crate::data::DataError;
 use crate::data::source::ListHash;
+use crate::data::source::paths::read_at;
 
 /// Tar archives are made of blocks of so many bytes.
 const BLOCK: u64 = 512;

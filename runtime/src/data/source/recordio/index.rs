@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::super::{DataError, paths};
 use super::records::{HEAD, Head};
+use crate::data::DataError;
+use crate::data::source::paths;
 use crate::file::{FileError, write_beside};
 
 /// Records that are looked for when an index is opened, evenly over it. Where fewer than half are found the index is another

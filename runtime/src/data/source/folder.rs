@@ -15,9 +15,10 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use self::list::List;
-use super::order::{Stream, below};
-use super::text::{clean, split_words};
-use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource, Texts, paths, scratch};
+use super::{Field, ListHash, RawSample, SampleSource, Texts, paths};
+use crate::data::order::{Stream, below};
+use crate::data::text::{clean, split_words};
+use crate::data::{DataError, SampleError, scratch};
 
 /// Name of the file that lists images and captions.
 const LIST: &str = "captions.jsonl";

@@ -1,12 +1,22 @@
-//! What a source of samples is.
+//! Where samples come from: what a source is, and one file or folder for each kind.
+
+mod folder;
+mod parts;
+pub(super) mod paths;
+mod recordio;
+pub mod shapes;
+mod webdataset;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use alip_plan::pipeline::{Mode, Source};
 
-use super::shapes::{Scenes, ShapesSource, Split};
-use super::{DataError, FolderSource, RecordioSource, SampleError, WebdatasetSource};
+pub use self::folder::FolderSource;
+pub use self::recordio::RecordioSource;
+use self::shapes::{Scenes, ShapesSource, Split};
+pub use self::webdataset::WebdatasetSource;
+use super::{DataError, SampleError};
 
 /// An 8-bit RGB image, rows from the top, three bytes per pixel.
 #[derive(Clone, Debug, PartialEq, Eq)]

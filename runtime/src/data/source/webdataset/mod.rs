@@ -11,7 +11,8 @@ use rayon::prelude::*;
 
 use self::shard::{Member, Shard};
 use super::parts::Parts;
-use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource, paths, scratch};
+use super::{Field, ListHash, RawSample, SampleSource, paths};
+use crate::data::{DataError, SampleError, scratch};
 
 /// Files that are an image, where there are several the first of these.
 const IMAGES: &str = "jpg;jpeg;png;webp";

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use self::index::Index;
 use self::records::ImageRecord;
 use super::parts::Parts;
-use super::{DataError, Field, ListHash, RawSample, SampleError, SampleSource, paths, scratch};
+use super::{Field, ListHash, RawSample, SampleSource, paths};
+use crate::data::{DataError, SampleError, scratch};
 
 /// Records that tell what is in the files, evenly over all, and how much of each: its labels and the head of its image.
 const HASHED: u64 = 1024;
