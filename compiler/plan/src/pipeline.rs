@@ -156,6 +156,43 @@ pub enum Source {
         /// Name of each text field to the file that it is, by its extension (`txt`), or to an entry of it (`json:caption`).
         texts: BTreeMap<String, String>,
     },
+    /// Folders in which the files of a sample have one name, as img2dataset writes them. Fields: `jpeg` and one text per entry.
+    Files {
+        /// The folder, or several: `FOLDER/*`.
+        path: String,
+        /// Name of each text field to the file that it is, by its extension (`txt`), or to an entry of it (`json:caption`).
+        texts: BTreeMap<String, String>,
+    },
+    /// A table with a row per image: CSV, TSV, JSON lines or Parquet. Fields: `jpeg` and one text per entry.
+    Table {
+        /// The table, or several: `{train,more}.csv`, `*.parquet`. Told by their extension.
+        path: String,
+        /// The held-out table, seen from the folder of `path`; empty means that there is none.
+        #[serde(default)]
+        eval_path: String,
+        /// The column with the image's file.
+        #[serde(default = "defaults::filepath")]
+        image: String,
+        /// Name of each text field to its column.
+        texts: BTreeMap<String, String>,
+        /// The folder that image files are relative to, seen from that of the table, which it is if this is empty.
+        #[serde(default)]
+        root: String,
+        /// What stands between the cells of CSV; empty means a tab where the first row has one, and a comma otherwise.
+        #[serde(default)]
+        separator: String,
+    },
+    /// Several sources as one. Fields: those that all of them have.
+    Mix {
+        /// The sources by name.
+        sources: BTreeMap<String, Source>,
+        /// What share of every batch each of them has, in proportion; without any, samples are mixed as they are.
+        #[serde(default)]
+        weights: BTreeMap<String, f64>,
+        /// Samples of an epoch; 0 means as many as there are in all.
+        #[serde(default)]
+        samples: u64,
+    },
 }
 
 mod defaults {
@@ -168,6 +205,9 @@ mod defaults {
     pub(super) fn one() -> u32 {
         1
     }
+    pub(super) fn filepath() -> String {
+        "filepath".into()
+    }
     pub(super) fn shapes_size() -> u32 {
         64
     }
@@ -178,6 +218,9 @@ mod defaults {
         1_024
     }
 }
+
+/// Extensions of tables.
+pub const TABLES: [&str; 6] = ["csv", "tsv", "txt", "jsonl", "ndjson", "parquet"];
 
 /// Most labels of a row of a record: the longest contexts in use are a sixteenth of it.
 const LONGEST_ROW: u32 = 1 << 16;
@@ -190,23 +233,55 @@ impl Source {
             Source::Shapes { .. } => "Shapes",
             Source::Recordio { .. } => "Recordio",
             Source::Webdataset { .. } => "Webdataset",
+            Source::Files { .. } => "Files",
+            Source::Table { .. } => "Table",
+            Source::Mix { .. } => "Mix",
         }
     }
 
     /// Where its data lie, if it reads any: a folder, or files by a pattern.
     pub fn path_mut(&mut self) -> Option<&mut String> {
         match self {
-            Source::Folder { path, .. } | Source::Recordio { path, .. } | Source::Webdataset { path, .. } => Some(path),
-            Source::Shapes { .. } => None,
+            Source::Folder { path, .. }
+            | Source::Recordio { path, .. }
+            | Source::Webdataset { path, .. }
+            | Source::Files { path, .. }
+            | Source::Table { path, .. } => Some(path),
+            Source::Shapes { .. } | Source::Mix { .. } => None,
         }
     }
 
-    /// The extension of the files that its path names, if it names files rather than a folder.
-    pub fn extension(&self) -> Option<&'static str> {
+    /// The sources that it consists of, in their order: itself, unless it is a mixture.
+    pub fn parts_mut(&mut self) -> Vec<&mut Source> {
         match self {
-            Source::Recordio { .. } => Some("rec"),
-            Source::Webdataset { .. } => Some("tar"),
-            Source::Folder { .. } | Source::Shapes { .. } => None,
+            Source::Mix { sources, .. } => sources.values_mut().collect(),
+            source => vec![source],
+        }
+    }
+
+    /// The extensions of the files that its path may name, if it names files rather than a folder; the first is that of a folder
+    /// of them.
+    pub fn extensions(&self) -> &'static [&'static str] {
+        match self {
+            Source::Recordio { .. } => &["rec"],
+            Source::Webdataset { .. } => &["tar"],
+            Source::Table { .. } => &TABLES,
+            Source::Folder { .. } | Source::Shapes { .. } | Source::Files { .. } | Source::Mix { .. } => &[],
+        }
+    }
+
+    /// Whether its path may be a pattern, rather than one folder.
+    pub fn takes_patterns(&self) -> bool {
+        matches!(self, Source::Files { .. }) || !self.extensions().is_empty()
+    }
+
+    /// Whether it has samples apart from those that are trained on.
+    pub fn has_held_out(&self) -> bool {
+        match self {
+            Source::Folder { .. } | Source::Shapes { .. } => true,
+            Source::Recordio { .. } | Source::Webdataset { .. } | Source::Files { .. } => false,
+            Source::Table { eval_path, .. } => !eval_path.is_empty(),
+            Source::Mix { sources, .. } => sources.values().any(Source::has_held_out),
         }
     }
 
@@ -232,9 +307,15 @@ impl Source {
                 }
                 fields
             }
-            Source::Webdataset { texts, .. } => {
+            Source::Webdataset { texts, .. } | Source::Files { texts, .. } | Source::Table { texts, .. } => {
                 let mut fields = named(&[("jpeg", ValueKind::Encoded)]);
                 fields.extend(texts.keys().map(|name| (name.clone(), ValueKind::Text)));
+                fields
+            }
+            Source::Mix { sources, .. } => {
+                let mut all = sources.values().map(Source::fields);
+                let mut fields = all.next().unwrap_or_default();
+                all.for_each(|others| fields.retain(|name, kind| others.get(name) == Some(kind)));
                 fields
             }
         }
@@ -255,8 +336,39 @@ impl Source {
             Source::Shapes { size, scenes, held_out, .. } if *size == 0 || *scenes == 0 || *held_out == 0 => {
                 Err("`size`, `scenes` and `held_out` must be at least 1".into())
             }
+            Source::Table { separator, .. } if separator.len() > 1 || separator == "\n" || separator == "\"" => {
+                Err(format!("`separator` is one character, such as `,` or `;`, not {separator:?}"))
+            }
+            Source::Mix { weights, samples, .. } if weights.is_empty() && *samples > 0 => {
+                Err("`samples` says how long an epoch of a weighted mixture is: give `weights` too".into())
+            }
+            Source::Mix { sources, weights, .. } => check_mixture(sources, weights),
             _ => Ok(()),
         }
+    }
+}
+
+/// Every source of a mixture is well formed and has a weight, or none has.
+fn check_mixture(sources: &BTreeMap<String, Source>, weights: &BTreeMap<String, f64>) -> Result<(), String> {
+    for (name, source) in sources {
+        if let Source::Mix { .. } = source {
+            return Err(format!("`{name}` is a `Mix` in a `Mix`: name all sources in one"));
+        }
+        source.check().map_err(|why| format!("`{name}`: {why}"))?;
+        match weights.get(name) {
+            None if !weights.is_empty() => {
+                return Err(format!("`weights` says nothing of `{name}`: give every source one"));
+            }
+            Some(weight) if !(*weight > 0.0 && weight.is_finite()) => {
+                return Err(format!("the weight of `{name}` is a positive number, not {weight}"));
+            }
+            _ => {}
+        }
+    }
+    match weights.keys().find(|name| !sources.contains_key(*name)) {
+        Some(name) => Err(format!("`weights` names `{name}`, which is no source")),
+        None if sources.is_empty() => Err("`sources` names none".into()),
+        None => Ok(()),
     }
 }
 
@@ -395,7 +507,13 @@ impl Pipeline {
     /// # Errors
     /// The first node or output that is not well formed.
     pub fn check(&self) -> Result<BTreeMap<String, PipelineOutput>, PipelineError> {
-        self.source.check().map_err(|message| PipelineError { site: PipelineSite::Source, message })?;
+        let fail = |message| PipelineError { site: PipelineSite::Source, message };
+        self.source.check().map_err(fail)?;
+        if let (Source::Mix { weights, .. }, None) = (&self.source, &self.shuffle)
+            && !weights.is_empty()
+        {
+            return Err(fail("`weights` are for samples in random order: write `shuffle: ()`".into()));
+        }
         let mut train = self.check_body(Mode::Train)?;
         let eval = self.check_body(Mode::Eval)?;
         for (name, output) in &train {

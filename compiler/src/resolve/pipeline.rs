@@ -140,6 +140,20 @@ fn source(spec: &SourceSpec) -> Result<Source> {
         },
         "Recordio" => Source::Recordio { path: fields.text("path", "")?, labels: fields.lengths("labels")? },
         "Webdataset" => Source::Webdataset { path: fields.text("path", "")?, texts: fields.texts("texts")? },
+        "Files" => Source::Files { path: fields.text("path", "")?, texts: fields.texts("texts")? },
+        "Table" => Source::Table {
+            path: fields.text("path", "")?,
+            eval_path: fields.text("eval_path", "")?,
+            image: fields.text("image", "filepath")?,
+            texts: fields.texts("texts")?,
+            root: fields.text("root", "")?,
+            separator: fields.text("separator", "")?,
+        },
+        "Mix" => Source::Mix {
+            sources: fields.sources("sources")?,
+            weights: fields.weights("weights")?,
+            samples: fields.whole("samples", 0)?,
+        },
         other => return Err(Diagnostic::error(format!("unknown source `{other}`")).label(spec.kind.span, "")),
     })
 }
@@ -197,6 +211,25 @@ impl Fields<'_> {
             _ => self.wrong(field, "a map from names to lengths"),
         };
         self.entries(field)?.iter().map(length).collect()
+    }
+
+    fn sources(&self, field: &str) -> Result<BTreeMap<String, Source>> {
+        let part = |(name, value): (&Name, &Spanned<Literal>)| match &value.node {
+            Literal::Source(spec) => Ok((name.text.clone(), source(spec)?)),
+            _ => self.wrong(field, "a map from names to sources"),
+        };
+        self.entries(field)?.iter().map(part).collect()
+    }
+
+    fn weights(&self, field: &str) -> Result<BTreeMap<String, f64>> {
+        let weight = |(name, value): (&Name, &Spanned<Literal>)| match &value.node {
+            Literal::Float(x) => Ok((name.text.clone(), *x)),
+            _ => self.wrong(field, "a map from names to numbers"),
+        };
+        match self.0.get(field) {
+            None => Ok(BTreeMap::new()),
+            Some(_) => self.entries(field)?.iter().map(weight).collect(),
+        }
     }
 
     fn texts(&self, field: &str) -> Result<BTreeMap<String, String>> {
@@ -346,6 +379,16 @@ mod tests {
             FieldKind::Float => ("0.25".into(), 0.25.into()),
             FieldKind::Bool => ("true".into(), true.into()),
             FieldKind::Ints => (format!("{{ \"{text}\": {count} }}"), serde_json::json!([[text, count]])),
+            FieldKind::Floats => {
+                (format!("{{ \"name\": {count} }}"), serde_json::json!({ "name": f64::from(count as u32) }))
+            }
+            FieldKind::Sources => {
+                let inner = serde_json::json!({ "Recordio": { "path": text, "labels": [] } });
+                (
+                    format!("{{ \"name\": Recordio(path: \"{text}\", labels: {{}}) }}"),
+                    serde_json::json!({ "name": inner }),
+                )
+            }
             FieldKind::Strs => (format!("{{ \"name\": \"{text}\" }}"), serde_json::json!({ "name": text })),
         }
     }
@@ -374,8 +417,13 @@ mod tests {
             assert_eq!(serde_json::to_value(&source).expect("plain data"), expected);
             // A new variant fails to compile here, and so asks for its row in `SOURCES`.
             match source {
-                Source::Folder { .. } | Source::Shapes { .. } | Source::Recordio { .. } | Source::Webdataset { .. } => {
-                }
+                Source::Folder { .. }
+                | Source::Shapes { .. }
+                | Source::Recordio { .. }
+                | Source::Webdataset { .. }
+                | Source::Files { .. }
+                | Source::Table { .. }
+                | Source::Mix { .. } => {}
             }
         }
     }

@@ -339,6 +339,8 @@ pub enum Literal {
     List(Vec<Spanned<Literal>>),
     /// `{ "raw": 77 }`
     Map(Map<Spanned<Literal>>),
+    /// `Folder(path: "...")`
+    Source(Box<SourceSpec>),
 }
 
 /// `shuffle: (buffer: 16384)`.

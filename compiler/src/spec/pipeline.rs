@@ -20,8 +20,12 @@ pub enum FieldKind {
     Bool,
     /// A map from names to whole numbers, such as label widths.
     Ints,
+    /// A map from names to numbers.
+    Floats,
     /// A map from names to strings.
     Strs,
+    /// A map from names to sources.
+    Sources,
 }
 
 /// A field of a source.
@@ -57,7 +61,7 @@ pub struct SourceKind {
 }
 
 /// All kinds of source: those of [`alip_plan::pipeline::Source`], where their settings are explained.
-pub const SOURCES: [SourceKind; 4] = [
+pub const SOURCES: [SourceKind; 7] = [
     SourceKind {
         name: "Folder",
         doc: "Image files and a file of JSON lines, `captions.jsonl`. Fields: `jpeg`, `raw`, `caption`.",
@@ -99,6 +103,48 @@ pub const SOURCES: [SourceKind; 4] = [
                 FieldKind::Strs,
                 "names of the text fields and the files they are: `txt`, or `json:caption`",
             ),
+        ],
+    },
+    SourceKind {
+        name: "Files",
+        doc: "Folders in which the files of a sample have one name, as img2dataset writes them. Fields: `jpeg` and one text per \
+              entry.",
+        fields: &[
+            required("path", FieldKind::Str, "the folder, or several, as in `FOLDER/*`"),
+            required(
+                "texts",
+                FieldKind::Strs,
+                "names of the text fields and the files they are: `txt`, or `json:caption`",
+            ),
+        ],
+    },
+    SourceKind {
+        name: "Table",
+        doc: "CSV, TSV, JSON lines or Parquet with a row per image. Fields: `jpeg` and one text per entry.",
+        fields: &[
+            required("path", FieldKind::Str, "the table, or several, as in `{a,b}.csv` or `*.parquet`"),
+            optional("eval_path", FieldKind::Str, "the held-out table, seen from the folder of `path`"),
+            optional("image", FieldKind::Str, "the column with the image's file; `filepath` unless it is given"),
+            required("texts", FieldKind::Strs, "names of the text fields and their columns"),
+            optional(
+                "root",
+                FieldKind::Str,
+                "the folder that image files are relative to, unless it is that of the table",
+            ),
+            optional("separator", FieldKind::Str, "what stands between cells, unless it is a tab or a comma"),
+        ],
+    },
+    SourceKind {
+        name: "Mix",
+        doc: "Several sources as one, each with its share of every batch. Fields: those that all of them have.",
+        fields: &[
+            required("sources", FieldKind::Sources, "the sources by name"),
+            optional(
+                "weights",
+                FieldKind::Floats,
+                "the share of each in every batch, in proportion; as they are without it",
+            ),
+            optional("samples", FieldKind::Int, "samples of an epoch, unless it is as many as there are in all"),
         ],
     },
 ];
@@ -178,6 +224,21 @@ fn literal(cx: &mut Reader, node: &Node, field: &SourceField) -> Option<Spanned<
             cx.whole(node, field.name, 1)
                 .map(|n| Spanned::new(Literal::Int(i64::try_from(*n).unwrap_or(i64::MAX)), n.span))
         })),
+        (FieldKind::Floats, NodeKind::Map(_)) => {
+            Literal::Map(cx.map(Some(node), field.name, Keys::Names, |cx, node| match node.kind {
+                NodeKind::Int(n) => Some(Spanned::new(Literal::Float(n as f64), node.span)),
+                NodeKind::Float(x) => Some(Spanned::new(Literal::Float(x), node.span)),
+                _ => {
+                    cx.wrong(node, "a number", "write `\"name\": 1`");
+                    None
+                }
+            }))
+        }
+        (FieldKind::Sources, NodeKind::Map(_)) => {
+            Literal::Map(cx.map(Some(node), field.name, Keys::Names, |cx, node| {
+                source(cx, node).map(|inner| Spanned::new(Literal::Source(Box::new(inner)), node.span))
+            }))
+        }
         (FieldKind::Strs, NodeKind::Map(_)) => Literal::Map(cx.map(Some(node), field.name, Keys::Names, |cx, node| {
             cx.string(node, field.name).map(|s| Spanned::new(Literal::Str(s.node), s.span))
         })),
@@ -188,6 +249,8 @@ fn literal(cx: &mut Reader, node: &Node, field: &SourceField) -> Option<Spanned<
                 FieldKind::Float => ("a number", "0.5"),
                 FieldKind::Bool => ("`true` or `false`", "true"),
                 FieldKind::Ints => ("a map of whole numbers", "{ \"raw\": 77 }"),
+                FieldKind::Floats => ("a map of numbers", "{ \"web\": 3 }"),
+                FieldKind::Sources => ("a map of sources", "{ \"web\": Recordio(path: \"...\", ...) }"),
                 FieldKind::Strs => ("a map of strings", "{ \"image\": \"jpg\" }"),
             };
             let help = format!("`{}` is {}: write `{}: {example}`", field.name, field.doc, field.name);

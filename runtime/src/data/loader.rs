@@ -131,7 +131,10 @@ impl Loader {
         }
         let transform = Arc::new(Transform::new(pipeline, options.mode, source.as_ref(), &options.vocabularies)?);
         let shuffled = options.mode == Mode::Train && pipeline.shuffle.is_some();
-        let order = Order::new(source.len(), options.seed, shuffled, options.batch as u64);
+        let order = match source.mixture().filter(|_| shuffled) {
+            Some(mixture) => Order::mixed(mixture, options.seed, options.batch as u64).map_err(fail)?,
+            None => Order::new(source.len(), options.seed, shuffled, options.batch as u64),
+        };
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.workers.max(1))
             .thread_name(|i| format!("decode-{i}"))

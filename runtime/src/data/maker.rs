@@ -211,7 +211,7 @@ impl Recipe {
     /// that are.
     fn candidates(&self, sample: u64, present: &HashSet<u64>) -> impl Iterator<Item = u64> {
         let drawn: Vec<u64> = (1..=MAX_ATTEMPTS as u32).map(|attempt| self.order.reserve(sample, attempt)).collect();
-        let (len, begin) = (self.order.epoch_len(), drawn[0]);
+        let (len, begin) = (self.order.source_len(), drawn[0]);
         let is_free = |index: &u64| !present.contains(index);
         let (free, taken): (Vec<u64>, Vec<u64>) = drawn.into_iter().partition(is_free);
         let others = (1..len).map(move |step| (begin + step) % len).filter(is_free);

@@ -16,6 +16,7 @@ mod error;
 mod lines;
 mod loader;
 mod maker;
+mod mixture;
 mod order;
 mod panics;
 mod resize;
@@ -32,14 +33,15 @@ pub use augment::{Crop, center_crop, mirror, normalize_rgb, random_area_crop};
 pub use decode::{DecodeLimits, decode_rgb, upright_size};
 pub use error::{DataError, SampleError};
 pub use loader::{Batch, Loader, LoaderOptions, Passes};
-pub use order::{Order, too_few};
+pub use mixture::{Mixture, Part};
+pub use order::Order;
 pub use resize::resize;
 pub use skips::{Skipped, Skips};
-pub use source::paths::all_in;
+pub use source::paths::{all_folders, all_in};
 pub(crate) use source::paths::{literal, pattern_from};
 pub use source::{
-    Field, FolderSource, ListHash, RawSample, RecordioSource, RgbImage, SampleSource, Texts, WebdatasetSource,
-    open_source, shapes,
+    Field, FilesSource, FolderSource, ListHash, MixSource, RawSample, RecordioSource, RgbImage, SampleSource,
+    TableSource, Texts, WebdatasetSource, open_source, shapes,
 };
 pub use text::{Tokenizer, Vocabularies, WordVocabulary, clean, split_words};
 pub use throughput::{Throughput, measure};

@@ -18,8 +18,11 @@
 //! - A set smaller than a batch repeats within it; who starts a run is told ([`too_few`]).
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use alip_plan::philox::{counter, philox4x32, stream_key};
+
+use super::mixture::{MixedOrder, Mixture};
 
 const ROUNDS: u64 = 8;
 
@@ -35,6 +38,8 @@ pub(crate) enum Stream {
     Reserve = 0xDA7A_0003,
     /// Which raw texts of a folder are swapped, and with whose.
     Swap = 0xDA7A_0004,
+    /// Where in a batch the samples of several sources stand.
+    Mix = 0xDA7A_0005,
 }
 
 /// A seeded bijection of the numbers below `len`.
@@ -72,28 +77,51 @@ impl Bijection {
 }
 
 /// The order of `len` samples under a seed, in batches.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Order {
     len: u64,
+    /// Samples of an epoch: all of them, unless they are mixed.
+    epoch: u64,
     seed: u64,
     shuffled: bool,
     batch: u64,
+    mixed: Option<Arc<MixedOrder>>,
 }
 
 impl Order {
     /// The order of `len` (at least 1) samples: shuffled anew in every epoch, or as the source has them. Batches are global,
     /// of `batch` (at least 1) samples, and begin at multiples of it.
     pub fn new(len: u64, seed: u64, shuffled: bool, batch: u64) -> Order {
-        Order { len: len.max(1), seed, shuffled, batch: batch.max(1) }
+        let (len, batch) = (len.max(1), batch.max(1));
+        Order { len, epoch: len, seed, shuffled, batch, mixed: None }
+    }
+
+    /// The order of the samples of several sources, in batches of which each has its share.
+    ///
+    /// # Errors
+    /// The batch has fewer samples than there are sources.
+    pub fn mixed(mixture: &Mixture, seed: u64, batch: u64) -> Result<Order, String> {
+        let len = mixture.parts.iter().map(|part| part.len).sum();
+        let mixed = MixedOrder::new(mixture, seed, batch.max(1))?;
+        Ok(Order { epoch: mixture.samples.max(1), mixed: Some(Arc::new(mixed)), ..Order::new(len, seed, true, batch) })
     }
 
     /// Number of samples in an epoch.
     pub fn epoch_len(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Number of samples that are drawn from.
+    pub(super) fn source_len(&self) -> u64 {
         self.len
     }
 
-    /// Epoch and source index of `count` samples from global sample `first` on.
+    /// Epoch and source index of `count` samples from global sample `first` on. Of several sources each has its own epochs: how
+    /// often its samples came before.
     pub fn samples(&self, first: u64, count: u64) -> Vec<(u64, u64)> {
+        if let Some(mixed) = &self.mixed {
+            return mixed.samples(first, count);
+        }
         let mut found = Vec::with_capacity(count as usize);
         let mut exchanged: Option<(u64, HashMap<u64, u64>)> = None;
         for global in first..first + count {
@@ -122,7 +150,7 @@ impl Order {
 
     /// Optimiser steps of `epochs` epochs: the last one may reach into the next epoch.
     pub fn steps(&self, epochs: u64) -> u64 {
-        (self.len * epochs).div_ceil(self.batch)
+        (self.epoch * epochs).div_ceil(self.batch)
     }
 
     /// The sample at a place of an epoch, before any is exchanged.
@@ -158,7 +186,7 @@ impl Order {
 }
 
 /// What to tell who trains on fewer samples than a batch has.
-pub fn too_few(samples: u64, batch: u64) -> Option<String> {
+pub(super) fn too_few(samples: u64, batch: u64) -> Option<String> {
     (samples < batch).then(|| {
         format!(
             "the data have {samples} samples, fewer than a batch of {batch}: every batch holds samples more than once, and a \

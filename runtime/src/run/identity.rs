@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
 use alip_plan::Plan;
-use alip_plan::pipeline::Pipeline;
+use alip_plan::pipeline::{Pipeline, Source};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{DataError, SampleSource, literal, pattern_from};
@@ -85,10 +85,10 @@ impl fmt::Display for DeviceIdentity {
 pub struct DataIdentity {
     /// Where batches come from; a folder is named by its absolute path, without links if it was given relative to somewhere.
     pub pipeline: Pipeline,
-    /// The folder as seen from the run's directory, if it was given relative to somewhere: both can move together. A link to
-    /// the data is kept, so that it moves too.
-    #[serde(default)]
-    pub beside: Option<PathBuf>,
+    /// Of each part of the source: the folder as seen from the run's directory, if it was given relative to somewhere: both can
+    /// move together. A link to the data is kept, so that it moves too.
+    #[serde(default, deserialize_with = "one_or_several")]
+    pub beside: Vec<Option<PathBuf>>,
     /// Number of training samples.
     pub samples: u64,
     /// Hash of their list.
@@ -101,30 +101,21 @@ impl DataIdentity {
     /// # Errors
     /// The list of the samples cannot be read any more.
     pub fn new(mut pipeline: Pipeline, source: &dyn SampleSource, root: &Path) -> Result<DataIdentity, DataError> {
-        let mut beside = None;
-        let files = pipeline.source.extension().is_some();
-        if let Some(path) = pipeline.source.path_mut()
-            && Path::new(path.as_str()).is_relative()
-            && !path.contains("${")
-            && let (folder, files) = in_folder(path, files)
-            && let (Ok(folder), Ok(root)) = (plain(folder), plain(root))
-        {
-            beside = Some(seen_from(&without_links(&root), &folder));
-            *path = joined(&without_links(&folder), files);
-        }
+        let beside = pipeline.source.parts_mut().into_iter().map(|part| fixed(part, root)).collect();
         Ok(DataIdentity { pipeline, beside, samples: source.len(), list: source.list_hash()? })
     }
 
     /// The pipeline, its folder being where the run in `root` finds it now.
     pub(super) fn found_from(&self, root: &Path) -> Pipeline {
         let mut pipeline = self.pipeline.clone();
-        let files = pipeline.source.extension().is_some();
-        if let Some(path) = pipeline.source.path_mut()
-            && let Some(beside) = &self.beside
-            && let found = root.join(beside)
-            && found.is_dir()
-        {
-            *path = joined(&found, in_folder(path, files).1);
+        for (part, beside) in pipeline.source.parts_mut().into_iter().zip(&self.beside) {
+            let files = part.takes_patterns();
+            if let (Some(path), Some(beside)) = (part.path_mut(), beside)
+                && let found = root.join(beside)
+                && found.is_dir()
+            {
+                *path = joined(&found, in_folder(path, files).1);
+            }
         }
         pipeline
     }
@@ -142,6 +133,34 @@ impl DataIdentity {
         }
         None
     }
+}
+
+/// Names the folder of a source by its absolute path; yields how it is seen from `root`, if it was given relative to somewhere.
+fn fixed(source: &mut Source, root: &Path) -> Option<PathBuf> {
+    let files = source.takes_patterns();
+    let path = source.path_mut()?;
+    if Path::new(path.as_str()).is_absolute() || path.contains("${") {
+        return None;
+    }
+    let (folder, files) = in_folder(path, files);
+    let (folder, root) = (plain(folder).ok()?, plain(root).ok()?);
+    let beside = seen_from(&without_links(&root), &folder);
+    *path = joined(&without_links(&folder), files);
+    Some(beside)
+}
+
+/// Runs before there were mixtures have one folder, or none.
+fn one_or_several<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Option<PathBuf>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Folders {
+        Several(Vec<Option<PathBuf>>),
+        One(Option<PathBuf>),
+    }
+    Ok(match Folders::deserialize(from)? {
+        Folders::Several(folders) => folders,
+        Folders::One(folder) => vec![folder],
+    })
 }
 
 /// An absolute path without `..`, which stands for what is above a link's target and not for what the link lies in.

@@ -103,7 +103,7 @@ pub struct Measuring<'a> {
 /// The plan lacks the encoders, or there are no held-out samples or no texts.
 pub fn held_out(plan: &Plan, pipeline: &Pipeline) -> Result<Arc<dyn SampleSource>, MeasureError> {
     Programs::of(plan)?;
-    if let Source::Recordio { .. } | Source::Webdataset { .. } = pipeline.source {
+    if !pipeline.source.has_held_out() {
         return Err(MeasureError::NotHeldOut { kind: pipeline.source.kind() });
     }
     let fail = |why: String| MeasureError::Program { plan: plan.name.clone(), why };

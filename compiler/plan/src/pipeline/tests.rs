@@ -170,14 +170,69 @@ fn errors_of_bodies() {
         &[("image", "rgb")],
         "output `image`: `rgb` is an RGB image of any size, not a tensor; apply `normalize_rgb` to it",
     );
-    let mut swapped = pipeline(&[], &[]);
-    if let Source::Folder { swap_raw, .. } = &mut swapped.source {
-        *swap_raw = 30.0;
-    }
-    assert_eq!(
-        swapped.check().unwrap_err().to_string(),
-        "source: `swap_raw` is a share of samples between 0 and 1, not 30"
+}
+
+fn check_source(source: Source, shuffle: Option<Shuffle>, expected: Result<&[&str], &str>) {
+    let pipeline = Pipeline { source, shuffle, ..pipeline(&[], &[]) };
+    let fields = pipeline.source.fields();
+    let found = pipeline.check().map(|_| fields.keys().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(found.as_deref().map_err(ToString::to_string), expected.map_err(|why| format!("source: {why}")));
+}
+
+#[test]
+fn errors_of_sources() {
+    let folder = |swap_raw| Source::Folder {
+        path: "x".into(),
+        split: "train".into(),
+        eval_split: "test".into(),
+        raw: 0,
+        caption: 1,
+        swap_raw,
+        swap_seed: 0,
+    };
+    check_source(folder(30.0), None, Err("`swap_raw` is a share of samples between 0 and 1, not 30"));
+    let records = |labels: &[(&str, u32)]| Source::Recordio {
+        path: "x.rec".into(),
+        labels: labels.iter().map(|(name, length)| (name.to_string(), *length)).collect(),
+    };
+    let named = |entries: &[(&str, f64)]| entries.iter().map(|(name, number)| (name.to_string(), *number)).collect();
+    let mix = |sources: &[(&str, Source)], weights: &[(&str, f64)], samples| Source::Mix {
+        sources: sources.iter().map(|(name, source)| (name.to_string(), source.clone())).collect(),
+        weights: named(weights),
+        samples,
+    };
+    let any = || Some(Shuffle::default());
+    let (raw, both) = (records(&[("raw", 77)]), records(&[("raw", 77), ("caption", 77)]));
+    let check = |sources: &[(&str, Source)], weights: &[(&str, f64)], samples, expected| {
+        check_source(mix(sources, weights, samples), any(), expected);
+    };
+    check(&[("a", raw.clone()), ("b", both.clone())], &[], 0, Ok(&["jpeg", "raw"]));
+    check(&[("a", both.clone()), ("b", folder(0.0))], &[("a", 1.0), ("b", 0.5)], 9, Ok(&["jpeg"]));
+    check(
+        &[("a", folder(0.0)), ("b", folder(2.0))],
+        &[],
+        0,
+        Err("`b`: `swap_raw` is a share of samples between 0 and 1, not 2"),
     );
+    check(&[], &[], 0, Err("`sources` names none"));
+    let nested = mix(&[("x", raw.clone())], &[], 0);
+    check(&[("a", nested)], &[], 0, Err("`a` is a `Mix` in a `Mix`: name all sources in one"));
+    let two = [("a", raw.clone()), ("b", raw.clone())];
+    check(&two, &[("a", 1.0)], 0, Err("`weights` says nothing of `b`: give every source one"));
+    check(&two, &[("a", 1.0), ("b", 0.0)], 0, Err("the weight of `b` is a positive number, not 0"));
+    check(&two, &[("a", 1.0), ("b", 1.0), ("c", 1.0)], 0, Err("`weights` names `c`, which is no source"));
+    check(&two, &[], 9, Err("`samples` says how long an epoch of a weighted mixture is: give `weights` too"));
+    let weighted = mix(&two, &[("a", 1.0), ("b", 1.0)], 0);
+    check_source(weighted, None, Err("`weights` are for samples in random order: write `shuffle: ()`"));
+    let table = Source::Table {
+        path: "x.csv".into(),
+        eval_path: String::new(),
+        image: "filepath".into(),
+        texts: [("raw".to_string(), "title".to_string())].into(),
+        root: String::new(),
+        separator: "||".into(),
+    };
+    check_source(table, None, Err("`separator` is one character, such as `,` or `;`, not \"||\""));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use alip_plan::pipeline::Mode;
-use alip_runtime::data::{LoaderOptions, Skips, Throughput, measure, open_source, too_few};
+use alip_runtime::data::{LoaderOptions, Mixture, Skips, Throughput, measure, open_source};
 
 use crate::model::{BadArgs, moved, named};
 use crate::{Failure, Outcome};
@@ -61,9 +61,10 @@ pub(crate) fn run(args: &Args) -> Outcome {
         max_bad: args.bad.max_bad,
         ..LoaderOptions::train(args.seed, args.batch as usize)
     };
-    if let Some(warning) = too_few(samples, args.batch) {
+    if let Some(warning) = source.too_few(args.batch) {
         note!("warning: {warning}");
     }
+    let shares = source.mixture().cloned();
     let measured = measure(&pipeline, source, &options, args.batches as usize)?;
     let seconds = measured.elapsed.as_secs_f64();
     if args.json {
@@ -82,6 +83,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let (name, rate) = (&pipeline.name, measured.rate());
     say!("{name}: {} samples in {seconds:.2} s, {rate:.0} samples/s with {} workers", measured.samples, args.workers);
     say_work(&measured);
+    say_mixture(shares, args.batch)?;
     say!("from {} with {samples} samples to", pipeline.source.kind());
     for (name, output) in &outputs {
         say!("  {name:<10} {} {:?}", output.dtype, output.shape);
@@ -91,6 +93,17 @@ pub(crate) fn run(args: &Args) -> Outcome {
         say!("  {skipped}");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a batch of several sources holds.
+fn say_mixture(mixture: Option<Mixture>, batch: u64) -> Outcome<()> {
+    let Some(mixture) = mixture else { return Ok(()) };
+    let counts = mixture.counts(batch).map_err(Failure::message)?;
+    for (part, count) in mixture.parts.iter().zip(counts) {
+        let epochs = mixture.samples as f64 * count as f64 / (batch * part.len) as f64;
+        say!("{count} of {batch} from `{}`, whose {} samples come {epochs:.2} times an epoch", part.name, part.len);
+    }
+    Ok(())
 }
 
 /// How far the rate is from that of the slowest part of the loader, the work of its workers, and what that consists of.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 #[cfg(feature = "compile")]
 use alip_plan::Target;
-use alip_plan::pipeline::Pipeline;
+use alip_plan::pipeline::{Pipeline, Source, TABLES};
 use alip_plan::{DType, PROGRAM_TRAIN, Plan};
-use alip_runtime::data::all_in;
+use alip_runtime::data::{all_folders, all_in};
 use alip_runtime::device::{self, Choice, Device, DeviceError, DeviceOptions};
 use alip_runtime::exec::{ExecError, Session};
 use alip_runtime::run::{DeviceIdentity, RunDir, SpecFile, SpecSources, read_plan};
@@ -354,26 +354,41 @@ fn own(plan: &Plan) -> Outcome<Pipeline> {
     own.ok_or_else(|| Failure::message(format!("graph `{}` {why}", plan.name)))
 }
 
-/// Whether `--data` names data rather than a pipeline: a folder, files of records, or shards.
+/// Whether `--data` names data rather than a pipeline: a folder, files of records, shards, or tables.
 pub(crate) fn is_data(data: &str) -> bool {
-    Path::new(data).is_dir()
-        || Path::new(data).extension().is_some_and(|extension| extension == "rec" || extension == "tar")
+    let is_of_data =
+        |extension: &std::ffi::OsStr| ["rec", "tar"].iter().chain(&TABLES).any(|known| extension == *known);
+    Path::new(data).is_dir() || Path::new(data).extension().is_some_and(is_of_data)
+}
+
+/// Whether there are folders in a folder.
+fn has_folders(folder: &str) -> bool {
+    let is_folder = |entry: std::io::Result<std::fs::DirEntry>| entry.is_ok_and(|entry| entry.path().is_dir());
+    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.any(is_folder))
 }
 
 /// A pipeline on other data; the error says why it cannot be.
 pub(crate) fn moved(mut pipeline: Pipeline, data: &str) -> Result<Pipeline, String> {
     let folder = Path::new(data).is_dir();
-    let extension = pipeline.source.extension();
-    let why = match pipeline.source.path_mut() {
-        Some(path) if folder || extension.is_some() => {
-            // Of a folder all files of the kind.
+    let extensions = pipeline.source.extensions();
+    let in_folders = matches!(pipeline.source, Source::Files { .. });
+    let mixed = matches!(pipeline.source, Source::Mix { .. });
+    let name = pipeline.name.clone();
+    let fail = |why: &str| Err(format!("pipeline `{name}` {why}"));
+    match pipeline.source.path_mut() {
+        // Of a folder of folders all of them.
+        Some(path) if in_folders && folder && has_folders(data) => *path = all_folders(data),
+        Some(path) if folder || !extensions.is_empty() => {
+            // Of a folder all files of the kind: as those before, if there are several kinds.
+            let is_of = |extension: &&&str| path.ends_with(&format!(".{extension}"));
+            let extension = extensions.iter().find(is_of).or(extensions.first());
             *path = extension.filter(|_| folder).map_or(data.to_string(), |extension| all_in(data, extension));
-            return Ok(pipeline);
         }
-        Some(_) => "reads a folder of images; give --data a folder",
-        None => "reads no files; give --data a pipeline whose source does, such as `Folder`",
-    };
-    Err(format!("pipeline `{}` {why}", pipeline.name))
+        Some(_) => return fail("reads a folder of images; give --data a folder"),
+        None if mixed => return fail("reads several sources; give --data a pipeline that names where they lie"),
+        None => return fail("reads no files; give --data a pipeline whose source does, such as `Folder`"),
+    }
+    Ok(pipeline)
 }
 
 /// A pipeline by path or name.

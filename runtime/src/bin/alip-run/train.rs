@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use alip_plan::Plan;
 use alip_plan::pipeline::{Mode, Pipeline};
-use alip_runtime::data::{Loader, LoaderOptions, SampleSource, Vocabularies, open_source, too_few};
+use alip_runtime::data::{Loader, LoaderOptions, SampleSource, Vocabularies, open_source};
 use alip_runtime::exec::Session;
 use alip_runtime::run::{
     DataIdentity, DeviceIdentity, Difference, NewRun, RunDir, RunError, RunInfo, SpecSources, Writer, fingerprint,
@@ -172,10 +172,10 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
         return Err(Failure::message(format!("graph `{}` {why}", plan.name)));
     }
     let source = open_source(&pipeline.source, Mode::Train)?;
-    if let Some(warning) = plan.train.as_ref().and_then(|train| too_few(source.len(), train.batch)) {
+    if let Some(warning) = plan.train.as_ref().and_then(|train| source.too_few(train.batch)) {
         note!("warning: {warning}");
     }
-    let steps = wanted_steps(args, &plan, source.len())?;
+    let steps = wanted_steps(args, &plan, source.epoch_len())?;
     let data = DataIdentity::new(pipeline.clone(), source.as_ref(), &root)?;
     let info = RunInfo::new(&plan, DeviceIdentity::of(device.as_ref()), args.seed, steps, Some(data));
     note!(

@@ -1,9 +1,7 @@
 //! The source `Folder`: a folder of images and a `captions.jsonl`.
 
-mod list;
-
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -11,13 +9,12 @@ use std::sync::{Mutex, PoisonError};
 
 use alip_plan::philox::{counter, philox4x32, stream_key, uniform};
 use alip_plan::pipeline::{Mode, Source};
-use rayon::prelude::*;
 use serde::Deserialize;
 
-use self::list::List;
+use super::list::List;
+use super::words::count_words;
 use super::{Field, ListHash, RawSample, SampleSource, Texts, paths};
 use crate::data::order::{Stream, below};
-use crate::data::text::{clean, split_words};
 use crate::data::{DataError, SampleError, scratch};
 
 /// Name of the file that lists images and captions.
@@ -198,27 +195,16 @@ impl Texts for FolderSource {
     /// Words by falling frequency, equally frequent ones in alphabetical order.
     fn words(&self, limit: usize) -> Result<Vec<String>, DataError> {
         let list = List::open(&self.root.join(LIST), &advice(), |line| Ok(Line::parse(line)?.belongs(&self.split)))?;
-        let count = |mut counts: HashMap<String, u64>, index| {
+        let captions = |index| {
             let line = list.line(index)?;
-            for caption in Line::parse(&line).map_err(SampleError)?.captions {
-                for word in split_words(&clean(&caption.0)) {
-                    *counts.entry(word).or_default() += 1;
-                }
-            }
-            Ok(counts)
+            let line = Line::parse(&line).map_err(SampleError)?;
+            Ok(line.captions.into_iter().map(|caption| caption.0.into_owned()).collect())
         };
-        let add = |mut all: HashMap<String, u64>, part: HashMap<String, u64>| {
-            part.into_iter().for_each(|(word, count)| *all.entry(word).or_default() += count);
-            Ok(all)
-        };
-        let counts = (0..list.len()).into_par_iter().try_fold(HashMap::new, count).try_reduce(HashMap::new, add);
-        let mut words: Vec<(String, u64)> = counts.map_err(|error| self.lost(error))?.into_iter().collect();
-        words.sort_by(|(a, m), (b, n)| n.cmp(m).then_with(|| a.cmp(b)));
-        Ok(words.into_iter().map(|(word, _)| word).take(limit).collect())
+        count_words(list.len(), captions, limit).map_err(|error| self.lost(error))
     }
 }
 
-fn read_image(path: &Path) -> Result<Vec<u8>, SampleError> {
+pub(super) fn read_image(path: &Path) -> Result<Vec<u8>, SampleError> {
     let fail = |error: std::io::Error| SampleError(format!("cannot be read: {error}"));
     let size = fs::metadata(path).map_err(fail)?.len();
     if size > MAX_FILE {

@@ -1,22 +1,31 @@
 //! Where samples come from: what a source is, and one file or folder for each kind.
 
+mod files;
 mod folder;
+mod list;
+mod mix;
 mod parts;
 pub(super) mod paths;
 mod recordio;
 pub mod shapes;
+mod table;
 mod webdataset;
+mod words;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use alip_plan::pipeline::{Mode, Source};
 
+pub use self::files::FilesSource;
 pub use self::folder::FolderSource;
+pub use self::mix::MixSource;
 pub use self::recordio::RecordioSource;
 use self::shapes::{Scenes, ShapesSource, Split};
+pub use self::table::TableSource;
 pub use self::webdataset::WebdatasetSource;
-use super::{DataError, SampleError};
+use super::order::too_few;
+use super::{DataError, Mixture, SampleError};
 
 /// An 8-bit RGB image, rows from the top, three bytes per pixel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +120,11 @@ pub trait SampleSource: Send + Sync {
         self.len() == 0
     }
 
+    /// What its samples are a mixture of, if they are to be drawn by weights.
+    fn mixture(&self) -> Option<&Mixture> {
+        None
+    }
+
     /// The source's texts, where it can tell them without reading its samples.
     fn texts(&self) -> Option<&dyn Texts> {
         None
@@ -144,8 +158,18 @@ pub trait Texts: Send + Sync {
     fn words(&self, limit: usize) -> Result<Vec<String>, DataError>;
 }
 
-/// What is asked of the texts of any source; that it has none is an error here.
+/// What is asked of any source, whatever it can tell.
 impl dyn SampleSource + '_ {
+    /// Samples of an epoch of training: all, unless it is a mixture that says otherwise.
+    pub fn epoch_len(&self) -> u64 {
+        self.mixture().map_or(self.len(), |mixture| mixture.samples)
+    }
+
+    /// What to tell who trains in batches that need more samples than there are.
+    pub fn too_few(&self, batch: u64) -> Option<String> {
+        too_few(self.len(), batch).or_else(|| self.mixture()?.too_few(batch))
+    }
+
     /// As [`Texts::captions`].
     ///
     /// # Errors
@@ -182,6 +206,9 @@ pub fn open_source(source: &Source, mode: Mode) -> Result<Arc<dyn SampleSource>,
             Ok(Arc::new(ShapesSource::new(Scenes::new(*seed, split, len)?, *size)))
         }
         Source::Recordio { path, labels } => Ok(Arc::new(RecordioSource::open(path, labels)?)),
+        Source::Files { path, texts } => Ok(Arc::new(FilesSource::open(path, texts)?)),
+        Source::Mix { sources, weights, samples } => Ok(Arc::new(MixSource::open(sources, weights, *samples, mode)?)),
+        Source::Table { .. } => Ok(Arc::new(TableSource::open(source, mode)?)),
         Source::Webdataset { path, texts } => Ok(Arc::new(WebdatasetSource::open(path, texts)?)),
     }
 }

@@ -32,8 +32,17 @@ pub(super) fn expand(path: &str) -> Result<String, DataError> {
 /// All files that a path stands for: `{000..015}` counts, `{train,val}` lists, in the order written; `*`, `?` and `[..]` find
 /// files by name, in alphabetical order. A path that is a file stands for itself, whatever is in its name.
 pub(super) fn files(path: &str) -> Result<Vec<PathBuf>, DataError> {
+    found(path, "file", Path::is_file)
+}
+
+/// All folders that a path stands for, in the same way.
+pub(super) fn folders(path: &str) -> Result<Vec<PathBuf>, DataError> {
+    found(path, "folder", Path::is_dir)
+}
+
+fn found(path: &str, what: &str, is: impl Fn(&Path) -> bool) -> Result<Vec<PathBuf>, DataError> {
     let path = expand(path)?;
-    if Path::new(&path).is_file() {
+    if is(Path::new(&path)) {
         return Ok(vec![path.into()]);
     }
     let fail = |reason: String| DataError::file(Path::new(&path), reason, "give the path of what there is");
@@ -45,15 +54,19 @@ pub(super) fn files(path: &str) -> Result<Vec<PathBuf>, DataError> {
         }
         let matches = glob::glob(&pattern).map_err(|error| fail(format!("not a pattern of paths: {error}")))?;
         let before = found.len();
-        for file in matches {
-            found.push(file.map_err(|error| fail(error.to_string()))?);
+        for one in matches {
+            let one = one.map_err(|error| fail(error.to_string()))?;
+            // What is something else was not meant; without this, a folder among files is an error that names it.
+            if what == "file" || is(&one) {
+                found.push(one);
+            }
         }
         if found.len() == before {
-            return Err(fail(format!("no file is named like `{pattern}`")));
+            return Err(fail(format!("no {what} is named like `{pattern}`")));
         }
     }
-    if let Some(missing) = found.iter().find(|file| !file.is_file()) {
-        return Err(DataError::file(missing, "no such file", "give the path of what there is"));
+    if let Some(missing) = found.iter().find(|one| !is(one)) {
+        return Err(DataError::file(missing, format!("no such {what}"), "give the path of what there is"));
     }
     let mut seen = HashSet::new();
     match found.iter().find(|file| !seen.insert(*file)) {
@@ -65,6 +78,11 @@ pub(super) fn files(path: &str) -> Result<Vec<PathBuf>, DataError> {
 /// A pattern for all files of a folder with this extension, whatever is in the folder's name.
 pub fn all_in(folder: &str, extension: &str) -> String {
     Path::new(&literal(folder)).join(format!("*.{extension}")).to_string_lossy().into_owned()
+}
+
+/// A pattern for all folders in a folder, whatever is in its name.
+pub fn all_folders(folder: &str) -> String {
+    Path::new(&literal(folder)).join("*").to_string_lossy().into_owned()
 }
 
 /// A pattern that stands for this path alone.

@@ -15,13 +15,13 @@ use super::{Field, ListHash, RawSample, SampleSource, paths};
 use crate::data::{DataError, SampleError, scratch};
 
 /// Files that are an image, where there are several the first of these.
-const IMAGES: &str = "jpg;jpeg;png;webp";
+pub(super) const IMAGES: &str = "jpg;jpeg;png;webp";
 
 /// Largest image file that is read: the largest photographs in use are a third of it.
 const MAX_IMAGE: u64 = 64 << 20;
 
 /// Largest file with a text: a page has some thousand letters.
-const MAX_TEXT: u64 = 1 << 20;
+pub(super) const MAX_TEXT: u64 = 1 << 20;
 
 /// Samples of local shards; see [`alip_plan::pipeline::Source::Webdataset`].
 ///
@@ -33,16 +33,16 @@ pub struct WebdatasetSource {
 }
 
 /// Where a field is read from.
-struct Wanted {
+pub(super) struct Wanted {
     /// Suffixes, best first.
-    suffixes: Vec<String>,
+    pub(super) suffixes: Vec<String>,
     /// The entry of a JSON file that is meant.
     key: Option<String>,
 }
 
 impl Wanted {
     /// `txt`, `jpg;jpeg;png`, or `json:caption`: the text of an entry.
-    fn new(from: &str) -> Wanted {
+    pub(super) fn new(from: &str) -> Wanted {
         let (suffixes, key) = match from.split_once(':') {
             Some((suffixes, key)) => (suffixes, Some(key.to_string())),
             None => (from, None),
@@ -54,11 +54,16 @@ impl Wanted {
     /// The best of these files.
     fn of<'m>(&self, members: &'m [Member]) -> Result<&'m Member, SampleError> {
         let best = self.suffixes.iter().find_map(|suffix| members.iter().find(|member| member.suffix == *suffix));
-        best.ok_or_else(|| SampleError(format!("no file `.{}`", self.suffixes.join("` or `."))))
+        best.ok_or_else(|| self.missing())
+    }
+
+    /// That there is no such file.
+    pub(super) fn missing(&self) -> SampleError {
+        SampleError(format!("no file `.{}`", self.suffixes.join("` or `.")))
     }
 
     /// The text in a file with this suffix.
-    fn text(&self, suffix: &str, bytes: Vec<u8>) -> Result<String, SampleError> {
+    pub(super) fn text(&self, suffix: &str, bytes: Vec<u8>) -> Result<String, SampleError> {
         let text = String::from_utf8(bytes).map_err(|_| SampleError(format!("its `.{suffix}` is not UTF-8")))?;
         let Some(key) = &self.key else { return Ok(text.trim_end_matches(['\r', '\n']).to_string()) };
         let json: serde_json::Value = serde_json::from_str(text.trim_start_matches('\u{feff}'))

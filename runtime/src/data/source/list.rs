@@ -1,4 +1,4 @@
-//! A text file with a sample per line, of which only the places of the lines are kept in memory.
+//! A text file with a sample per line or row, of which only the places of these are kept in memory.
 
 use std::fs::File;
 use std::io::Read;
@@ -6,8 +6,10 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use super::paths::{self, read_at};
+use super::{ListHash, SampleError};
+use crate::data::DataError;
 use crate::data::lines::{after_mark, line_text};
-use crate::data::{DataError, SampleError};
 
 /// Bytes of a file that are looked at in one go.
 const BLOCK: u64 = 8 << 20;
@@ -28,10 +30,11 @@ pub(super) struct List {
 }
 
 /// Where a line stands.
-struct Row {
-    offset: u64,
-    length: u32,
-    checksum: u32,
+pub(super) struct Row {
+    pub(super) offset: u64,
+    pub(super) length: u32,
+    /// CRC-32C of its bytes.
+    pub(super) checksum: u32,
 }
 
 impl List {
@@ -74,9 +77,20 @@ impl List {
             }
             block.drain(..end);
         }
+        Ok(List { lines, ..List::new(path, file, rows) })
+    }
+
+    /// The rows of a file that has been looked through.
+    pub(super) fn new(path: &Path, file: File, mut rows: Vec<Row>) -> List {
         rows.shrink_to_fit();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(List { name, file, rows, lines })
+        List { name: paths::name(path).into_owned(), file, lines: rows.len(), rows }
+    }
+
+    /// Adds what is in each line to a hash, by the checksums: nothing is read.
+    pub(super) fn hash(&self, hash: &mut ListHash) {
+        for row in &self.rows {
+            hash.add(&[row.length.to_le_bytes(), row.checksum.to_le_bytes()].concat());
+        }
     }
 
     /// Number of lines that belong.
@@ -92,8 +106,15 @@ impl List {
     /// Line `index` of those that belong.
     ///
     /// # Errors
-    /// There is no such line, it cannot be read, or the file is not what it was when it was opened.
+    /// There is no such line, it cannot be read or is no UTF-8, or the file is not what it was when it was opened.
     pub(super) fn line(&self, index: usize) -> Result<String, SampleError> {
+        String::from_utf8(self.bytes(index)?).map_err(|error| match line_text(error.as_bytes()) {
+            Err(why) => SampleError(why),
+            Ok(_) => SampleError("no UTF-8".into()),
+        })
+    }
+
+    fn bytes(&self, index: usize) -> Result<Vec<u8>, SampleError> {
         let row = self.rows.get(index).ok_or_else(|| SampleError(format!("there is no sample {index}")))?;
         let mut bytes = vec![0; row.length as usize];
         let changed = || {
@@ -106,7 +127,7 @@ impl List {
         if crc32c::crc32c(&bytes) != row.checksum {
             return Err(changed());
         }
-        String::from_utf8(bytes).map_err(|_| changed())
+        Ok(bytes)
     }
 }
 
@@ -125,22 +146,4 @@ fn examine(line: &[u8], belongs: impl Fn(&str) -> Result<bool, String>) -> Resul
     let length = u32::try_from(text.len()).map_err(|_| "a line of more than 4 GiB".to_string())?;
     let row = belongs(text)?.then(|| (length, crc32c::crc32c(text.as_bytes())));
     Ok(Verdict { blank: false, row })
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> std::io::Result<()> {
-    while !bytes.is_empty() {
-        let read = std::os::windows::fs::FileExt::seek_read(file, bytes, offset)?;
-        if read == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-        bytes = &mut bytes[read..];
-        offset += read as u64;
-    }
-    Ok(())
 }
