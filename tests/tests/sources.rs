@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use alip_runtime::data::{DecodeLimits, Field, RecordioSource, SampleSource, Tokenizer, WebdatasetSource, decode_rgb};
+use alip_plan::pipeline::{Mode, Source};
+use alip_runtime::data::{
+    DecodeLimits, Field, FilesSource, RecordioSource, SampleSource, TableSource, Tokenizer, WebdatasetSource,
+    decode_rgb,
+};
 use alip_tests::skip;
 
 fn open(path: &Path, labels: &[(&str, u32)]) -> RecordioSource {
@@ -97,4 +101,75 @@ fn shards_of_other_projects() {
     }
     let why = shards(&folder.join("webdataset_sample.tgz"), &[]).err().unwrap_or_default();
     assert!(why.contains("it is compressed, and cannot be read at any place: unpack it (`gunzip`)"), "{why}");
+}
+
+/// The rows of a Parquet file beside seven images, as (image, text), or why there is none.
+fn rows_of(table: &str, image: &str, text: &str) -> Result<Vec<String>, String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens/tables").join(table);
+    fs::copy(from, folder.path().join(table)).expect("a copy");
+    (0..7).for_each(|row| fs::write(folder.path().join(format!("{row}.jpg")), [row; 3]).expect("an image"));
+    let source = Source::Table {
+        path: folder.path().join(table).to_str().expect("UTF-8").into(),
+        eval_path: String::new(),
+        image: image.into(),
+        texts: [("raw".to_string(), text.to_string())].into(),
+        root: String::new(),
+        separator: String::new(),
+    };
+    // The second time, texts are known.
+    let [first, source] = [(); 2].map(|()| TableSource::open(&source, Mode::Train));
+    let error = |why: String| why.replace(folder.path().to_str().expect("UTF-8"), "..");
+    let (first, source) = (first.map_err(|why| error(why.to_string()))?, source.map_err(|why| error(why.to_string()))?);
+    assert_eq!(first.list_hash().expect("a hash"), source.list_hash().expect("a hash"));
+    let show = |index| match source.sample(index) {
+        Ok(sample) => match (&sample.fields["jpeg"], &sample.fields["raw"]) {
+            (Field::Encoded(image), Field::Text(text)) => format!("{} of {}: {text}", image.len(), image[2]),
+            other => panic!("{other:?}"),
+        },
+        Err(error) => format!("{}: {error}", source.name(index)),
+    };
+    Ok((0..source.len()).map(show).collect())
+}
+
+/// Tables that pyarrow wrote: of paths, and of the images themselves.
+#[test]
+fn tables_of_columns() {
+    let text = |row: u8| format!("3 of {row}: text {row}, \"é\"");
+    let mut expected: Vec<String> = (0..7).map(text).collect();
+    expected[4] = "row 5 of paths.parquet: nothing in column `title`".into();
+    assert_eq!(rows_of("paths.parquet", "filepath", "title"), Ok(expected));
+    for table in ["images.parquet", "dictionary.parquet"] {
+        let mut expected: Vec<String> = (0..7).map(|row| format!("120 of {row}: text {row}")).collect();
+        expected[2] = format!("row 3 of {table}: nothing in column `jpg`");
+        assert_eq!(rows_of(table, "jpg", "caption"), Ok(expected));
+    }
+    let refused = |image, text| rows_of("paths.parquet", image, text).expect_err("refused");
+    assert_eq!(
+        refused("filepath", "caption"),
+        "../paths.parquet: no column `caption`; it has `key`, `width`, `filepath`, `title`: set `image` and `texts` of the source"
+    );
+    assert_eq!(
+        refused("filepath", "width"),
+        "../paths.parquet: column `width` holds no texts; give a Parquet file, not compressed or by snappy, gzip or zstd"
+    );
+}
+
+/// Files that lie beside one another, as img2dataset writes them when it packs nothing.
+#[test]
+fn shards_that_were_unpacked() {
+    let Some(folder) = skip::shared_data("wds_selfpacked") else { return };
+    let packed = shards(&folder.join("00001.tar"), &[("raw", "txt"), ("caption", "json:caption")]);
+    let packed = packed.unwrap_or_else(|why| panic!("{why}"));
+    let own = tempfile::tempdir().expect("a folder");
+    let mut tar = std::process::Command::new("tar");
+    let unpacked = tar.arg("-xf").arg(folder.join("00001.tar")).current_dir(own.path()).status();
+    assert!(unpacked.expect("tar").success());
+    let texts = [("raw", "txt"), ("caption", "json:caption")].map(|(name, from)| (name.to_string(), from.to_string()));
+    let files =
+        FilesSource::open(own.path().to_str().expect("UTF-8"), &texts.into()).unwrap_or_else(|why| panic!("{why}"));
+    assert_eq!(files.len(), packed.len());
+    for index in 0..packed.len() {
+        assert_eq!(files.sample(index).expect("a sample"), packed.sample(index).expect("a sample"));
+    }
 }

@@ -86,6 +86,12 @@ impl List {
         List { name: paths::name(path).into_owned(), file, lines: rows.len(), rows }
     }
 
+    /// The same, to be called by the name of another file in messages.
+    #[cfg(feature = "parquet")]
+    pub(super) fn named(self, path: &Path) -> List {
+        List { name: paths::name(path).into_owned(), ..self }
+    }
+
     /// Adds what is in each line to a hash, by the checksums: nothing is read.
     pub(super) fn hash(&self, hash: &mut ListHash) {
         for row in &self.rows {

@@ -1,6 +1,8 @@
 //! The source `Table`: a row per image.
 
 mod cells;
+#[cfg(feature = "parquet")]
+mod columns;
 #[cfg(test)]
 mod tests;
 
@@ -37,8 +39,27 @@ struct Table {
     root: PathBuf,
     list: List,
     form: Form,
-    /// Names of the columns that are read: the image, then the texts.
+    /// Names of the columns that are read: that of the image's path, if there is one, then the texts.
     wanted: Vec<String>,
+    /// The images, where the table itself holds them.
+    images: Option<Images>,
+}
+
+#[cfg(feature = "parquet")]
+use self::columns::Images;
+
+/// Tables as text hold none.
+#[cfg(not(feature = "parquet"))]
+enum Images {}
+
+#[cfg(feature = "parquet")]
+fn read_from(images: &Images, row: usize) -> Result<Vec<u8>, SampleError> {
+    images.read(row)
+}
+
+#[cfg(not(feature = "parquet"))]
+fn read_from(images: &Images, _: usize) -> Result<Vec<u8>, SampleError> {
+    match *images {}
 }
 
 /// How a row is written.
@@ -84,6 +105,9 @@ impl TableSource {
         let mut first = None;
         for index in (0..self.len()).step_by(step) {
             let (table, at) = self.tables.place(index);
+            if table.images.is_some() {
+                return Ok(());
+            }
             let Ok(row) = table.row(at) else { continue };
             let Ok(image) = table.image(&row[0]) else { return Ok(()) };
             if image.is_file() {
@@ -109,6 +133,7 @@ impl Table {
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
         let (list, form) = match extension.to_str() {
             Some("jsonl" | "ndjson") => (List::open(path, "give the path of a table", |_| Ok(true))?, Form::Object),
+            Some("parquet") => return Table::of_columns(path, root, wanted),
             Some("csv" | "tsv" | "txt") => {
                 let (names, separator, list) = cells::open(path, separator)?;
                 let column = |wanted: &String| {
@@ -130,9 +155,7 @@ impl Table {
         if list.len() == 0 {
             return Err(DataError::file(path, "no rows in it", "give a table with a row per image"));
         }
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let root = if root.as_os_str().is_empty() { folder.to_path_buf() } else { folder.join(root) };
-        let table = Table { path: path.to_path_buf(), root, list, form, wanted: wanted.to_vec() };
+        let table = Table::new(path, root, (list, form), wanted, None);
         match (&table.form, table.row(0)) {
             // What the first line lacks, others are likely to lack too.
             (Form::Object, Err(error)) => {
@@ -142,7 +165,29 @@ impl Table {
         }
     }
 
-    /// What is wanted of row `at`: the image, then the texts.
+    fn new(path: &Path, root: &Path, (list, form): (List, Form), wanted: &[String], images: Option<Images>) -> Table {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let root = if root.as_os_str().is_empty() { folder.to_path_buf() } else { folder.join(root) };
+        Table { path: path.to_path_buf(), root, list, form, wanted: wanted.to_vec(), images }
+    }
+
+    #[cfg(feature = "parquet")]
+    fn of_columns(path: &Path, root: &Path, wanted: &[String]) -> Result<Table, DataError> {
+        let columns::Columns { list, images } = columns::open(path, wanted)?;
+        if list.len() == 0 {
+            return Err(DataError::file(path, "no rows in it", "give a table with a row per image"));
+        }
+        let lines = if images.is_some() { &wanted[1..] } else { wanted };
+        Ok(Table::new(path, root, (list, Form::Object), lines, images))
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    fn of_columns(path: &Path, _: &Path, _: &[String]) -> Result<Table, DataError> {
+        let advice = "build it with `--features parquet`, or write the table as CSV";
+        Err(DataError::file(path, "this program was built without what reads Parquet", advice))
+    }
+
+    /// What is wanted of row `at`: the image's path, unless the table holds the image, then the texts.
     fn row(&self, at: usize) -> Result<Vec<String>, SampleError> {
         let line = self.list.line(at)?;
         let row: Vec<String> = match &self.form {
@@ -178,6 +223,16 @@ impl Table {
         }
     }
 
+    /// The texts of row `at`.
+    fn texts(&self, at: usize) -> Vec<String> {
+        // One that cannot be used has none.
+        let mut row = self.row(at).unwrap_or_default();
+        if self.images.is_none() && !row.is_empty() {
+            row.remove(0);
+        }
+        row
+    }
+
     /// Where the image of a row is.
     fn image(&self, named: &str) -> Result<PathBuf, SampleError> {
         match named.split_once("://") {
@@ -208,8 +263,13 @@ impl SampleSource for TableSource {
     fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
         let (table, at) = self.tables.place(index);
         let mut row = table.row(at)?.into_iter();
-        let image = table.image(&row.next().unwrap_or_default())?;
-        let image = read_image(&image).map_err(|error| SampleError(format!("its image {error}")))?;
+        let image = match &table.images {
+            Some(images) => read_from(images, at)?,
+            None => {
+                let path = table.image(&row.next().unwrap_or_default())?;
+                read_image(&path).map_err(|error| SampleError(format!("its image {error}")))?
+            }
+        };
         let texts = self.texts.iter().cloned().zip(row.map(Field::Text));
         let fields = std::iter::once(("jpeg".to_string(), Field::Encoded(image))).chain(texts).collect();
         Ok(RawSample { fields, ..RawSample::default() })
@@ -217,7 +277,7 @@ impl SampleSource for TableSource {
 
     fn name(&self, index: u64) -> String {
         let (table, at) = self.tables.place(index);
-        let image = table.row(at).ok().and_then(|row| row.into_iter().next());
+        let image = table.row(at).ok().filter(|_| table.images.is_none()).and_then(|row| row.into_iter().next());
         // The names of columns are no row.
         image.unwrap_or_else(|| format!("row {} of {}", at + 1, paths::name(&table.path)))
     }
@@ -238,14 +298,14 @@ impl Texts for TableSource {
     /// The texts of the row; of one that cannot be used, none.
     fn captions(&self, index: u64) -> Result<Vec<String>, DataError> {
         let (table, at) = self.tables.place(index);
-        Ok(table.row(at).map_or_else(|_| Vec::new(), |row| row[1..].to_vec()))
+        Ok(table.texts(at))
     }
 
     fn words(&self, limit: usize) -> Result<Vec<String>, DataError> {
         let trained = TableSource::open(&self.declared, Mode::Train)?;
         let captions = |index| {
             let (table, at) = trained.tables.place(index as u64);
-            Ok(table.row(at).map_or_else(|_| Vec::new(), |row| row[1..].to_vec()))
+            Ok(table.texts(at))
         };
         let (first, _) = trained.tables.place(0);
         let fail = |error: SampleError| DataError::file(&first.path, error, "put back what it was");

@@ -57,7 +57,7 @@ impl Entry {
 }
 
 /// The folder of entries: the user's for what can be made again.
-pub(super) fn folder() -> Option<PathBuf> {
+pub(in crate::data::source) fn folder() -> Option<PathBuf> {
     let given = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = given("XDG_CACHE_HOME").or_else(|| given("LOCALAPPDATA"));
     let cache = cache.or_else(|| given("HOME").map(|home| home.join(".cache")))?;

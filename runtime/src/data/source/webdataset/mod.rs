@@ -9,6 +9,8 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+#[cfg(feature = "parquet")]
+pub(super) use self::cache::folder as cache_folder;
 use self::shard::{Member, Shard};
 use super::parts::Parts;
 use super::{Field, ListHash, RawSample, SampleSource, paths};
@@ -18,7 +20,7 @@ use crate::data::{DataError, SampleError, scratch};
 pub(super) const IMAGES: &str = "jpg;jpeg;png;webp";
 
 /// Largest image file that is read: the largest photographs in use are a third of it.
-const MAX_IMAGE: u64 = 64 << 20;
+pub(super) const MAX_IMAGE: u64 = 64 << 20;
 
 /// Largest file with a text: a page has some thousand letters.
 pub(super) const MAX_TEXT: u64 = 1 << 20;
