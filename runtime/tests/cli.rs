@@ -402,6 +402,14 @@ fn a_pipeline_runs_alone() {
         assert!(out.contains(line), "{line} in {out}");
     }
     check(at, &["data", "small.ron"], &["error: `small.ron` holds no pipeline"]);
+    let (status, out, err) = run(at, &["data", "small_data.ron", "--batches", "1", "--html", "shown.html"]);
+    assert_eq!(status, Some(0), "{out}{err}");
+    assert!(out.ends_with("samples are shown in shown.html\n"), "{out}");
+    let page = std::fs::read_to_string(at.join("shown.html")).unwrap();
+    assert_eq!(page.matches("<figcaption>image</figcaption>").count(), 64);
+    let why = "error: the page cannot be written to nowhere/shown.html: No such file or directory (os error 2); choose another \
+               place with --html";
+    check(at, &["data", "small_data.ron", "--html", "nowhere/shown.html"], &[why]);
     check(
         at,
         &["data", "shape"],

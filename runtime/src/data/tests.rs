@@ -12,6 +12,7 @@ use super::*;
 use crate::tensor::{Data, HostTensor};
 
 mod folder;
+mod mixture;
 mod work;
 
 /// Says that a test did not run, on the stream that the test harness does not hide.

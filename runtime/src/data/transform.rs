@@ -133,6 +133,15 @@ impl Transform {
         })
     }
 
+    /// The tokenizer that makes an output's rows.
+    pub fn tokenizer_of(&self, output: &str) -> Option<&Tokenizer> {
+        let (_, _, value) = self.outputs.iter().find(|(name, ..)| name == output)?;
+        match &self.nodes.get(value.checked_sub(self.fields.len())?)?.step {
+            Step::Tokenize(tokenizer) => Some(tokenizer),
+            _ => None,
+        }
+    }
+
     /// Zeroed tensors for `batch` samples, one per output.
     pub(crate) fn allocate(&self, batch: usize) -> Result<Vec<HostTensor>, TensorError> {
         let tensor = |output: &PipelineOutput| {

@@ -1,12 +1,13 @@
 //! `alip-run data`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use alip_plan::pipeline::Mode;
 use alip_runtime::data::{LoaderOptions, Mixture, Skips, Throughput, measure, open_source};
 
 use crate::model::{BadArgs, moved, named};
-use crate::{Failure, Outcome};
+use crate::{Failure, Outcome, sheet};
 
 /// Skipped samples that are named one by one.
 const NAMED: usize = 10;
@@ -19,7 +20,8 @@ const NAMED: usize = 10;
 #[derive(clap::Args)]
 #[command(after_help = "Example:
   alip-run data pipelines/shapes
-  alip-run data pipelines/flickr8k --data path/to/flickr8k --workers 4")]
+  alip-run data pipelines/flickr8k --data path/to/flickr8k --workers 4
+  alip-run data pipelines/flickr8k --data path/to/flickr8k --html samples.html")]
 pub(crate) struct Args {
     /// Path or name of a pipeline spec
     pipeline: String,
@@ -40,6 +42,9 @@ pub(crate) struct Args {
     seed: u64,
     #[command(flatten)]
     bad: BadArgs,
+    /// Also write a page that shows the first samples as a model sees them, with their texts
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// One JSON object instead of lines
     #[arg(long)]
     json: bool,
@@ -65,6 +70,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
         note!("warning: {warning}");
     }
     let shares = source.mixture().cloned();
+    if let Some(path) = &args.html {
+        sheet::write(&pipeline, source.clone(), &options, path)?;
+    }
     let measured = measure(&pipeline, source, &options, args.batches as usize)?;
     let seconds = measured.elapsed.as_secs_f64();
     if args.json {
@@ -91,6 +99,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     say!("{}", Skips::of(&measured.skipped));
     for skipped in measured.skipped.iter().take(NAMED) {
         say!("  {skipped}");
+    }
+    if let Some(path) = &args.html {
+        say!("samples are shown in {}", path.display());
     }
     Ok(ExitCode::SUCCESS)
 }

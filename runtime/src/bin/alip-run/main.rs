@@ -24,6 +24,7 @@ mod profile;
 mod progress;
 mod replay;
 mod report;
+mod sheet;
 mod stop;
 mod train;
 

@@ -49,6 +49,12 @@ impl ClipTokenizer {
         ids
     }
 
+    /// The text of ids; one that is none is left out.
+    pub(super) fn text(&self, ids: &[i32]) -> String {
+        let known = ids.iter().filter_map(|&id| u16::try_from(id).ok());
+        self.inner.decode(known.filter_map(|id| Token::from_u16(id, &self.inner))).trim_end().to_string()
+    }
+
     fn encode(&self, text: &str, ids: &mut Vec<i32>) {
         let mut tokens: Vec<Token> = Vec::new();
         self.inner.encode(text, &mut tokens);

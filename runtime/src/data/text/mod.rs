@@ -87,6 +87,17 @@ impl Tokenizer {
         ids
     }
 
+    /// The text that token ids stand for, without start, end and padding; what the text was before it was cleaned and cut
+    /// cannot be told.
+    pub fn decode(&self, ids: &[i32]) -> String {
+        let end = self.vocab_size() as i32 - 1;
+        let inner: Vec<i32> = ids.iter().copied().skip_while(|&id| id == end - 1).take_while(|&id| id != end).collect();
+        match &self.kind {
+            Kind::Clip(clip) => clip.text(&inner),
+            Kind::Words(vocabulary) => vocabulary.text(&inner),
+        }
+    }
+
     /// Fills a row with the ids of a text.
     pub fn encode_into(&self, text: &str, row: &mut [i32]) {
         let room = row.len().saturating_sub(2);

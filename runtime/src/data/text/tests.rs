@@ -192,3 +192,19 @@ fn words_are_letters_in_lower_case_and_single_digits() {
     assert_eq!(words, ["img", "2", "0", "4", "1", "jpg", "red", "circle", "art"]);
     assert_eq!(split_words(" ... "), Vec::<String>::new());
 }
+
+/// What a model is given can be read again, as far as it is said.
+#[test]
+fn ids_are_texts_again() {
+    let check = |tokenizer: &Tokenizer, text: &str, context: usize, expected: &str| {
+        assert_eq!(tokenizer.decode(&tokenizer.encode(text, context)), expected, "{text}");
+    };
+    let clip = Tokenizer::clip();
+    check(&clip, "A Cat's <b>hat</b>, 1939!", 77, "a cat 's < b > hat </ b >, 1 9 3 9 !");
+    check(&clip, "one two three four", 5, "one two three");
+    check(&clip, "", 5, "");
+    assert_eq!(clip.decode(&[7, -1, 1 << 20, 320]), "(a");
+    let words = Tokenizer::words(WordVocabulary::new(vec!["a".into(), "cat".into()], 6));
+    check(&words, "A cat sat", 8, "a cat ?");
+    assert_eq!(words.decode(&[-5, i32::MIN, 2]), "? ? a");
+}

@@ -76,6 +76,15 @@ impl WordVocabulary {
         &self.list
     }
 
+    /// The words of ids; any other word is a question mark.
+    pub(super) fn text(&self, ids: &[i32]) -> String {
+        let word = |id: &i32| {
+            let at = usize::try_from(i64::from(*id) - i64::from(FIRST_WORD)).ok();
+            at.and_then(|at| self.list.get(at)).map_or("?", String::as_str)
+        };
+        ids.iter().filter(|id| **id != 0).map(word).collect::<Vec<_>>().join(" ")
+    }
+
     pub(super) fn tokens(&self, text: &str, room: usize) -> Vec<i32> {
         split_words(&clean(text)).iter().take(room).map(|word| *self.ids.get(word).unwrap_or(&UNKNOWN)).collect()
     }

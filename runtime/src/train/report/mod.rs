@@ -5,6 +5,7 @@
 
 mod chart;
 mod page;
+pub mod sheet;
 
 use crate::data::RgbImage;
 use crate::file::{FileError, write_bytes};
@@ -141,9 +142,10 @@ impl From<RgbImage> for Picture {
 
 /// The report cannot be written.
 #[derive(Debug, thiserror::Error)]
-#[error("the report cannot be written to {}: {source}; choose another place with --report", path.display())]
+#[error("the page cannot be written to {}: {source}; choose another place with {option}", path.display())]
 pub struct WriteError {
     path: PathBuf,
+    option: &'static str,
     source: std::io::Error,
 }
 
@@ -157,12 +159,17 @@ pub fn render(report: &Report) -> String {
 /// # Errors
 /// When the file cannot be created or renamed.
 pub fn write(report: &Report, path: &Path) -> Result<(), WriteError> {
-    write_bytes(path, render(report).as_bytes()).map_err(|error| {
+    write_page(&render(report), path, "--report")
+}
+
+/// Writes a page, whose place the user says with this option.
+fn write_page(page: &str, path: &Path, option: &'static str) -> Result<(), WriteError> {
+    write_bytes(path, page.as_bytes()).map_err(|error| {
         let source = match error {
             FileError::Io { source, .. } => source,
             other => std::io::Error::other(other),
         };
-        WriteError { path: path.to_path_buf(), source }
+        WriteError { path: path.to_path_buf(), option, source }
     })
 }
 

@@ -35,16 +35,21 @@ pub(super) fn render(report: &Report) -> String {
         body.extend(report.notes.iter().map(|note| format!("<p>{}</p>", escape(note))));
         body += "</footer>";
     }
+    document(&report.title, &body)
+}
+
+/// A whole page around what it shows.
+pub(super) fn document(title: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{}</title>\n\
          <style>\n{}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n",
-        escape(&report.title),
+        escape(title),
         include_str!("style.css")
     )
 }
 
-fn facts(facts: &[(String, String)]) -> String {
+pub(super) fn facts(facts: &[(String, String)]) -> String {
     let items =
         facts.iter().map(|(name, value)| format!("<div><dt>{}</dt><dd>{}</dd></div>", escape(name), escape(value)));
     format!("<dl class=\"facts\">{}</dl>", items.collect::<String>())
@@ -170,7 +175,7 @@ fn sample(sample: &Sample) -> String {
 }
 
 /// The picture as a PNG inside a URI; `None` when its pixels are not width * height * 3.
-fn data_uri(picture: &Picture) -> Option<String> {
+pub(super) fn data_uri(picture: &Picture) -> Option<String> {
     let expected = u64::from(picture.width) * u64::from(picture.height) * 3;
     if expected == 0 || picture.pixels.len() as u64 != expected {
         return None;
