@@ -3,6 +3,7 @@
 
     python augment.py pixels ../../tests/goldens/augment     # torchvision and Pillow, images changed by given strengths
     python augment.py windows ../../tests/goldens/augment    # DALI and torchvision, moments of random windows
+    python augment.py normalize ../../tests/goldens/augment  # DALI, mirrored and normalised
     python augment.py blocks ../../tests/goldens/augment     # moments of BEiT's masks
 
 Images are made by `pattern`, which the tests know too, so that only what became of them is stored.
@@ -134,6 +135,33 @@ def torchvision_windows(size, area, aspect, count: int):
     return [(x, y, w, h) for y, x, h, w in drawn]
 
 
+def normalize():
+    """A line for each: `crop_mirror_normalize` of the pattern by CLIP's mean and deviation, f32 [3, height, width]."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    for height, width, mirror in [(5, 6, 0), (5, 6, 1), (1, 1, 1)]:
+        image = pattern(height, width)
+
+        @pipeline_def(batch_size=1, num_threads=1, device_id=None)
+        def pipe():
+            images = fn.external_source(lambda: [image], layout="HWC")
+            return fn.crop_mirror_normalize(
+                images,
+                mirror=mirror,
+                mean=[255 * x for x in mean],
+                std=[255 * x for x in std],
+                dtype=types.FLOAT,
+                output_layout="CHW",
+            )
+
+        pipe = pipe()
+        pipe.build()
+        (made,) = pipe.run()
+        numbers = made.as_array()[0].ravel().tolist()
+        yield {"height": height, "width": width, "mirror": mirror, "numbers": numbers}
+
+
 def block_mask(rng, height: int, width: int, most: int, least: int, aspect) -> np.ndarray:
     """A mask as BEiT (Bao et al. 2021, algorithm 1) and its published code draw it."""
     mask = np.zeros((height, width), dtype=bool)
@@ -177,5 +205,5 @@ def blocks():
 
 if __name__ == "__main__":
     what, folder = sys.argv[1], Path(sys.argv[2])
-    lines = {"pixels": pixels, "windows": windows, "blocks": blocks}[what]()
+    lines = {"pixels": pixels, "windows": windows, "normalize": normalize, "blocks": blocks}[what]()
     (folder / f"{what}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

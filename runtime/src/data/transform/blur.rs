@@ -49,7 +49,8 @@ impl BoxFilter {
         let radius = whole + part;
         let full = radius as usize;
         let whole = ((1u32 << 24) as f32 / (radius * 2.0 + 1.0)) as u32;
-        BoxFilter { radius: full, whole, part: ((1 << 24) - (2 * full as u32 + 1) * whole) / 2 }
+        let part = (1u32 << 24).saturating_sub((2 * full as u32 + 1) * whole) / 2;
+        BoxFilter { radius: full, whole, part }
     }
 
     fn level(&self, sum: u32, ends: u32) -> u8 {
@@ -106,6 +107,22 @@ fn add(sums: &mut [u32; 3], pixel: [u8; 3]) {
 mod tests {
     use super::super::tests::Golden;
     use super::*;
+
+    /// Weights sum to one, whatever the deviation, so that no sum leaves its 32 bits and even images stay even.
+    #[test]
+    fn weights_sum_to_one() {
+        for step in 0..200_000 {
+            let filter = BoxFilter::of((step as f32 * 1e-4).exp2() * 0.001);
+            let sum = (2 * filter.radius as u32 + 1) * filter.whole + 2 * filter.part;
+            assert!(((1 << 24) - 1..=1 << 24).contains(&sum), "{sum} at step {step}");
+        }
+        let even = RgbImage { width: 7, height: 3, pixels: [255, 1, 128].repeat(21) };
+        for sigma in [0.1, 1.0, 30.0, 1000.0] {
+            let mut image = even.clone();
+            gaussian_blur(&mut image, sigma);
+            assert_eq!(image, even, "{sigma}");
+        }
+    }
 
     /// Every level of Pillow's, from a tenth of a pixel to boxes wider than the image.
     #[test]

@@ -17,7 +17,7 @@ fn masked(mask: &[bool]) -> Made {
 
 impl Apply for PatchMask {
     fn apply(&self, _: &mut Inputs<'_>, draws: &Draws) -> Result<Made, SampleError> {
-        let patches = (self.height * self.width) as usize;
+        let patches = self.height as usize * self.width as usize;
         let mut order: Vec<usize> = (0..patches).collect();
         let mut mask = vec![false; patches];
         // The masked ones are the end of a random order.

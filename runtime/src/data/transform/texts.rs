@@ -135,7 +135,7 @@ impl Apply for MaskTokens {
             masked[place] = match uniform(bits[1]) {
                 share if share < 0.8 => self.mask as i32,
                 // Neither padding nor start nor end.
-                share if share < 0.9 => 1 + below(end as u64 - 2, [bits[2], bits[3], 0, 0]) as i32,
+                share if share < 0.9 => 1 + below((end - 2).max(1) as u64, [bits[2], bits[3], 0, 0]) as i32,
                 _ => id,
             };
         }

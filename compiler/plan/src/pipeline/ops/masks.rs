@@ -25,7 +25,10 @@ fn grid(arguments: &Arguments<'_>) -> Result<(u32, u32), String> {
 
 fn mask(op: &str, (height, width): (u32, u32), inputs: &[ValueKind]) -> Result<Vec<ValueKind>, String> {
     match inputs {
-        [] => Ok(vec![row(DType::F32, height * width), row(DType::I32, height * width)]),
+        [] => {
+            let patches = height.saturating_mul(width);
+            Ok(vec![row(DType::F32, patches), row(DType::I32, patches)])
+        }
         _ => mismatch(op, "no values", inputs),
     }
 }
@@ -44,7 +47,7 @@ pub struct PatchMask {
 impl PatchMask {
     /// How many patches are kept, as MAE and FLIP round.
     pub fn kept(&self) -> u32 {
-        (f64::from(self.height * self.width) * (1.0 - self.ratio)) as u32
+        (f64::from(self.height.saturating_mul(self.width)) * (1.0 - self.ratio)) as u32
     }
 }
 

@@ -1,7 +1,7 @@
 //! The ops of a pipeline: what whoever writes, checks and runs one must agree on.
 //!
 //! An op is a type with its arguments, and one [`Rule`]: signature with documentation, how arguments are bound, kinds of its
-//! results, what it is in evaluation. They stand by family in the files of this folder, and in [`ops!`], which makes
+//! results, what it is in evaluation. They stand by family in the files of this folder, and in `ops!`, which makes
 //! [`PipelineOp`] of them. What an op does to a sample stands in the file of the same family of the runtime's
 //! `data/transform`. Whatever is missing does not compile, or fails the test of all ops on either side.
 

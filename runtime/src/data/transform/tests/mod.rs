@@ -1,4 +1,6 @@
-//! All ops: what others make of the same, what each keeps to, and whole bodies with their draws.
+//! All ops: what each keeps to, whole bodies with their draws, and what others make of the same.
+
+mod others;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,7 +43,7 @@ impl Golden {
         let mut seen = 0;
         let of_op = |golden: &Golden| golden.text("op") == op;
         for golden in
-            Golden::all(include_str!("../../../../tests/goldens/augment/pixels.jsonl")).iter().filter(|g| of_op(g))
+            Golden::all(include_str!("../../../../../tests/goldens/augment/pixels.jsonl")).iter().filter(|g| of_op(g))
         {
             let Some(changed) = change(golden) else { continue };
             let hex: String = changed.pixels.iter().map(|level| format!("{level:02x}")).collect();
@@ -66,73 +68,6 @@ fn pattern(height: u32, width: u32) -> RgbImage {
 pub(super) fn numbered(height: u32, width: u32) -> RgbImage {
     let pixels = (0..height * width).flat_map(|i| [i as u8, (i + 1) as u8, (i + 2) as u8]).collect();
     RgbImage { width, height, pixels }
-}
-
-/// Mean and variance, with their standard errors times the square root of the number of values.
-fn moments(values: &[f64]) -> [(f64, f64); 2] {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let central = |power: i32| values.iter().map(|value| (value - mean).powi(power)).sum::<f64>() / n;
-    let variance = central(2);
-    [(mean, variance.sqrt()), (variance, (central(4) - variance * variance).max(0.0).sqrt())]
-}
-
-/// Mean and variance of ours are those of a golden line, within five standard errors of their difference.
-fn check_moments(golden: &Golden, name: &str, values: &[f64], theirs: f64) {
-    let stated = golden.pair(name);
-    for ((what, ours, spread), stated) in std::iter::zip(["mean", "variance"], moments(values))
-        .map(|(what, (ours, spread))| (what, ours, spread))
-        .zip([stated.0, stated.1])
-    {
-        let bound = 5.0 * spread * (1.0 / values.len() as f64 + 1.0 / theirs).sqrt() + 1e-9;
-        assert!(
-            (ours - stated).abs() <= bound,
-            "{what} of {name}: {ours}, not {stated} (within {bound}), of {}",
-            golden.0
-        );
-    }
-}
-
-/// Windows are drawn as by DALI (`random_area_crop`) and by torchvision (`random_resized_crop`): area, aspect, place, and how
-/// often they fall back.
-#[test]
-fn windows_have_the_moments_of_others() {
-    let lines = Golden::all(include_str!("../../../../tests/goldens/augment/windows.jsonl"));
-    assert_eq!(lines.len(), 20);
-    for golden in lines {
-        let (area, aspect, (width, height)) = (golden.pair("area"), golden.pair("aspect"), golden.pair("size"));
-        let size = (width as u32, height as u32);
-        let (n, attempts) = (20_000, golden.number("attempts") as u32);
-        let windows: Vec<Crop> = (0..n)
-            .map(|sample| {
-                let draw = |block| philox4x32(counter(sample, block), [7, 8]);
-                match golden.text("op") {
-                    "random_area_crop" => random_area_crop(size, area, aspect, attempts, draw),
-                    _ => random_resized_crop(size, area, aspect, draw),
-                }
-            })
-            .collect();
-        let all = |of: fn(&Crop) -> (u32, u32)| {
-            let of = windows.iter().map(of);
-            of.map(|(a, b)| (f64::from(a), f64::from(b))).collect::<Vec<_>>()
-        };
-        let theirs = golden.number("windows");
-        let sides = all(|crop| (crop.width, crop.height));
-        let places = all(|crop| (crop.x, crop.y));
-        let check = |name: &str, values: Vec<f64>| check_moments(&golden, name, &values, theirs);
-        check("share", sides.iter().map(|(w, h)| w * h / (width * height)).collect());
-        check("log_aspect", sides.iter().map(|(w, h)| (w / h).ln()).collect());
-        check("left", places.iter().map(|(x, _)| x / width).collect());
-        check("top", places.iter().map(|(_, y)| y / height).collect());
-        let most = &golden.0["most_frequent"];
-        let (w, h, stated) = (most[0][0].as_f64(), most[0][1].as_f64(), most[1].as_f64().expect("a share"));
-        // Where no size is frequent, the most frequent one is so by chance.
-        if stated > 0.01 {
-            let found = sides.iter().filter(|(a, b)| (Some(*a), Some(*b)) == (w, h)).count() as f64 / n as f64;
-            let bound = 5.0 * (stated * (1.0 - stated) * (1.0 / n as f64 + 1.0 / theirs)).sqrt();
-            assert!((found - stated).abs() <= bound, "{found} of the size {most} (within {bound}), of {}", golden.0);
-        }
-    }
 }
 
 fn name(text: &str) -> Argument {
@@ -533,28 +468,4 @@ fn errors_of_samples() {
     check(&[choose, ids()], "ids", &none, "it has 0 texts, but text 0, counted from 0, is asked for");
     let all: Line<'_> = (&["ids"], "tokenize_all", vec![name("captions"), n(2.0)]);
     check(&[all], "ids", &none, "it has no texts");
-}
-
-/// Masks of blocks have as many patches and as long a border as BEiT's.
-#[test]
-fn blocks_have_the_moments_of_beit() {
-    for golden in Golden::all(include_str!("../../../../tests/goldens/augment/blocks.jsonl")) {
-        let [height, width, ratio, least] =
-            ["height", "width", "ratio", "least"].map(|name| Argument::Number(golden.number(name)));
-        let columns = golden.number("width") as usize;
-        let call = vec![height, width, ratio, least];
-        let body = pipeline(&[(&["mask"], "block_mask", call)], &["mask"]);
-        let given = Given::new(1, 1, &[]);
-        let masks: Vec<Vec<f32>> =
-            (0..2000).map(|index| floats(&run(&body, Mode::Train, &given, index).unwrap()["mask"])).collect();
-        let edges = |mask: &Vec<f32>| {
-            let across = mask.chunks(columns).flat_map(|row| row.windows(2)).filter(|pair| pair[0] != pair[1]).count();
-            let down = mask.iter().zip(&mask[columns..]).filter(|(above, below)| above != below).count();
-            (across + down) as f64
-        };
-        let check = |name: &str, values: Vec<f64>| check_moments(&golden, name, &values, golden.number("masks"));
-        check("masked", masks.iter().map(|mask| f64::from(mask.iter().sum::<f32>())).collect());
-        check("edges", masks.iter().map(edges).collect());
-        check("corner", masks.iter().map(|mask| f64::from(mask[0])).collect());
-    }
 }
