@@ -3,6 +3,7 @@
 
     python augment.py pixels ../../tests/goldens/augment     # torchvision and Pillow, images changed by given strengths
     python augment.py windows ../../tests/goldens/augment    # DALI and torchvision, moments of random windows
+    python augment.py resize ../../tests/goldens/augment     # DALI, a window resized
     python augment.py normalize ../../tests/goldens/augment  # DALI, mirrored and normalised
     python augment.py blocks ../../tests/goldens/augment     # moments of BEiT's masks
 
@@ -135,6 +136,38 @@ def torchvision_windows(size, area, aspect, count: int):
     return [(x, y, w, h) for y, x, h, w in drawn]
 
 
+def smooth(height: int, width: int) -> np.ndarray:
+    """Slow waves, as in photographs, in whole numbers: uint8 [height, width, 3]."""
+    y, x, c = np.ogrid[:height, :width, :3]
+    triangle = lambda t, period: np.abs(t % period - period // 2) * 255 // (period // 2)
+    return ((triangle(3 * x + 2 * y + 40 * c, 128) + triangle(x * (c + 1) + 5 * y, 254) + (x * y + c) % 9) // 2).astype(np.uint8)
+
+
+def resize():
+    """A line for each window (x, y, w, h) of `smooth` that DALI cuts and resizes with INTERP_LINEAR, antialiased."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    for height, width, (x, y, w, h), (to_h, to_w) in [
+        (60, 80, (7, 3, 64, 51), (32, 40)),
+        (40, 40, (0, 0, 40, 40), (23, 31)),
+        (30, 50, (10, 5, 21, 17), (24, 24)),
+        (45, 70, (1, 2, 66, 40), (30, 30)),
+    ]:
+        image = smooth(height, width)
+
+        @pipeline_def(batch_size=1, num_threads=1, device_id=None)
+        def pipe():
+            images = fn.external_source(lambda: [image], layout="HWC")
+            part = fn.slice(images, start=[y, x], shape=[h, w], axes=[0, 1])
+            return fn.resize(part, size=[to_h, to_w], interp_type=types.INTERP_LINEAR, antialias=True)
+
+        pipe = pipe()
+        pipe.build()
+        (made,) = pipe.run()
+        size = {"height": height, "width": width, "x": x, "y": y, "w": w, "h": h, "to_height": to_h, "to_width": to_w}
+        yield {**size, "pixels": made.as_array()[0].tobytes().hex()}
+
+
 def normalize():
     """A line for each: `crop_mirror_normalize` of the pattern by CLIP's mean and deviation, f32 [3, height, width]."""
     from nvidia.dali import fn, pipeline_def, types
@@ -205,5 +238,5 @@ def blocks():
 
 if __name__ == "__main__":
     what, folder = sys.argv[1], Path(sys.argv[2])
-    lines = {"pixels": pixels, "windows": windows, "normalize": normalize, "blocks": blocks}[what]()
+    lines = {"pixels": pixels, "windows": windows, "resize": resize, "normalize": normalize, "blocks": blocks}[what]()
     (folder / f"{what}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -4,7 +4,6 @@ mod others;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use alip_plan::philox::{counter, philox4x32};
 use alip_plan::pipeline::{Argument, PipelineNode, PipelineOp, SIGNATURES, Source};
 use image::ImageEncoder;
 use serde_json::Value as Json;
