@@ -7,9 +7,11 @@
 //! Invariants:
 //! - Everything is per sample; nothing here knows the batch, a worker, a rank or a path of the machine it was compiled on
 //!   (`${VAR}` in a source's path is expanded when the data are opened).
-//! - Random ops draw from (seed, epoch, sample, position of the op), never from a generator with state.
+//! - Random ops draw from (seed, epoch, sample, position of the op), never from a generator with state: the op of one place draws
+//!   the same whatever the others do or are called, and an op that is written twice draws twice.
 //! - [`Pipeline::body`] of [`Mode::Eval`] holds no random op.
 
+mod evaluation;
 mod ops;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +19,12 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use ops::{Argument, CLIP_MEAN, CLIP_STD, PipelineOp, SIGNATURES, Signature, constant, shorter_side};
+pub use ops::{
+    Argument, BlockMask, CLIP_MEAN, CLIP_STD, CenterCrop, Choose, ColorJitter, Crop, DecodeRgb, DropWords, Evaluation,
+    Filter, GaussianBlur, Grayscale, MaskTokens, Mirror, NormalizeRgb, PatchMask, Pick, PipelineOp, Prefix,
+    RandomAreaCrop, RandomResizedCrop, Resize, ResizeShorter, Rotate, SIGNATURES, Sampling, Signature, Solarize,
+    SwapWords, Tokenize, TokenizeAll, WholeWindow, constant, shorter_side,
+};
 
 use crate::DType;
 
@@ -103,7 +110,7 @@ pub enum Mode {
 #[serde(deny_unknown_fields)]
 pub enum Source {
     /// A folder with `captions.jsonl`, lines `{"image": "images/a.jpg", "captions": ["...", ...], "split": "train"}`.
-    /// Fields: `jpeg`, `raw`, `caption`. Label: `raw_wrong`.
+    /// Fields: `jpeg`, `raw`, `caption`, and `captions`: all of the image's own. Label: `raw_wrong`.
     Folder {
         /// The folder; `${VAR}` is an environment variable.
         path: String,
@@ -291,9 +298,12 @@ impl Source {
             entries.iter().map(|(name, kind)| (name.to_string(), kind.clone())).collect::<BTreeMap<_, _>>()
         };
         match self {
-            Source::Folder { .. } => {
-                named(&[("jpeg", ValueKind::Encoded), ("raw", ValueKind::Text), ("caption", ValueKind::Text)])
-            }
+            Source::Folder { .. } => named(&[
+                ("jpeg", ValueKind::Encoded),
+                ("raw", ValueKind::Text),
+                ("caption", ValueKind::Text),
+                ("captions", ValueKind::Texts),
+            ]),
             Source::Shapes { size, .. } => named(&[
                 ("image", ValueKind::Rgb { size: Some((*size, *size)) }),
                 ("raw", ValueKind::Text),
@@ -386,6 +396,8 @@ pub enum ValueKind {
     },
     /// A text.
     Text,
+    /// Several texts, none or more.
+    Texts,
     /// A row of an output: dtype and shape without the batch dimension.
     Tensor {
         /// Element type.
@@ -403,6 +415,7 @@ impl fmt::Display for ValueKind {
             ValueKind::Rgb { size: Some((height, width)) } => write!(f, "an RGB image {height}x{width}"),
             ValueKind::Rgb { size: None } => f.write_str("an RGB image of any size"),
             ValueKind::Text => f.write_str("a text"),
+            ValueKind::Texts => f.write_str("several texts"),
             ValueKind::Tensor { dtype, shape } => write!(f, "a tensor {dtype} {shape:?}"),
         }
     }
@@ -551,7 +564,7 @@ impl Pipeline {
         let value = self.outputs.get(output)?;
         let [train, eval] = [Mode::Train, Mode::Eval].map(|mode| {
             match self.body(mode).into_iter().find(|node| node.name == *value)?.op {
-                PipelineOp::NormalizeRgb { mean, std } => Some(Normalization { mean, std }),
+                PipelineOp::NormalizeRgb(NormalizeRgb { mean, std }) => Some(Normalization { mean, std }),
                 _ => None,
             }
         });
@@ -591,13 +604,29 @@ impl Pipeline {
 
     fn check_body(&self, mode: Mode) -> Result<BTreeMap<String, PipelineOutput>, PipelineError> {
         let mut values = self.source.fields();
+        // The results of each op, the further ones among them.
+        let mut results: BTreeMap<String, Vec<ValueKind>> = BTreeMap::new();
         for (index, node) in self.body(mode).iter().enumerate() {
             let fail = |message| PipelineError { site: PipelineSite::Node { mode, index }, message };
             let mut inputs = Vec::with_capacity(node.inputs.len());
             for name in &node.inputs {
                 inputs.push(values.get(name).cloned().ok_or_else(|| fail(unknown_value(name, &values)))?);
             }
-            let kind = node.op.output(&inputs).map_err(&fail)?;
+            let kind = match &node.op {
+                PipelineOp::Further { index } => {
+                    let made = node.inputs.first().and_then(|maker| results.get(maker)?.get(*index as usize));
+                    made.cloned().ok_or_else(|| fail(format!("`{}` is no further result of an op", node.name)))?
+                }
+                op => {
+                    let made = op.results(&inputs).map_err(&fail)?;
+                    let first = made.first().cloned();
+                    results.insert(node.name.clone(), made);
+                    first.ok_or_else(|| fail(format!("`{}` has no result", op.name())))?
+                }
+            };
+            if mode == Mode::Eval && node.op.draws() {
+                return Err(fail(format!("`{}` draws, but evaluation is without randomness", node.op.name())));
+            }
             if values.insert(node.name.clone(), kind).is_some() {
                 return Err(fail(format!("`{}` is already the name of a value; give this one another", node.name)));
             }
@@ -609,8 +638,12 @@ impl Pipeline {
                 Some(ValueKind::Tensor { dtype, shape }) => {
                     PipelineOutput { value: value.clone(), dtype: *dtype, shape: shape.clone() }
                 }
-                Some(kind @ (ValueKind::Text | ValueKind::Rgb { .. })) => {
-                    let op = if *kind == ValueKind::Text { "tokenize" } else { "normalize_rgb" };
+                Some(kind @ (ValueKind::Text | ValueKind::Texts | ValueKind::Rgb { .. })) => {
+                    let op = match kind {
+                        ValueKind::Text => "tokenize",
+                        ValueKind::Texts => "tokenize_all",
+                        _ => "normalize_rgb",
+                    };
                     return Err(fail(format!("`{value}` is {kind}, not a tensor; apply `{op}` to it")));
                 }
                 Some(kind) => return Err(fail(format!("`{value}` is {kind}, not a tensor"))),
@@ -623,14 +656,28 @@ impl Pipeline {
 
     /// The nodes of a mode's body.
     ///
-    /// Without an `eval_body`, evaluation is derived from training as ALIP evaluates: mirroring is left out, the random crop
-    /// is the whole image, and a `resize` of what was randomly cropped becomes `resize_shorter` (bicubic, antialiased) and
-    /// `center_crop` to the same size. Every other op keeps its meaning.
+    /// Without a body of its own, evaluation is derived from training as ALIP evaluates: random windows are the whole image,
+    /// a `resize` of what was cut out by one becomes `resize_shorter` (bicubic, antialiased) and `center_crop` to the same size,
+    /// and every other op that draws does nothing, as each says ([`PipelineOp::evaluation`]); what it would have drawn is then
+    /// what does nothing. Every other op keeps its meaning.
     pub fn body(&self, mode: Mode) -> Vec<PipelineNode> {
         match (mode, &self.eval_ops) {
             (Mode::Train, _) => self.ops.clone(),
             (Mode::Eval, Some(nodes)) => nodes.clone(),
-            (Mode::Eval, None) => derive_eval(&self.ops),
+            (Mode::Eval, None) => evaluation::derived(&self.ops),
+        }
+    }
+
+    /// How many ids a training value has rows of, where an op makes token ids: all are below.
+    pub fn ids(&self, value: &str) -> Option<u32> {
+        let made = |name: &str| self.ops.iter().find(|node| node.name == name);
+        let mut node = made(value)?;
+        if let (PipelineOp::Further { .. }, [maker]) = (&node.op, node.inputs.as_slice()) {
+            node = made(maker)?;
+        }
+        match &node.op {
+            PipelineOp::MaskTokens(MaskTokens { vocab, .. }) => Some(vocab.size()),
+            op => op.tokenizes().map(Vocab::size),
         }
     }
 
@@ -638,7 +685,7 @@ impl Pipeline {
     pub fn vocabularies(&self) -> Vec<&Vocab> {
         let mut found: Vec<&Vocab> = Vec::new();
         for node in self.ops.iter().chain(self.eval_ops.iter().flatten()) {
-            if let PipelineOp::Tokenize { vocab, .. } = &node.op
+            if let Some(vocab) = node.op.tokenizes()
                 && !found.contains(&vocab)
             {
                 found.push(vocab);
@@ -646,52 +693,6 @@ impl Pipeline {
         }
         found
     }
-}
-
-fn derive_eval(nodes: &[PipelineNode]) -> Vec<PipelineNode> {
-    let mut crops = BTreeSet::new();
-    let mut cropped = BTreeSet::new();
-    let mut aliases: BTreeMap<String, String> = BTreeMap::new();
-    let mut body = Vec::new();
-    for node in nodes {
-        let mut node = node.clone();
-        for input in &mut node.inputs {
-            if let Some(same) = aliases.get(input) {
-                input.clone_from(same);
-            }
-        }
-        match (&node.op, node.inputs.clone().as_slice()) {
-            (PipelineOp::RandomAreaCrop { .. }, _) => {
-                crops.insert(node.name);
-            }
-            (PipelineOp::Mirror { .. }, [input]) => {
-                aliases.insert(node.name, input.clone());
-            }
-            (PipelineOp::DecodeRgb, [jpeg, crop]) if crops.contains(crop) => {
-                cropped.insert(node.name.clone());
-                body.push(PipelineNode { inputs: vec![jpeg.clone()], ..node });
-            }
-            (&PipelineOp::Resize { height, width, .. }, [input]) if cropped.contains(input) => {
-                // A name no spec can write.
-                let shorter = format!("{}'shorter", node.name);
-                let op = PipelineOp::ResizeShorter { size: height.max(width), filter: Filter::Bicubic };
-                body.push(PipelineNode { name: shorter.clone(), op, inputs: node.inputs });
-                let op = PipelineOp::CenterCrop { height, width };
-                body.push(PipelineNode { name: node.name, op, inputs: vec![shorter] });
-            }
-            _ => body.push(node),
-        }
-    }
-    body
-}
-
-/// Antialiased resampling filter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Filter {
-    /// Linear; support 1 in output pixels.
-    Triangle,
-    /// Keys' cubic with a = -0.5; support 2 in output pixels.
-    Bicubic,
 }
 
 fn unknown_value(name: &str, values: &BTreeMap<String, ValueKind>) -> String {

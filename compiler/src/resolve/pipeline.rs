@@ -10,7 +10,7 @@ use crate::diag::{Diagnostic, Diagnostics, Span};
 use crate::ir::{Graph, Origin, TensorType};
 use crate::ops::Op;
 use crate::spec::{
-    Expr, ExprKind, GraphSpec, Literal, Map, Name, PartSpec, PipelineSpec, SourceSpec, Spanned, UnaryOp,
+    Equation, Expr, ExprKind, GraphSpec, Literal, Map, Name, PartSpec, PipelineSpec, SourceSpec, Spanned, UnaryOp,
 };
 
 type Result<T, E = Diagnostic> = std::result::Result<T, E>;
@@ -28,10 +28,7 @@ struct Body {
 pub fn pipeline(spec: &PipelineSpec) -> Result<Pipeline, Diagnostics> {
     let mut body = Body { nodes: Vec::new(), spans: Vec::new() };
     for equation in &spec.body {
-        let [target] = equation.targets.as_slice() else {
-            return Err(Diagnostic::error("one name for each value of a pipeline").label(equation.span, "").into());
-        };
-        body.call(target.as_str(), &equation.value)?;
+        body.equation(equation)?;
     }
     let mut outputs = BTreeMap::new();
     for (name, expr) in &spec.outputs {
@@ -67,6 +64,31 @@ pub fn pipeline(spec: &PipelineSpec) -> Result<Pipeline, Diagnostics> {
 }
 
 impl Body {
+    /// Adds the nodes of an equation: that of its call, and one for each result behind the first that it names.
+    fn equation(&mut self, equation: &Equation) -> Result<()> {
+        let Some((first, further)) = equation.targets.split_first() else { return Ok(()) };
+        // A name that no spec can write, for one that nobody wants.
+        let name = if first.as_str() == "_" { format!("_'{}", self.nodes.len()) } else { first.text.clone() };
+        self.call(&name, &equation.value)?;
+        let made = self.nodes.last().map(|node| node.op.name()).unwrap_or_default();
+        let signature = SIGNATURES.iter().find(|signature| signature.name == made);
+        let results = 1 + signature.map_or(0, |signature| signature.further.len());
+        if equation.targets.len() > results {
+            let names = signature.iter().flat_map(|signature| signature.further).map(|(name, _)| *name);
+            let has = if results == 1 { "has one result".into() } else { format!("has {results} results") };
+            let error = Diagnostic::error(format!("`{made}` {has}, but {} names are given", equation.targets.len()));
+            let error = error.label(equation.targets[results].span, "");
+            let all: Vec<&str> = std::iter::once(first.as_str()).chain(names).collect();
+            return Err(error.help(format!("write `{} = {made}(...)`", all.join(", "))));
+        }
+        for (index, target) in (1..).zip(further).filter(|(_, target)| target.as_str() != "_") {
+            let op = PipelineOp::Further { index };
+            self.nodes.push(PipelineNode { name: target.text.clone(), op, inputs: vec![name.clone()] });
+            self.spans.push(target.span);
+        }
+        Ok(())
+    }
+
     /// Adds the node of a call, those of calls inside it first; yields its name.
     fn call(&mut self, name: &str, expr: &Expr) -> Result<String> {
         let ExprKind::Call(callee, args) = &expr.kind else {
@@ -287,9 +309,7 @@ pub(crate) fn check_tables(
     let mut errors: Vec<Diagnostic> = Vec::new();
     for table in tables {
         let Some(value) = pipeline.outputs.get(&table.input) else { continue };
-        let made = pipeline.ops.iter().find(|node| node.name == *value);
-        let Some(PipelineOp::Tokenize { vocab, .. }) = made.map(|node| &node.op) else { continue };
-        let ids = u64::from(vocab.size());
+        let Some(ids) = pipeline.ids(value).map(u64::from) else { continue };
         if ids <= table.rows {
             continue;
         }

@@ -64,7 +64,7 @@ pub struct SourceKind {
 pub const SOURCES: [SourceKind; 7] = [
     SourceKind {
         name: "Folder",
-        doc: "Image files and a file of JSON lines, `captions.jsonl`. Fields: `jpeg`, `raw`, `caption`.",
+        doc: "Image files and a file of JSON lines, `captions.jsonl`. Fields: `jpeg`, `raw`, `caption`, and `captions`: all of the image.",
         fields: &[
             required("path", FieldKind::Str, "the folder"),
             optional("split", FieldKind::Str, "the split that is trained on"),

@@ -10,7 +10,6 @@
 //!   [`Batch::skipped`] and counted; too many of them stop the run. Nothing a file holds can panic, hang or exhaust memory.
 //! - Nothing here knows a model or a device.
 
-mod augment;
 mod decode;
 mod error;
 mod lines;
@@ -29,7 +28,6 @@ mod throughput;
 mod transform;
 mod work;
 
-pub use augment::{Crop, center_crop, mirror, normalize_rgb, random_area_crop};
 pub use decode::{DecodeLimits, decode_rgb, upright_size};
 pub use error::{DataError, SampleError};
 pub use loader::{Batch, Loader, LoaderOptions, Passes};
@@ -45,7 +43,7 @@ pub use source::{
 };
 pub use text::{Tokenizer, Vocabularies, WordVocabulary, clean, split_words};
 pub use throughput::{Throughput, measure};
-pub use transform::Transform;
+pub use transform::{Crop, Transform, center_crop, mirror, normalize_rgb, random_area_crop, random_resized_crop};
 pub use work::Work;
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 
-use alip_plan::pipeline::{Argument, CLIP_MEAN, CLIP_STD, Mode, Pipeline, PipelineNode, PipelineOp, Shuffle, Source};
+use alip_plan::pipeline::{
+    Argument, CLIP_MEAN, CLIP_STD, Mode, Pipeline, PipelineNode, PipelineOp, Resize, Shuffle, Source,
+};
 use image::ImageEncoder;
 
 use super::*;

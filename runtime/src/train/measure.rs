@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use alip_plan::pipeline::{Mode, Pipeline, PipelineOp, Source};
+use alip_plan::pipeline::{Mode, Pipeline, Source};
 use alip_plan::{DType, Plan, StateKind};
 use serde::{Deserialize, Serialize};
 
@@ -107,8 +107,7 @@ pub fn held_out(plan: &Plan, pipeline: &Pipeline) -> Result<Arc<dyn SampleSource
         return Err(MeasureError::NotHeldOut { kind: pipeline.source.kind() });
     }
     let fail = |why: String| MeasureError::Program { plan: plan.name.clone(), why };
-    let tokenizes = |node: &alip_plan::pipeline::PipelineNode| matches!(node.op, PipelineOp::Tokenize { .. });
-    if !pipeline.body(Mode::Eval).iter().any(tokenizes) {
+    if !pipeline.body(Mode::Eval).iter().any(|node| node.op.tokenizes().is_some()) {
         return Err(fail(NO_TEXTS.into()));
     }
     for program in [ENCODE_IMAGE, WEIGH] {
@@ -436,7 +435,7 @@ fn picture(field: &Field) -> Option<RgbImage> {
     let image = match field {
         Field::Rgb(image) => image.clone(),
         Field::Encoded(bytes) => decode_rgb(bytes, DecodeLimits::default()).ok()?,
-        Field::Text(_) | Field::Tokens(_) => return None,
+        Field::Text(_) | Field::Texts(_) | Field::Tokens(_) => return None,
     };
     let longest = image.width.max(image.height);
     if longest <= SHOWN_SIDE {

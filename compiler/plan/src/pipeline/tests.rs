@@ -67,8 +67,8 @@ fn outputs_of_the_recipe() {
         outputs.iter().map(|(name, o)| format!("{name}: {} {:?} = {}", o.dtype, o.shape, o.value)).collect();
     let expected = ["caption: i32 [16] = caption_ids", "image: f32 [3, 224, 224] = image", "raw: i32 [77] = raw_ids"];
     assert_eq!(stated, expected);
-    let PipelineOp::RandomAreaCrop { area, aspect, attempts } = recipe().ops[0].op else { panic!("not the crop") };
-    assert_eq!((area, aspect, attempts), ((0.7, 1.0), (0.8, 1.25), 100));
+    let crop = RandomAreaCrop { area: (0.7, 1.0), aspect: (0.8, 1.25), attempts: 100 };
+    assert_eq!(recipe().ops[0].op, crop.into());
     let sizes: Vec<u32> = recipe().vocabularies().iter().map(|vocab| vocab.size()).collect();
     assert_eq!(sizes, [49_408, 512]);
 }
@@ -157,7 +157,11 @@ fn errors_of_bodies() {
         &[],
         "`normalize_rgb` needs an image of known size; `resize` or `center_crop` it first",
     );
-    check_error(&[("x", "mirror", &[name("rbg")], &[])], &[], "unknown value `rbg`; known here: caption, jpeg, raw");
+    check_error(
+        &[("x", "mirror", &[name("rbg")], &[])],
+        &[],
+        "unknown value `rbg`; known here: caption, captions, jpeg, raw",
+    );
     check_error(&[("x", "mirror", &[name("raw")], &[])], &[], "`mirror` needs one RGB image, but is given a text");
     check_error(
         &[("raw", "decode_rgb", &[name("jpeg")], &[])],
@@ -263,7 +267,8 @@ fn errors_of_calls() {
         (
             ("", "blur", &[], &[]),
             "unknown pipeline op `blur`; known: random_area_crop, decode_rgb, resize, resize_shorter, center_crop, mirror, \
-             normalize_rgb, tokenize",
+             normalize_rgb, tokenize, random_resized_crop, whole_window, crop, color_jitter, grayscale, solarize, gaussian_blur, \
+             rotate, patch_mask, block_mask, prefix, pick, choose, drop, swap, tokenize_all, mask_tokens",
         ),
         (("", "resize", &[n(3.0)], &[]), "`resize` needs a value `rgb` as its first argument"),
         (("", "resize", &[name("rgb"), n(3.0)], &[]), "`resize` needs an argument `width`"),
@@ -288,8 +293,200 @@ fn errors_of_calls() {
             "unknown vocabulary 'bert': write 'clip', 'words:SIZE' or 'words:SIZE:FILE'",
         ),
         (("", "tokenize", &[name("raw"), n(2.0)], &[]), "`context` must be at least 3, not 2"),
+        (("", "crop", &[name("rgb")], &[]), "`crop` needs a value `window` as its second argument"),
+        (("", "color_jitter", &[name("rgb")], &[("hue", n(0.6))]), "`hue` is a number between 0 and 0.5, not 0.6"),
+        (("", "rotate", &[name("rgb")], &[]), "`rotate` needs an argument `degrees`"),
+        (
+            ("", "rotate", &[name("rgb"), Argument::Tuple(vec![30.0, -30.0])], &[]),
+            "`degrees` is a range (low, high) with -360 <= low <= high <= 360, not (30, -30)",
+        ),
+        (
+            ("", "rotate", &[name("rgb"), Argument::Tuple(vec![0.0, 1.0])], &[("filter", text("bicubic"))]),
+            "argument `filter` of `rotate` is 'nearest' or 'bilinear', not 'bicubic'",
+        ),
+        (("", "patch_mask", &[n(1000.0), n(1000.0)], &[]), "a grid of 1000x1000 patches: it has at most 65536"),
+        (
+            ("", "mask_tokens", &[name("ids"), n(49_406.0)], &[]),
+            "argument `mask` of `mask_tokens` is a whole number from 0 to 49405, not 49406",
+        ),
+        (("", "prefix", &[name("raw"), n(1.0)], &[]), "argument `words` of `prefix` is a string, not 1"),
     ];
     for (line, expected) in cases {
         assert_eq!(body(std::slice::from_ref(line)).unwrap_err(), *expected);
     }
+}
+
+/// A call of every op with what else it needs, the kinds of its results, and what evaluation makes of it: nothing (`-`),
+/// another op, or itself (`=`).
+fn calls() -> Vec<(Line<'static>, ValueKind, &'static str, &'static str)> {
+    const SIZED: ValueKind = ValueKind::Rgb { size: Some((6, 8)) };
+    const ANY: ValueKind = ValueKind::Rgb { size: None };
+    let ids = row(DType::I32, 9);
+    let n = Argument::Number;
+    let leak = |arguments: Vec<Argument>| &*Box::leak(arguments.into_boxed_slice());
+    let x = || name("x");
+    let call = |op: &'static str, arguments: Vec<Argument>| -> Line<'static> { ("y", op, leak(arguments), &[]) };
+    let turn = Argument::Tuple(vec![-10.0, 10.0]);
+    vec![
+        (call("random_area_crop", vec![x()]), ValueKind::Encoded, "a crop, a tensor f32 [4]", "whole_window"),
+        (call("random_area_crop", vec![x()]), SIZED, "a crop, a tensor f32 [4]", "whole_window"),
+        (call("random_resized_crop", vec![x()]), ANY, "a crop, a tensor f32 [4]", "whole_window"),
+        (call("whole_window", vec![x()]), ANY, "a crop, a tensor f32 [4]", "="),
+        (call("decode_rgb", vec![x()]), ValueKind::Encoded, "an RGB image of any size", "="),
+        (call("crop", vec![x(), name("window")]), SIZED, "an RGB image of any size", "="),
+        (call("resize", vec![x(), n(3.0), n(4.0)]), ANY, "an RGB image 3x4", "="),
+        (call("resize_shorter", vec![x(), n(3.0)]), SIZED, "an RGB image 3x4", "="),
+        (call("center_crop", vec![x(), n(3.0), n(4.0)]), ANY, "an RGB image 3x4", "="),
+        (call("mirror", vec![x()]), SIZED, "an RGB image 6x8, a tensor f32 [1]", "-"),
+        (call("normalize_rgb", vec![x()]), SIZED, "a tensor f32 [3, 6, 8]", "="),
+        (call("color_jitter", vec![x(), n(0.4)]), SIZED, "an RGB image 6x8, a tensor f32 [4]", "-"),
+        (call("grayscale", vec![x()]), ANY, "an RGB image of any size, a tensor f32 [1]", "-"),
+        (call("grayscale", vec![x(), n(1.0)]), ANY, "an RGB image of any size, a tensor f32 [1]", "="),
+        (call("solarize", vec![x()]), SIZED, "an RGB image 6x8, a tensor f32 [1]", "-"),
+        (call("solarize", vec![x(), n(9.0), n(1.0)]), SIZED, "an RGB image 6x8, a tensor f32 [1]", "="),
+        (call("gaussian_blur", vec![x()]), SIZED, "an RGB image 6x8, a tensor f32 [1]", "-"),
+        (call("rotate", vec![x(), turn]), SIZED, "an RGB image 6x8, a tensor f32 [1]", "-"),
+        (call("rotate", vec![x(), Argument::Tuple(vec![90.0; 2])]), SIZED, "an RGB image 6x8, a tensor f32 [1]", "="),
+        (call("patch_mask", vec![n(7.0), n(5.0)]), ANY, "a tensor f32 [35], a tensor i32 [35]", "patch_mask"),
+        (call("block_mask", vec![n(7.0), n(5.0)]), ANY, "a tensor f32 [35], a tensor i32 [35]", "block_mask"),
+        (call("prefix", vec![x(), Argument::Text("a ".into())]), ValueKind::Texts, "several texts", "="),
+        (call("prefix", vec![x(), Argument::Text("a ".into())]), ValueKind::Text, "a text", "="),
+        (call("pick", vec![x(), n(2.0)]), ValueKind::Texts, "a text, a tensor f32 [1]", "="),
+        (call("choose", vec![x()]), ValueKind::Texts, "a text, a tensor f32 [1]", "pick"),
+        (call("drop", vec![x()]), ValueKind::Text, "a text, a tensor f32 [1]", "-"),
+        (call("swap", vec![x()]), ValueKind::Text, "a text, a tensor f32 [1]", "-"),
+        (call("tokenize", vec![x(), n(9.0)]), ValueKind::Text, "a tensor i32 [9]", "="),
+        (
+            call("tokenize_all", vec![x(), n(2.0), n(9.0)]),
+            ValueKind::Texts,
+            "a tensor i32 [2, 9], a tensor f32 [2]",
+            "=",
+        ),
+        (
+            call("mask_tokens", vec![x(), n(0.0)]),
+            ids,
+            "a tensor i32 [9], a tensor i32 [9], a tensor f32 [9]",
+            "mask_tokens",
+        ),
+    ]
+}
+
+/// What each op says of itself fits together: as many results as names for them, the same kinds in evaluation, where it draws
+/// nothing, and none of them is forgotten here.
+#[test]
+fn laws_of_all_ops() {
+    let mut seen = BTreeSet::new();
+    for (line, kind, results, evaluation) in calls() {
+        let (op, inputs) = PipelineOp::from_call(line.1, line.2, &[]).unwrap();
+        let kinds: Vec<ValueKind> =
+            inputs.iter().map(|name| if name == "window" { ValueKind::Crop } else { kind.clone() }).collect();
+        let made = op.results(&kinds).unwrap();
+        assert_eq!(made.iter().map(ValueKind::to_string).collect::<Vec<_>>().join(", "), results, "{}", line.1);
+        let signature = SIGNATURES.iter().find(|signature| signature.name == op.name()).unwrap();
+        assert_eq!(made.len(), 1 + signature.further.len(), "{}: a name for each further result", op.name());
+        assert!(!signature.doc.is_empty() && op.name() == line.1);
+        let then = match op.evaluation() {
+            Evaluation::Same | Evaluation::SameFrame => ("=", op.clone()),
+            Evaluation::Nothing(neutral) => ("-", neutral),
+            Evaluation::Instead(other) => (other.name(), other),
+        };
+        assert_eq!(then.0, evaluation, "{}", op.name());
+        assert!(!then.1.draws(), "{} in evaluation: {:?}", op.name(), then.1);
+        assert_eq!(then.1.results(&kinds), Ok(made), "{} in evaluation: {:?}", op.name(), then.1);
+        assert_eq!(op.draws(), evaluation != "=");
+        seen.insert(op.name());
+        // Every kind that it does not take is refused by name.
+        let refused = op.results(&[ValueKind::Crop, ValueKind::Texts, ValueKind::Crop]).unwrap_err();
+        assert!(refused.starts_with(&format!("`{}` needs ", op.name())), "{refused}");
+    }
+    let all: BTreeSet<&str> = SIGNATURES.iter().map(|signature| signature.name).collect();
+    assert_eq!(seen, all, "a call of each op stands in the table");
+}
+
+fn row(dtype: DType, length: u64) -> ValueKind {
+    ValueKind::Tensor { dtype, shape: vec![length] }
+}
+
+/// A body in which further results are named, and what it is in evaluation.
+#[test]
+fn evaluation_of_views() {
+    let n = Argument::Number;
+    let mut views = pipeline(
+        &[
+            ("whole", "decode_rgb", &[name("jpeg")], &[]),
+            ("window", "random_resized_crop", &[name("whole")], &[]),
+            ("crop", "crop", &[name("whole"), name("window")], &[]),
+            ("gray", "grayscale", &[name("crop"), n(1.0)], &[]),
+            ("jittered", "color_jitter", &[name("gray"), n(0.4)], &[]),
+            ("small", "resize", &[name("jittered"), n(8.0), n(8.0)], &[]),
+            ("plain", "resize", &[name("whole"), n(8.0), n(8.0)], &[]),
+            ("flipped", "mirror", &[name("small")], &[]),
+            ("one", "normalize_rgb", &[name("flipped")], &[]),
+            ("two", "normalize_rgb", &[name("plain")], &[]),
+            ("text", "choose", &[name("captions")], &[]),
+            ("fewer", "drop", &[name("text")], &[]),
+            ("ids", "tokenize", &[name("fewer"), n(9.0)], &[]),
+            ("masked", "mask_tokens", &[name("ids"), n(0.0)], &[]),
+        ],
+        &[
+            ("one", "one"),
+            ("two", "two"),
+            ("ids", "masked"),
+            ("targets", "targets"),
+            ("place", "place"),
+            ("flip", "flip"),
+        ],
+    );
+    for (name, maker, index) in [("place", "window", 1), ("flip", "flipped", 1), ("targets", "masked", 1)] {
+        let at = views.ops.iter().position(|node| node.name == maker).unwrap() + 1;
+        let node = PipelineNode { name: name.into(), op: PipelineOp::Further { index }, inputs: vec![maker.into()] };
+        views.ops.insert(at, node);
+    }
+    let outputs = views.check().unwrap();
+    let kinds: Vec<String> = outputs.iter().map(|(name, o)| format!("{name} {} {:?}", o.dtype, o.shape)).collect();
+    let expected =
+        ["flip f32 [1]", "ids i32 [9]", "one f32 [3, 8, 8]", "place f32 [4]", "targets i32 [9]", "two f32 [3, 8, 8]"];
+    assert_eq!(kinds, expected);
+    assert_eq!([views.ids("masked"), views.ids("targets"), views.ids("one")], [Some(49_408), Some(49_408), None]);
+    let nodes = views.body(Mode::Eval);
+    let text: Vec<String> =
+        nodes.iter().map(|n| format!("{} = {}({})", n.name, n.op.name(), n.inputs.join(", "))).collect();
+    let expected = [
+        "whole = decode_rgb(jpeg)",
+        "window = whole_window(whole)",
+        "place = a further result(window)",
+        "gray = grayscale(whole)",
+        "small'shorter = resize_shorter(gray)",
+        "small = center_crop(small'shorter)",
+        "plain = resize(whole)",
+        "flipped = mirror(small)",
+        "flip = a further result(flipped)",
+        "one = normalize_rgb(flipped)",
+        "two = normalize_rgb(plain)",
+        "text = pick(captions)",
+        "ids = tokenize(text)",
+        "masked = mask_tokens(ids)",
+        "targets = a further result(masked)",
+    ];
+    assert_eq!(text, expected);
+    assert_eq!(views.with_bytes().bytes, BTreeSet::from(["one".to_string(), "two".to_string()]));
+}
+
+#[test]
+fn errors_of_further_results() {
+    let further = |index, maker: &str| PipelineNode {
+        name: "more".into(),
+        op: PipelineOp::Further { index },
+        inputs: vec![maker.into()],
+    };
+    let mut views = pipeline(&[("flipped", "mirror", &[name("rgb")], &[])], &[]);
+    views.source = Source::Shapes { size: 8, scenes: 1, held_out: 1, seed: 0 };
+    views.ops[0].inputs = vec!["image".into()];
+    for node in [further(2, "flipped"), further(0, "image")] {
+        let mut views = views.clone();
+        views.ops.push(node);
+        assert_eq!(views.check().unwrap_err().to_string(), "`more` is no further result of an op");
+    }
+    let own = Pipeline { eval_ops: Some(views.ops.clone()), ..views };
+    assert_eq!(own.check().unwrap_err().to_string(), "`mirror` draws, but evaluation is without randomness");
 }

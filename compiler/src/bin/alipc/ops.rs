@@ -129,7 +129,9 @@ fn data() -> Vec<Entry> {
             section: "Ops of pipelines".into(),
             name: op.name.into(),
             signature: format!("{}({})", op.name, all.join(", ")),
-            lines: vec![op.doc.into()],
+            lines: std::iter::once(op.doc.to_owned())
+                .chain(op.further.iter().map(|(name, what)| format!("then {name}: {what}")))
+                .collect(),
         }
     });
     let sources = SOURCES.iter().map(|source| Entry {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use alip_plan::pipeline::{Mode, Pipeline, PipelineOp};
+use alip_plan::pipeline::{Mode, NormalizeRgb, Pipeline, PipelineOp};
 use alip_runtime::data::{Batch, Loader, LoaderOptions, SampleSource, Tokenizer};
 use alip_runtime::tensor::{Data, HostTensor};
 use alip_runtime::train::report::Picture;
@@ -16,10 +16,6 @@ const SHOWN: usize = 64;
 
 /// Numbers of a row that are written out.
 const NUMBERS: usize = 16;
-
-/// Start and end of a text among CLIP's ids, by which rows of ids are known that a source holds.
-const CLIP_START: i32 = 49_406;
-const CLIP_END: i32 = 49_407;
 
 /// Writes the first samples of a run.
 pub(crate) fn write(
@@ -53,7 +49,7 @@ fn shown(pipeline: &Pipeline, loader: &Loader, batch: &Batch, row: usize) -> Sho
     for (name, tensor) in &batch.tensors {
         match picture(pipeline, name, tensor, row) {
             Some(picture) => shown.pictures.push((name.clone(), picture)),
-            None => shown.lines.push((name.clone(), text(loader.transform().tokenizer_of(name), tensor, row))),
+            None => shown.lines.push((name.clone(), text(loader.transform().tokenizer(), tensor, row))),
         }
     }
     let labels = batch.labels.iter().filter_map(|(name, values)| Some((name.clone(), values.get(row)?.to_string())));
@@ -74,7 +70,7 @@ fn picture(pipeline: &Pipeline, output: &str, tensor: &HostTensor, row: usize) -
         }
         (Data::F32(numbers), &[_, 3, height, width]) => {
             let node = pipeline.body(Mode::Train).into_iter().find(|node| node.name == *value)?;
-            let PipelineOp::NormalizeRgb { mean, std } = node.op else { return None };
+            let PipelineOp::NormalizeRgb(NormalizeRgb { mean, std }) = node.op else { return None };
             let plane = (height * width) as usize;
             let numbers = numbers.get(row * 3 * plane..(row + 1) * 3 * plane)?;
             let level = |at: usize| {
@@ -88,23 +84,28 @@ fn picture(pipeline: &Pipeline, output: &str, tensor: &HostTensor, row: usize) -
     }
 }
 
-/// A row as the text that its ids stand for, or as numbers.
+/// A row as the texts that its ids stand for, or as numbers.
 fn text(tokenizer: Option<&Tokenizer>, tensor: &HostTensor, row: usize) -> String {
     let size = tensor.shape().iter().skip(1).product::<u64>() as usize;
     let of_row = row * size..(row + 1) * size;
     match tensor.data() {
         Data::I32(ids) => {
             let ids = &ids[of_row];
-            let is_clip = ids.first() == Some(&CLIP_START) && ids.contains(&CLIP_END);
-            match tokenizer.cloned().or_else(|| is_clip.then(Tokenizer::clip)) {
-                Some(tokenizer) => tokenizer.decode(ids),
-                None => listed(ids.iter().map(i32::to_string)),
-            }
+            let context = tensor.shape().last().map_or(1, |&context| context.max(1) as usize);
+            let texts = ids.chunks(context).map(|ids| decoded(tokenizer, ids)).collect::<Option<Vec<_>>>();
+            texts.map_or_else(|| listed(ids.iter().map(i32::to_string)), |texts| texts.join(" | "))
         }
         Data::F32(numbers) => listed(numbers[of_row].iter().map(|x| format!("{x:.4}"))),
         Data::U8(bytes) => listed(bytes[of_row].iter().map(u8::to_string)),
         Data::Bf16(_) | Data::F16(_) | Data::Bool(_) => String::new(),
     }
+}
+
+/// The text of ids that begin as the pipeline's own texts do, or as CLIP's, which a source may hold.
+fn decoded(own: Option<&Tokenizer>, ids: &[i32]) -> Option<String> {
+    let clip = Tokenizer::clip();
+    let begins = |tokenizer: &&Tokenizer| ids.first() == Some(&(tokenizer.vocab_size() as i32 - 2));
+    own.into_iter().chain([&clip]).find(begins).map(|tokenizer| tokenizer.decode(ids))
 }
 
 fn listed(numbers: impl ExactSizeIterator<Item = String>) -> String {

@@ -73,6 +73,10 @@ impl Line<'_> {
     fn text(&self, which: usize) -> Field {
         Field::Text(self.captions.get(which).map(|caption| caption.0.to_string()).unwrap_or_default())
     }
+
+    fn texts(self) -> Vec<String> {
+        self.captions.into_iter().map(|caption| caption.0.into_owned()).collect()
+    }
 }
 
 impl FolderSource {
@@ -154,11 +158,12 @@ impl SampleSource for FolderSource {
     }
 
     fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
-        let (image, caption) = self.with_line(index, |line| (line.image.to_string(), line.text(self.caption)))?;
+        let (image, caption, captions) =
+            self.with_line(index, |line| (line.image.to_string(), line.text(self.caption), line.texts()))?;
         let owner = self.raw_owner(index);
         let raw = self.with_line(owner, |line| line.text(self.raw))?;
-        let fields =
-            [("jpeg", Field::Encoded(read_image(&self.root.join(image))?)), ("raw", raw), ("caption", caption)];
+        let jpeg = Field::Encoded(read_image(&self.root.join(image))?);
+        let fields = [("jpeg", jpeg), ("raw", raw), ("caption", caption), ("captions", Field::Texts(captions))];
         let fields = fields.map(|(name, field)| (name.to_string(), field)).into();
         let labels = BTreeMap::from([("raw_wrong".to_string(), i64::from(owner != index))]);
         Ok(RawSample { fields, labels })
@@ -188,8 +193,7 @@ impl SampleSource for FolderSource {
 
 impl Texts for FolderSource {
     fn captions(&self, index: u64) -> Result<Vec<String>, DataError> {
-        let texts = |line: Line<'_>| line.captions.into_iter().map(|caption| caption.0.into_owned()).collect();
-        self.with_line(index, texts).map_err(|error| self.lost(error))
+        self.with_line(index, |line| line.texts()).map_err(|error| self.lost(error))
     }
 
     /// Words by falling frequency, equally frequent ones in alphabetical order.

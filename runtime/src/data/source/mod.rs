@@ -54,6 +54,8 @@ pub enum Field {
     Rgb(RgbImage),
     /// A text.
     Text(String),
+    /// Several texts.
+    Texts(Vec<String>),
     /// A row of token ids.
     Tokens(Vec<i32>),
 }

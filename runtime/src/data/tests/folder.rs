@@ -13,6 +13,8 @@ fn swapped_raw_texts_are_remembered() {
         let sample = source.sample(index).unwrap();
         assert_eq!(sample, again.sample(index).unwrap());
         assert_eq!(sample.fields["caption"], Field::Text(format!("caption {index}")));
+        let all = vec![format!("raw {index}"), format!("caption {index}")];
+        assert_eq!(sample.fields["captions"], Field::Texts(all), "the image's own");
         let own = sample.fields["raw"] == Field::Text(format!("raw {index}"));
         assert_eq!(sample.labels["raw_wrong"], i64::from(!own));
         wrong += sample.labels["raw_wrong"];

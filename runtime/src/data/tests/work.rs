@@ -57,7 +57,7 @@ fn photographs() {
     let samples = open_source(&source, Mode::Train).unwrap();
     let mut pipeline = pipeline(source);
     for node in &mut pipeline.ops {
-        if let PipelineOp::Resize { height, width, .. } = &mut node.op {
+        if let PipelineOp::Resize(Resize { height, width, .. }) = &mut node.op {
             (*height, *width) = (224, 224);
         }
     }

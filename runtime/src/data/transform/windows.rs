@@ -1,10 +1,12 @@
-//! Crops, mirroring and normalisation. What is random takes its bits from a function `draw(block)`, so that it depends on
-//! nothing but (seed, epoch, sample, op).
+//! Rectangles of an image: drawn, cut out, in the middle. What is random takes its bits from a function `draw(block)`, so that
+//! it depends on nothing but (seed, epoch, sample, op).
 
 use alip_plan::philox::uniform_f64;
+use alip_plan::pipeline::{self, CenterCrop, RandomAreaCrop, RandomResizedCrop, WholeWindow};
 
-use super::order::below;
-use super::{RgbImage, SampleError, scratch};
+use super::step::{Apply, Draws, Inputs, Made, mismatch};
+use crate::data::order::below;
+use crate::data::{RgbImage, SampleError, scratch};
 
 /// A rectangle of an image, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,28 +35,80 @@ pub fn random_area_crop(
     attempts: u32,
     draw: impl Fn(u64) -> [u32; 4],
 ) -> Crop {
-    let whole = f64::from(width) * f64::from(height);
-    let (log_low, log_high) = (libm::log(aspect.0), libm::log(aspect.1));
+    let draws = Shapes::new((width, height), area, aspect);
     let try_shape = |attempt: u64| {
-        let shape = draw(2 * attempt);
-        let share = area.0 + (area.1 - area.0) * uniform_f64(shape[0], shape[1]);
-        let ratio = libm::exp(log_low + (log_high - log_low) * uniform_f64(shape[2], shape[3]));
-        let w = (libm::round(libm::sqrt(whole * share * ratio)) as u32).max(1);
-        let h = (libm::round(libm::sqrt(whole * share / ratio)) as u32).max(1);
+        let (w, h) = draws.at(draw(2 * attempt));
+        let (w, h) = ((libm::round(w) as u32).max(1), (libm::round(h) as u32).max(1));
         let allowed = (aspect.0..=aspect.1).contains(&(f64::from(w) / f64::from(h)));
         (w <= width && h <= height && allowed).then_some((attempt, (w, h)))
     };
     let longest = longest_crop((width, height), area.0, aspect);
     let attempts = u64::from(attempts);
-    let (attempt, (w, h)) = match longest {
+    let (attempt, size) = match longest {
         Some(size) => (attempts, size),
         None => (0..attempts)
             .find_map(try_shape)
             .unwrap_or_else(|| (attempts, largest_crop((width, height), area.1, aspect))),
     };
-    let place = draw(2 * attempt + 1);
-    let x = below(u64::from(width - w) + 1, [place[0], place[1], 0, 0]) as u32;
-    let y = below(u64::from(height - h) + 1, [place[2], place[3], 0, 0]) as u32;
+    anywhere((width, height), size, draw(2 * attempt + 1))
+}
+
+/// The window of torchvision's `RandomResizedCrop`. `draw(i)` gives 128 random bits, blocks as of [`random_area_crop`].
+///
+/// After ten rectangles that do not fit it is the middle of the image, cut to an allowed aspect. torchvision draws in f32, and
+/// refuses images so small and thin that nothing of them would be left, of which this takes a pixel's width.
+pub fn random_resized_crop(
+    (width, height): (u32, u32),
+    area: (f64, f64),
+    aspect: (f64, f64),
+    draw: impl Fn(u64) -> [u32; 4],
+) -> Crop {
+    let draws = Shapes::new((width, height), area, aspect);
+    for attempt in 0..10 {
+        let (w, h) = draws.at(draw(2 * attempt));
+        let (w, h) = (w.round_ties_even() as u32, h.round_ties_even() as u32);
+        if (1..=width).contains(&w) && (1..=height).contains(&h) {
+            return anywhere((width, height), (w, h), draw(2 * attempt + 1));
+        }
+    }
+    let (w, h) = (f64::from(width), f64::from(height));
+    let whole = |side: f64, limit: u32| (side.round_ties_even() as u32).clamp(1, limit);
+    let (w, h) = if w / h < aspect.0 {
+        (width, whole(w / aspect.0, height))
+    } else if w / h > aspect.1 {
+        (whole(h * aspect.1, width), height)
+    } else {
+        (width, height)
+    };
+    Crop { x: (width - w) / 2, y: (height - h) / 2, width: w, height: h }
+}
+
+/// Rectangles by area and aspect.
+struct Shapes {
+    whole: f64,
+    area: (f64, f64),
+    log_aspect: (f64, f64),
+}
+
+impl Shapes {
+    fn new((width, height): (u32, u32), area: (f64, f64), aspect: (f64, f64)) -> Shapes {
+        let whole = f64::from(width) * f64::from(height);
+        Shapes { whole, area, log_aspect: (libm::log(aspect.0), libm::log(aspect.1)) }
+    }
+
+    /// Width and height, not yet whole: the share of the area uniform, width / height log-uniform.
+    fn at(&self, bits: [u32; 4]) -> (f64, f64) {
+        let (area, (low, high)) = (self.area, self.log_aspect);
+        let share = area.0 + (area.1 - area.0) * uniform_f64(bits[0], bits[1]);
+        let ratio = libm::exp(low + (high - low) * uniform_f64(bits[2], bits[3]));
+        (libm::sqrt(self.whole * share * ratio), libm::sqrt(self.whole * share / ratio))
+    }
+}
+
+/// A rectangle of a size at any place where it lies inside.
+fn anywhere((width, height): (u32, u32), (w, h): (u32, u32), bits: [u32; 4]) -> Crop {
+    let x = below(u64::from(width - w) + 1, [bits[0], bits[1], 0, 0]) as u32;
+    let y = below(u64::from(height - h) + 1, [bits[2], bits[3], 0, 0]) as u32;
     Crop { x, y, width: w, height: h }
 }
 
@@ -123,51 +177,60 @@ pub fn center_crop(image: &RgbImage, height: u32, width: u32) -> Result<RgbImage
     cut(image, Crop { x: half(image.width - width), y: half(image.height - height), width, height })
 }
 
-/// Swaps left and right.
-pub fn mirror(image: &mut RgbImage) {
-    let stride = image.stride();
-    for row in image.pixels.chunks_exact_mut(stride) {
-        let (pixels, _) = row.as_chunks_mut::<3>();
-        pixels.reverse();
+/// A window with its place as shares of the image.
+fn window(crop: Crop, (width, height): (u32, u32)) -> Made {
+    let share = |length: u32, of: u32| (f64::from(length) / f64::from(of.max(1))) as f32;
+    let (x, y) = (share(crop.x, width), share(crop.y, height));
+    Made::drawn(crop, [x, y, share(crop.width, width), share(crop.height, height)])
+}
+
+impl Apply for RandomAreaCrop {
+    fn apply(&self, inputs: &mut Inputs<'_>, draws: &Draws) -> Result<Made, SampleError> {
+        let size = inputs.size(0)?;
+        let crop = random_area_crop(size, self.area, self.aspect, self.attempts, |block| draws.block(block));
+        Ok(window(crop, size))
     }
 }
 
-/// `(x - 255 mean) / (255 std)` of every level of every channel, rounded once from f64.
-pub(super) fn level_table(mean: [f64; 3], std: [f64; 3]) -> [[f32; 256]; 3] {
-    std::array::from_fn(|channel| {
-        std::array::from_fn(|level| ((level as f64 - 255.0 * mean[channel]) / (255.0 * std[channel])) as f32)
-    })
-}
-
-/// Normalises an image into `out`, f32 `[3, height, width]`, by the table of each channel's 256 levels.
-pub(super) fn normalize_into(image: &RgbImage, table: &[[f32; 256]; 3], out: &mut [f32]) {
-    let plane = image.width as usize * image.height as usize;
-    let (pixels, _) = image.pixels.as_chunks::<3>();
-    for ((channel, levels), out) in table.iter().enumerate().zip(out.chunks_exact_mut(plane.max(1))) {
-        for (out, pixel) in out.iter_mut().zip(pixels) {
-            *out = levels[usize::from(pixel[channel])];
-        }
+impl Apply for RandomResizedCrop {
+    fn apply(&self, inputs: &mut Inputs<'_>, draws: &Draws) -> Result<Made, SampleError> {
+        let size = inputs.size(0)?;
+        Ok(window(random_resized_crop(size, self.area, self.aspect, |block| draws.block(block)), size))
     }
 }
 
-/// An image as f32 `[3, height, width]`: `(x - 255 mean) / (255 std)`.
-pub fn normalize_rgb(image: &RgbImage, mean: [f64; 3], std: [f64; 3]) -> Vec<f32> {
-    let mut out = vec![0.0; image.pixels.len()];
-    normalize_into(image, &level_table(mean, std), &mut out);
-    out
+impl Apply for WholeWindow {
+    fn apply(&self, inputs: &mut Inputs<'_>, _: &Draws) -> Result<Made, SampleError> {
+        let (width, height) = inputs.size(0)?;
+        Ok(window(Crop { x: 0, y: 0, width, height }, (width, height)))
+    }
+}
+
+impl Apply for pipeline::Crop {
+    fn apply(&self, inputs: &mut Inputs<'_>, _: &Draws) -> Result<Made, SampleError> {
+        let Some(crop) = inputs.crop(1) else { return mismatch("something else", "a crop") };
+        let image = inputs.rgb(0)?;
+        let part = cut(&image, crop)?;
+        scratch::give_image(image);
+        Ok(part.into())
+    }
+}
+
+impl Apply for CenterCrop {
+    fn apply(&self, inputs: &mut Inputs<'_>, _: &Draws) -> Result<Made, SampleError> {
+        let image = inputs.rgb(0)?;
+        let part = center_crop(&image, self.height, self.width)?;
+        scratch::give_image(image);
+        Ok(part.into())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use alip_plan::philox::{counter, philox4x32};
-    use alip_plan::pipeline::{CLIP_MEAN, CLIP_STD};
 
+    use super::super::tests::numbered;
     use super::*;
-
-    fn numbered(height: u32, width: u32) -> RgbImage {
-        let pixels = (0..height * width).flat_map(|i| [i as u8, (i + 1) as u8, (i + 2) as u8]).collect();
-        RgbImage { width, height, pixels }
-    }
 
     /// Area and aspect have the stated distributions where every draw fits, and every crop lies inside.
     #[test]
@@ -252,23 +315,5 @@ mod tests {
         }
         let error = center_crop(&image, 10, 12).unwrap_err().to_string();
         assert_eq!(error, "an image of 12x9 pixels is smaller than the centre crop 12x10");
-    }
-
-    #[test]
-    fn mirror_swaps_pixels_and_not_channels() {
-        let mut image = numbered(1, 3);
-        mirror(&mut image);
-        assert_eq!(image.pixels, [2, 3, 4, 1, 2, 3, 0, 1, 2]);
-    }
-
-    #[test]
-    fn normalised_levels() {
-        let image = RgbImage { width: 2, height: 1, pixels: vec![0, 128, 255, 255, 0, 1] };
-        let out = normalize_rgb(&image, CLIP_MEAN, CLIP_STD);
-        let at = |level: f64, c: usize| ((level / 255.0 - CLIP_MEAN[c]) / CLIP_STD[c]) as f32;
-        let expected = [at(0.0, 0), at(255.0, 0), at(128.0, 1), at(0.0, 1), at(255.0, 2), at(1.0, 2)];
-        for (out, expected) in out.iter().zip(expected) {
-            assert!((out - expected).abs() <= f32::EPSILON * expected.abs().max(1.0), "{out} {expected}");
-        }
     }
 }
