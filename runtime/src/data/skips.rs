@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A sample that could not be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
@@ -28,7 +30,7 @@ impl fmt::Display for Skipped {
 const SHOWN: usize = 8;
 
 /// How many samples could not be used, by reason.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skips {
     /// For each reason how many, and the name of the first.
     reasons: BTreeMap<String, (u64, String)>,
@@ -50,6 +52,11 @@ impl Skips {
     /// How many in all.
     pub fn count(&self) -> u64 {
         self.reasons.values().map(|(count, _)| count).sum()
+    }
+
+    /// How many for each reason.
+    pub fn by_reason(&self) -> BTreeMap<&str, u64> {
+        self.reasons.iter().map(|(reason, (count, _))| (reason.as_str(), *count)).collect()
     }
 
     /// Whether there are none.

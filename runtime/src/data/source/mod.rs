@@ -3,9 +3,9 @@
 mod folder;
 mod parts;
 pub(super) mod paths;
-mod recordio;
+pub(super) mod recordio;
 pub mod shapes;
-mod webdataset;
+pub(super) mod webdataset;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -105,6 +105,12 @@ pub trait SampleSource: Send + Sync {
 
     /// What to call sample `index` in a log: a file, a record, a scene.
     fn name(&self, index: u64) -> String;
+
+    /// What sample `index` is called in lists of other makers, such as one of synthetic captions: the path of an image as a
+    /// folder's list has it, the key of a shard's files, that of a record in its index.
+    fn key(&self, index: u64) -> String {
+        self.name(index)
+    }
 
     /// Whether there are none; no source that opens is empty.
     fn is_empty(&self) -> bool {
