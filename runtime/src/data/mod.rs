@@ -1,4 +1,4 @@
-//! Data: sources, order, decoding, augmentation, tokens, prefetch.
+//! Data: sources, order, decoding, augmentation, tokens, prefetch; and packing, which writes what sources have.
 //!
 //! Invariants:
 //! - Which sample stands at which place, and how it is augmented, is a function of (seed, epoch, sample index), see

@@ -11,7 +11,7 @@ use super::{DataError, Skipped, Skips};
 use crate::data::SampleError;
 use crate::data::source::recordio::{RecordWriter, layout};
 use crate::data::source::webdataset::ShardWriter;
-use crate::file::{FileError, sync_folder, write_bytes};
+use crate::file::{FileError, remove_unfinished_of, sync_folder, write_bytes};
 
 const AGAIN: &str = "begin anew with --again";
 
@@ -82,6 +82,7 @@ impl Output {
         fs::create_dir_all(folder).map_err(FileError::io(folder, "create the folder"))?;
         let lock = Lock::take(to.beside("lock"))?;
         let journal = to.beside("journal");
+        [Some(journal.clone()), to.sizes()].iter().flatten().for_each(|path| remove_unfinished_of(path));
         if again {
             for path in [vec![journal.clone()], to.unfinished()?].concat() {
                 remove(&path)?;
