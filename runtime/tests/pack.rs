@@ -9,7 +9,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use alip_plan::philox::{counter, philox4x32, stream_key};
 
@@ -100,6 +100,38 @@ fn no_packing_is_lost() {
     }
 }
 
+/// Ctrl-C keeps what is done, and says how to go on.
+#[test]
+fn a_stopped_packing_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::write(at.join("scenes.ron"), SCENES.replace("scenes: 40", "scenes: 1000000")).unwrap();
+    let args = ["pack", "scenes.ron", "--to", "x.rec", "--workers", "1"];
+    for begun in [false, true] {
+        let child = program(at, &args).spawn().unwrap();
+        let start = Instant::now();
+        // The journal is first written when it begins, and then says that samples were seen.
+        let seen = || fs::read_to_string(at.join("x.rec.journal")).unwrap_or_default().contains(r#""seen":0,"#);
+        while !seen() && !begun {
+            assert!(start.elapsed() < Duration::from_secs(120), "it does not begin");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        signal(&child, "INT");
+        let (status, out, err) = said(child.wait_with_output().unwrap());
+        assert_eq!(status, Some(130), "{out}{err}");
+        assert!(err.contains("stopping; what is packed so far is kept"), "{err}");
+        assert!(err.contains(" of 1000000 samples; the same command goes on with it"), "{err}");
+        assert!(out.starts_with("went on after ") == begun && out.contains("x.rec: "), "{out}");
+        assert!(!at.join("x.rec").exists());
+    }
+    refused(
+        at,
+        &["pack", "scenes.ron", "--to", "x.rec", "--resize", "20"],
+        "was begun with --resize none, and this is 20 at",
+    );
+}
+
 #[test]
 fn the_command_line() {
     let folder = tempfile::tempdir().unwrap();
@@ -110,6 +142,8 @@ fn the_command_line() {
     let (out, _) = fine(at, &["pack", "scenes.ron", "--to", "b", "--eval", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!((&json["written"], &json["is_done"]), (&8.into(), &true.into()), "{json}");
+    let (out, _) = fine(at, &["pack", "scenes.ron", "--to", "c/", "--texts", "", "--shard-size", "30"]);
+    assert!(out.starts_with("c/: 40 samples, ") && at.join("c/00001.tar").exists(), "{out}");
     refused(at, &["pack", "scenes.ron", "--to", "a/x.rec"], "it is there already; give another --to");
     refused(
         at,

@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// A record file (`x.rec`; its index `x.idx` is written beside it), shards (`'folder/{00000..}.tar'`), or a folder for them
     #[arg(long, value_name = "OUTPUT")]
     to: String,
-    /// Texts to pack, in this order [default: those that the pipeline tokenizes, or the token rows of records]
+    /// Texts to pack, in this order; '' for none [default: those that the pipeline tokenizes, or the token rows of records]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     texts: Option<Vec<String>>,
     /// Ids of a token row, in place of the pipeline's [default: 77]
@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         pipeline,
         mode: if args.eval { Mode::Eval } else { Mode::Train },
         to: to.map_err(|why| Failure::message(format!("--to {}: {why}", args.to)))?,
-        texts: args.texts.clone(),
+        texts: args.texts.as_ref().map(|names| names.iter().filter(|name| !name.is_empty()).cloned().collect()),
         context: args.context,
         vocab: args.vocab.clone(),
         captions: args.captions.clone(),
@@ -152,7 +152,7 @@ impl Progress {
             self.began = Some((Instant::now(), seen));
             self.last_line = Some(Instant::now());
             self.bar = std::io::stderr().is_terminal().then(|| {
-                let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {per_sec:0}  {eta} left");
+                let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {per_sec}  {eta} left");
                 let bar = ProgressBar::with_draw_target(Some(of), ProgressDrawTarget::stderr());
                 bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
                 bar.set_position(seen);

@@ -19,7 +19,7 @@ use crate::data::source::webdataset::member_key;
 use crate::data::transform::check_fields;
 use crate::data::{
     DecodeLimits, Field, RawSample, RecordioSource, RgbImage, SampleError, SampleSource, Tokenizer, decode, decode_rgb,
-    open_source, resize, upright_size,
+    open_source, resize, scratch, upright_size,
 };
 
 /// A sample, ready to be written.
@@ -242,7 +242,10 @@ impl Maker {
         match self.resize {
             Some((side, quality)) if width.min(height) > side => {
                 let image = decode_rgb(&bytes, limits)?;
-                Ok((jpeg(&scaled(&image, side), quality)?, "jpg"))
+                let small = scaled(&image, side);
+                scratch::give(bytes);
+                scratch::give(image.pixels);
+                Ok((jpeg(&small, quality)?, "jpg"))
             }
             _ => {
                 let suffix = decode::suffix(&bytes)?;

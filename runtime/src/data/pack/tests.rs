@@ -293,8 +293,8 @@ fn what_was_stopped_goes_on() {
                 break packed;
             }
             // What a killed process wrote after the last word of the journal is cut off.
-            let names = names(&root.join(&parts)).into_iter().filter(|name| name.ends_with(".part"));
-            let last = root.join(&parts).join(names.last().unwrap());
+            let mut names = names(&root.join(&parts)).into_iter().filter(|name| name.ends_with(".part"));
+            let last = root.join(&parts).join(names.next_back().unwrap());
             let sound = fs::read(&last).unwrap();
             fs::write(&last, [&sound[..], b"rest"].concat()).unwrap();
         };
