@@ -120,7 +120,7 @@ fn tell(args: &Args, packed: &Packed, time: Duration) {
     let rate = (packed.seen - packed.resumed) as f64 / time.as_secs_f64().max(f64::MIN_POSITIVE);
     let what = if packed.is_done { "" } else { ", unfinished" };
     say!("{}: {written} samples, {bytes:.1} MiB{what}", args.to);
-    say!("{} at {rate:.0} samples/s with {} workers", duration(time), args.workers);
+    say!("{rate:.0} samples/s with {} workers, {} in all", args.workers, duration(time));
     say!("{}", packed.skips);
     if let (Some((lines, first)), Some(captions)) = (&packed.unused, &args.captions) {
         say!("{lines} captions of {} are of no sample; the first is `{first}`", captions.display());

@@ -128,9 +128,14 @@ impl Captions {
         Ok(None)
     }
 
+    /// Where in the file caption `at` stands.
+    pub(super) fn place(&self, at: usize) -> u64 {
+        self.lines[at].1
+    }
+
     /// The key of caption `at`.
     pub(super) fn key(&self, at: usize) -> Result<String, DataError> {
-        Ok(self.line(self.lines[at].1)?.0)
+        Ok(self.line(self.place(at))?.0)
     }
 
     /// Key and caption of the line at a place.

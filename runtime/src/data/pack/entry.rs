@@ -146,9 +146,9 @@ impl Maker {
     /// The first caption that no sample has the key of, and how many there are.
     pub(super) fn unused(&self, used: &Bits) -> Result<Option<(u64, String)>, DataError> {
         let Some(captions) = &self.captions else { return Ok(None) };
-        let mut unused = (0..captions.len()).filter(|line| !used.has(*line));
-        let Some(first) = unused.next() else { return Ok(None) };
-        Ok(Some((1 + unused.count() as u64, captions.key(first)?)))
+        let unused = || (0..captions.len()).filter(|line| !used.has(*line));
+        let Some(first) = unused().min_by_key(|line| captions.place(*line)) else { return Ok(None) };
+        Ok(Some((unused().count() as u64, captions.key(first)?)))
     }
 
     /// An error of the whole.
