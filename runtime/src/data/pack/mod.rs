@@ -128,6 +128,7 @@ pub fn pack(packing: &Packing, stop: &AtomicBool, mut watch: impl FnMut(u64, u64
     let unused = if is_done { maker.unused(output.used())? } else { None };
     let (seen, written, skips) = (output.seen(), output.written(), output.skips().clone());
     if is_done && written == 0 {
+        output.discard()?;
         return Err(maker.fail(format!("none of its {samples} samples can be packed: {skips}")));
     }
     let bytes = if is_done { output.finish()? } else { output.bytes() };

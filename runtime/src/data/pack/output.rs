@@ -243,16 +243,29 @@ impl Output {
         journal::write(&self.to.beside("journal"), &self.about, &self.state)
     }
 
+    /// Nothing more is written. From now on the journal says so, and how many samples the last shard has.
+    fn seal(&mut self) -> Result<(), DataError> {
+        if self.state.is_done {
+            return Ok(());
+        }
+        let in_last = self.state.in_shard;
+        self.end_shard()?;
+        self.state.in_shard = in_last;
+        self.state.is_done = true;
+        self.commit()?;
+        self.writer = None;
+        Ok(())
+    }
+
+    /// Leaves nothing, of an output that would have had no sample.
+    pub(super) fn discard(mut self) -> Result<(), DataError> {
+        self.writer = None;
+        self.to.unfinished()?.iter().chain([&self.to.beside("journal")]).try_for_each(|path| remove(path))
+    }
+
     /// Gives the files their names; how many bytes they have. Who is killed here does it again the next time.
     pub(super) fn finish(mut self) -> Result<u64, DataError> {
-        if !self.state.is_done {
-            let in_last = self.state.in_shard;
-            self.end_shard()?;
-            self.state.in_shard = in_last;
-            self.state.is_done = true;
-            self.commit()?;
-        }
-        self.writer = None;
+        self.seal()?;
         // The index comes first: records without one would be given one.
         let shards = if self.to.is_records() { 1 } else { self.state.shards };
         let files: Vec<PathBuf> = (0..shards).flat_map(|number| self.to.files(number).into_iter().rev()).collect();
@@ -318,5 +331,46 @@ fn remove(path: &Path) -> Result<(), DataError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::io(path, "remove")(error).into()),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Killed while files get their names, the next one gives the rest of them theirs.
+    #[test]
+    fn names_are_given_by_whoever_comes_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = |to: &str| {
+            let to = PackTo::parse(folder.path().join(to).to_str().unwrap(), None).unwrap();
+            let begin = || Output::begin(&to, &Vec::new(), false, 0).unwrap();
+            let mut output = begin();
+            for number in 0..3 {
+                let (key, image) = (format!("{number}"), vec![number; 5]);
+                let head = Default::default();
+                let entry = Entry { key, number: None, head, image, suffix: "jpg", files: Vec::new() };
+                output.write(entry).unwrap().unwrap();
+                output.count(None);
+            }
+            output.seal().unwrap();
+            // The first name is given, and then its process is gone.
+            let first = to.files(0).pop().unwrap();
+            fs::rename(part(&first), &first).unwrap();
+            drop(output);
+            let output = begin();
+            assert_eq!((output.seen(), output.written()), (3, 3));
+            let bytes = output.finish().unwrap();
+            let files = to.finished().unwrap().into_iter().filter(|path| !path.ends_with("sizes.json"));
+            assert_eq!(files.map(|path| path.metadata().unwrap().len()).sum::<u64>(), bytes);
+            let entries = fs::read_dir(to.folder()).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names("a/x.rec"), ["x.idx", "x.rec"]);
+        assert_eq!(names("b"), ["00000.tar", "sizes.json"]);
+        let sizes = fs::read_to_string(folder.path().join("b/sizes.json")).unwrap();
+        assert_eq!(sizes, "{\n    \"00000.tar\": 3\n}\n");
     }
 }

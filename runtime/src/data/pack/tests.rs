@@ -411,6 +411,7 @@ fn options_that_do_not_fit() {
         "none of its 2 samples can be packed: skipped 2\n  2 x c.jsonl has no caption of its key; the first is record 0 of \
          x.rec, at byte 0",
     );
+    assert_eq!(names(root), ["c.jsonl", "photos", "x.idx", "x.rec"], "nothing is left");
 }
 
 /// From the thousandth sample on a share of bad ones is judged; what is done stays, and goes on when more is allowed.
