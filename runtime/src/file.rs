@@ -141,6 +141,19 @@ pub(crate) fn remove_unfinished(folder: &Path, age: Duration) {
     }
 }
 
+/// Removes what killed processes left half written of this file. Only for who knows that nobody else writes it now.
+pub(crate) fn remove_unfinished_of(path: &Path) {
+    let ours = format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(&ours) && name.ends_with(UNFINISHED) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +180,11 @@ mod tests {
         let (_, beside) = create_beside(&folder.join("x")).unwrap();
         remove_unfinished(&folder, Duration::from_secs(60));
         assert!(beside.exists());
+        remove_unfinished_of(&folder.join("y"));
+        assert!(beside.exists());
+        remove_unfinished_of(&folder.join("x"));
+        assert!(!beside.exists());
+        let (_, beside) = create_beside(&folder.join("x")).unwrap();
         remove_unfinished(&folder, Duration::ZERO);
         assert!(!beside.exists());
     }

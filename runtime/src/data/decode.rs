@@ -71,6 +71,18 @@ pub fn upright_size(bytes: &[u8], limits: DecodeLimits) -> Result<(u32, u32), Sa
     Ok(if swaps_sides(orientation) { (height, width) } else { (width, height) })
 }
 
+/// What a file of this image is called by: `jpg`, `png` or `webp`.
+///
+/// # Errors
+/// Not one of the three.
+pub(super) fn suffix(bytes: &[u8]) -> Result<&'static str, SampleError> {
+    Ok(match format(bytes)? {
+        ImageFormat::Png => "png",
+        ImageFormat::WebP => "webp",
+        _ => "jpg",
+    })
+}
+
 fn format(bytes: &[u8]) -> Result<ImageFormat, SampleError> {
     match image::guess_format(bytes) {
         Ok(format @ (ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP)) => Ok(format),

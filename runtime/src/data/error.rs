@@ -94,6 +94,9 @@ pub enum DataError {
     /// More scenes than there are.
     #[error(transparent)]
     Shapes(#[from] crate::data::shapes::TooManyScenes),
+    /// A file cannot be written.
+    #[error(transparent)]
+    Write(#[from] crate::file::FileError),
     /// A batch has no valid shape.
     #[error(transparent)]
     Tensor(#[from] crate::tensor::TensorError),

@@ -1,4 +1,4 @@
-//! Data: sources, order, decoding, augmentation, tokens, prefetch.
+//! Data: sources, order, decoding, augmentation, tokens, prefetch; and packing, which writes what sources have.
 //!
 //! Invariants:
 //! - Which sample stands at which place, and how it is augmented, is a function of (seed, epoch, sample index), see
@@ -17,6 +17,7 @@ mod loader;
 mod maker;
 mod mixture;
 mod order;
+mod pack;
 mod panics;
 mod resize;
 mod scratch;
@@ -33,6 +34,7 @@ pub use error::{DataError, SampleError};
 pub use loader::{Batch, Loader, LoaderOptions, Passes};
 pub use mixture::{Mixture, Part};
 pub use order::Order;
+pub use pack::{PackTo, Packed, Packing, pack};
 pub use resize::resize;
 pub use skips::{Skipped, Skips};
 pub use source::paths::{all_folders, all_in};

@@ -20,6 +20,7 @@ mod data;
 mod devices;
 mod eval;
 mod model;
+mod pack;
 mod profile;
 mod progress;
 mod replay;
@@ -53,6 +54,7 @@ enum Command {
     #[cfg(feature = "compile")]
     Bisect(bisect::Args),
     Data(data::Args),
+    Pack(pack::Args),
     Devices(devices::Args),
 }
 
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "compile")]
         Command::Bisect(args) => bisect::run(&args),
         Command::Data(args) => data::run(&args),
+        Command::Pack(args) => pack::run(&args),
         Command::Devices(args) => devices::run(&args),
     };
     match done {

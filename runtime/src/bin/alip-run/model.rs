@@ -49,7 +49,7 @@ pub(crate) struct CompileArgs {
 #[derive(clap::Args)]
 pub(crate) struct BadArgs {
     /// Largest share of samples that may be unreadable. Judged whenever one is, over all that this process has read of these data,
-    /// from the 1,000th sample on; training saves before it stops. What is skipped is named
+    /// from the 1,000th sample on; training and packing save before they stop. What is skipped is named
     #[arg(long, default_value_t = 0.01, value_name = "SHARE", value_parser = share)]
     pub(crate) max_bad: f64,
 }

@@ -8,7 +8,7 @@ use alip_runtime::train::Watch;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Time between lines where there is no terminal: a log of an hour stays readable.
-const LINE_EVERY: Duration = Duration::from_secs(10);
+pub(crate) const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Weight of the newest step in the running rates, so that about twenty steps count.
 const NEWEST: f64 = 0.05;

@@ -6,10 +6,10 @@ mod list;
 mod mix;
 mod parts;
 pub(super) mod paths;
-mod recordio;
+pub(super) mod recordio;
 pub mod shapes;
 mod table;
-mod webdataset;
+pub(super) mod webdataset;
 mod words;
 
 use std::collections::BTreeMap;
@@ -116,6 +116,12 @@ pub trait SampleSource: Send + Sync {
 
     /// What to call sample `index` in a log: a file, a record, a scene.
     fn name(&self, index: u64) -> String;
+
+    /// What sample `index` is called in lists of other makers, such as one of synthetic captions: the path of an image as a
+    /// folder's list has it, the key of a shard's files, that of a record in its index.
+    fn key(&self, index: u64) -> String {
+        self.name(index)
+    }
 
     /// Whether there are none; no source that opens is empty.
     fn is_empty(&self) -> bool {

@@ -2,6 +2,7 @@
 
 mod index;
 mod records;
+mod write;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 
 use self::index::Index;
 use self::records::ImageRecord;
+pub(in crate::data) use self::write::{LARGEST_ID, RecordHead, RecordWriter, label, layout};
 use super::parts::Parts;
 use super::{Field, ListHash, RawSample, SampleSource, paths};
 use crate::data::{DataError, SampleError, scratch};
@@ -16,9 +18,6 @@ use crate::data::{DataError, SampleError, scratch};
 /// Records that tell what is in the files, evenly over all, and how much of each: its labels and the head of its image.
 const HASHED: u64 = 1024;
 const HASHED_BYTES: u64 = 4096;
-
-/// The largest whole number up to which f32, the type of labels in a record, has all of them.
-const LARGEST_ID: f32 = (1 << 24) as f32;
 
 /// Records of one or several files; see [`alip_plan::pipeline::Source::Recordio`].
 ///
@@ -57,6 +56,29 @@ impl RecordioSource {
         Ok(RecordioSource { parts: Parts::new(parts, |part| part.index.len()), rows })
     }
 
+    /// Sample `index`, and what stands before the image in its record.
+    ///
+    /// # Errors
+    /// As [`SampleSource::sample`].
+    pub(in crate::data) fn record(&self, index: u64) -> Result<(RawSample, RecordHead), SampleError> {
+        let (part, at) = self.parts.place(index);
+        let mut bytes = scratch::take(0);
+        records::read(&part.file, part.index.offsets[at], part.bytes, &mut bytes)?;
+        let record = ImageRecord::parse(&bytes)?;
+        let mut fields: BTreeMap<String, Field> = self.token_rows(&record)?.into_iter().collect();
+        let head = RecordHead::of(&record);
+        let before = bytes.len() - record.image.len();
+        bytes.drain(..before);
+        fields.insert("jpeg".to_string(), Field::Encoded(bytes));
+        Ok((RawSample { fields, ..RawSample::default() }, head))
+    }
+
+    /// The key of sample `index` in its file's index, where it is the only file: those of several may be the same.
+    pub(in crate::data) fn only_key(&self, index: u64) -> Option<u64> {
+        let (part, at) = self.parts.place(index);
+        (self.parts.iter().count() == 1).then(|| part.index.key(at))
+    }
+
     /// Labels as rows of token ids, one after another in the order of the pipeline.
     fn token_rows(&self, record: &ImageRecord<'_>) -> Result<Vec<(String, Field)>, SampleError> {
         let (has, wanted) = (record.labels.len(), self.rows.iter().map(|(_, length)| length).sum::<usize>());
@@ -67,7 +89,7 @@ impl RecordioSource {
         let mut rows = Vec::with_capacity(self.rows.len());
         for (name, length) in &self.rows {
             let ids = labels.by_ref().take(*length).map(|label| {
-                let is_id = label.fract() == 0.0 && (0.0..=LARGEST_ID).contains(&label);
+                let is_id = label.fract() == 0.0 && (0.0..=LARGEST_ID as f32).contains(&label);
                 is_id
                     .then_some(label as i32)
                     .ok_or_else(|| SampleError(format!("`{name}` holds {label}, which is no token id")))
@@ -84,15 +106,12 @@ impl SampleSource for RecordioSource {
     }
 
     fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
+        Ok(self.record(index)?.0)
+    }
+
+    fn key(&self, index: u64) -> String {
         let (part, at) = self.parts.place(index);
-        let mut bytes = scratch::take(0);
-        records::read(&part.file, part.index.offsets[at], part.bytes, &mut bytes)?;
-        let record = ImageRecord::parse(&bytes)?;
-        let mut fields: BTreeMap<String, Field> = self.token_rows(&record)?.into_iter().collect();
-        let before = bytes.len() - record.image.len();
-        bytes.drain(..before);
-        fields.insert("jpeg".to_string(), Field::Encoded(bytes));
-        Ok(RawSample { fields, ..RawSample::default() })
+        part.index.key(at).to_string()
     }
 
     fn name(&self, index: u64) -> String {

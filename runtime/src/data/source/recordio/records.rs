@@ -11,13 +11,13 @@ use crate::data::SampleError;
 use crate::data::source::paths::read_at;
 
 /// What every part begins with, little-endian.
-const MAGIC: u32 = 0xced7_230a;
+pub(super) const MAGIC: u32 = 0xced7_230a;
 
 /// Bytes of magic number, kind and length.
 pub(super) const HEAD: u64 = 8;
 
 /// Bytes of the header of MXNet's image records: flag, label, two ids.
-const IMAGE_HEAD: usize = 24;
+pub(super) const IMAGE_HEAD: usize = 24;
 
 /// Largest record that is read: the largest photographs in use are a third of it.
 const MAX_RECORD: u64 = 64 << 20;
@@ -108,6 +108,8 @@ pub(super) fn read(file: &File, offset: u64, end: u64, into: &mut Vec<u8>) -> Re
 
 /// An image record: its labels, and the image's bytes after them.
 pub(super) struct ImageRecord<'a> {
+    /// The header as it stands.
+    pub(super) header: &'a [u8; IMAGE_HEAD],
     /// The labels, f32, little-endian; that of the header where there are no others.
     pub(super) labels: &'a [[u8; 4]],
     /// The image file.
@@ -124,10 +126,10 @@ impl<'a> ImageRecord<'a> {
         let words = header.as_chunks::<4>().0;
         let flag = u32::from_le_bytes(words[0]);
         if flag == 0 {
-            return Ok(ImageRecord { labels: &words[1..2], image: rest });
+            return Ok(ImageRecord { header, labels: &words[1..2], image: rest });
         }
         match rest.split_at_checked((flag as usize).saturating_mul(4)) {
-            Some((labels, image)) => Ok(ImageRecord { labels: labels.as_chunks().0, image }),
+            Some((labels, image)) => Ok(ImageRecord { header, labels: labels.as_chunks().0, image }),
             None => Err(SampleError(format!("a header that tells of {flag} labels, in {} bytes", record.len()))),
         }
     }

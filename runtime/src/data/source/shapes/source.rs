@@ -62,6 +62,10 @@ impl SampleSource for ShapesSource {
         format!("{} scene {index}", self.scenes.split.name())
     }
 
+    fn key(&self, index: u64) -> String {
+        format!("{index:08}")
+    }
+
     fn texts(&self) -> Option<&dyn Texts> {
         Some(self)
     }

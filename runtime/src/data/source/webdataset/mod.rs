@@ -2,6 +2,7 @@
 
 mod cache;
 mod shard;
+mod write;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,6 +13,7 @@ use rayon::prelude::*;
 #[cfg(feature = "parquet")]
 pub(super) use self::cache::folder as cache_folder;
 use self::shard::{Member, Shard};
+pub(in crate::data) use self::write::{ShardWriter, member_key};
 use super::parts::Parts;
 use super::{Field, ListHash, RawSample, SampleSource, paths};
 use crate::data::{DataError, SampleError, scratch};
@@ -137,11 +139,15 @@ impl SampleSource for WebdatasetSource {
     }
 
     fn name(&self, index: u64) -> String {
+        let (shard, _) = self.shards.place(index);
+        format!("`{}` of {}", self.key(index), paths::name(&shard.path))
+    }
+
+    fn key(&self, index: u64) -> String {
         let (shard, at) = self.shards.place(index);
         // A shard that cannot be read any more has a number, if no key.
         let key = shard.members(at).ok().and_then(|(_, members)| Some(members.into_iter().next()?.key));
-        let file = paths::name(&shard.path);
-        format!("`{}` of {file}", key.unwrap_or_else(|| format!("sample {at}")))
+        key.unwrap_or_else(|| format!("sample {at}"))
     }
 
     /// Of names and sizes, and of the texts: whatever is small is read when a shard is looked into.

@@ -149,6 +149,16 @@ fn scan(file: &File, bytes: u64) -> Result<Contents, String> {
     }
 }
 
+/// The keys of the samples in the first `bytes` of an archive, which end with a file.
+pub(super) fn keys(file: &File, bytes: u64) -> Result<HashSet<String>, String> {
+    let mut keys = HashSet::new();
+    walk(file, 0, bytes, |member, _| {
+        keys.insert(member.key);
+        Ok(())
+    })?;
+    Ok(keys)
+}
+
 /// Behind its last file an archive has a block of zeros, and nothing else: one that was cut off between two files has none, and
 /// of two archives in one file the second would be passed over.
 fn check_end(file: &File, end: u64, bytes: u64) -> Result<(), String> {
@@ -205,7 +215,7 @@ fn walk(
 
 /// What a file is of and what it is; `None` for what is no part of a sample: `__name__`, names without a dot or with nothing
 /// before it.
-fn key_and_suffix(path: &[u8]) -> Option<(String, String)> {
+pub(super) fn key_and_suffix(path: &[u8]) -> Option<(String, String)> {
     let path = String::from_utf8_lossy(path);
     let path = path.strip_prefix("./").unwrap_or(&path);
     let name = path.rfind('/').map_or(0, |slash| slash + 1);

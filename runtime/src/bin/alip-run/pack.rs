@@ -1,0 +1,180 @@
+//! `alip-run pack`.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use alip_plan::pipeline::{Mode, Vocab};
+use alip_runtime::data::{PackTo, Packed, Packing, pack};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::model::{BadArgs, moved, named};
+use crate::progress::{LINE_EVERY, duration};
+use crate::stop::Stop;
+use crate::{Failure, Outcome};
+
+/// Quality of JPEGs that are made anew, where the user says nothing: few see a difference, at half the bytes of 95.
+const QUALITY: u8 = 90;
+
+/// Pack a pipeline's source into a record file or into shards
+///
+/// Samples are written in the source's order, with token ids of their texts (`.rec`) or with the texts (shards). What cannot be
+/// read is left out and counted by reason. Whoever stops it, or kills it, gives the same command again and it goes on.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  alip-run pack flickr8k --data path/to/flickr8k --vocab clip --context 77 --to flickr8k.rec
+  alip-run pack img2dataset --data path/to/shards --captions captions.jsonl --resize 256 --to yfcc15m.rec
+  alip-run pack img2dataset --data path/to/shards --to 'shards/{00000..}.tar' --shard-size 5000
+  alip-run pack yfcc15m_rec --data path/to/parts --to whole.rec")]
+pub(crate) struct Args {
+    /// Path or name of a pipeline spec: its source is packed, and what it tokenizes is tokenized as it does
+    pipeline: String,
+    /// The data that the pipeline shall read: a folder, `.rec` or `.tar` files
+    #[arg(long, value_name = "PATH")]
+    data: Option<String>,
+    /// A record file (`x.rec`; its index `x.idx` is written beside it), shards (`'folder/{00000..}.tar'`), or a folder for them
+    #[arg(long, value_name = "OUTPUT")]
+    to: String,
+    /// Texts to pack, in this order; '' for none [default: those that the pipeline tokenizes, or the token rows of records]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    texts: Option<Vec<String>>,
+    /// Ids of a token row, in place of the pipeline's [default: 77]
+    #[arg(long, value_name = "IDS", value_parser = clap::value_parser!(u32).range(3..=1 << 16))]
+    context: Option<u32>,
+    /// Vocabulary in place of the pipeline's: `clip` or `words:SIZE:FILE` [default: clip]
+    #[arg(long, value_parser = Vocab::parse)]
+    vocab: Option<Vocab>,
+    /// Synthetic captions, lines `{"key": "...", "caption": "..."}`: they are the text `caption` of the samples whose keys these
+    /// are. The key is an image's path in `captions.jsonl`, that of a shard's sample, that of a record in its index
+    #[arg(long, value_name = "FILE")]
+    captions: Option<PathBuf>,
+    /// Scale larger images down to this shorter side and encode them as JPEG. Without it their bytes stay as they are
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=1 << 15))]
+    resize: Option<u32>,
+    /// Quality of these JPEGs [default: 90]
+    #[arg(long, requires = "resize", value_parser = clap::value_parser!(u8).range(1..=100))]
+    quality: Option<u8>,
+    /// Samples of a shard [default: 10000]
+    #[arg(long, value_name = "SAMPLES", value_parser = clap::value_parser!(u64).range(1..))]
+    shard_size: Option<u64>,
+    /// Pack the samples to evaluate on instead of those to train on
+    #[arg(long)]
+    eval: bool,
+    /// Begin anew and replace what is there
+    #[arg(long)]
+    again: bool,
+    /// Threads that prepare samples; what is written does not depend on it
+    #[arg(long, default_value_t = crate::train::default_workers(), value_parser = clap::value_parser!(u64).range(1..=1024))]
+    workers: u64,
+    #[command(flatten)]
+    bad: BadArgs,
+    /// One JSON object instead of lines
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let pipeline = named(&args.pipeline)?;
+    let pipeline = match &args.data {
+        Some(data) => moved(pipeline, data).map_err(Failure::message)?,
+        None => pipeline,
+    };
+    pipeline.check().map_err(Failure::message)?;
+    let to = PackTo::parse(&args.to, args.shard_size);
+    let packing = Packing {
+        pipeline,
+        mode: if args.eval { Mode::Eval } else { Mode::Train },
+        to: to.map_err(|why| Failure::message(format!("--to {}: {why}", args.to)))?,
+        texts: args.texts.as_ref().map(|names| names.iter().filter(|name| !name.is_empty()).cloned().collect()),
+        context: args.context,
+        vocab: args.vocab.clone(),
+        captions: args.captions.clone(),
+        resize: args.resize.map(|side| (side, args.quality.unwrap_or(QUALITY))),
+        workers: args.workers as usize,
+        max_bad: args.bad.max_bad,
+        again: args.again,
+    };
+    let stop = Stop::listen("stopping; what is packed so far is kept")?;
+    let (started, mut progress) = (Instant::now(), Progress::default());
+    let packed = pack(&packing, stop.flag(), |seen, of| progress.at(seen, of));
+    progress.finish();
+    let packed = packed?;
+    let time = started.elapsed();
+    match args.json {
+        true => say!("{}", as_json(args, &packed, time)),
+        false => tell(args, &packed, time),
+    }
+    if packed.is_done {
+        return Ok(ExitCode::SUCCESS);
+    }
+    note!("stopped after {} of {} samples; the same command goes on with it", packed.seen, packed.samples);
+    Ok(stop.status())
+}
+
+fn tell(args: &Args, packed: &Packed, time: Duration) {
+    if packed.resumed > 0 {
+        say!("went on after {} samples", packed.resumed);
+    }
+    let (written, bytes) = (packed.written, packed.bytes as f64 / f64::from(1 << 20));
+    let rate = (packed.seen - packed.resumed) as f64 / time.as_secs_f64().max(f64::MIN_POSITIVE);
+    let what = if packed.is_done { "" } else { ", unfinished" };
+    say!("{}: {written} samples, {bytes:.1} MiB{what}", args.to);
+    say!("{rate:.0} samples/s with {} workers, {} in all", args.workers, duration(time));
+    say!("{}", packed.skips);
+    if let (Some((lines, first)), Some(captions)) = (&packed.unused, &args.captions) {
+        say!("{lines} captions of {} are of no sample; the first is `{first}`", captions.display());
+    }
+}
+
+fn as_json(args: &Args, packed: &Packed, time: Duration) -> serde_json::Value {
+    serde_json::json!({
+        "to": args.to, "samples": packed.samples, "resumed": packed.resumed, "seen": packed.seen, "written": packed.written,
+        "bytes": packed.bytes, "skipped": packed.skips.count(), "skipped_by_reason": packed.skips.by_reason(),
+        "unused_captions": packed.unused.as_ref().map_or(0, |(lines, _)| *lines), "is_done": packed.is_done,
+        "seconds": time.as_secs_f64(), "workers": args.workers,
+    })
+}
+
+/// A bar on a terminal, a line now and then elsewhere.
+#[derive(Default)]
+struct Progress {
+    bar: Option<ProgressBar>,
+    /// When it began, and after how many samples.
+    began: Option<(Instant, u64)>,
+    last_line: Option<Instant>,
+}
+
+impl Progress {
+    fn at(&mut self, seen: u64, of: u64) {
+        let Some((began, first)) = self.began else {
+            // What an earlier process packed tells nothing of this one's pace.
+            self.began = Some((Instant::now(), seen));
+            self.last_line = Some(Instant::now());
+            self.bar = std::io::stderr().is_terminal().then(|| {
+                let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {per_sec}  {eta} left");
+                let bar = ProgressBar::with_draw_target(Some(of), ProgressDrawTarget::stderr());
+                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+                bar.set_position(seen);
+                bar.reset_eta();
+                bar
+            });
+            return;
+        };
+        if let Some(bar) = &self.bar {
+            bar.set_position(seen);
+        } else if self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
+            self.last_line = Some(Instant::now());
+            let (passed, done) = (began.elapsed(), (seen - first).max(1) as f64);
+            let rate = done / passed.as_secs_f64().max(f64::MIN_POSITIVE);
+            let left = passed.mul_f64((of - seen) as f64 / done);
+            note!("sample {seen}/{of}  {rate:.0} samples/s  {} left", duration(left));
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

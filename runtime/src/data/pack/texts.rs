@@ -1,0 +1,156 @@
+//! Which texts are packed, and as what.
+
+use std::collections::BTreeMap;
+
+use alip_plan::pipeline::{Mode, Pipeline, PipelineOp, Source, Tokenize, ValueKind, Vocab};
+
+use super::Packing;
+use crate::data::source::recordio::LARGEST_ID;
+
+/// The text that captions from a file are.
+pub(super) const CAPTION: &str = "caption";
+
+/// Length and vocabulary of token rows where neither pipeline nor user say: CLIP's.
+const CONTEXT: u32 = 77;
+
+/// A text of every sample.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Text {
+    pub(super) name: String,
+    pub(super) form: Form,
+}
+
+/// What is written of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// The source's token ids.
+    Row,
+    /// The text's token ids.
+    Tokens { context: u32, vocab: Vocab },
+    /// The text.
+    Plain,
+}
+
+/// A source without the caption that each of its samples would have to have, since captions come from a file.
+pub(super) fn without_caption(mut source: Source) -> Source {
+    match &mut source {
+        Source::Webdataset { texts, .. } => {
+            texts.remove(CAPTION);
+        }
+        Source::Folder { raw, caption, .. } => *caption = *raw,
+        _ => {}
+    }
+    source
+}
+
+/// The texts that are packed of a source with these fields; the error says what does not fit.
+pub(super) fn choose(packing: &Packing, fields: &BTreeMap<String, ValueKind>) -> Result<Vec<Text>, String> {
+    let has_captions = packing.captions.is_some();
+    let kind = |name: &str| match fields.get(name) {
+        _ if has_captions && name == CAPTION => Some(ValueKind::Text),
+        Some(kind @ (ValueKind::Text | ValueKind::Tensor { .. })) => Some(kind.clone()),
+        _ => None,
+    };
+    let names = match &packing.texts {
+        Some(names) => names.clone(),
+        None => usual(&packing.pipeline, fields, has_captions),
+    };
+    let known = || {
+        let names: Vec<&str> = fields.keys().map(String::as_str).chain([CAPTION]).collect();
+        let mut names: Vec<&str> = names.into_iter().filter(|name| kind(name).is_some()).collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.is_empty() { "none; give --captions".to_string() } else { names.join(", ") }
+    };
+    let mut texts: Vec<Text> = Vec::new();
+    for name in names {
+        if texts.iter().any(|text| text.name == name) {
+            return Err(format!("--texts names `{name}` twice"));
+        }
+        let kind = kind(&name).ok_or_else(|| format!("there is no text `{name}`; there are: {}", known()))?;
+        let form = form(packing, &name, &kind)?;
+        texts.push(Text { name, form });
+    }
+    if has_captions && !texts.iter().any(|text| text.name == CAPTION) {
+        return Err("--captions gives the text `caption`, which --texts leaves out".into());
+    }
+    let is_tokenized = texts.iter().any(|text| matches!(text.form, Form::Tokens { .. }));
+    if !is_tokenized && (packing.context.is_some() || packing.vocab.is_some()) {
+        return Err("--context and --vocab are for texts that become token ids, and there are none".into());
+    }
+    Ok(texts)
+}
+
+/// The source's token rows in their order, or the texts that the pipeline tokenizes in that of its body, or all texts; and the
+/// captions.
+fn usual(pipeline: &Pipeline, fields: &BTreeMap<String, ValueKind>, has_captions: bool) -> Vec<String> {
+    let mut names: Vec<String> = match &pipeline.source {
+        Source::Recordio { labels, .. } => labels.iter().map(|(name, _)| name.clone()).collect(),
+        _ => {
+            let is_text = |name: &String| fields.get(name) == Some(&ValueKind::Text) || has_captions && name == CAPTION;
+            let body = pipeline.body(Mode::Train);
+            let read = body.into_iter().filter(|node| matches!(node.op, PipelineOp::Tokenize { .. }));
+            let mut read: Vec<String> = read.flat_map(|node| node.inputs).filter(is_text).collect();
+            if read.is_empty() {
+                read = fields.keys().filter(|name| is_text(name)).cloned().collect();
+            }
+            read
+        }
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    if has_captions && !names.iter().any(|name| name == CAPTION) {
+        names.push(CAPTION.into());
+    }
+    names
+}
+
+fn form(packing: &Packing, name: &str, kind: &ValueKind) -> Result<Form, String> {
+    match (packing.to.is_records(), kind) {
+        (true, ValueKind::Text) => tokens(packing, name),
+        (true, _) => Ok(Form::Row),
+        (false, ValueKind::Text) => Ok(Form::Plain),
+        (false, _) => Err(format!(
+            "`{name}` is token ids, of which there is no way back to texts for shards; pack to a `.rec`, or name other texts with \
+             --texts"
+        )),
+    }
+}
+
+/// As the pipeline tokenizes it, unless the user says otherwise.
+fn tokens(packing: &Packing, name: &str) -> Result<Form, String> {
+    let own = packing.pipeline.body(Mode::Train).into_iter().find_map(|node| match node.op {
+        PipelineOp::Tokenize(Tokenize { context, vocab }) if node.inputs.iter().any(|input| input == name) => {
+            Some((context, vocab))
+        }
+        _ => None,
+    });
+    let (context, vocab) = own.unwrap_or((CONTEXT, Vocab::Clip));
+    let context = packing.context.unwrap_or(context);
+    let vocab = packing.vocab.clone().unwrap_or(vocab);
+    match &vocab {
+        Vocab::Words { size, file: None } => Err(format!(
+            "'words:{size}' has the words that are most frequent in the source, which nobody who reads the records would know; \
+             give --vocab clip, or --vocab words:{size}:FILE with a file of words"
+        )),
+        vocab if i64::from(vocab.size()) > i64::from(LARGEST_ID) + 1 => Err(format!(
+            "a vocabulary of {} ids: labels of records are f32, which has no whole numbers above {LARGEST_ID}",
+            vocab.size()
+        )),
+        _ => Ok(Form::Tokens { context, vocab }),
+    }
+}
+
+impl std::fmt::Display for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.form {
+            Form::Plain => write!(f, "{}", self.name),
+            Form::Row => write!(f, "{} (token ids as they are)", self.name),
+            Form::Tokens { context, vocab: Vocab::Clip } => write!(f, "{} ({context} ids of 'clip')", self.name),
+            Form::Tokens { context, vocab: Vocab::Words { size, file } } => {
+                let file = file.as_deref().unwrap_or_default();
+                write!(f, "{} ({context} ids of 'words:{size}:{file}')", self.name)
+            }
+        }
+    }
+}
