@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use alip_plan::pipeline::{PipelineNode, PipelineOp, Source, Tokenize};
+use alip_plan::pipeline::{Argument, PipelineNode, PipelineOp, Source, Tokenize};
 
 use super::*;
 use crate::data::{DecodeLimits, Field, RecordioSource, SampleSource, Tokenizer, WebdatasetSource, decode_rgb};
@@ -381,6 +381,17 @@ fn options_that_do_not_fit() {
     let texts = |names: &[&str]| Some(names.iter().map(|name| name.to_string()).collect());
     check(Packing { texts: texts(&["title"]), ..base() }, "there is no text `title`; there are: caption, raw");
     check(Packing { texts: texts(&["raw", "raw"]), ..base() }, "--texts names `raw` twice");
+    let mut prefixed = base();
+    prefixed.pipeline.ops[1].inputs = vec!["longer".into()];
+    let (op, inputs) =
+        PipelineOp::from_call("prefix", &[Argument::Name("caption".into()), Argument::Text("a photo of ".into())], &[])
+            .unwrap();
+    prefixed.pipeline.ops.insert(1, PipelineNode { name: "longer".into(), op, inputs });
+    check(
+        Packing { texts: texts(&["raw", "caption"]), ..prefixed },
+        "pipeline `test` does not tokenize `caption` but what `prefix` makes of it, and records would hold the text as it is; say so \
+         with --context, or pack shards, which hold texts",
+    );
     check(
         Packing { texts: texts(&["raw"]), captions: Some(root.join("c.jsonl")), ..base() },
         "--captions gives the text `caption`, which --texts leaves out",

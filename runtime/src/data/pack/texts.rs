@@ -86,6 +86,10 @@ pub(super) fn choose(packing: &Packing, fields: &BTreeMap<String, ValueKind>) ->
 fn usual(pipeline: &Pipeline, fields: &BTreeMap<String, ValueKind>, has_captions: bool) -> Vec<String> {
     let mut names: Vec<String> = match &pipeline.source {
         Source::Recordio { labels, .. } => labels.iter().map(|(name, _)| name.clone()).collect(),
+        // What all parts have, in the order of the first.
+        Source::Mix { sources, .. } if let Some(Source::Recordio { labels, .. }) = sources.values().next() => {
+            labels.iter().map(|(name, _)| name.clone()).filter(|name| fields.contains_key(name)).collect()
+        }
         _ => {
             let is_text = |name: &String| fields.get(name) == Some(&ValueKind::Text) || has_captions && name == CAPTION;
             let body = pipeline.body(Mode::Train);
@@ -108,13 +112,20 @@ fn usual(pipeline: &Pipeline, fields: &BTreeMap<String, ValueKind>, has_captions
 fn form(packing: &Packing, name: &str, kind: &ValueKind) -> Result<Form, String> {
     match (packing.to.is_records(), kind) {
         (true, ValueKind::Text) => tokens(packing, name),
-        (true, _) => Ok(Form::Row),
+        (true, ValueKind::Tensor { .. }) => Ok(Form::Row),
+        (true, kind) => Err(format!("`{name}` is {kind}, not a text")),
         (false, ValueKind::Text) => Ok(Form::Plain),
         (false, _) => Err(format!(
             "`{name}` is token ids, of which there is no way back to texts for shards; pack to a `.rec`, or name other texts with \
              --texts"
         )),
     }
+}
+
+/// The op that a pipeline applies to a text, if it does not tokenize it.
+fn reader(pipeline: &Pipeline, name: &str) -> Option<&'static str> {
+    let body = pipeline.body(Mode::Train);
+    body.into_iter().find(|node| node.inputs.iter().any(|input| input == name)).map(|node| node.op.name())
 }
 
 /// As the pipeline tokenizes it, unless the user says otherwise.
@@ -125,6 +136,13 @@ fn tokens(packing: &Packing, name: &str) -> Result<Form, String> {
         }
         _ => None,
     });
+    if let (None, None, Some(op)) = (own.as_ref(), packing.context, reader(&packing.pipeline, name)) {
+        return Err(format!(
+            "pipeline `{}` does not tokenize `{name}` but what `{op}` makes of it, and records would hold the text as it is; say so with \
+             --context, or pack shards, which hold texts",
+            packing.pipeline.name
+        ));
+    }
     let (context, vocab) = own.unwrap_or((CONTEXT, Vocab::Clip));
     let context = packing.context.unwrap_or(context);
     let vocab = packing.vocab.clone().unwrap_or(vocab);
