@@ -22,7 +22,7 @@ const FEW: u64 = 4;
 const SCENES_PER_KILL: u64 = 1500;
 
 /// The longest life of a process is this share of what the whole takes, by the number of kills.
-const LIVES: f64 = 2.4;
+const LIVES: f64 = 1.4;
 
 /// Rendered scenes: they need no files, and take long enough to be killed.
 const SCENES: &str = r#"Pipeline(

@@ -190,7 +190,9 @@ impl Maker {
         };
         let mut entry = Entry { key: String::new(), number, head, image, suffix, files: Vec::new() };
         if self.is_records {
-            if !self.texts.is_empty() {
+            // Labels that the pipeline has no names for are no texts, and stay.
+            let is_named = !matches!(&self.declared, Source::Recordio { labels, .. } if labels.is_empty());
+            if is_named || !self.texts.is_empty() {
                 entry.head.labels = self.labels(&sample)?;
             }
             return Ok(entry);

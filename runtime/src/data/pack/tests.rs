@@ -5,6 +5,7 @@ use std::path::Path;
 use alip_plan::pipeline::{Argument, PipelineNode, PipelineOp, Source, Tokenize};
 
 use super::*;
+use crate::data::source::recordio::{RecordHead, RecordWriter, layout};
 use crate::data::{DecodeLimits, Field, RecordioSource, SampleSource, Tokenizer, WebdatasetSource, decode_rgb};
 
 /// A JPEG of some pixels.
@@ -122,6 +123,11 @@ fn a_folder_becomes_records() {
         assert_eq!(fields["caption"], ids(format!("a picture, number {number}")));
         assert_eq!((source.key(at as u64), source.record(at as u64).unwrap().1.id), (at.to_string(), at as u64));
     }
+    // Rows that are not wanted are left out.
+    let rows = records_source(root, "out/x.rec", &[("raw", 16), ("caption", 16)]);
+    run(&Packing { texts: Some(Vec::new()), ..packing(root, rows, "images.rec", None) }).unwrap();
+    let images = RecordioSource::open(root.join("images.rec").to_str().unwrap(), &[]).unwrap();
+    assert_eq!(images.record(3).unwrap().1, RecordHead { id: 3, ..RecordHead::default() });
 }
 
 #[test]
@@ -165,11 +171,11 @@ fn records_stay_as_they_are() {
     let root = folder.path();
     let write = |name: &str, keys: &[u64]| {
         let (mut records, mut index) = (Vec::new(), Vec::new());
-        let mut writer = crate::data::source::recordio::RecordWriter::new(&mut records, &mut index, 0);
+        let mut writer = RecordWriter::new(&mut records, &mut index, 0);
         for &key in keys {
             let labels = vec![7.5f32.to_le_bytes(); (key % 3) as usize];
-            let head = crate::data::source::recordio::RecordHead { label: [1; 4], id: key + 1, id2: 9, labels };
-            let image = crate::data::source::recordio::layout(&head, &photo(9, 9, key as u8)).unwrap();
+            let head = RecordHead { label: [1; 4], id: key + 1, id2: 9, labels };
+            let image = layout(&head, &photo(9, 9, key as u8)).unwrap();
             writer.write(key, &image).unwrap();
         }
         fs::write(root.join(name).with_extension("rec"), records).unwrap();
