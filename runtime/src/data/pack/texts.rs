@@ -33,12 +33,15 @@ pub(super) enum Form {
 
 /// A source without the caption that each of its samples would have to have, since captions come from a file.
 pub(super) fn without_caption(mut source: Source) -> Source {
-    match &mut source {
-        Source::Webdataset { texts, .. } => {
-            texts.remove(CAPTION);
+    for part in source.parts_mut() {
+        match part {
+            Source::Webdataset { texts, .. } | Source::Files { texts, .. } | Source::Table { texts, .. } => {
+                texts.remove(CAPTION);
+            }
+            Source::Folder { raw, caption, .. } => *caption = *raw,
+            // Rows of ids are left out when they are not packed.
+            Source::Recordio { .. } | Source::Shapes { .. } | Source::Mix { .. } => {}
         }
-        Source::Folder { raw, caption, .. } => *caption = *raw,
-        _ => {}
     }
     source
 }

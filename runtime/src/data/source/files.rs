@@ -137,6 +137,11 @@ impl SampleSource for FilesSource {
         format!("{}/{}", paths::name(&folder.path), folder.key(at))
     }
 
+    fn key(&self, index: u64) -> String {
+        let (folder, at) = self.folders.place(index);
+        folder.key(at).to_string()
+    }
+
     /// Of the names, and of the texts of a thousand samples.
     fn list_hash(&self) -> Result<String, DataError> {
         let mut hash = ListHash::default();

@@ -77,6 +77,11 @@ impl SampleSource for MixSource {
         format!("{}: {}", named.name, named.source.name(at as u64))
     }
 
+    fn key(&self, index: u64) -> String {
+        let (named, at) = self.sources.place(index);
+        named.source.key(at as u64)
+    }
+
     fn mixture(&self) -> Option<&Mixture> {
         self.mixture.as_ref()
     }
