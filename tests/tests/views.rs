@@ -71,11 +71,11 @@ fn two_views_of_a_sample() {
     for zero in ["mask", "drawn"] {
         assert!(floats(&eval[zero]).iter().all(|number| *number == 0.0), "{zero}");
     }
-    // `other` has no prefix: its words are those behind the three of `a photo of`.
+    // `other` has no prefix: its words are those behind the three of `a photo of`; the last id may be the end of a text that was cut.
     for (ids, other) in
         std::iter::zip(eval["ids"].as_i32().unwrap().chunks(32), eval["other"].as_i32().unwrap().chunks(32))
     {
-        assert_eq!(ids[4..], other[1..29], "{ids:?} {other:?}");
+        assert_eq!(ids[4..31], other[1..28], "{ids:?} {other:?}");
     }
     assert!(two_views().body(Mode::Eval).iter().all(|node| !node.op.draws()));
 }

@@ -369,6 +369,37 @@ fn an_op_called_twice_draws_twice() {
     assert!(differ > 12 && alike > 12, "{differ} differ, {alike} are alike");
 }
 
+/// Windows and mirroring of the usual body, computed apart from this program (in Python, from Philox on): a run that is resumed
+/// goes on with the samples that it would have had.
+#[test]
+fn draws_stay_what_they_were() {
+    let n = Argument::Number;
+    let body = pipeline(
+        &[
+            (&["crop", "window"], "random_area_crop", vec![name("jpeg")]),
+            (&["whole"], "decode_rgb", vec![name("jpeg"), name("crop")]),
+            (&["small"], "resize", vec![name("whole"), n(4.0), n(4.0)]),
+            (&["flipped", "flip"], "mirror", vec![name("small")]),
+            (&["image"], "normalize_rgb", vec![name("flipped")]),
+        ],
+        &["window", "flip", "image"],
+    );
+    let given = Given::new(40, 60, &[]);
+    for (index, window, flip) in [
+        (0, [4, 1, 48, 39], 0.0),
+        (1, [14, 0, 45, 40], 1.0),
+        (2, [2, 1, 45, 39], 0.0),
+        (7, [10, 0, 44, 40], 0.0),
+        ((1 << 40) + 3, [7, 0, 47, 39], 1.0),
+    ] {
+        let made = run(&body, Mode::Train, &given, index).unwrap();
+        let drawn: Vec<u32> = std::iter::zip(floats(&made["window"]), [60.0, 40.0, 60.0, 40.0])
+            .map(|(share, side)| (share * side).round() as u32)
+            .collect();
+        assert_eq!((drawn.as_slice(), floats(&made["flip"])), (window.as_slice(), vec![flip]), "sample {index}");
+    }
+}
+
 /// Words are dropped and swapped as often as asked for, and masks are drawn as BERT's.
 #[test]
 fn texts_change_as_often_as_asked() {
