@@ -155,6 +155,15 @@ pub enum Source {
         path: String,
         /// Name of each text field to the file that it is, by its extension (`txt`), or to an entry of it (`json:caption`).
         texts: BTreeMap<String, String>,
+        /// Samples of all shards, where they can only be read in sequence and no `sizes.json` says how many; 0 if nobody does.
+        #[serde(default)]
+        samples: u64,
+        /// Most streams that such shards are dealt over.
+        #[serde(default = "defaults::streams")]
+        streams: u32,
+        /// Whether compressed shards are unpacked into the user's cache once, for random access.
+        #[serde(default)]
+        unpack: bool,
     },
 }
 
@@ -177,7 +186,13 @@ mod defaults {
     pub(super) fn shapes_held_out() -> u64 {
         1_024
     }
+    pub(super) fn streams() -> u32 {
+        256
+    }
 }
+
+/// Most streams: each has a file open, of which a process may have some thousand.
+const MOST_STREAMS: u32 = 4096;
 
 /// Most labels of a row of a record: the longest contexts in use are a sixteenth of it.
 const LONGEST_ROW: u32 = 1 << 16;
@@ -254,6 +269,9 @@ impl Source {
             },
             Source::Shapes { size, scenes, held_out, .. } if *size == 0 || *scenes == 0 || *held_out == 0 => {
                 Err("`size`, `scenes` and `held_out` must be at least 1".into())
+            }
+            Source::Webdataset { streams, .. } if !(1..=MOST_STREAMS).contains(streams) => {
+                Err(format!("`streams` is a number from 1 to {MOST_STREAMS}, not {streams}"))
             }
             _ => Ok(()),
         }

@@ -89,7 +89,7 @@ pub struct DataIdentity {
     /// the data is kept, so that it moves too.
     #[serde(default)]
     pub beside: Option<PathBuf>,
-    /// Number of training samples.
+    /// Number of training samples, or 0 where nobody has said.
     pub samples: u64,
     /// Hash of their list.
     pub list: String,
@@ -106,6 +106,7 @@ impl DataIdentity {
         if let Some(path) = pipeline.source.path_mut()
             && Path::new(path.as_str()).is_relative()
             && !path.contains("${")
+            && !path.contains("://")
             && let (folder, files) = in_folder(path, files)
             && let (Ok(folder), Ok(root)) = (plain(folder), plain(root))
         {
@@ -134,7 +135,8 @@ impl DataIdentity {
         let changed = |what, then: &dyn fmt::Display, now: &dyn fmt::Display| {
             Some(Difference { what, then: then.to_string(), now: now.to_string() })
         };
-        if self.samples != now.samples {
+        let are_counted = self.samples != 0 && now.samples != 0;
+        if are_counted && self.samples != now.samples {
             return changed("number of training samples", &self.samples, &now.samples);
         }
         if self.list != now.list {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use alip_plan::Target;
 use alip_plan::pipeline::Pipeline;
 use alip_plan::{DType, PROGRAM_TRAIN, Plan};
-use alip_runtime::data::all_in;
+use alip_runtime::data::{SampleSource, all_in};
 use alip_runtime::device::{self, Choice, Device, DeviceError, DeviceOptions};
 use alip_runtime::exec::{ExecError, Session};
 use alip_runtime::run::{DeviceIdentity, RunDir, SpecFile, SpecSources, read_plan};
@@ -354,10 +354,35 @@ fn own(plan: &Plan) -> Outcome<Pipeline> {
     own.ok_or_else(|| Failure::message(format!("graph `{}` {why}", plan.name)))
 }
 
+/// Endings of files of samples.
+const OF_DATA: [&str; 4] = [".rec", ".tar", ".tar.gz", ".tgz"];
+
 /// Whether `--data` names data rather than a pipeline: a folder, files of records, or shards.
 pub(crate) fn is_data(data: &str) -> bool {
-    Path::new(data).is_dir()
-        || Path::new(data).extension().is_some_and(|extension| extension == "rec" || extension == "tar")
+    Path::new(data).is_dir() || OF_DATA.iter().any(|ending| data.ends_with(ending))
+}
+
+/// The files of a kind in a folder; shards may all be compressed.
+fn files_of(folder: &str, extension: &str) -> String {
+    let is_there = |extension: &&str| {
+        let ending = format!(".{extension}");
+        let files = Path::new(folder).read_dir().into_iter().flatten().flatten();
+        files.into_iter().any(|file| file.file_name().to_string_lossy().ends_with(&ending))
+    };
+    let compressed = ["tar.gz", "tgz"];
+    let found = compressed.iter().find(|other| extension == "tar" && !is_there(&extension) && is_there(other));
+    all_in(folder, found.unwrap_or(&extension))
+}
+
+/// What to tell of data that are read in sequence.
+pub(crate) fn order_of(source: &dyn SampleSource) -> Option<String> {
+    source.sequence().map(|sequence| {
+        let (shards, streams) = (sequence.shards(), sequence.streams());
+        format!(
+            "{shards} shards are read in sequence: their samples are mixed over at most {streams} streams and within windows of \
+             each, which is no full shuffle"
+        )
+    })
 }
 
 /// A pipeline on other data; the error says why it cannot be.
@@ -367,7 +392,7 @@ pub(crate) fn moved(mut pipeline: Pipeline, data: &str) -> Result<Pipeline, Stri
     let why = match pipeline.source.path_mut() {
         Some(path) if folder || extension.is_some() => {
             // Of a folder all files of the kind.
-            *path = extension.filter(|_| folder).map_or(data.to_string(), |extension| all_in(data, extension));
+            *path = extension.filter(|_| folder).map_or(data.to_string(), |extension| files_of(data, extension));
             return Ok(pipeline);
         }
         Some(_) => "reads a folder of images; give --data a folder",

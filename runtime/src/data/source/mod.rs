@@ -4,6 +4,7 @@ mod folder;
 mod parts;
 pub(super) mod paths;
 mod recordio;
+mod sequence;
 pub mod shapes;
 mod webdataset;
 
@@ -14,8 +15,9 @@ use alip_plan::pipeline::{Mode, Source};
 
 pub use self::folder::FolderSource;
 pub use self::recordio::RecordioSource;
+pub use self::sequence::{Sequence, ShardError, ShardReader};
 use self::shapes::{Scenes, ShapesSource, Split};
-pub use self::webdataset::WebdatasetSource;
+pub use self::webdataset::{WebdatasetOptions, WebdatasetSource};
 use super::{DataError, SampleError};
 
 /// An 8-bit RGB image, rows from the top, three bytes per pixel.
@@ -89,12 +91,12 @@ impl std::fmt::Display for ListHash {
     }
 }
 
-/// A finite, numbered set of samples with random access.
+/// A finite, numbered set of samples with random access, or else a [`Sequence`].
 ///
 /// A source needs three methods: how many samples there are, one of them, and what to call it. `sample(i)` is a function of `i`:
 /// it gives the same sample whenever and on whatever thread it is called.
 pub trait SampleSource: Send + Sync {
-    /// Number of samples, at least 1.
+    /// Number of samples, at least 1; but see [`SampleSource::sequence`].
     fn len(&self) -> u64;
 
     /// Sample `index`, below [`SampleSource::len`].
@@ -106,9 +108,15 @@ pub trait SampleSource: Send + Sync {
     /// What to call sample `index` in a log: a file, a record, a scene.
     fn name(&self, index: u64) -> String;
 
-    /// Whether there are none; no source that opens is empty.
+    /// Whether there are none, as far as anybody knows; no source that opens is empty but a [`Sequence`] that nobody has counted.
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The shards of a source that can only be read in sequence. Such a one has no samples by number, and its
+    /// [`SampleSource::len`] is what somebody says, or 0.
+    fn sequence(&self) -> Option<Arc<dyn Sequence>> {
+        None
     }
 
     /// The source's texts, where it can tell them without reading its samples.
@@ -182,6 +190,9 @@ pub fn open_source(source: &Source, mode: Mode) -> Result<Arc<dyn SampleSource>,
             Ok(Arc::new(ShapesSource::new(Scenes::new(*seed, split, len)?, *size)))
         }
         Source::Recordio { path, labels } => Ok(Arc::new(RecordioSource::open(path, labels)?)),
-        Source::Webdataset { path, texts } => Ok(Arc::new(WebdatasetSource::open(path, texts)?)),
+        Source::Webdataset { path, texts, samples, streams, unpack } => {
+            let options = WebdatasetOptions { samples: *samples, streams: u64::from(*streams), unpack: *unpack };
+            Ok(Arc::new(WebdatasetSource::open_as(path, texts, &options)?))
+        }
     }
 }
