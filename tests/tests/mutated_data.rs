@@ -148,6 +148,9 @@ fn shards() -> Sound {
         source: |folder| Source::Webdataset {
             path: folder.join("a.tar").to_string_lossy().into_owned(),
             texts: [("raw", "txt"), ("caption", "json:caption")].map(|(a, b)| (a.to_string(), b.to_string())).into(),
+            samples: 0,
+            streams: 256,
+            unpack: false,
         },
         ends_anywhere: false,
     }

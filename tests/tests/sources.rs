@@ -7,8 +7,8 @@ use std::path::Path;
 
 use alip_plan::pipeline::{Mode, Source};
 use alip_runtime::data::{
-    DecodeLimits, Field, FilesSource, RecordioSource, SampleSource, TableSource, Tokenizer, WebdatasetSource,
-    decode_rgb,
+    DecodeLimits, Field, FilesSource, RecordioSource, SampleSource, TableSource, Tokenizer, WebdatasetOptions,
+    WebdatasetSource, decode_rgb,
 };
 use alip_tests::skip;
 
@@ -99,8 +99,21 @@ fn shards_of_other_projects() {
         let why = source.sample(0).expect_err("no image").to_string();
         assert_eq!(why, "no file `.jpg` or `.jpeg` or `.png` or `.webp`", "{shard}");
     }
-    let why = shards(&folder.join("webdataset_sample.tgz"), &[]).err().unwrap_or_default();
-    assert!(why.contains("it is compressed, and cannot be read at any place: unpack it (`gunzip`)"), "{why}");
+    let compressed = folder.join("webdataset_sample.tgz");
+    let source = shards(&compressed, &[]).unwrap_or_else(|why| panic!("{why}"));
+    let sequence = source.sequence().expect("compressed shards are read in sequence");
+    let mut reader = sequence.open(0).unwrap_or_else(|error| panic!("{error:?}"));
+    let mut read = Vec::new();
+    while let Some(sample) = reader.next().unwrap_or_else(|error| panic!("{error:?}")) {
+        read.push(sample.unwrap_or_else(|error| panic!("{error}")));
+    }
+    assert_eq!(read.len(), 90);
+    // Unpacked they are the same samples.
+    let (path, unpack) =
+        (compressed.to_str().expect("UTF-8"), WebdatasetOptions { unpack: true, ..Default::default() });
+    let unpacked = WebdatasetSource::open_as(path, &BTreeMap::new(), &unpack).unwrap_or_else(|error| panic!("{error}"));
+    check(&unpacked, 90);
+    assert!((0..90).all(|at| unpacked.sample(at).as_ref() == Ok(&read[at as usize])));
 }
 
 /// The rows of a Parquet file beside seven images, as (image, text), or why there is none.

@@ -162,6 +162,15 @@ pub enum Source {
         path: String,
         /// Name of each text field to the file that it is, by its extension (`txt`), or to an entry of it (`json:caption`).
         texts: BTreeMap<String, String>,
+        /// Samples of all shards, where they can only be read in sequence and no `sizes.json` says how many; 0 if nobody does.
+        #[serde(default)]
+        samples: u64,
+        /// Most streams that such shards are dealt over.
+        #[serde(default = "defaults::streams")]
+        streams: u32,
+        /// Whether compressed shards are unpacked into the user's cache once, for random access.
+        #[serde(default)]
+        unpack: bool,
     },
     /// Folders in which the files of a sample have one name, as img2dataset writes them. Fields: `jpeg` and one text per entry.
     Files {
@@ -224,10 +233,16 @@ mod defaults {
     pub(super) fn shapes_held_out() -> u64 {
         1_024
     }
+    pub(super) fn streams() -> u32 {
+        256
+    }
 }
 
 /// Extensions of tables.
 pub const TABLES: [&str; 6] = ["csv", "tsv", "txt", "jsonl", "ndjson", "parquet"];
+
+/// Most streams: each has a file open, of which a process may have some thousand.
+const MOST_STREAMS: u32 = 4096;
 
 /// Most labels of a row of a record: the longest contexts in use are a sixteenth of it.
 const LONGEST_ROW: u32 = 1 << 16;
@@ -353,6 +368,9 @@ impl Source {
                 Err("`samples` says how long an epoch of a weighted mixture is: give `weights` too".into())
             }
             Source::Mix { sources, weights, .. } => check_mixture(sources, weights),
+            Source::Webdataset { streams, .. } if !(1..=MOST_STREAMS).contains(streams) => {
+                Err(format!("`streams` is a number from 1 to {MOST_STREAMS}, not {streams}"))
+            }
             _ => Ok(()),
         }
     }

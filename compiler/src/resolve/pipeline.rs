@@ -161,7 +161,13 @@ fn source(spec: &SourceSpec) -> Result<Source> {
             seed: fields.whole("seed", 0)?,
         },
         "Recordio" => Source::Recordio { path: fields.text("path", "")?, labels: fields.lengths("labels")? },
-        "Webdataset" => Source::Webdataset { path: fields.text("path", "")?, texts: fields.texts("texts")? },
+        "Webdataset" => Source::Webdataset {
+            path: fields.text("path", "")?,
+            texts: fields.texts("texts")?,
+            samples: fields.whole("samples", 0)?,
+            streams: fields.whole("streams", 256)?,
+            unpack: fields.flag("unpack")?,
+        },
         "Files" => Source::Files { path: fields.text("path", "")?, texts: fields.texts("texts")? },
         "Table" => Source::Table {
             path: fields.text("path", "")?,
@@ -205,6 +211,14 @@ impl Fields<'_> {
             Some(Literal::Int(n)) => N::try_from(*n).or_else(|_| self.wrong(field, "a whole number in its range")),
             None => Ok(default),
             _ => self.wrong(field, "a whole number"),
+        }
+    }
+
+    fn flag(&self, field: &str) -> Result<bool> {
+        match self.0.get(field).map(|value| &value.node) {
+            Some(Literal::Bool(flag)) => Ok(*flag),
+            None => Ok(false),
+            _ => self.wrong(field, "`true` or `false`"),
         }
     }
 

@@ -103,6 +103,9 @@ pub const SOURCES: [SourceKind; 7] = [
                 FieldKind::Strs,
                 "names of the text fields and the files they are: `txt`, or `json:caption`",
             ),
+            optional("samples", FieldKind::Int, "the number of samples of shards that are read in sequence"),
+            optional("streams", FieldKind::Int, "the most streams that such shards are dealt over"),
+            optional("unpack", FieldKind::Bool, "whether compressed shards are unpacked once, for random access"),
         ],
     },
     SourceKind {

@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use alip_plan::pipeline::{Mode, Pipeline};
 
 use super::maker::{Maker, Place, Recipe, Turn};
+use super::samples::Samples;
 use super::spares::Spares;
+use super::streams::{self, Streams};
 use super::work::{Clock, Work};
 use super::{DataError, Order, SampleSource, Skipped, Skips, Transform, Vocabularies};
 use crate::tensor::HostTensor;
@@ -33,7 +35,7 @@ pub struct Batch {
     /// Rows that count. All of them when training; the last batch of [`Passes::Once`] is filled up with samples from the
     /// start, which do not.
     pub valid: usize,
-    /// The source's index of the sample in each row.
+    /// The source's index of the sample in each row; of shards that are read in sequence, the global place where it stands.
     pub rows: Vec<u64>,
     /// The source's labels by name, one per row.
     pub labels: BTreeMap<String, Vec<i64>>,
@@ -111,6 +113,7 @@ pub struct Loader {
     waited: Duration,
     delivered: u64,
     skips: Skips,
+    epoch_len: Option<u64>,
     max_bad: f64,
     judge_after: u64,
 }
@@ -126,8 +129,12 @@ impl Loader {
         options: &LoaderOptions,
     ) -> Result<Loader, DataError> {
         let fail = |reason: String| DataError::Pipeline { pipeline: pipeline.name.clone(), reason };
-        if source.is_empty() || options.batch == 0 {
+        let sequence = source.sequence();
+        if (source.is_empty() && sequence.is_none()) || options.batch == 0 {
             return Err(fail("a batch needs at least one sample".into()));
+        }
+        if sequence.is_some() && options.passes == Passes::Once {
+            return Err(fail("shards that are read in sequence are trained on, and have no pass that ends".into()));
         }
         let transform = Arc::new(Transform::new(pipeline, options.mode, source.as_ref(), &options.vocabularies)?);
         let shuffled = options.mode == Mode::Train && pipeline.shuffle.is_some();
@@ -135,11 +142,23 @@ impl Loader {
             Some(mixture) => Order::mixed(mixture, options.seed, options.batch as u64).map_err(fail)?,
             None => Order::new(source.len(), options.seed, shuffled, options.batch as u64),
         };
+        let epoch_len =
+            sequence.as_ref().map_or(Some(order.epoch_len()), |_| Some(source.len()).filter(|len| *len > 0));
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.workers.max(1))
             .thread_name(|i| format!("decode-{i}"))
             .build()
             .map_err(|error| fail(format!("cannot start decoding threads: {error}")))?;
+        let samples = match sequence {
+            None => Samples::Anywhere(source, order.clone()),
+            Some(sequence) => {
+                let mixed = pipeline.shuffle.as_ref().filter(|_| shuffled);
+                let mixed = mixed.map(|shuffle| shuffle.buffer.unwrap_or(streams::MIXED));
+                let (seed, start) = (options.seed, options.start_sample);
+                let options = streams::Options { seed, mixed, batch: options.batch as u64, start };
+                Samples::InSequence(pool.install(|| Streams::new(sequence, &options))?)
+            }
+        };
         let stop = Arc::new(AtomicBool::new(false));
         let makers = options.prefetch.max(1) + 1;
         let (places, queue) = channel();
@@ -147,7 +166,7 @@ impl Loader {
         let clock = Clock::new(transform.ops());
         let recipe = Arc::new(Recipe {
             declared: pipeline.source.clone(),
-            source,
+            samples,
             transform,
             order,
             stop: stop.clone(),
@@ -170,6 +189,7 @@ impl Loader {
             waited: Duration::ZERO,
             delivered: 0,
             skips: Skips::default(),
+            epoch_len,
             max_bad: options.max_bad,
             judge_after: options.judge_after,
         };
@@ -235,9 +255,9 @@ impl Loader {
         self.recipe.make(first, tensors, || ()).unwrap_or(Err(DataError::Stopped))
     }
 
-    /// What the source calls the sample with this index.
+    /// What the sample of a row is called, by what [`Batch::rows`] has.
     pub fn name(&self, index: u64) -> String {
-        self.recipe.source.name(index)
+        self.recipe.samples.name(index)
     }
 
     /// Takes a batch that is done with, so that another can be made in its memory. What is delivered is the same whether or
@@ -251,9 +271,9 @@ impl Loader {
         error
     }
 
-    /// The order of the samples: epoch length, steps.
-    pub fn order(&self) -> &Order {
-        &self.recipe.order
+    /// Samples of an epoch; `None` where nobody has said how many there are.
+    pub fn epoch_len(&self) -> Option<u64> {
+        self.epoch_len
     }
 
     /// The body that runs; it has the tokenizer.

@@ -16,14 +16,12 @@ use std::time::Duration;
 use alip_plan::pipeline::Source;
 
 use super::panics::caught;
+use super::samples::{MAX_ATTEMPTS, Samples, Unusable};
 use super::spares::Spares;
 use super::transform::{Row, check_fields};
 use super::work::Clock;
-use super::{Batch, DataError, Order, Passes, SampleError, SampleSource, Skipped, Transform};
+use super::{Batch, DataError, Order, Passes, SampleError, Skipped, Transform};
 use crate::tensor::{Data, HostTensor};
-
-/// Stand-ins tried for one sample before the data set is called unreadable.
-const MAX_ATTEMPTS: usize = 31;
 
 /// Where a batch will be delivered.
 pub(super) type Place = Receiver<Result<Batch, DataError>>;
@@ -39,8 +37,9 @@ pub(super) struct Turn {
 /// What batches are made of.
 pub(super) struct Recipe {
     pub(super) declared: Source,
-    pub(super) source: Arc<dyn SampleSource>,
+    pub(super) samples: Samples,
     pub(super) transform: Arc<Transform>,
+    /// The keys of what is drawn, and the length of an epoch.
     pub(super) order: Order,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) batch: usize,
@@ -60,7 +59,7 @@ pub(super) struct Maker {
 type Labels = BTreeMap<String, i64>;
 
 /// What was read into the rows of a batch; none where it was not begun.
-type Read = Vec<Option<Result<Labels, SampleError>>>;
+type Read = Vec<Option<Result<Labels, Unusable>>>;
 
 /// What became of one row.
 struct Made {
@@ -115,14 +114,14 @@ impl Recipe {
         mut tensors: Vec<HostTensor>,
         given: impl FnOnce(),
     ) -> Option<Result<Batch, DataError>> {
-        let samples = self.order.samples(first, self.batch as u64);
+        let samples = self.samples.at(first, self.batch as u64);
         let mut rows = rows_of(&mut tensors, self.batch);
         let mut read: Read = (0..self.batch).map(|_| None).collect();
         self.pool.in_place_scope(|tasks| {
             for ((slots, read), &(epoch, index)) in rows.iter_mut().zip(&mut read).zip(&samples) {
                 tasks.spawn(move |_| {
                     let stopped = self.stop.load(Ordering::Relaxed);
-                    *read = (!stopped).then(|| self.clock.sample(|| self.read(epoch, index, slots)));
+                    *read = (!stopped).then(|| self.clock.sample(|| self.read(epoch, index, false, slots)));
                 });
             }
             given();
@@ -162,7 +161,7 @@ impl Recipe {
     fn replace(
         &self,
         (first, samples): (u64, &[(u64, u64)]),
-        read: Vec<Result<Labels, SampleError>>,
+        read: Vec<Result<Labels, Unusable>>,
         rows: &mut [Vec<Row<'_>>],
     ) -> Result<Vec<Made>, DataError> {
         let mut present: HashSet<u64> = samples.iter().map(|&(_, index)| index).collect();
@@ -171,8 +170,9 @@ impl Recipe {
             let (sample, (epoch, index)) = (first + row as u64, samples[row]);
             let made = match read {
                 Ok(labels) => Made { index, labels, skipped: None },
-                Err(reason) => {
-                    let (name, reason) = (self.source.name(index), reason.to_string());
+                Err(Unusable::Ends(error)) => return Err(error),
+                Err(Unusable::Bad(reason)) => {
+                    let (name, reason) = (self.samples.name(index), reason.to_string());
                     self.stand_in(Skipped { sample, row, index, name, reason }, epoch, &present, slots)?
                 }
             };
@@ -191,43 +191,34 @@ impl Recipe {
         slots: &mut [Row<'_>],
     ) -> Result<Made, DataError> {
         let mut tried = HashSet::from([skipped.index]);
-        let candidates = self.candidates(skipped.sample, present).filter(|&index| tried.insert(index));
+        let candidates = self.samples.stand_ins(skipped.sample, present)?.filter(|&index| tried.insert(index));
         let mut attempts = 0;
-        for index in candidates.take(MAX_ATTEMPTS) {
+        for index in candidates.take(MAX_ATTEMPTS as usize) {
             if self.stop.load(Ordering::Relaxed) {
                 // Nobody is there to be told.
                 return Err(DataError::Stopped);
             }
             attempts += 1;
-            // A stand-in that is bad too is not counted: it will be in its own place.
-            if let Ok(labels) = self.read(epoch, index, slots) {
-                return Ok(Made { index, labels, skipped: Some(skipped) });
+            match self.read(epoch, index, true, slots) {
+                Ok(labels) => return Ok(Made { index, labels, skipped: Some(skipped) }),
+                // A stand-in that is bad too is not counted: it will be in its own place.
+                Err(Unusable::Bad(_)) => {}
+                Err(Unusable::Ends(error)) => return Err(error),
             }
         }
         Err(DataError::NoReplacement { first: skipped.to_string(), attempts })
     }
 
-    /// Stand-ins for a sample, the best first: drawn ones that are not in the batch, whatever else is not, and drawn ones
-    /// that are.
-    fn candidates(&self, sample: u64, present: &HashSet<u64>) -> impl Iterator<Item = u64> {
-        let drawn: Vec<u64> = (1..=MAX_ATTEMPTS as u32).map(|attempt| self.order.reserve(sample, attempt)).collect();
-        let (len, begin) = (self.order.source_len(), drawn[0]);
-        let is_free = |index: &u64| !present.contains(index);
-        let (free, taken): (Vec<u64>, Vec<u64>) = drawn.into_iter().partition(is_free);
-        let others = (1..len).map(move |step| (begin + step) % len).filter(is_free);
-        free.into_iter().chain(others).chain(taken)
-    }
-
-    fn read(&self, epoch: u64, index: u64, slots: &mut [Row<'_>]) -> Result<Labels, SampleError> {
+    fn read(&self, epoch: u64, index: u64, stands_in: bool, slots: &mut [Row<'_>]) -> Result<Labels, Unusable> {
         // A decoder that panics on a hostile file loses that sample and nothing else; rows are overwritten by the next try.
         let read = caught(|| {
-            let sample = self.clock.source(|| self.source.sample(index))?;
+            let sample = self.clock.source(|| self.samples.read(index, stands_in))?;
             check_fields(&self.declared, &sample)?;
             let labels = sample.labels.clone();
             self.transform.run(sample, (&self.order, epoch, index), slots, &self.clock)?;
             Ok(labels)
         });
-        read.unwrap_or_else(|words| Err(SampleError(format!("the decoder panicked: {words}"))))
+        read.unwrap_or_else(|words| Err(SampleError(format!("the decoder panicked: {words}")).into()))
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - Which sample stands at which place, and how it is augmented, is a function of (seed, epoch, sample index), see
-//!   [`Order`]. It does not depend on the number of workers, on ranks, on restarts or on timing.
+//!   [`Order`]; of shards that can only be read in sequence, of (seed, global sample index) and what is in them, see
+//!   `streams`. It does not depend on the number of workers, on ranks, on restarts or on timing.
 //! - The cursor is one number, the global sample index. Epochs follow one another without a gap: global sample `g` is
 //!   position `g % n` of epoch `g / n`, so a batch may straddle two epochs and nothing is dropped. No batch holds a sample
 //!   twice, unless it is larger than the data set, or than what of it can be read.
@@ -20,10 +21,12 @@ mod order;
 mod pack;
 mod panics;
 mod resize;
+mod samples;
 mod scratch;
 mod skips;
 mod source;
 mod spares;
+mod streams;
 mod text;
 mod throughput;
 mod transform;
@@ -40,8 +43,8 @@ pub use skips::{Skipped, Skips};
 pub use source::paths::{all_folders, all_in};
 pub(crate) use source::paths::{literal, pattern_from};
 pub use source::{
-    Field, FilesSource, FolderSource, ListHash, MixSource, RawSample, RecordioSource, RgbImage, SampleSource,
-    TableSource, Texts, WebdatasetSource, open_source, shapes,
+    Field, FilesSource, FolderSource, ListHash, MixSource, RawSample, RecordioSource, RgbImage, SampleSource, Sequence,
+    ShardError, ShardReader, TableSource, Texts, WebdatasetOptions, WebdatasetSource, open_source, shapes,
 };
 pub use text::{Tokenizer, Vocabularies, WordVocabulary, clean, split_words};
 pub use throughput::{Throughput, measure};

@@ -40,6 +40,8 @@ pub(crate) enum Stream {
     Swap = 0xDA7A_0004,
     /// Where in a batch the samples of several sources stand.
     Mix = 0xDA7A_0005,
+    /// Where the windows of a shard begin that is read in sequence.
+    Windows = 0xDA7A_0010,
 }
 
 /// A seeded bijection of the numbers below `len`.
@@ -185,9 +187,9 @@ impl Order {
     }
 }
 
-/// What to tell who trains on fewer samples than a batch has.
+/// What to tell who trains on fewer samples than a batch has; 0 are some that nobody has counted.
 pub(super) fn too_few(samples: u64, batch: u64) -> Option<String> {
-    (samples < batch).then(|| {
+    (0 < samples && samples < batch).then(|| {
         format!(
             "the data have {samples} samples, fewer than a batch of {batch}: every batch holds samples more than once, and a \
              contrastive loss takes them for different ones; use a --batch of {samples} or less, or more data"

@@ -89,7 +89,7 @@ pub struct DataIdentity {
     /// move together. A link to the data is kept, so that it moves too.
     #[serde(default, deserialize_with = "one_or_several")]
     pub beside: Vec<Option<PathBuf>>,
-    /// Number of training samples.
+    /// Number of training samples, or 0 where nobody has said.
     pub samples: u64,
     /// Hash of their list.
     pub list: String,
@@ -125,7 +125,8 @@ impl DataIdentity {
         let changed = |what, then: &dyn fmt::Display, now: &dyn fmt::Display| {
             Some(Difference { what, then: then.to_string(), now: now.to_string() })
         };
-        if self.samples != now.samples {
+        let are_counted = self.samples != 0 && now.samples != 0;
+        if are_counted && self.samples != now.samples {
             return changed("number of training samples", &self.samples, &now.samples);
         }
         if self.list != now.list {
@@ -139,7 +140,7 @@ impl DataIdentity {
 fn fixed(source: &mut Source, root: &Path) -> Option<PathBuf> {
     let files = source.takes_patterns();
     let path = source.path_mut()?;
-    if Path::new(path.as_str()).is_absolute() || path.contains("${") {
+    if Path::new(path.as_str()).is_absolute() || path.contains("${") || path.contains("://") {
         return None;
     }
     let (folder, files) = in_folder(path, files);

@@ -78,7 +78,7 @@ impl Feed for Loader {
     }
 
     fn epoch_len(&self) -> Option<u64> {
-        Some(self.order().epoch_len())
+        Loader::epoch_len(self)
     }
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use alip_plan::pipeline::Mode;
 use alip_runtime::data::{LoaderOptions, Mixture, Skips, Throughput, measure, open_source};
 
-use crate::model::{BadArgs, moved, named};
+use crate::model::{BadArgs, moved, named, order_of};
 use crate::{Failure, Outcome, sheet};
 
 /// Skipped samples that are named one by one.
@@ -25,7 +25,7 @@ const NAMED: usize = 10;
 pub(crate) struct Args {
     /// Path or name of a pipeline spec
     pipeline: String,
-    /// The data that the pipeline shall read: a folder, `.rec` or `.tar` files
+    /// The data that the pipeline shall read: a folder, `.rec`, `.tar` or `.tar.gz` files
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
     /// Samples of a batch
@@ -69,6 +69,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if let Some(warning) = source.too_few(args.batch) {
         note!("warning: {warning}");
     }
+    if let Some(order) = order_of(source.as_ref()) {
+        note!("{order}");
+    }
     let shares = source.mixture().cloned();
     if let Some(path) = &args.html {
         sheet::write(&pipeline, source.clone(), &options, path)?;
@@ -92,7 +95,10 @@ pub(crate) fn run(args: &Args) -> Outcome {
     say!("{name}: {} samples in {seconds:.2} s, {rate:.0} samples/s with {} workers", measured.samples, args.workers);
     say_work(&measured);
     say_mixture(shares, args.batch)?;
-    say!("from {} with {samples} samples to", pipeline.source.kind());
+    match samples {
+        0 => say!("from {}, whose samples nobody has counted, to", pipeline.source.kind()),
+        _ => say!("from {} with {samples} samples to", pipeline.source.kind()),
+    }
     for (name, output) in &outputs {
         say!("  {name:<10} {} {:?}", output.dtype, output.shape);
     }

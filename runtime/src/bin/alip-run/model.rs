@@ -7,7 +7,7 @@ use std::sync::Arc;
 use alip_plan::Target;
 use alip_plan::pipeline::{Pipeline, Source, TABLES};
 use alip_plan::{DType, PROGRAM_TRAIN, Plan};
-use alip_runtime::data::{all_folders, all_in};
+use alip_runtime::data::{SampleSource, all_folders, all_in};
 use alip_runtime::device::{self, Choice, Device, DeviceError, DeviceOptions};
 use alip_runtime::exec::{ExecError, Session};
 use alip_runtime::run::{DeviceIdentity, RunDir, SpecFile, SpecSources, read_plan};
@@ -354,17 +354,44 @@ fn own(plan: &Plan) -> Outcome<Pipeline> {
     own.ok_or_else(|| Failure::message(format!("graph `{}` {why}", plan.name)))
 }
 
+/// Endings of files of samples that are no tables.
+const OF_SAMPLES: [&str; 4] = [".rec", ".tar", ".tar.gz", ".tgz"];
+
 /// Whether `--data` names data rather than a pipeline: a folder, files of records, shards, or tables.
 pub(crate) fn is_data(data: &str) -> bool {
-    let is_of_data =
-        |extension: &std::ffi::OsStr| ["rec", "tar"].iter().chain(&TABLES).any(|known| extension == *known);
-    Path::new(data).is_dir() || Path::new(data).extension().is_some_and(is_of_data)
+    let is_table = |extension: &std::ffi::OsStr| TABLES.iter().any(|known| extension == *known);
+    Path::new(data).is_dir()
+        || OF_SAMPLES.iter().any(|ending| data.ends_with(ending))
+        || Path::new(data).extension().is_some_and(is_table)
 }
 
 /// Whether there are folders in a folder.
 fn has_folders(folder: &str) -> bool {
     let is_folder = |entry: std::io::Result<std::fs::DirEntry>| entry.is_ok_and(|entry| entry.path().is_dir());
     std::fs::read_dir(folder).is_ok_and(|mut entries| entries.any(is_folder))
+}
+
+/// The files of a kind in a folder; shards may all be compressed.
+fn files_of(folder: &str, extension: &str) -> String {
+    let is_there = |extension: &&str| {
+        let ending = format!(".{extension}");
+        let files = Path::new(folder).read_dir().into_iter().flatten().flatten();
+        files.into_iter().any(|file| file.file_name().to_string_lossy().ends_with(&ending))
+    };
+    let compressed = ["tar.gz", "tgz"];
+    let found = compressed.iter().find(|other| extension == "tar" && !is_there(&extension) && is_there(other));
+    all_in(folder, found.unwrap_or(&extension))
+}
+
+/// What to tell of data that are read in sequence.
+pub(crate) fn order_of(source: &dyn SampleSource) -> Option<String> {
+    source.sequence().map(|sequence| {
+        let (shards, streams) = (sequence.shards(), sequence.streams());
+        format!(
+            "{shards} shards are read in sequence: their samples are mixed over at most {streams} streams and within windows of \
+             each, which is no full shuffle"
+        )
+    })
 }
 
 /// A pipeline on other data; the error says why it cannot be.
@@ -382,7 +409,7 @@ pub(crate) fn moved(mut pipeline: Pipeline, data: &str) -> Result<Pipeline, Stri
             // Of a folder all files of the kind: as those before, if there are several kinds.
             let is_of = |extension: &&&str| path.ends_with(&format!(".{extension}"));
             let extension = extensions.iter().find(is_of).or(extensions.first());
-            *path = extension.filter(|_| folder).map_or(data.to_string(), |extension| all_in(data, extension));
+            *path = extension.filter(|_| folder).map_or(data.to_string(), |extension| files_of(data, extension));
         }
         Some(_) => return fail("reads a folder of images; give --data a folder"),
         None if mixed => return fail("reads several sources; give --data a pipeline that names where they lie"),

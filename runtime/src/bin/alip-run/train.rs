@@ -16,7 +16,9 @@ use alip_runtime::run::{
 use alip_runtime::train::{Cadence, Position, Summary, Trainer, begin, measure, needs_total_steps, resume};
 use indicatif::HumanBytes;
 
-use crate::model::{BadArgs, CompileArgs, DeviceArgs, Prepared, bounded, files_now, is_data, moved, session_on};
+use crate::model::{
+    BadArgs, CompileArgs, DeviceArgs, Prepared, bounded, files_now, is_data, moved, order_of, session_on,
+};
 use crate::progress::{Progress, duration};
 use crate::stop::Stop;
 use crate::{Failure, Outcome, eval};
@@ -40,7 +42,7 @@ pub(crate) struct Args {
     how: CompileArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// A pipeline spec, or the data that the spec's own pipeline shall read: a folder, `.rec` or `.tar` files
+    /// A pipeline spec, or the data that the spec's own pipeline shall read: a folder, `.rec`, `.tar` or `.tar.gz` files
     #[arg(long, value_name = "PIPELINE|PATH")]
     data: Option<String>,
     /// Where the run goes; runs/NAME unless given
@@ -175,6 +177,9 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
     if let Some(warning) = plan.train.as_ref().and_then(|train| source.too_few(train.batch)) {
         note!("warning: {warning}");
     }
+    if let Some(order) = order_of(source.as_ref()) {
+        note!("{order}");
+    }
     let steps = wanted_steps(args, &plan, source.epoch_len())?;
     let data = DataIdentity::new(pipeline.clone(), source.as_ref(), &root)?;
     let info = RunInfo::new(&plan, DeviceIdentity::of(device.as_ref()), args.seed, steps, Some(data));
@@ -182,7 +187,7 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
         "{}: {} parameters, {} samples, {} steps of batch {}",
         info.spec,
         grouped(plan.report.parameters),
-        grouped(source.len()),
+        if source.is_empty() { "uncounted".into() } else { grouped(source.len()) },
         grouped(steps),
         info.batch
     );
@@ -248,6 +253,9 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
         info.data = Some(data);
     }
     info.steps = extended(args, &run, &run.plan()?, source.len())?;
+    if let Some(why) = uncounted(source.as_ref()) {
+        note!("{why}");
+    }
     let vocabularies = run.vocabularies()?;
     let mut session = session_on(&run, device.as_ref())?;
     let before = run.info().clone();
@@ -326,12 +334,31 @@ fn accept(run: &RunDir, difference: Difference, (accepted, option): (bool, &'sta
     Err(RunError::Differs { path: run.root().to_path_buf(), difference, accept: option }.into())
 }
 
+/// What takes long before a run on shards goes on that are read in sequence.
+fn uncounted(source: &dyn SampleSource) -> Option<String> {
+    let sequence = source.sequence()?;
+    let all = sequence.shards();
+    let unknown = (0..all).filter(|shard| sequence.size(*shard).is_none()).count();
+    let advice = "a `sizes.json` beside the shards would spare that";
+    (unknown > 0).then(|| {
+        format!(
+            "how many samples {unknown} of {all} shards have is not known: where the run stands in its shards is found by \
+             counting those before; {advice}"
+        )
+    })
+}
+
 /// The steps asked for in one way or another.
 fn wanted_steps(args: &Args, plan: &Plan, samples: u64) -> Outcome<u64> {
     let (own, batch) = plan.train.as_ref().map_or((1.0, 1), |train| (train.epochs, train.batch.max(1)));
     let epochs = args.epochs.unwrap_or(own);
     let steps = match args.steps {
         Some(steps) => steps,
+        None if samples == 0 => {
+            let why = "nobody says how many samples the shards have, so there are no epochs: give --steps, or say it by \
+                       `samples` in the pipeline's source or by a `sizes.json` beside the shards";
+            return Err(Failure::message(why));
+        }
         None if epochs > 0.0 && epochs.is_finite() => (epochs * samples as f64 / batch as f64).ceil() as u64,
         None => return Err(Failure::message(format!("--epochs {epochs}: give a number above 0"))),
     };

@@ -80,7 +80,18 @@ impl Maker {
         let captions = packing.captions.as_deref().map(Captions::open).transpose()?;
         let input = match &declared {
             Source::Recordio { path, labels } => Input::Records(RecordioSource::open(path, labels)?),
-            source => Input::Other(open_source(source, packing.mode)?),
+            source => {
+                let opened = open_source(source, packing.mode)?;
+                if opened.sequence().is_some() {
+                    let advice =
+                        "set `unpack: true` in the source, which gives compressed shards on a disk random access";
+                    return Err(DataError::Unsupported {
+                        what: "packing shards that are read in sequence".into(),
+                        advice: advice.into(),
+                    });
+                }
+                Input::Other(opened)
+            }
         };
         let mut texts = Vec::new();
         for text in chosen {

@@ -57,7 +57,8 @@ fn folder_source(root: &Path) -> Source {
 fn shards_source(root: &Path, path: &str) -> Source {
     let texts = [("raw", "txt"), ("caption", "json:caption")];
     let texts = texts.map(|(name, from)| (name.to_string(), from.to_string())).into();
-    Source::Webdataset { path: root.join(path).to_str().unwrap().into(), texts }
+    let path = root.join(path).to_str().unwrap().into();
+    Source::Webdataset { path, texts, samples: 0, streams: 256, unpack: false }
 }
 
 fn records_source(root: &Path, path: &str, labels: &[(&str, u32)]) -> Source {
@@ -141,7 +142,7 @@ fn a_folder_becomes_shards_and_these_become_others() {
     let sizes = fs::read_to_string(root.join("out/sizes.json")).unwrap();
     assert_eq!(sizes, "{\n    \"00000.tar\": 2,\n    \"00001.tar\": 2,\n    \"00002.tar\": 1\n}\n");
     let check = |path: &str| {
-        let Source::Webdataset { path, texts } = shards_source(root, path) else { unreachable!() };
+        let Source::Webdataset { path, texts, .. } = shards_source(root, path) else { unreachable!() };
         let source = WebdatasetSource::open(&path, &texts).unwrap();
         assert_eq!(source.len(), 5);
         for at in 0..5 {
@@ -249,7 +250,7 @@ fn captions_are_joined_by_key() {
         "skipped 1\n  1 x c.jsonl has no caption of its key; the first is images/01.jpg"
     );
     assert_eq!(packed.unused, Some((2, "nobody".into())));
-    let Source::Webdataset { path, texts } = shards_source(root, "s/00000.tar") else { unreachable!() };
+    let Source::Webdataset { path, texts, .. } = shards_source(root, "s/00000.tar") else { unreachable!() };
     let source = WebdatasetSource::open(&path, &texts).unwrap();
     let texts = (0..3).map(|at| source.sample(at).unwrap().fields["caption"].clone()).collect::<Vec<_>>();
     assert_eq!(texts, [0, 2, 3].map(|at| Field::Text(format!("it is images/{at:02}.jpg"))));

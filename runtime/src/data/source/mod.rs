@@ -7,6 +7,7 @@ mod mix;
 mod parts;
 pub(super) mod paths;
 pub(super) mod recordio;
+mod sequence;
 pub mod shapes;
 mod table;
 pub(super) mod webdataset;
@@ -21,9 +22,10 @@ pub use self::files::FilesSource;
 pub use self::folder::FolderSource;
 pub use self::mix::MixSource;
 pub use self::recordio::RecordioSource;
+pub use self::sequence::{Sequence, ShardError, ShardReader};
 use self::shapes::{Scenes, ShapesSource, Split};
 pub use self::table::TableSource;
-pub use self::webdataset::WebdatasetSource;
+pub use self::webdataset::{WebdatasetOptions, WebdatasetSource};
 use super::order::too_few;
 use super::{DataError, Mixture, SampleError};
 
@@ -100,12 +102,12 @@ impl std::fmt::Display for ListHash {
     }
 }
 
-/// A finite, numbered set of samples with random access.
+/// A finite, numbered set of samples with random access, or else a [`Sequence`].
 ///
 /// A source needs three methods: how many samples there are, one of them, and what to call it. `sample(i)` is a function of `i`:
 /// it gives the same sample whenever and on whatever thread it is called.
 pub trait SampleSource: Send + Sync {
-    /// Number of samples, at least 1.
+    /// Number of samples, at least 1; but see [`SampleSource::sequence`].
     fn len(&self) -> u64;
 
     /// Sample `index`, below [`SampleSource::len`].
@@ -123,13 +125,19 @@ pub trait SampleSource: Send + Sync {
         self.name(index)
     }
 
-    /// Whether there are none; no source that opens is empty.
+    /// Whether there are none, as far as anybody knows; no source that opens is empty but a [`Sequence`] that nobody has counted.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// What its samples are a mixture of, if they are to be drawn by weights.
     fn mixture(&self) -> Option<&Mixture> {
+        None
+    }
+
+    /// The shards of a source that can only be read in sequence. Such a one has no samples by number, and its
+    /// [`SampleSource::len`] is what somebody says, or 0.
+    fn sequence(&self) -> Option<Arc<dyn Sequence>> {
         None
     }
 
@@ -217,6 +225,9 @@ pub fn open_source(source: &Source, mode: Mode) -> Result<Arc<dyn SampleSource>,
         Source::Files { path, texts } => Ok(Arc::new(FilesSource::open(path, texts)?)),
         Source::Mix { sources, weights, samples } => Ok(Arc::new(MixSource::open(sources, weights, *samples, mode)?)),
         Source::Table { .. } => Ok(Arc::new(TableSource::open(source, mode)?)),
-        Source::Webdataset { path, texts } => Ok(Arc::new(WebdatasetSource::open(path, texts)?)),
+        Source::Webdataset { path, texts, samples, streams, unpack } => {
+            let options = WebdatasetOptions { samples: *samples, streams: u64::from(*streams), unpack: *unpack };
+            Ok(Arc::new(WebdatasetSource::open_as(path, texts, &options)?))
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::fs::{self, Metadata};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use super::place::About;
 use super::shard::Contents;
 use crate::data::source::ListHash;
 use crate::file::write_bytes;
@@ -23,22 +24,24 @@ impl Entry {
     /// The entry in `folder` for a file as it is now.
     pub(super) fn new(folder: &Path, shard: &Path, about: &Metadata) -> Option<Entry> {
         let shard = shard.canonicalize().ok()?;
-        let shard = shard.as_os_str().as_encoded_bytes();
-        let time = about.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos();
-        let length = (shard.len() as u64).to_le_bytes();
-        let identity = [MAGIC, &length, shard, &about.len().to_le_bytes(), &time.to_le_bytes()[..]].concat();
+        let name = shard.as_os_str().as_encoded_bytes().to_vec();
+        let version = about.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos();
+        Some(Entry::of(folder, &About { name, bytes: about.len(), version }))
+    }
+
+    /// The entry in `folder` for a shard of which this is known.
+    pub(super) fn of(folder: &Path, about: &About) -> Entry {
+        let About { name, bytes, version } = about;
+        let length = (name.len() as u64).to_le_bytes();
+        let identity = [&MAGIC[..], &length, name, &bytes.to_le_bytes(), &version.to_le_bytes()[..]].concat();
         let mut hash = ListHash::default();
-        hash.add(shard);
-        Some(Entry { path: folder.join(hash.to_string()), identity })
+        hash.add(name);
+        Entry { path: folder.join(hash.to_string()), identity }
     }
 
     /// What is in the shard, if it is known.
     pub(super) fn read(&self) -> Option<Contents> {
-        let bytes = fs::read(&self.path).ok()?;
-        let (sum, rest) = bytes.strip_prefix(&*self.identity)?.split_first_chunk::<4>()?;
-        if u32::from_le_bytes(*sum) != crc32c::crc32c(rest) {
-            return None;
-        }
+        let rest = self.kept(&self.path)?;
         let (hash, starts) = rest.split_first_chunk::<8>()?;
         let (starts, []) = starts.as_chunks::<4>() else { return None };
         let starts = starts.iter().map(|start| u32::from_le_bytes(*start)).collect();
@@ -49,9 +52,34 @@ impl Entry {
     pub(super) fn write(&self, contents: &Contents) {
         let starts = contents.starts.iter().flat_map(|start| start.to_le_bytes());
         let rest: Vec<u8> = contents.hash.to_le_bytes().into_iter().chain(starts).collect();
-        let bytes = [&*self.identity, &crc32c::crc32c(&rest).to_le_bytes(), &rest].concat();
-        if self.path.parent().is_some_and(|folder| fs::create_dir_all(folder).is_ok()) {
-            let _ = write_bytes(&self.path, &bytes);
+        self.keep(&self.path, &rest);
+    }
+
+    /// How many samples a shard has that is read in sequence, if it is known.
+    pub(super) fn read_size(&self) -> Option<u64> {
+        let size = self.kept(&self.size_path())?;
+        Some(u64::from_le_bytes(size.try_into().ok()?)).filter(|size| *size > 0)
+    }
+
+    /// Keeps how many samples a shard has that is read in sequence.
+    pub(super) fn write_size(&self, size: u64) {
+        self.keep(&self.size_path(), &size.to_le_bytes());
+    }
+
+    fn size_path(&self) -> PathBuf {
+        self.path.with_extension("size")
+    }
+
+    fn kept(&self, path: &Path) -> Option<Vec<u8>> {
+        let bytes = fs::read(path).ok()?;
+        let (sum, rest) = bytes.strip_prefix(&*self.identity)?.split_first_chunk::<4>()?;
+        (u32::from_le_bytes(*sum) == crc32c::crc32c(rest)).then(|| rest.to_vec())
+    }
+
+    fn keep(&self, path: &Path, rest: &[u8]) {
+        let bytes = [&*self.identity, &crc32c::crc32c(rest).to_le_bytes(), rest].concat();
+        if path.parent().is_some_and(|folder| fs::create_dir_all(folder).is_ok()) {
+            let _ = write_bytes(path, &bytes);
         }
     }
 }

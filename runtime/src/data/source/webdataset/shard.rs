@@ -12,16 +12,16 @@ use crate::data::source::ListHash;
 use crate::data::source::paths::read_at;
 
 /// Tar archives are made of blocks of so many bytes.
-const BLOCK: u64 = 512;
+pub(super) const BLOCK: u64 = 512;
 
 /// What to do about a shard that is not as it should be.
-const ADVICE: &str = "write it anew, or leave it out of the source's `path`";
+pub(super) const ADVICE: &str = "write it anew, or leave it out of the source's `path`";
 
 /// Files up to this size are texts, labels, or small enough to be read when a shard is looked into: their bytes are hashed.
 const SMALL: u64 = 4096;
 
 /// Most bytes of heads before a file, long names and pax headers among them.
-const MOST_HEADS: u64 = 1 << 20;
+pub(super) const MOST_HEADS: u64 = 1 << 20;
 
 /// An archive of samples with random access. It is opened whenever it is read: there may be more of them than a process may have
 /// open.
@@ -47,7 +47,7 @@ pub(super) struct Member {
     /// What follows that dot, in lower case.
     pub(super) suffix: String,
     /// Where its bytes begin.
-    offset: u64,
+    pub(super) offset: u64,
     /// How many they are.
     pub(super) size: u64,
 }
@@ -114,10 +114,6 @@ impl Member {
 
 /// Where samples begin, from the heads of all files.
 fn scan(file: &File, bytes: u64) -> Result<Contents, String> {
-    let mut head = [0; 2];
-    if bytes >= 2 && read_at(file, &mut head, 0).is_ok() && head == [0x1f, 0x8b] {
-        return Err("it is compressed, and cannot be read at any place: unpack it (`gunzip`)".into());
-    }
     let (mut starts, mut keys, mut hash) = (Vec::new(), HashSet::new(), ListHash::default());
     let (mut key, mut suffixes, mut small) = (String::new(), Vec::new(), Vec::new());
     let end = walk(file, 0, bytes, |member, start| {
