@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Child;
 
-use common::{program, said, signal, specs, wait_for};
+use common::{log, program, said, signal, specs, wait_for, weights};
 
 const STEPS: &str = "120";
 
@@ -39,25 +39,6 @@ fn killed(mut child: Child, run: &Path, steps: usize) {
     wait_for(&mut child, run, steps);
     child.kill().unwrap();
     child.wait().unwrap();
-}
-
-/// The weights after the last step.
-fn weights(run: &Path) -> Vec<u8> {
-    let newest = fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).max();
-    fs::read(newest.unwrap()).unwrap()
-}
-
-/// What is logged of each step, but how long it took.
-fn log(run: &Path) -> Vec<serde_json::Value> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let untimed = |line: &str| {
-        let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
-        for key in ["samples_per_s", "data_wait"] {
-            line.as_object_mut().unwrap().remove(key);
-        }
-        line
-    };
-    text.lines().map(untimed).collect()
 }
 
 #[test]

@@ -5,50 +5,8 @@
 mod common;
 
 use std::fs;
-use std::io::Write;
-use std::path::Path;
 
-use common::{fine, photos, refused, specs};
-
-/// Three shards of unequal numbers of samples, 24 in all, in a folder `shards`, packed by `pack`; the pipelines `shards_data` and
-/// graph `sharded` on them.
-fn shards(at: &Path, ending: &str, pack: impl Fn(Vec<u8>) -> Vec<u8>) {
-    photos(&at.join("photos"), |n| format!("shape {n}"));
-    fs::create_dir_all(at.join("shards")).unwrap();
-    for (number, samples) in [(0, 0..9), (1, 9..16), (2, 16..24)] {
-        let mut shard = tar::Builder::new(Vec::new());
-        let mut add = |name: String, bytes: &[u8]| {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(bytes.len() as u64);
-            header.set_mode(0o644);
-            shard.append_data(&mut header, name, bytes).unwrap();
-        };
-        for sample in samples {
-            add(format!("{sample}.png"), &fs::read(at.join(format!("photos/{}.png", sample % 12))).unwrap());
-            add(format!("{sample}.txt"), b"a shape of the web");
-            add(format!("{sample}.json"), format!(r#"{{"caption": "a red shape {sample}"}}"#).as_bytes());
-        }
-        fs::write(at.join(format!("shards/{number}.{ending}")), pack(shard.into_inner().unwrap())).unwrap();
-    }
-    fs::write(at.join("words.txt"), "a\nshape\nred\n").unwrap();
-    let data = fs::read_to_string(at.join("photos_data.ron")).unwrap();
-    let source =
-        format!(r#"Webdataset(path: "shards/*.{ending}", texts: {{ "raw": "txt", "caption": "json:caption" }})"#);
-    let data = data.replace(r#"Folder(path: "photos")"#, &source).replace("words:512", "words:512:words.txt");
-    fs::write(at.join("shards_data.ron"), &data).unwrap();
-    fs::write(at.join("sharded.ron"), r#"Graph(name: "sharded", base: "steady", data: "shards_data")"#).unwrap();
-}
-
-fn gzip(bytes: Vec<u8>) -> Vec<u8> {
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gzip.write_all(&bytes).unwrap();
-    gzip.finish().unwrap()
-}
-
-fn weights(run: &Path) -> Vec<u8> {
-    let newest = fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).max();
-    fs::read(newest.unwrap()).unwrap()
-}
+use common::{fine, gzip, refused, sequence, specs, weights};
 
 fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["train", "sharded", "--no-eval", "--out", out], more].concat()
@@ -59,7 +17,7 @@ fn train<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 fn a_run_on_compressed_shards_goes_on_where_it_was() {
     let folder = specs();
     let at = folder.path();
-    shards(at, "tar.gz", gzip);
+    sequence(at, "tar.gz", gzip);
     let (out, err) = fine(at, &["data", "./shards_data.ron", "--batch", "6", "--batches", "20"]);
     let order = "3 shards are read in sequence: their samples are mixed over at most 256 streams and within windows of each, which \
                  is no full shuffle";

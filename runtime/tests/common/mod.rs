@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -81,6 +82,61 @@ pub(crate) fn photos(root: &Path, caption: impl Fn(u32) -> String) {
             &format!("{}\n", serde_json::json!({"image": format!("{n}.png"), "captions": captions, "split": split}));
     }
     fs::write(root.join("captions.jsonl"), lines).unwrap();
+}
+
+/// Three shards of unequal numbers of samples, 24 in all, in a folder `shards`, packed by `pack`; the pipelines `shards_data` and
+/// graph `sharded` on them.
+pub(crate) fn sequence(at: &Path, ending: &str, pack: impl Fn(Vec<u8>) -> Vec<u8>) {
+    photos(&at.join("photos"), |n| format!("shape {n}"));
+    fs::create_dir_all(at.join("shards")).unwrap();
+    for (number, samples) in [(0, 0..9), (1, 9..16), (2, 16..24)] {
+        let mut shard = tar::Builder::new(Vec::new());
+        let mut add = |name: String, bytes: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            shard.append_data(&mut header, name, bytes).unwrap();
+        };
+        for sample in samples {
+            add(format!("{sample}.png"), &fs::read(at.join(format!("photos/{}.png", sample % 12))).unwrap());
+            add(format!("{sample}.txt"), b"a shape of the web");
+            add(format!("{sample}.json"), format!(r#"{{"caption": "a red shape {sample}"}}"#).as_bytes());
+        }
+        fs::write(at.join(format!("shards/{number}.{ending}")), pack(shard.into_inner().unwrap())).unwrap();
+    }
+    fs::write(at.join("words.txt"), "a\nshape\nred\n").unwrap();
+    let data = fs::read_to_string(at.join("photos_data.ron")).unwrap();
+    let source =
+        format!(r#"Webdataset(path: "shards/*.{ending}", texts: {{ "raw": "txt", "caption": "json:caption" }})"#);
+    let data = data.replace(r#"Folder(path: "photos")"#, &source).replace("words:512", "words:512:words.txt");
+    fs::write(at.join("shards_data.ron"), &data).unwrap();
+    fs::write(at.join("sharded.ron"), r#"Graph(name: "sharded", base: "steady", data: "shards_data")"#).unwrap();
+}
+
+/// Compressed.
+pub(crate) fn gzip(bytes: Vec<u8>) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&bytes).unwrap();
+    gzip.finish().unwrap()
+}
+
+/// The weights after the last step.
+pub(crate) fn weights(run: &Path) -> Vec<u8> {
+    let newest = fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).max();
+    fs::read(newest.unwrap()).unwrap()
+}
+
+/// What is logged of each step, but how long it took.
+pub(crate) fn log(run: &Path) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let untimed = |line: &str| {
+        let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+        for key in ["samples_per_s", "data_wait"] {
+            line.as_object_mut().unwrap().remove(key);
+        }
+        line
+    };
+    text.lines().map(untimed).collect()
 }
 
 /// The program in a folder, on the cpu.

@@ -75,6 +75,14 @@ fn found(path: &str, what: &str, is: impl Fn(&Path) -> bool) -> Result<Vec<PathB
     }
 }
 
+/// All URLs that a URL stands for: variables and braces are those of paths.
+#[cfg(feature = "remote")]
+pub(super) fn named(url: &str) -> Result<Vec<String>, DataError> {
+    let url = expand(url)?;
+    let urls = alternatives(&url);
+    urls.map_err(|reason| DataError::file(Path::new(&url), reason, "give the URL of what there is"))
+}
+
 /// A pattern for all files of a folder with this extension, whatever is in the folder's name.
 pub fn all_in(folder: &str, extension: &str) -> String {
     Path::new(&literal(folder)).join(format!("*.{extension}")).to_string_lossy().into_owned()

@@ -1,12 +1,14 @@
 //! The source `Webdataset`: shards, which are tar archives of samples.
 //!
-//! Shards on a disk have random access. Those that are compressed are read in sequence, all of a source if one is, or unpacked
-//! once where that is asked for.
+//! Shards on a disk have random access. Those that are compressed or on a server are read in sequence, all of a source if one is;
+//! compressed ones on a disk are unpacked once where that is asked for.
 
 mod cache;
 mod fields;
 mod files;
 mod place;
+#[cfg_attr(not(feature = "remote"), path = "no_remote.rs")]
+mod remote;
 mod sequence;
 mod shard;
 mod sizes;

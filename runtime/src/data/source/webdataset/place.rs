@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use super::files::GZIP;
+use super::remote::Remote;
 use super::sizes::{self, Sizes};
 use crate::data::source::paths;
 use crate::data::{DataError, ShardError};
@@ -18,6 +19,8 @@ const MISSING: &str = "give the shards that there are";
 pub(super) enum Place {
     /// On a disk.
     Local(PathBuf),
+    /// On a server.
+    Remote(Remote),
 }
 
 /// What is known of a shard without reading it.
@@ -45,11 +48,8 @@ impl Place {
             let advice = "give the shards themselves, on a disk or on a server";
             return Err(DataError::file(Path::new(path), "nothing here runs the commands of a pipe", advice));
         }
-        if let Some((scheme, _)) = path.split_once("://") {
-            return Err(DataError::Unsupported {
-                what: format!("reading shards over `{scheme}`"),
-                advice: "copy them to a disk and give their path".into(),
-            });
+        if path.contains("://") {
+            return Ok(Remote::all(path)?.into_iter().map(Place::Remote).collect());
         }
         Ok(paths::files(path)?.into_iter().map(Place::Local).collect())
     }
@@ -58,6 +58,7 @@ impl Place {
     pub(super) fn path(&self) -> PathBuf {
         match self {
             Place::Local(path) => path.clone(),
+            Place::Remote(remote) => remote.path(),
         }
     }
 
@@ -65,12 +66,13 @@ impl Place {
     pub(super) fn local(&self) -> Option<&Path> {
         match self {
             Place::Local(path) => Some(path),
+            Place::Remote(_) => None,
         }
     }
 
     /// Whether it can only be read from its beginning.
     pub(super) fn is_in_sequence(&self) -> Result<bool, DataError> {
-        let Place::Local(path) = self;
+        let Place::Local(path) = self else { return Ok(true) };
         let mut head = Vec::new();
         let opened = File::open(path).and_then(|file| file.take(GZIP.len() as u64).read_to_end(&mut head));
         opened.map_err(|error| DataError::file(path, error, MISSING))?;
@@ -79,13 +81,18 @@ impl Place {
 
     /// What the file beside it, in its folder, says of shards.
     pub(super) fn sizes(&self, folder: &Path) -> Result<Sizes, DataError> {
-        let Place::Local(_) = self;
-        sizes::read(folder)
+        match self {
+            Place::Local(_) => sizes::read(folder),
+            Place::Remote(remote) => remote.sizes(folder),
+        }
     }
 
     /// What is known of it.
     pub(super) fn about(&self) -> Result<About, DataError> {
-        let Place::Local(path) = self;
+        let path = match self {
+            Place::Local(path) => path,
+            Place::Remote(remote) => return Ok(remote.about()),
+        };
         let about = || -> io::Result<About> {
             let about = std::fs::metadata(path)?;
             // Of a clock before 1970, or a system without one, no version is told from another.
@@ -98,7 +105,10 @@ impl Place {
 
     /// Its bytes. Reading fails with [`Unreachable`] inside the error where they cannot be had.
     pub(super) fn open(&self) -> Result<Box<dyn Read + Send>, ShardError> {
-        let Place::Local(path) = self;
+        let path = match self {
+            Place::Local(path) => path,
+            Place::Remote(remote) => return remote.open(),
+        };
         let file = File::open(path)
             .map_err(|error| ShardError::Refused { reason: error.to_string(), advice: MISSING.into() })?;
         Ok(Box::new(Local(file)))
