@@ -455,6 +455,16 @@ pub enum Vocab {
     },
 }
 
+impl fmt::Display for Vocab {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Vocab::Clip => f.write_str("clip"),
+            Vocab::Words { size, file: None } => write!(f, "words:{size}"),
+            Vocab::Words { size, file: Some(file) } => write!(f, "words:{size}:{file}"),
+        }
+    }
+}
+
 impl Vocab {
     /// Number of ids, the rows of the token embedding.
     pub fn size(&self) -> u32 {
@@ -642,6 +652,7 @@ impl Pipeline {
                     first.ok_or_else(|| fail(format!("`{}` has no result", op.name())))?
                 }
             };
+            self.check_vocabulary(mode, node).map_err(&fail)?;
             if mode == Mode::Eval && node.op.draws() {
                 return Err(fail(format!("`{}` draws, but evaluation is without randomness", node.op.name())));
             }
@@ -686,6 +697,21 @@ impl Pipeline {
         }
     }
 
+    /// Tokens are masked by the vocabulary that made them: by another, none of them would be inside a text.
+    fn check_vocabulary(&self, mode: Mode, node: &PipelineNode) -> Result<(), String> {
+        let (PipelineOp::MaskTokens(MaskTokens { vocab, .. }), [ids]) = (&node.op, node.inputs.as_slice()) else {
+            return Ok(());
+        };
+        let body = self.body(mode);
+        let made = body.iter().find(|node| node.name == *ids).and_then(|node| node.op.tokenizes());
+        match made.filter(|made| *made != vocab) {
+            Some(made) => {
+                Err(format!("`{ids}` are ids of '{made}', and masked as those of '{vocab}': write `vocab: '{made}'`"))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// How many ids a training value has rows of, where an op makes token ids: all are below.
     pub fn ids(&self, value: &str) -> Option<u32> {
         let made = |name: &str| self.ops.iter().find(|node| node.name == name);
@@ -693,10 +719,11 @@ impl Pipeline {
         if let (PipelineOp::Further { .. }, [maker]) = (&node.op, node.inputs.as_slice()) {
             node = made(maker)?;
         }
-        match &node.op {
-            PipelineOp::MaskTokens(MaskTokens { vocab, .. }) => Some(vocab.size()),
-            op => op.tokenizes().map(Vocab::size),
+        // What is drawn are ids of the same vocabulary, see `check_vocabulary`; of rows that a source holds nobody knows it.
+        if let (PipelineOp::MaskTokens { .. }, [masked]) = (&node.op, node.inputs.as_slice()) {
+            node = made(masked)?;
         }
+        node.op.tokenizes().map(Vocab::size)
     }
 
     /// The vocabularies that the pipeline tokenises with, each once, in order of use.

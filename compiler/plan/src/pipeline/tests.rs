@@ -168,6 +168,15 @@ fn errors_of_bodies() {
         &[],
         "`raw` is already the name of a value; give this one another",
     );
+    let vocab = |text: &str| Argument::Text(text.into());
+    check_error(
+        &[
+            ("ids", "tokenize", &[name("raw"), Argument::Number(16.0), vocab("words:512")], &[]),
+            ("masked", "mask_tokens", &[name("ids"), Argument::Number(1.0)], &[]),
+        ],
+        &[],
+        "`ids` are ids of 'words:512', and masked as those of 'clip': write `vocab: 'words:512'`",
+    );
     check_error(&[], &[("raw", "raw")], "output `raw`: `raw` is a text, not a tensor; apply `tokenize` to it");
     check_error(
         &[decode],

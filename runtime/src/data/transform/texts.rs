@@ -53,8 +53,11 @@ impl Apply for DropWords {
         if left.is_empty() {
             left.push(words[draws.below(0, words.len())]);
         }
-        let dropped = words.len() - left.len();
-        Ok(Made::drawn(left.join(" "), [dropped as f32]))
+        // A text of which nothing was dropped stays as it is, spaces and all.
+        match words.len() - left.len() {
+            0 => Ok(Made::drawn(text.into_owned(), [0.0])),
+            dropped => Ok(Made::drawn(left.join(" "), [dropped as f32])),
+        }
     }
 }
 

@@ -167,7 +167,7 @@ impl Rule for Mirror {
     }
 
     fn evaluation(&self) -> Evaluation {
-        Evaluation::Nothing(Mirror { p: 0.0 }.into())
+        if self.p == 1.0 { Evaluation::SameFrame } else { Evaluation::Nothing(Mirror { p: 0.0 }.into()) }
     }
 }
 
