@@ -186,6 +186,7 @@ fn table(path: &Path) -> Source {
         image: "filepath".into(),
         texts: [("raw", "title"), ("caption", "more")].map(|(a, b)| (a.to_string(), b.to_string())).into(),
         root: String::new(),
+        key: String::new(),
         separator: String::new(),
     }
 }

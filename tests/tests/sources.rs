@@ -128,6 +128,7 @@ fn rows_of(table: &str, image: &str, text: &str) -> Result<Vec<String>, String> 
         image: image.into(),
         texts: [("raw".to_string(), text.to_string())].into(),
         root: String::new(),
+        key: String::new(),
         separator: String::new(),
     };
     // The second time, texts are known.
@@ -164,7 +165,7 @@ fn tables_of_columns() {
     );
     assert_eq!(
         refused("filepath", "width"),
-        "../paths.parquet: column `width` holds no texts; give a Parquet file, not compressed or by snappy, gzip or zstd"
+        "../paths.parquet: column `width` holds no texts; name a column of texts, or of the images themselves"
     );
 }
 

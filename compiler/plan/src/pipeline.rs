@@ -194,6 +194,9 @@ pub enum Source {
         /// The folder that image files are relative to, seen from that of the table, which it is if this is empty.
         #[serde(default)]
         root: String,
+        /// The column with what other lists call a sample; empty means that with its image.
+        #[serde(default)]
+        key: String,
         /// What stands between the cells of CSV; empty means a tab where the first row has one, and a comma otherwise.
         #[serde(default)]
         separator: String,
@@ -353,7 +356,15 @@ impl Source {
             false => Err(format!("`{name}` is a share of samples between 0 and 1, not {value}")),
         };
         match self {
+            Source::Webdataset { texts, .. } | Source::Files { texts, .. } | Source::Table { texts, .. }
+                if texts.contains_key("jpeg") =>
+            {
+                Err("`jpeg` is the image: call the text otherwise".into())
+            }
             Source::Folder { swap_raw, .. } => share("swap_raw", *swap_raw),
+            Source::Recordio { labels, .. } if labels.iter().any(|(name, _)| name == "jpeg") => {
+                Err("`jpeg` is the image: call the labels otherwise".into())
+            }
             Source::Recordio { labels, .. } => match labels.iter().find(|(_, length)| *length > LONGEST_ROW) {
                 Some((name, length)) => Err(format!("`{name}` of {length} labels: a row has at most {LONGEST_ROW}")),
                 None => Ok(()),

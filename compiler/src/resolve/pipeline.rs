@@ -113,7 +113,9 @@ impl Body {
         }
         let (op, inputs) = PipelineOp::from_call(op, &positional, &named).map_err(|message| {
             let known = SIGNATURES.iter().map(|signature| signature.name);
-            Diagnostic::error(message).label(expr.span, "").suggest(op, known)
+            let error = Diagnostic::error(message).label(expr.span, "");
+            // An op that there is was not meant otherwise.
+            if known.clone().any(|known| known == op) { error } else { error.suggest(op, known) }
         })?;
         self.nodes.push(PipelineNode { name: name.to_owned(), op, inputs });
         self.spans.push(expr.span);
@@ -175,6 +177,7 @@ fn source(spec: &SourceSpec) -> Result<Source> {
             image: fields.text("image", "filepath")?,
             texts: fields.texts("texts")?,
             root: fields.text("root", "")?,
+            key: fields.text("key", "")?,
             separator: fields.text("separator", "")?,
         },
         "Mix" => Source::Mix {

@@ -134,6 +134,11 @@ pub const SOURCES: [SourceKind; 7] = [
                 FieldKind::Str,
                 "the folder that image files are relative to, unless it is that of the table",
             ),
+            optional(
+                "key",
+                FieldKind::Str,
+                "the column with what other lists call a sample, unless it is that with its image",
+            ),
             optional("separator", FieldKind::Str, "what stands between cells, unless it is a tab or a comma"),
         ],
     },

@@ -40,7 +40,7 @@ pub use order::Order;
 pub use pack::{PackTo, Packed, Packing, pack};
 pub use resize::resize;
 pub use skips::{Skipped, Skips};
-pub use source::paths::{all_folders, all_in};
+pub use source::paths::{all_folders, all_in, in_folder};
 pub(crate) use source::paths::{literal, pattern_from};
 pub use source::{
     Field, FilesSource, FolderSource, ListHash, MixSource, RawSample, RecordioSource, RgbImage, SampleSource, Sequence,

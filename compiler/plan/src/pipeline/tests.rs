@@ -243,8 +243,12 @@ fn errors_of_sources() {
         image: "filepath".into(),
         texts: [("raw".to_string(), "title".to_string())].into(),
         root: String::new(),
+        key: String::new(),
         separator: "||".into(),
     };
+    let named = Source::Files { path: "x".into(), texts: [("jpeg".to_string(), "txt".to_string())].into() };
+    check_source(named, None, Err("`jpeg` is the image: call the text otherwise"));
+    check_source(records(&[("jpeg", 77)]), None, Err("`jpeg` is the image: call the labels otherwise"));
     check_source(table, None, Err("`separator` is one character, such as `,` or `;`, not \"||\""));
 }
 

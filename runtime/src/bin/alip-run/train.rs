@@ -252,7 +252,7 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
     if args.data.is_some() || args.data_changed {
         info.data = Some(data);
     }
-    info.steps = extended(args, &run, &run.plan()?, source.len())?;
+    info.steps = extended(args, &run, &run.plan()?, source.epoch_len())?;
     if let Some(why) = uncounted(source.as_ref()) {
         note!("{why}");
     }

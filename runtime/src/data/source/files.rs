@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::folder::read_image;
 use super::parts::Parts;
 use super::webdataset::{IMAGES, MAX_TEXT, Wanted};
-use super::{Field, ListHash, RawSample, SampleSource, paths};
+use super::{Field, ListHash, RawSample, SampleSource, hash_sizes, paths};
 use crate::data::{DataError, SampleError};
 
 /// Samples whose texts are looked at to know data again: as many as can be read within a second from a slow disk.
@@ -76,7 +76,11 @@ impl Folder {
         for entry in fs::read_dir(path).map_err(fail)? {
             let entry = entry.map_err(fail)?;
             let name = entry.file_name();
-            let Some((key, suffix)) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
+            let Some(name) = name.to_str() else {
+                let advice = "rename it: keys of samples are UTF-8";
+                return Err(DataError::file(&entry.path(), "its name is not UTF-8", advice));
+            };
+            let Some((key, suffix)) = name.split_once('.') else { continue };
             let is_meant = !key.is_empty() && !(key.starts_with("__") && key.ends_with("__"));
             if is_meant && !entry.file_type().map_err(fail)?.is_dir() {
                 if !suffixes.contains(suffix) {
@@ -105,11 +109,13 @@ impl Folder {
     /// The best file of a sample, and its suffix.
     fn best(&self, key: &str, wanted: &Wanted) -> Result<(String, PathBuf), SampleError> {
         for suffix in &wanted.suffixes {
-            for spelled in self.suffixes.iter().filter(|spelled| spelled.to_lowercase() == *suffix) {
-                let path = self.path.join(format!("{key}.{spelled}"));
-                if path.is_file() {
-                    return Ok((suffix.clone(), path));
-                }
+            let spelled = self.suffixes.iter().filter(|spelled| spelled.to_lowercase() == *suffix);
+            let mut there =
+                spelled.map(|spelled| self.path.join(format!("{key}.{spelled}"))).filter(|path| path.is_file());
+            match (there.next(), there.next()) {
+                (Some(path), None) => return Ok((suffix.clone(), path)),
+                (Some(_), Some(_)) => return Err(SampleError(format!("two files `.{suffix}`"))),
+                (None, _) => {}
             }
         }
         Err(wanted.missing())
@@ -134,7 +140,10 @@ impl SampleSource for FilesSource {
 
     fn name(&self, index: u64) -> String {
         let (folder, at) = self.folders.place(index);
-        format!("{}/{}", paths::name(&folder.path), folder.key(at))
+        // With the folder above, since those of several sets may be called alike.
+        let above = folder.path.parent().and_then(|above| above.file_name());
+        let above = above.map_or_else(String::new, |above| format!("{}/", above.to_string_lossy()));
+        format!("{above}{}/{}", paths::name(&folder.path), folder.key(at))
     }
 
     fn key(&self, index: u64) -> String {
@@ -142,13 +151,18 @@ impl SampleSource for FilesSource {
         folder.key(at).to_string()
     }
 
-    /// Of the names, and of the texts of a thousand samples.
+    /// Of the names, and of the texts and the sizes of the images of a thousand samples.
     fn list_hash(&self) -> Result<String, DataError> {
         let mut hash = ListHash::default();
         for folder in self.folders.iter() {
             hash.add(folder.keys.as_bytes());
             folder.ends.iter().for_each(|end| hash.add(&end.to_le_bytes()));
         }
+        let image = |index| {
+            let (folder, at) = self.folders.place(index);
+            Some(folder.best(folder.key(at), &self.image).ok()?.1)
+        };
+        hash_sizes(&mut hash, self.len(), image);
         for index in (0..self.len()).step_by(self.len().div_ceil(HASHED) as usize) {
             let (folder, at) = self.folders.place(index);
             for (_, wanted) in &self.texts {
@@ -185,6 +199,8 @@ mod tests {
             Ok(sample) => format!("{}: {:?}", source.name(index), sample.fields.values().collect::<Vec<_>>()),
             Err(error) => format!("{}: {error}", source.name(index)),
         };
+        // Without the name of the folder that was made for the test.
+        let show = |index| show(index).trim_start_matches(|c| c != '/').to_string();
         (0..source.len()).map(show).collect()
     }
 
@@ -208,9 +224,9 @@ mod tests {
         assert_eq!(
             samples(&source),
             [
-                "00000/000000000: its `.json` has no text `caption`",
-                r#"00000/000000001: [Text("one cat"), Encoded([105, 109, 97, 103, 101]), Text("a cat")]"#,
-                "00001/000010002: no file `.jpg` or `.jpeg` or `.png` or `.webp`",
+                "/00000/000000000: its `.json` has no text `caption`",
+                r#"/00000/000000001: [Text("one cat"), Encoded([105, 109, 97, 103, 101]), Text("a cat")]"#,
+                "/00001/000010002: no file `.jpg` or `.jpeg` or `.png` or `.webp`",
             ]
         );
         let alone = open(&at, "00000", &[("raw", "txt")]).unwrap();
@@ -233,5 +249,23 @@ mod tests {
         check("c", "../c: no such folder; give the path of what there is");
         check("x.tar", "../x.tar: no such folder; give the path of what there is");
         check("c*", "../c*: no folder is named like `../c*`; give the path of what there is");
+    }
+
+    #[test]
+    fn two_files_of_one_kind_are_a_bad_sample() {
+        let at = folders(&[("a/0.jpg", "x"), ("a/0.JPG", "y"), ("a/1.JPG", "z")]);
+        let source = open(&at, "a", &[]).unwrap();
+        assert_eq!(samples(&source), ["/a/0: two files `.jpg`", "/a/1: [Encoded([122])]"]);
+        assert_eq!(source.key(1), "1");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_not_utf8_are_told() {
+        use std::os::unix::ffi::OsStrExt;
+        let at = folders(&[("a/0.jpg", "x")]);
+        fs::write(at.path().join("a").join(std::ffi::OsStr::from_bytes(b"caf\xe9.jpg")), "y").unwrap();
+        let expected = "../a/caf\u{fffd}.jpg: its name is not UTF-8; rename it: keys of samples are UTF-8";
+        assert_eq!(open(&at, "a", &[]).err().as_deref(), Some(expected));
     }
 }

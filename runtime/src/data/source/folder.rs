@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::list::List;
 use super::words::count_words;
-use super::{Field, ListHash, RawSample, SampleSource, Texts, paths};
+use super::{Field, ListHash, RawSample, SampleSource, Texts, hash_sizes, paths};
 use crate::data::order::{Stream, below};
 use crate::data::{DataError, SampleError, scratch};
 
@@ -177,7 +177,7 @@ impl SampleSource for FolderSource {
         Some(self)
     }
 
-    /// Of the lines of the list: images by name, and their texts.
+    /// Of the lines of the list: images by name, and their texts; and of the sizes of some images.
     fn list_hash(&self) -> Result<String, DataError> {
         let mut hash = ListHash::default();
         for index in 0..self.len() {
@@ -187,6 +187,8 @@ impl SampleSource for FolderSource {
             };
             self.with_line(index, add).map_err(|error| self.lost(error))?;
         }
+        let image = |index| self.with_line(index, |line| self.root.join(line.image.as_ref())).ok();
+        hash_sizes(&mut hash, self.len(), image);
         Ok(hash.to_string())
     }
 }
@@ -210,7 +212,12 @@ impl Texts for FolderSource {
 
 pub(super) fn read_image(path: &Path) -> Result<Vec<u8>, SampleError> {
     let fail = |error: std::io::Error| SampleError(format!("cannot be read: {error}"));
-    let size = fs::metadata(path).map_err(fail)?.len();
+    let about = fs::metadata(path).map_err(fail)?;
+    // To read a pipe that nobody writes takes for ever.
+    if !about.is_file() {
+        return Err(SampleError("is no plain file".into()));
+    }
+    let size = about.len();
     if size > MAX_FILE {
         return Err(SampleError(format!("a file of {} MiB, more than the allowed {}", size >> 20, MAX_FILE >> 20)));
     }

@@ -14,6 +14,9 @@ use crate::data::lines::{after_mark, line_text};
 /// Bytes of a file that are looked at in one go.
 const BLOCK: u64 = 8 << 20;
 
+/// Longest line: the longest page of text is a tenth of it, and what is longer is no list.
+const LONGEST: usize = 4 << 20;
+
 /// Lines that are worth a task.
 const TASK: usize = 256;
 
@@ -55,6 +58,12 @@ impl List {
             let read = (&mut file).take(BLOCK).read_to_end(&mut block).map_err(fail)?;
             // At the end of the file what is left is a line, with or without a newline.
             let newline = block.iter().rposition(|&byte| byte == b'\n');
+            let rest = block.len() - newline.map_or(0, |newline| newline + 1);
+            if rest > LONGEST {
+                let reason = too_long();
+                let line = number + 1 + block.iter().filter(|&&byte| byte == b'\n').count();
+                return Err(DataError::Line { path: path.to_path_buf(), line, reason });
+            }
             let end = if read == 0 { block.len() } else { newline.map_or(0, |newline| newline + 1) };
             let mut whole = &block[..end];
             if offset == 0 && end > 0 {
@@ -143,8 +152,15 @@ struct Verdict {
     row: Option<(u32, u32)>,
 }
 
+fn too_long() -> String {
+    format!("a line of more than {} MiB", LONGEST >> 20)
+}
+
 fn examine(line: &[u8], belongs: impl Fn(&str) -> Result<bool, String>) -> Result<Verdict, String> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
+    if line.len() > LONGEST {
+        return Err(too_long());
+    }
     let text = line_text(line.strip_suffix(b"\r").unwrap_or(line))?;
     if text.trim().is_empty() {
         return Ok(Verdict { blank: true, row: None });

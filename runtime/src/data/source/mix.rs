@@ -38,8 +38,15 @@ impl MixSource {
     ) -> Result<MixSource, DataError> {
         let held_out = mode == Mode::Eval && sources.values().any(Source::has_held_out);
         let chosen = sources.iter().filter(|(_, source)| !held_out || source.has_held_out());
-        let open =
-            |(name, source): (&String, &Source)| Ok(Named { name: name.clone(), source: open_source(source, mode)? });
+        let open = |(name, source): (&String, &Source)| {
+            let opened = open_source(source, mode)?;
+            if opened.sequence().is_some() {
+                let what = format!("reading `{name}` of a mixture in sequence");
+                let advice = "set `unpack: true` in it, which gives compressed shards on a disk random access".into();
+                return Err(DataError::Unsupported { what, advice });
+            }
+            Ok(Named { name: name.clone(), source: opened })
+        };
         let opened = chosen.map(open).collect::<Result<Vec<_>, DataError>>()?;
         let part = |named: &Named| {
             let weight = *weights.get(&named.name)?;
@@ -169,5 +176,22 @@ mod tests {
         let held_out = mix(&[("clean", 1.0), ("web", 3.0)], 20, Mode::Eval);
         assert_eq!(held_out.len(), 4);
         assert_eq!(held_out.words(5).unwrap(), mix(&[], 0, Mode::Train).words(5).unwrap());
+    }
+
+    /// They have no samples by number, of which a share could be drawn.
+    #[test]
+    fn shards_that_are_read_in_sequence_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut packed, &[0; 1024]).unwrap();
+        let shard = folder.path().join("0.tar.gz");
+        std::fs::write(&shard, packed.finish().unwrap()).unwrap();
+        let path = shard.to_str().unwrap().to_string();
+        let packed = Source::Webdataset { path, texts: BTreeMap::new(), samples: 9, streams: 256, unpack: false };
+        let sources = [("clean".to_string(), shapes(3, 1)), ("web".to_string(), packed)].into();
+        let refused = MixSource::open(&sources, &BTreeMap::new(), 0, Mode::Train).err().map(|error| error.to_string());
+        let expected = "reading `web` of a mixture in sequence is not supported yet; set `unpack: true` in it, which gives \
+                        compressed shards on a disk random access";
+        assert_eq!(refused.as_deref(), Some(expected));
     }
 }

@@ -85,12 +85,17 @@ pub(super) fn named(url: &str) -> Result<Vec<String>, DataError> {
 
 /// A pattern for all files of a folder with this extension, whatever is in the folder's name.
 pub fn all_in(folder: &str, extension: &str) -> String {
-    Path::new(&literal(folder)).join(format!("*.{extension}")).to_string_lossy().into_owned()
+    in_folder(folder, &format!("*.{extension}"))
+}
+
+/// A pattern for what is named so in a folder, whatever is in the folder's name.
+pub fn in_folder(folder: &str, pattern: &str) -> String {
+    Path::new(&literal(folder)).join(pattern).to_string_lossy().into_owned()
 }
 
 /// A pattern for all folders in a folder, whatever is in its name.
 pub fn all_folders(folder: &str) -> String {
-    Path::new(&literal(folder)).join("*").to_string_lossy().into_owned()
+    in_folder(folder, "*")
 }
 
 /// A pattern that stands for this path alone.

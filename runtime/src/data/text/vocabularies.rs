@@ -1,9 +1,9 @@
 //! The word lists of a pipeline, which belong to whatever was trained with them: another list gives the same words other ids.
 
-use alip_plan::pipeline::{Pipeline, Source, Vocab};
+use alip_plan::pipeline::{Mode, Pipeline, PipelineOp, Prefix, Source, Vocab};
 use serde::{Deserialize, Serialize};
 
-use super::{Tokenizer, WordVocabulary};
+use super::{Tokenizer, WordVocabulary, clean, split_words};
 use crate::data::{DataError, SampleSource};
 
 /// The words of every tokenizer of whole words.
@@ -37,7 +37,11 @@ impl Vocabularies {
         source: &dyn SampleSource,
     ) -> Result<Tokenizer, DataError> {
         check_room(pipeline, vocab, source)?;
-        Tokenizer::open(vocab, source)
+        let Vocab::Words { size, file: None } = vocab else { return Tokenizer::open(vocab, source) };
+        let counted = source.words(WordVocabulary::room(*size))?;
+        let mut words = put_before(pipeline, &counted);
+        words.extend(counted);
+        Ok(Tokenizer::words(WordVocabulary::new(words, *size)))
     }
 
     /// Whether there is none.
@@ -52,11 +56,26 @@ impl Vocabularies {
     }
 }
 
+/// Words that a pipeline puts before its texts and that these do not have: every text has them.
+fn put_before(pipeline: &Pipeline, counted: &[String]) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    for node in pipeline.body(Mode::Train) {
+        let PipelineOp::Prefix(Prefix { words: prefix }) = &node.op else { continue };
+        for word in split_words(&clean(prefix)) {
+            if !counted.contains(&word) && !words.contains(&word) {
+                words.push(word);
+            }
+        }
+    }
+    words
+}
+
 /// The closed word list of a source that makes its own texts fits in the vocabulary. (The words of other sources are counted,
 /// and those that do not fit are the rarest.)
 fn check_room(pipeline: &Pipeline, vocab: &Vocab, source: &dyn SampleSource) -> Result<(), DataError> {
     let (Source::Shapes { .. }, Vocab::Words { size, file: None }) = (&pipeline.source, vocab) else { return Ok(()) };
-    let words = source.words(usize::MAX)?.len();
+    let words = source.words(usize::MAX)?;
+    let words = words.len() + put_before(pipeline, &words).len();
     let missing = words.saturating_sub(WordVocabulary::room(*size));
     if missing == 0 {
         return Ok(());

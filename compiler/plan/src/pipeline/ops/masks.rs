@@ -111,13 +111,14 @@ impl Rule for BlockMask {
 
     fn bind(arguments: &Arguments<'_>) -> Result<Self, String> {
         let (height, width) = grid(arguments)?;
-        Ok(BlockMask {
-            height,
-            width,
-            ratio: arguments.probability("ratio")?,
-            least: arguments.integer("least")?,
-            aspect: arguments.range("aspect", f64::INFINITY)?,
-        })
+        let (ratio, least) = (arguments.probability("ratio")?, arguments.integer("least")?);
+        let most = (f64::from(height) * f64::from(width) * ratio) as u64;
+        if ratio > 0.0 && u64::from(least) > most {
+            return Err(format!(
+                "`least` of {least} patches: no block fits, since at most {most} of {height} x {width} are masked"
+            ));
+        }
+        Ok(BlockMask { height, width, ratio, least, aspect: arguments.range("aspect", f64::INFINITY)? })
     }
 
     fn results(&self, inputs: &[ValueKind]) -> Result<Vec<ValueKind>, String> {

@@ -54,7 +54,8 @@ pub(super) fn open(path: &Path, wanted: &[String]) -> Result<Columns, DataError>
         let field = schema.root_schema().get_fields().iter().find(|field| field.name() == name);
         let field = field.ok_or_else(|| no_column(path, name, &names))?;
         if !field.is_primitive() || field.get_physical_type() != Physical::BYTE_ARRAY {
-            return Err(fail(format!("column `{name}` holds no texts")));
+            let advice = "name a column of texts, or of the images themselves";
+            return Err(DataError::file(path, format!("column `{name}` holds no texts"), advice));
         }
     }
     let images = Images::of(&reader, &wanted[0], path)?;
@@ -172,6 +173,14 @@ impl Images {
             ends.push(rows);
         }
         Ok(Some(Images { reader: reader.clone(), column, name: name.to_string(), ends }))
+    }
+
+    /// Adds how many images there are and how much room they take to a hash: other images take another.
+    pub(super) fn hash(&self, hash: &mut ListHash) {
+        for group in self.reader.metadata().row_groups() {
+            let bytes = group.column(self.column).compressed_size();
+            [group.num_rows(), bytes].into_iter().for_each(|number| hash.add(&number.to_le_bytes()));
+        }
     }
 
     /// The image of a row.

@@ -15,7 +15,7 @@ use super::folder::read_image;
 use super::list::List;
 use super::parts::Parts;
 use super::words::count_words;
-use super::{Field, ListHash, RawSample, SampleSource, Texts, paths};
+use super::{Field, ListHash, RawSample, SampleSource, Texts, hash_sizes, paths};
 use crate::data::{DataError, SampleError};
 
 /// Images that are looked for when a table is opened, evenly over it: if there is none of them, the paths are meant otherwise.
@@ -28,6 +28,8 @@ pub struct TableSource {
     tables: Parts<Table>,
     /// Names of the text fields, in the order of their columns.
     texts: Vec<String>,
+    /// Whether the last column that is read has the keys of the samples.
+    has_keys: bool,
     /// What it was opened from: words are always those of the rows that are trained on.
     declared: Source,
 }
@@ -39,7 +41,7 @@ struct Table {
     root: PathBuf,
     list: List,
     form: Form,
-    /// Names of the columns that are read: that of the image's path, if there is one, then the texts.
+    /// Names of the columns that are read: that of the image's path, if there is one, then the texts, then that of keys.
     wanted: Vec<String>,
     /// The images, where the table itself holds them.
     images: Option<Images>,
@@ -47,6 +49,16 @@ struct Table {
 
 #[cfg(feature = "parquet")]
 use self::columns::Images;
+
+#[cfg(feature = "parquet")]
+fn hash_images(images: &Images, hash: &mut ListHash) {
+    images.hash(hash);
+}
+
+#[cfg(not(feature = "parquet"))]
+fn hash_images(images: &Images, _: &mut ListHash) {
+    match *images {}
+}
 
 /// Tables as text hold none.
 #[cfg(not(feature = "parquet"))]
@@ -76,25 +88,34 @@ impl TableSource {
     /// # Errors
     /// A table cannot be read or has no such columns; none of the images is where the table says.
     pub fn open(source: &Source, mode: Mode) -> Result<TableSource, DataError> {
-        let Source::Table { path, eval_path, image, texts, root, separator } = source else {
+        let Source::Table { path, eval_path, image, texts, root, key, separator } = source else {
             return Err(DataError::Unsupported {
                 what: format!("reading a `{}` source as a table", source.kind()),
                 advice: "use `Table`".into(),
             });
         };
         let mut files = paths::files(path)?;
-        if mode == Mode::Eval && !eval_path.is_empty() {
+        if !eval_path.is_empty() {
             let beside = files.first().and_then(|file| file.parent()).unwrap_or(Path::new("")).join(eval_path);
-            files = paths::files(&beside.to_string_lossy())?;
+            let held_out = paths::files(&beside.to_string_lossy())?;
+            if let Some(both) = held_out.iter().find(|file| files.iter().any(|other| is_same(file, other))) {
+                let advice = "let `path` name others than `eval_path`";
+                return Err(DataError::file(both, "rows that are held out would be trained on", advice));
+            }
+            if mode == Mode::Eval {
+                files = held_out;
+            }
         }
-        let wanted: Vec<String> = std::iter::once(image).chain(texts.values()).cloned().collect();
+        let own_key = Some(key).filter(|key| !key.is_empty());
+        let wanted: Vec<String> = std::iter::once(image).chain(texts.values()).chain(own_key).cloned().collect();
         let separator = separator.bytes().next();
         let root = PathBuf::from(paths::expand(root)?);
         let open = |path: &PathBuf| Table::open(path, &root, separator, &wanted);
         // Of several that are wrong the first is named.
         let tables: Vec<Result<Table, DataError>> = files.par_iter().map(open).collect();
         let tables = Parts::new(tables.into_iter().collect::<Result<_, _>>()?, |table| table.list.len());
-        let source = TableSource { tables, texts: texts.keys().cloned().collect(), declared: source.clone() };
+        let texts = texts.keys().cloned().collect();
+        let source = TableSource { tables, texts, has_keys: own_key.is_some(), declared: source.clone() };
         source.check_images()?;
         Ok(source)
     }
@@ -156,13 +177,14 @@ impl Table {
             return Err(DataError::file(path, "no rows in it", "give a table with a row per image"));
         }
         let table = Table::new(path, root, (list, form), wanted, None);
-        match (&table.form, table.row(0)) {
-            // What the first line lacks, others are likely to lack too.
-            (Form::Object, Err(error)) => {
-                Err(DataError::Line { path: path.to_path_buf(), line: 1, reason: error.to_string() })
-            }
-            _ => Ok(table),
+        // What the first row lacks, others are likely to lack too.
+        if let Form::Object = table.form
+            && let Err(error) = table.list.line(0).and_then(|line| table.has_columns(&line))
+        {
+            let advice = "name columns that it has by `image` and `texts` of the source";
+            return Err(DataError::file(path, format!("its first row: {error}"), advice));
         }
+        Ok(table)
     }
 
     fn new(path: &Path, root: &Path, (list, form): (List, Form), wanted: &[String], images: Option<Images>) -> Table {
@@ -191,21 +213,7 @@ impl Table {
     fn row(&self, at: usize) -> Result<Vec<String>, SampleError> {
         let line = self.list.line(at)?;
         let row: Vec<String> = match &self.form {
-            Form::Object => {
-                let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&line).map_err(|_| {
-                    SampleError(r#"no JSON object, as in {"filepath": "a.jpg", "title": "a cat"}"#.into())
-                })?;
-                let text = |name: &String| match object.get(name) {
-                    Some(serde_json::Value::String(text)) => Ok(text.clone()),
-                    Some(serde_json::Value::Null) => Ok(String::new()),
-                    Some(_) => Err(SampleError(format!("`{name}` is no text"))),
-                    None => {
-                        let known: Vec<&str> = object.keys().map(String::as_str).collect();
-                        Err(SampleError(format!("no `{name}`; it has `{}`", known.join("`, `"))))
-                    }
-                };
-                self.wanted.iter().map(text).collect::<Result<_, _>>()?
-            }
+            Form::Object => self.object(&line)?,
             Form::Cells { separator, width, columns } => {
                 let cells = cells::cells(&line, *separator);
                 if cells.len() != *width {
@@ -223,14 +231,28 @@ impl Table {
         }
     }
 
-    /// The texts of row `at`.
-    fn texts(&self, at: usize) -> Vec<String> {
-        // One that cannot be used has none.
-        let mut row = self.row(at).unwrap_or_default();
-        if self.images.is_none() && !row.is_empty() {
-            row.remove(0);
-        }
-        row
+    /// That a row is a JSON object, and has what is wanted, whatever that is.
+    fn has_columns(&self, line: &str) -> Result<(), SampleError> {
+        let object = parsed(line)?;
+        self.wanted.iter().try_for_each(|name| object.get(name).map(|_| ()).ok_or_else(|| lacks(&object, name)))
+    }
+
+    /// The same of a row that is a JSON object; what is there and empty is no text.
+    fn object(&self, line: &str) -> Result<Vec<String>, SampleError> {
+        let object = parsed(line)?;
+        let text = |name: &String| match object.get(name) {
+            Some(serde_json::Value::String(text)) => Ok(text.clone()),
+            Some(serde_json::Value::Null) => Ok(String::new()),
+            Some(_) => Err(SampleError(format!("`{name}` is no text"))),
+            None => Err(lacks(&object, name)),
+        };
+        self.wanted.iter().map(text).collect()
+    }
+
+    /// The first `count` texts of row `at`; one that cannot be used has none.
+    fn texts(&self, at: usize, count: usize) -> Vec<String> {
+        let row = self.row(at).unwrap_or_default();
+        row.into_iter().skip(usize::from(self.images.is_none())).take(count).collect()
     }
 
     /// Where the image of a row is.
@@ -242,6 +264,22 @@ impl Table {
             None => Ok(self.root.join(named)),
         }
     }
+}
+
+type Object = serde_json::Map<String, serde_json::Value>;
+
+fn parsed(line: &str) -> Result<Object, SampleError> {
+    let form = r#"no JSON object, as in {"filepath": "a.jpg", "title": "a cat"}"#;
+    serde_json::from_str(line).map_err(|_| SampleError(form.into()))
+}
+
+fn lacks(object: &Object, name: &str) -> SampleError {
+    let known: Vec<&str> = object.keys().map(String::as_str).collect();
+    SampleError(format!("no `{name}`; it has `{}`", known.join("`, `")))
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    a == b || a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
 }
 
 fn no_column(path: &Path, wanted: &str, names: &[String]) -> DataError {
@@ -282,14 +320,34 @@ impl SampleSource for TableSource {
         image.unwrap_or_else(|| format!("row {} of {}", at + 1, paths::name(&table.path)))
     }
 
+    fn key(&self, index: u64) -> String {
+        let (table, at) = self.tables.place(index);
+        let key = || table.row(at).ok().filter(|_| self.has_keys)?.pop();
+        key().unwrap_or_else(|| self.name(index))
+    }
+
     fn texts(&self) -> Option<&dyn Texts> {
         Some(self)
     }
 
-    /// Of what the rows hold.
+    /// Of what the rows hold, of which columns are read, and of the sizes of some images.
     fn list_hash(&self) -> Result<String, DataError> {
         let mut hash = ListHash::default();
-        self.tables.iter().for_each(|table| table.list.hash(&mut hash));
+        for table in self.tables.iter() {
+            table.list.hash(&mut hash);
+            if let Form::Cells { separator, width, columns } = &table.form {
+                hash.add(&[*separator]);
+                columns.iter().chain([width]).for_each(|column| hash.add(&column.to_le_bytes()));
+            }
+            if let Some(images) = &table.images {
+                hash_images(images, &mut hash);
+            }
+        }
+        let image = |index| {
+            let (table, at) = self.tables.place(index);
+            table.image(table.row(at).ok().filter(|_| table.images.is_none())?.first()?).ok()
+        };
+        hash_sizes(&mut hash, self.len(), image);
         Ok(hash.to_string())
     }
 }
@@ -298,14 +356,14 @@ impl Texts for TableSource {
     /// The texts of the row; of one that cannot be used, none.
     fn captions(&self, index: u64) -> Result<Vec<String>, DataError> {
         let (table, at) = self.tables.place(index);
-        Ok(table.texts(at))
+        Ok(table.texts(at, self.texts.len()))
     }
 
     fn words(&self, limit: usize) -> Result<Vec<String>, DataError> {
         let trained = TableSource::open(&self.declared, Mode::Train)?;
         let captions = |index| {
             let (table, at) = trained.tables.place(index as u64);
-            Ok(table.texts(at))
+            Ok(table.texts(at, trained.texts.len()))
         };
         let (first, _) = trained.tables.place(0);
         let fail = |error: SampleError| DataError::file(&first.path, error, "put back what it was");

@@ -14,6 +14,7 @@ impl Tables {
         for name in ["images/a.jpg", "images/b.jpg"] {
             fs::write(folder.path().join(name), name).unwrap();
         }
+        fs::write(folder.path().join("held_out.csv"), "filepath,title\n").unwrap();
         for (name, text) in files {
             fs::write(folder.path().join(name), text).unwrap();
         }
@@ -27,6 +28,7 @@ impl Tables {
             image: "filepath".into(),
             texts: texts.iter().map(|(name, column)| (name.to_string(), column.to_string())).collect(),
             root: String::new(),
+            key: String::new(),
             separator: String::new(),
         }
     }
@@ -135,8 +137,11 @@ fn tables_that_cannot_be_used_are_refused() {
     check_refused(
         "a.jsonl",
         "{\"path\": \"images/a.jpg\", \"title\": \"a cat\"}",
-        "../a.jsonl:1: no `filepath`; it has `path`, `title`",
+        "../a.jsonl: its first row: no `filepath`; it has `path`, `title`; name columns that it has by `image` and `texts` of the \
+         source",
     );
+    let long = format!("{{\"filepath\": \"images/a.jpg\"}}\n{}", "x".repeat((4 << 20) + 1));
+    check_refused("a.jsonl", &long, "../a.jsonl:2: a line of more than 4 MiB");
     check_refused(
         "a.csv",
         "filepath,title\na.jpg,a cat\nb.jpg,two dogs\n",
@@ -166,6 +171,47 @@ fn held_out_rows_are_another_table() {
     assert_eq!(open(Mode::Eval).words(3).unwrap(), ["a", "cat", "bird"]);
     let hash = |mode| open(mode).list_hash().unwrap();
     assert_ne!(hash(Mode::Train), hash(Mode::Eval));
+}
+
+/// Rows that are held out are no rows that are trained on.
+#[test]
+fn a_table_is_not_held_out_from_itself() {
+    let table = "filepath,title\nimages/a.jpg,a cat\n";
+    let tables = Tables::new(&[("a.csv", table), ("held_out.csv", table)]);
+    let refused =
+        "../held_out.csv: rows that are held out would be trained on; let `path` name others than `eval_path`";
+    assert_eq!(tables.open("*.csv").err().as_deref(), Some(refused));
+}
+
+/// A run knows its data again by what it reads of them.
+#[test]
+fn other_columns_and_images_are_other_data() {
+    let text = "filepath,title,more\nimages/a.jpg,a cat,a dog\n";
+    let tables = Tables::new(&[("a.csv", text), ("held_out.csv", text)]);
+    let hash = || tables.open("a.csv").unwrap().list_hash().unwrap();
+    let before = hash();
+    fs::write(tables.0.path().join("a.csv"), text.replace("title,more", "more,title")).unwrap();
+    assert_ne!(hash(), before, "texts in the place of one another");
+    fs::write(tables.0.path().join("a.csv"), text).unwrap();
+    assert_eq!(hash(), before);
+    fs::write(tables.0.path().join("images/a.jpg"), "another image").unwrap();
+    assert_ne!(hash(), before, "another image");
+}
+
+/// What other lists call a sample stands in a column of its own, or is its image.
+#[test]
+fn samples_have_keys() {
+    let text = "filepath,title,key\nimages/a.jpg,a cat,0007\n";
+    let tables = Tables::new(&[("a.csv", text), ("held_out.csv", text)]);
+    let mut source = tables.source("a.csv", &[("raw", "title")]);
+    let open = |source: &Source| TableSource::open(source, Mode::Train).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(open(&source).key(0), "images/a.jpg");
+    if let Source::Table { key, .. } = &mut source {
+        *key = "key".into();
+    }
+    assert_eq!((open(&source).key(0), open(&source).name(0)), ("0007".into(), "images/a.jpg".into()));
+    assert_eq!(open(&source).captions(0).unwrap(), ["a cat"]);
+    assert_eq!(samples(&open(&source)), ["images/a.jpg: a cat"]);
 }
 
 /// A row that is changed while it is in use is noticed.

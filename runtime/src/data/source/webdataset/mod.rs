@@ -25,7 +25,9 @@ use rayon::prelude::*;
 #[cfg(feature = "parquet")]
 pub(super) use self::cache::folder as cache_folder;
 use self::fields::Fields;
-pub(super) use self::fields::{IMAGES, MAX_IMAGE, MAX_TEXT, Wanted};
+#[cfg(feature = "parquet")]
+pub(super) use self::fields::MAX_IMAGE;
+pub(super) use self::fields::{IMAGES, MAX_TEXT, Wanted};
 use self::place::Place;
 use self::sequence::Shards;
 use self::shard::Shard;
