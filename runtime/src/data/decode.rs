@@ -5,6 +5,8 @@
 //! - Size is checked from the header, before anything is allocated for pixels. A damaged or hostile file gives an error, never
 //!   a crash, a hang or an exhausted memory; a file that ends too early is damaged, as for Pillow, whatever follows its end.
 //! - Images are turned upright as EXIF says, or XMP where EXIF says nothing, as Pillow's `exif_transpose` does.
+//! - The levels of a JPEG are those of libjpeg-turbo to the last bit, so Pillow's and DALI's, whatever the processor; but where
+//!   damage was mended, and of four inks with subsampled colours, which may be a few levels off.
 //! - Conversion follows Pillow's `convert('RGB')`: alpha is dropped, gray is repeated, palettes and CMYK are resolved. 16 bits
 //!   are scaled to 8 (Pillow clips 16-bit gray at 255, which leaves white).
 

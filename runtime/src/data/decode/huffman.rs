@@ -99,22 +99,31 @@ impl Entry {
 }
 
 impl Code {
-    /// Reads the numbers of codes of each length and the symbols; what follows them.
-    pub(super) fn read(bytes: &[u8], class: Class) -> Option<(Code, &[u8])> {
+    /// The numbers of codes of each length, the symbols, and what follows them.
+    pub(super) fn split(bytes: &[u8], class: Class) -> Option<(&[u8; 16], &[u8], &[u8])> {
         let (counts, rest) = bytes.split_first_chunk::<16>()?;
         let (symbols, rest) = rest.split_at_checked(counts.iter().map(|&count| usize::from(count)).sum())?;
-        if class == Class::Dc && symbols.iter().any(|&size| size > 15) {
-            return None;
+        let mut next = 0u32;
+        for (length, &count) in (1u32..).zip(counts) {
+            next += u32::from(count);
+            if next > 1 << length {
+                return None;
+            }
+            next <<= 1;
         }
+        let too_large = class == Class::Dc && symbols.iter().any(|&size| size > 15);
+        (!too_large).then_some((counts, symbols, rest))
+    }
+
+    /// Reads the numbers of codes of each length and the symbols; what follows them.
+    pub(super) fn read(bytes: &[u8], class: Class) -> Option<(Code, &[u8])> {
+        let (counts, symbols, rest) = Code::split(bytes, class)?;
         let short = Box::new([Entry::default(); 1 << AT_ONCE]);
         let runs = Box::new([Run::default(); 1 << AT_ONCE]);
         let mut code = Code { short, runs, lengths: [(0, 0, 0); 16], symbols: symbols.to_vec() };
         let (mut next, mut at) = (0u32, 0usize);
         for (length, &count) in (1u32..).zip(counts) {
             let count = u32::from(count);
-            if next + count > 1 << length {
-                return None;
-            }
             code.lengths[length as usize - 1] = (next, count, at);
             if length <= AT_ONCE {
                 let wide = AT_ONCE - length;

@@ -1,15 +1,16 @@
 //! Whether the pixels of a JPEG are all in the file.
 //!
 //! A decoder that meets a marker in the middle of a scan goes on with zeros, as libjpeg does: the rest of the image becomes
-//! gray, and nobody says so. So the scans are walked before they are decoded, but without computing what the codes mean:
-//! several codes at a time. For a photograph of 224 pixels that takes about a third of the decoder's time.
+//! gray, and nobody says so. Ours is strict and refuses that in a sequential file, of which only what the headers tell is left to
+//! look at: [`headers`]. The scans of a progressive file, and of one that the decoder refuses, are walked by [`repair`], to say
+//! what is wrong or to mend it; without computing what the codes mean, several codes at a time.
 //!
 //! A file is whole if every scan that begins has a code for all its blocks before the next marker that is no restart, if
 //! every component has been in a scan, and if no bit of a coefficient that was promised (successive approximation) is left
 //! out: a progressive file that was cut between two scans is blurred, not gray, and as damaged.
 //!
-//! Restart markers confine damage: what is wrong between two of them costs the blocks up to the next, and decoders that go on
-//! there (libjpeg, not zune-jpeg) show the rest. A little of it is repaired here: the lost blocks repeat the last good one.
+//! Restart markers confine damage: what is wrong between two of them costs the blocks up to the next, and libjpeg goes on
+//! there. A little of it is repaired here: the lost blocks repeat the last good one.
 //!
 //! A sequential file without its codes has the standard ones, as for libjpeg-turbo: they are put into it.
 
@@ -19,7 +20,7 @@ use std::ops::Range;
 use super::huffman::{Bits, Class, Code, STANDARD, Writer};
 
 /// Scans of one file; as many as the decoder reads.
-const MAX_SCANS: u32 = 100;
+pub(super) const MAX_SCANS: u32 = 100;
 
 /// Blocks for each one that may be lost between restart markers: an image with more loss is no longer what it was.
 const BLOCKS_PER_LOST: u64 = 10;
@@ -33,10 +34,19 @@ const BAD_HEADER: Damage = "with a damaged header";
 const NO_SCAN: Damage = "that lost a scan";
 const TOO_MANY: Damage = "of too many scans";
 
-/// Walks all scans of a file up to its end marker; `size` is that which was found by who opened it. The file, with what is
-/// wrong between two restart markers repaired.
-pub(super) fn check(bytes: &[u8], size: (u32, u32)) -> Result<Cow<'_, [u8]>, Damage> {
-    let mut file = File::default();
+/// Whether the headers of a file, up to its end marker, are sound and promise all its pixels; `size` is that which was found by
+/// who opened it. That a code is there for every block is left to who decodes it.
+pub(super) fn headers(bytes: &[u8], size: (u32, u32)) -> Result<(), Damage> {
+    read(bytes, size, File::default()).map(|_| ())
+}
+
+/// Walks all scans of a file as well. The file, with what is wrong between two restart markers repaired.
+pub(super) fn repair(bytes: &[u8], size: (u32, u32)) -> Result<Cow<'_, [u8]>, Damage> {
+    let file = read(bytes, size, File { walked: true, ..File::default() })?;
+    Ok(repaired(bytes, &file.repairs))
+}
+
+fn read(bytes: &[u8], size: (u32, u32), mut file: File) -> Result<File, Damage> {
     let mut segments = Segments { bytes, at: 2 };
     let mut scans = 0;
     while let Some((marker, body)) = segments.next()? {
@@ -49,15 +59,17 @@ pub(super) fn check(bytes: &[u8], size: (u32, u32)) -> Result<Cow<'_, [u8]>, Dam
                 if scans > MAX_SCANS {
                     return Err(TOO_MANY);
                 }
-                // Its marker, its length and its body lie behind.
-                file.standard_codes(body, segments.at - body.len() - 4)?;
+                if file.walked {
+                    // Its marker, its length and its body lie behind.
+                    file.standard_codes(body, segments.at - body.len() - 4)?;
+                }
                 segments.at = file.scan(body, bytes, segments.at)?;
             }
             _ => {}
         }
     }
     file.whole()?;
-    Ok(repaired(bytes, &file.repairs))
+    Ok(file)
 }
 
 /// Bytes of a file that others shall take the place of.
@@ -118,6 +130,8 @@ fn word(bytes: &[u8], at: usize) -> Result<u16, Damage> {
 /// What the segments have said so far.
 #[derive(Default)]
 struct File {
+    /// Whether the codes of its scans are looked at.
+    walked: bool,
     progressive: bool,
     size: (u64, u64),
     components: Vec<Component>,
@@ -146,6 +160,13 @@ struct Part<'a> {
     component: usize,
     dc: Option<&'a Code>,
     ac: Option<&'a Code>,
+}
+
+/// Where a scan ends: at the next marker that is no restart.
+fn end_of_scan(bytes: &[u8], at: usize) -> usize {
+    let mut bits = Bits::new(bytes, at);
+    while bits.restart() {}
+    bits.at()
 }
 
 /// Which coefficients a scan brings, and which of their bits.
@@ -180,7 +201,7 @@ impl File {
         let units = self.units();
         for component in &mut self.components {
             component.stride = units.0 * component.sampling.0;
-            if self.progressive {
+            if self.progressive && self.walked {
                 component.nonzero = vec![0; (component.stride * units.1 * component.sampling.1) as usize];
             }
         }
@@ -202,9 +223,15 @@ impl File {
     fn codes(&mut self, mut body: &[u8]) -> Result<(), Damage> {
         while let Some((&place, rest)) = body.split_first() {
             let [class, number] = [place >> 4, place & 15].map(usize::from);
-            let (code, rest) = Code::read(rest, [Class::Dc, Class::Ac][class.min(1)]).ok_or(BAD_HEADER)?;
-            *self.codes.get_mut(class).and_then(|codes| codes.get_mut(number)).ok_or(BAD_HEADER)? = Some(code);
-            body = rest;
+            let kind = [Class::Dc, Class::Ac][class.min(1)];
+            let slot = self.codes.get_mut(class).and_then(|codes| codes.get_mut(number)).ok_or(BAD_HEADER)?;
+            body = if self.walked {
+                let (code, rest) = Code::read(rest, kind).ok_or(BAD_HEADER)?;
+                *slot = Some(code);
+                rest
+            } else {
+                Code::split(rest, kind).ok_or(BAD_HEADER)?.2
+            };
         }
         Ok(())
     }
@@ -235,7 +262,7 @@ impl File {
         Ok(())
     }
 
-    /// Walks the scan that follows a header; where it ends.
+    /// Passes over the scan that follows a header, or walks it; where it ends.
     fn scan(&mut self, header: &[u8], bytes: &[u8], at: usize) -> Result<usize, Damage> {
         let count = usize::from(*header.first().ok_or(BAD_HEADER)?);
         let (Some(chosen), Some(&[first, last, bits])) =
@@ -252,31 +279,52 @@ impl File {
         if band.first > band.last || band.last > 63 || (self.progressive && (band.first == 0) != dc_only) {
             return Err(BAD_HEADER);
         }
-        let mut parts = Vec::with_capacity(count);
+        let mut touched = Vec::with_capacity(count);
         for pair in chosen.chunks_exact(2) {
-            let component = self.components.iter().position(|component| component.id == pair[0]).ok_or(BAD_HEADER)?;
-            let code = |class: usize, number: u8| self.codes[class].get(usize::from(number)).and_then(Option::as_ref);
-            parts.push(Part { component, dc: code(0, pair[1] >> 4), ac: code(1, pair[1] & 15) });
+            touched.push(self.components.iter().position(|component| component.id == pair[0]).ok_or(BAD_HEADER)?);
         }
-        if parts.is_empty() || (self.progressive && !dc_only && parts.len() > 1) {
+        if touched.is_empty() || (self.progressive && !dc_only && touched.len() > 1) {
             return Err(BAD_HEADER);
         }
-        let mut nonzero: Vec<Vec<u64>> =
-            self.components.iter_mut().map(|component| std::mem::take(&mut component.nonzero)).collect();
-        let mut walk = Walk { band, bits: Bits::new(bytes, at), run: 0 };
-        let repairs = self.walk(&mut walk, &parts, &mut nonzero)?;
-        let (end, touched) = (walk.bits.next_marker(), parts.iter().map(|part| part.component).collect::<Vec<_>>());
-        self.repairs.extend(repairs);
-        for (component, nonzero) in self.components.iter_mut().zip(nonzero) {
-            component.nonzero = nonzero;
-        }
+        let end = if self.walked { self.walk_scan(chosen, &touched, band, bytes, at)? } else { end_of_scan(bytes, at) };
         for component in touched {
             let (before, left) = if self.progressive { (bits >> 4, bits & 15) } else { (0, 0) };
             let missing = &mut self.components[component].missing[band.first..=band.last];
+            // Of two scans with the same blocks, the first might be the one that lost some.
+            if !self.progressive && missing[0].is_some() {
+                return Err(BAD_HEADER);
+            }
             if band.refines && missing.iter().any(|missing| *missing != Some(before)) {
                 return Err(NO_SCAN);
             }
             missing.fill(Some(left));
+        }
+        Ok(end)
+    }
+
+    /// Walks the scan of these components; where it ends.
+    fn walk_scan(
+        &mut self,
+        chosen: &[u8],
+        touched: &[usize],
+        band: Band,
+        bytes: &[u8],
+        at: usize,
+    ) -> Result<usize, Damage> {
+        let mut nonzero: Vec<Vec<u64>> =
+            self.components.iter_mut().map(|component| std::mem::take(&mut component.nonzero)).collect();
+        let code = |class: usize, number: u8| self.codes[class].get(usize::from(number)).and_then(Option::as_ref);
+        let part = |(&component, pair): (&usize, &[u8])| {
+            let (dc, ac) = (code(0, pair[1] >> 4), code(1, pair[1] & 15));
+            Part { component, dc, ac }
+        };
+        let parts: Vec<Part<'_>> = touched.iter().zip(chosen.chunks_exact(2)).map(part).collect();
+        let mut walk = Walk { band, bits: Bits::new(bytes, at), run: 0 };
+        let repairs = self.walk(&mut walk, &parts, &mut nonzero)?;
+        let end = walk.bits.next_marker();
+        self.repairs.extend(repairs);
+        for (component, nonzero) in self.components.iter_mut().zip(nonzero) {
+            component.nonzero = nonzero;
         }
         Ok(end)
     }

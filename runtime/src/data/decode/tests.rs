@@ -193,6 +193,55 @@ fn golden(name: &str) -> Vec<u8> {
     std::fs::read(folder.join(name)).expect("a golden file")
 }
 
+/// Of every sampling, colour space and coding, the levels of JPEG are Pillow's.
+#[test]
+fn jpegs_are_those_of_pillow() {
+    for name in
+        ["444", "422", "420", "420_progressive", "420_restarts", "rgb", "gray", "cmyk", "progressive", "restarts"]
+    {
+        let [ours, pillow] = ["jpg", "png"]
+            .map(|suffix| decode_rgb(&golden(&format!("{name}.{suffix}")), DecodeLimits::default()).expect("decodes"));
+        assert!(ours == pillow, "{name}: {:?}", ours.pixels.iter().zip(&pillow.pixels).find(|(a, b)| a != b));
+    }
+}
+
+/// What is no JPEG of 8 bits in Huffman code is named; and what takes too much memory.
+#[test]
+fn unread_jpegs() {
+    let check = |frame: u8, bits: u8, limits: DecodeLimits, expected: &str| {
+        let mut jpeg = golden("420.jpg");
+        let marker = jpeg.windows(2).position(|pair| pair == [0xff, 0xc0]).expect("a frame header");
+        (jpeg[marker + 1], jpeg[marker + 4]) = (frame, bits);
+        for got in [decode_rgb(&jpeg, limits).map(|_| ()), upright_size(&jpeg, limits).map(|_| ())] {
+            assert_eq!(got, Err(SampleError(expected.into())));
+        }
+    };
+    let (all, few) = (DecodeLimits::default(), DecodeLimits { max_bytes: 37 * 29 * 4, ..DecodeLimits::default() });
+    check(0xc1, 12, all, "a JPEG file of 12 bits a level; 8 are read");
+    check(0xc9, 8, all, "a JPEG file in arithmetic code, which is not read");
+    check(0xc0, 8, few, "an image that needs more than 0 MiB to decode");
+}
+
+/// Whatever sampling the inks claim, nothing panics, though the decoder does.
+#[test]
+fn inks_of_any_sampling() {
+    let jpeg = golden("cmyk.jpg");
+    let frame = jpeg.windows(2).position(|pair| pair == [0xff, 0xc0]).expect("a frame header");
+    let mut failed = 0;
+    for ink in 0..4 {
+        for sampling in (1..=4).flat_map(|h| (1..=4).map(move |v| h << 4 | v)) {
+            let mut other = jpeg.clone();
+            // Of a component its name, its sampling, its table; the first stands behind the marker and eight bytes.
+            other[frame + 11 + 3 * ink] = sampling;
+            let got = outcome(&other);
+            let fenced = got == "a JPEG file that the decoder fails on";
+            assert!(fenced || got == "37x29" || got.starts_with("a JPEG file "), "{ink}, {sampling:02x}: {got}");
+            failed += u32::from(fenced);
+        }
+    }
+    assert!(failed > 0, "the decoder no longer panics, so nothing need be caught");
+}
+
 /// Where a JPEG's first scan begins: behind its header.
 fn first_scan(jpeg: &[u8]) -> usize {
     let marker = jpeg.windows(2).position(|pair| pair == [0xff, 0xda]).expect("a scan");
@@ -352,14 +401,14 @@ const NASTY: &[(&str, &str, &str)] = &[
     ("imagers_cat.jpg", "320x240", ""),
     ("imagers_basi0g16.png", "32x32", ""),
     ("imagers_advertises_rgba_but_frames_are_rgb.webp", "265x199", ""),
-    ("imagers_oss-fuzz-36829.jpeg", "a JPEG file that ends too early", ""),
+    ("imagers_oss-fuzz-36829.jpeg", "a JPEG file with a damaged header", ""),
     ("pngsuite_basi3p02.png", "32x32", ""),
     ("pngsuite_basn4a16.png", "32x32", ""),
     ("pngsuite_xdtn0g01.png", "a damaged or unusual Png file", ""),
     ("pngsuite_xd0n2c08.png", "a damaged or unusual Png file", ""),
     ("dali_411-non-multiple-4-width.jpg", "639x479", ""),
     ("dali_422-odd-width.jpg", "681x454", ""),
-    ("dali_cat-3449999_640_grayscale_8bit.jpg", "a damaged or unusual JPEG file", "lossless JPEG is not read"),
+    ("dali_cat-3449999_640_grayscale_8bit.jpg", "a lossless JPEG file, which is not read", "Pillow reads it"),
     ("dali_jpeg_0_png.jpeg", "640x426", ""),
     ("dali_png_0_jpeg.png", "640x426", ""),
     ("dali_padlock-406986_640_rotate_90.jpg", "426x640", ""),
