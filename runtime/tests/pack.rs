@@ -137,8 +137,10 @@ fn the_command_line() {
     fs::write(at.join("scenes.ron"), SCENES).unwrap();
     let (out, _) = fine(at, &["pack", "scenes.ron", "--to", "a/x.rec", "--texts", "caption", "--context", "32"]);
     assert!(out.starts_with("a/x.rec: 40 samples, ") && out.ends_with("skipped 0\n"), "{out}");
+    assert!(out.contains("\ntexts: caption (32 ids of 'clip')\n"), "{out}");
     let (out, _) = fine(at, &["pack", "scenes.ron", "--to", "b", "--eval", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["texts"], serde_json::json!(["raw", "caption"]), "{json}");
     assert_eq!((&json["written"], &json["is_done"]), (&8.into(), &true.into()), "{json}");
     let (out, _) = fine(at, &["pack", "scenes.ron", "--to", "c/", "--texts", "", "--shard-size", "30"]);
     assert!(out.starts_with("c/: 40 samples, ") && at.join("c/00001.tar").exists(), "{out}");

@@ -120,6 +120,7 @@ fn tell(args: &Args, packed: &Packed, time: Duration) {
     let rate = (packed.seen - packed.resumed) as f64 / time.as_secs_f64().max(f64::MIN_POSITIVE);
     let what = if packed.is_done { "" } else { ", unfinished" };
     say!("{}: {written} samples, {bytes:.1} MiB{what}", args.to);
+    say!("texts: {}", if packed.texts.is_empty() { "none".into() } else { packed.texts.join(", ") });
     say!("{rate:.0} samples/s with {} workers, {} in all", args.workers, duration(time));
     say!("{}", packed.skips);
     if let (Some((lines, first)), Some(captions)) = (&packed.unused, &args.captions) {
@@ -130,7 +131,7 @@ fn tell(args: &Args, packed: &Packed, time: Duration) {
 fn as_json(args: &Args, packed: &Packed, time: Duration) -> serde_json::Value {
     serde_json::json!({
         "to": args.to, "samples": packed.samples, "resumed": packed.resumed, "seen": packed.seen, "written": packed.written,
-        "bytes": packed.bytes, "skipped": packed.skips.count(), "skipped_by_reason": packed.skips.by_reason(),
+        "texts": packed.texts, "bytes": packed.bytes, "skipped": packed.skips.count(), "skipped_by_reason": packed.skips.by_reason(),
         "unused_captions": packed.unused.as_ref().map_or(0, |(lines, _)| *lines), "is_done": packed.is_done,
         "seconds": time.as_secs_f64(), "workers": args.workers,
     })

@@ -1,7 +1,8 @@
 //! A sample as it is packed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Cursor;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use alip_plan::pipeline::{Filter, Mode, Source, ValueKind, Vocab, shorter_side};
@@ -11,9 +12,10 @@ use image::{ExtendedColorType, ImageEncoder};
 
 use super::captions::Captions;
 use super::journal::{About, Bits};
-use super::texts::{CAPTION, Form, Text, choose, without_caption};
+use super::texts::{CAPTION, Form, KEY, Text, choose, without_caption};
 use super::{DataError, Packing};
 use crate::data::panics::caught;
+use crate::data::source::paths::files as source_files;
 use crate::data::source::recordio::{RecordHead, label};
 use crate::data::source::webdataset::member_key;
 use crate::data::transform::check_fields;
@@ -69,6 +71,9 @@ impl Maker {
         let pipeline = packing.pipeline.name.clone();
         let fail = |reason: String| DataError::Pipeline { pipeline: pipeline.clone(), reason };
         let mut declared = packing.pipeline.source.clone();
+        if packing.mode == Mode::Eval && !declared.has_held_out() {
+            return Err(fail("its source holds no samples out to evaluate on; leave --eval out".into()));
+        }
         if packing.captions.is_some() {
             declared = without_caption(declared);
         }
@@ -79,7 +84,18 @@ impl Maker {
         let chosen = choose(packing, &fields).map_err(fail)?;
         let captions = packing.captions.as_deref().map(Captions::open).transpose()?;
         let input = match &declared {
-            Source::Recordio { path, labels } => Input::Records(RecordioSource::open(path, labels)?),
+            Source::Recordio { path, labels } => {
+                let records = RecordioSource::open(path, labels)?;
+                let has_labels = |at| records.record(at).is_ok_and(|(_, head)| !head.labels.is_empty());
+                // The first tells it at once, as a rule; where others have labels they are left out and counted.
+                if packing.to.is_records() && labels.is_empty() && !chosen.is_empty() && has_labels(0) {
+                    let advice = "name them in `labels`, such as `{ \"raw\": 77 }`; --texts says which of them stay";
+                    return Err(fail(format!(
+                        "its records have labels that it has no names for, which would be lost; {advice}"
+                    )));
+                }
+                Input::Records(records)
+            }
             source => {
                 let opened = open_source(source, packing.mode)?;
                 if opened.sequence().is_some() {
@@ -105,6 +121,23 @@ impl Maker {
         Ok(Maker { pipeline, declared, input, image, is_records, texts, captions, resize })
     }
 
+    /// The first of these files that it reads.
+    pub(super) fn read_of(&self, files: &[PathBuf]) -> Option<PathBuf> {
+        if files.is_empty() {
+            return None;
+        }
+        let mut declared = self.declared.clone();
+        let paths = declared.parts_mut().into_iter().filter_map(|part| part.path_mut().cloned());
+        let read = paths.flat_map(|path| source_files(&path).unwrap_or_default());
+        let read: HashSet<PathBuf> = read.filter_map(|path| path.canonicalize().ok()).collect();
+        files.iter().find(|path| path.canonicalize().is_ok_and(|path| read.contains(&path))).cloned()
+    }
+
+    /// What is made of its texts.
+    pub(super) fn texts(&self) -> Vec<String> {
+        self.texts.iter().map(|(text, _)| text.to_string()).collect()
+    }
+
     /// Samples of the source.
     pub(super) fn len(&self) -> u64 {
         self.input.source().len()
@@ -127,7 +160,6 @@ impl Maker {
         if let Some(path) = source.path_mut() {
             path.clear();
         }
-        let texts: Vec<String> = self.texts.iter().map(|(text, _)| text.to_string()).collect();
         let words = self.texts.iter().filter_map(|(text, tokenizer)| match &text.form {
             Form::Tokens { vocab: Vocab::Words { .. }, .. } => tokenizer.as_ref()?.word_list(),
             _ => None,
@@ -139,7 +171,7 @@ impl Maker {
             ("the source", format!("{source:?}")),
             ("the split", if packing.mode == Mode::Train { "to train on" } else { "to evaluate on" }.to_string()),
             ("the output", packing.to.form()),
-            ("--texts", texts.join(", ")),
+            ("--texts", self.texts().join(", ")),
             ("words", hash.to_string()),
             ("--captions", self.captions.as_ref().map_or("none".into(), |captions| captions.hash().to_string())),
             (
@@ -192,7 +224,11 @@ impl Maker {
         check_fields(&self.declared, &sample)?;
         if let Some(captions) = &self.captions {
             let missing = || SampleError(format!("{} has no caption of its key", captions.name()));
-            sample.fields.insert(CAPTION.into(), Field::Text(caption.ok_or_else(missing)?));
+            let caption = caption.ok_or_else(missing)?;
+            if caption.trim().is_empty() {
+                return Err(SampleError(format!("{} has an empty caption", captions.name())));
+            }
+            sample.fields.insert(CAPTION.into(), Field::Text(caption));
         }
         let (image, suffix) = match sample.fields.remove(&self.image) {
             Some(Field::Encoded(bytes)) => self.encoded(bytes)?,
@@ -204,6 +240,9 @@ impl Maker {
             // Labels that the pipeline has no names for are no texts, and stay.
             let is_named = !matches!(&self.declared, Source::Recordio { labels, .. } if labels.is_empty());
             if is_named || !self.texts.is_empty() {
+                if !is_named && !entry.head.labels.is_empty() {
+                    return Err(SampleError("it has labels that its source has no names for".into()));
+                }
                 entry.head.labels = self.labels(&sample)?;
             }
             return Ok(entry);
@@ -234,7 +273,7 @@ impl Maker {
 
     /// Files beside the image: `txt` with the first text, `json` with all of them by name, and the source's key.
     fn files(&self, key: &str, sample: &RawSample) -> Result<Vec<(&'static str, Vec<u8>)>, SampleError> {
-        let mut texts = BTreeMap::from([("key", key)]);
+        let mut texts = BTreeMap::from([(KEY, key)]);
         let mut first = None;
         for (Text { name, .. }, _) in &self.texts {
             let Some(Field::Text(text)) = sample.fields.get(name) else {
@@ -262,7 +301,7 @@ impl Maker {
             }
             _ => {
                 let suffix = decode::suffix(&bytes)?;
-                Ok((bytes, suffix))
+                Ok((exact(bytes), suffix))
             }
         }
     }
@@ -304,6 +343,16 @@ impl Input {
     }
 }
 
+/// Bytes in a buffer of at most twice their length: entries wait for each other, and buffers that threads keep may be huge.
+fn exact(bytes: Vec<u8>) -> Vec<u8> {
+    if bytes.capacity() <= 2 * bytes.len() {
+        return bytes;
+    }
+    let copy = bytes.as_slice().to_vec();
+    scratch::give(bytes);
+    copy
+}
+
 fn scaled(image: &RgbImage, side: u32) -> RgbImage {
     let (height, width) = shorter_side(image.height, image.width, side);
     // The filter that ALIP's own images are resized with.
@@ -316,4 +365,22 @@ fn jpeg(image: &RgbImage, quality: u8) -> Result<Vec<u8>, SampleError> {
     let done = encoder.encode(&image.pixels, image.width, image.height, ExtendedColorType::Rgb8);
     done.map_err(|error| SampleError(format!("it cannot be encoded: {error}")))?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_keep_no_huge_buffers() {
+        let check = |capacity: usize, expected: usize| {
+            let mut bytes = Vec::with_capacity(capacity);
+            bytes.extend([7; 100]);
+            let bytes = exact(bytes);
+            assert_eq!((bytes.len(), bytes.capacity()), (100, expected));
+        };
+        check(200, 200);
+        check(201, 100);
+        assert_eq!(scratch::take(201).capacity(), 201, "it was given back");
+    }
 }

@@ -24,6 +24,8 @@ pub(super) struct State {
     pub(super) written: u64,
     /// Those that were not.
     pub(super) skips: Skips,
+    /// The last of these, to be shown.
+    pub(super) last_skipped: String,
     /// Which lines of the captions are used.
     pub(super) used: Bits,
     /// Finished shards.
@@ -32,8 +34,8 @@ pub(super) struct State {
     pub(super) in_shard: u64,
     /// Bytes of each file that is being written.
     pub(super) bytes: Vec<u64>,
-    /// Bytes of finished shards.
-    pub(super) bytes_before: u64,
+    /// Bytes of each finished shard.
+    pub(super) shard_bytes: Vec<u64>,
     /// Whether all is written, and files only want their names.
     pub(super) is_done: bool,
 }

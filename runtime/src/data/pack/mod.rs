@@ -80,6 +80,8 @@ pub struct Packed {
     pub skips: Skips,
     /// Lines of captions that no sample has the key of, and the first key of these.
     pub unused: Option<(u64, String)>,
+    /// Names of the packed texts, and what they were made.
+    pub texts: Vec<String>,
     /// Bytes written.
     pub bytes: u64,
     /// Whether all is done, and the files have their names.
@@ -95,8 +97,13 @@ pub struct Packed {
 pub fn pack(packing: &Packing, stop: &AtomicBool, mut watch: impl FnMut(u64, u64)) -> Result<Packed, DataError> {
     let maker = Maker::open(packing)?;
     let samples = maker.len();
+    if let Some(path) = maker.read_of(&packing.to.finished()?) {
+        return Err(DataError::file(&path, "the source reads it, and it would be replaced", "give another --to"));
+    }
     let mut output = Output::begin(&packing.to, &maker.about(packing)?, packing.again, maker.lines())?;
     let resumed = output.seen();
+    // Given again and again, it would otherwise get some samples further each time.
+    judge(&mut output, packing.max_bad)?;
     let workers = packing.workers.max(1);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(workers).thread_name(|i| format!("pack-{i}")).build();
     let pool = pool.map_err(|error| maker.fail(format!("cannot start {workers} threads: {error}")))?;
@@ -109,8 +116,9 @@ pub fn pack(packing: &Packing, stop: &AtomicBool, mut watch: impl FnMut(u64, u64
         for chunk in chunks {
             for made in chunk {
                 let index = output.seen();
-                take(&mut output, maker, index, made?)?;
-                judge(&mut output, packing.max_bad)?;
+                if !take(&mut output, maker, index, made?)? {
+                    judge(&mut output, packing.max_bad)?;
+                }
             }
             watch(output.seen(), samples);
             let stopped = stop.load(Ordering::Relaxed);
@@ -124,6 +132,7 @@ pub fn pack(packing: &Packing, stop: &AtomicBool, mut watch: impl FnMut(u64, u64
         }
         Ok::<(), DataError>(())
     })?;
+    judge(&mut output, packing.max_bad)?;
     let is_done = output.seen() == samples;
     let unused = if is_done { maker.unused(output.used())? } else { None };
     let (seen, written, skips) = (output.seen(), output.written(), output.skips().clone());
@@ -132,7 +141,7 @@ pub fn pack(packing: &Packing, stop: &AtomicBool, mut watch: impl FnMut(u64, u64
         return Err(maker.fail(format!("none of its {samples} samples can be packed: {skips}")));
     }
     let bytes = if is_done { output.finish()? } else { output.bytes() };
-    Ok(Packed { samples, resumed, seen, written, skips, unused, bytes, is_done })
+    Ok(Packed { samples, resumed, seen, written, skips, unused, texts: maker.texts(), bytes, is_done })
 }
 
 /// Prepares samples in parallel and gives them on in order, until nobody takes them any more.
@@ -152,8 +161,8 @@ fn prepare(
     }
 }
 
-/// Writes what was made of a sample, or counts why nothing was.
-fn take(output: &mut Output, maker: &Maker, index: u64, made: Made) -> Result<(), DataError> {
+/// Writes what was made of a sample, or counts why nothing was; whether it was written.
+fn take(output: &mut Output, maker: &Maker, index: u64, made: Made) -> Result<bool, DataError> {
     if let Some(line) = made.line
         && !output.uses(line)
     {
@@ -170,18 +179,18 @@ fn take(output: &mut Output, maker: &Maker, index: u64, made: Made) -> Result<()
         name: maker.name(index),
         reason: why.to_string(),
     });
+    let is_written = skipped.is_none();
     output.count(skipped);
-    Ok(())
+    Ok(is_written)
 }
 
 /// Too many bad samples end it; what is done is kept.
 fn judge(output: &mut Output, allowed: f64) -> Result<(), DataError> {
     let (seen, bad) = (output.seen(), output.skips().count());
-    let Some(last) = output.last_skipped().filter(|last| last.sample + 1 == seen) else { return Ok(()) };
     if seen < JUDGE_AFTER || bad as f64 <= allowed * seen as f64 {
         return Ok(());
     }
-    let error = DataError::TooManyBad { bad, seen, allowed, from: JUDGE_AFTER, last: last.to_string() };
+    let error = DataError::TooManyBad { bad, seen, allowed, from: JUDGE_AFTER, last: output.last_skipped().into() };
     output.commit()?;
     Err(error)
 }

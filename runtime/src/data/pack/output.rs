@@ -1,5 +1,6 @@
 //! What is written: files that grow, get flushed, and are named at the end.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -22,7 +23,6 @@ pub(super) struct Output {
     state: State,
     /// None before the first sample of a shard.
     writer: Option<Writer>,
-    last_skipped: Option<Skipped>,
     _lock: Lock,
 }
 
@@ -80,9 +80,9 @@ impl Output {
     pub(super) fn begin(to: &PackTo, about: &About, again: bool, lines: usize) -> Result<Output, DataError> {
         let folder = to.folder();
         fs::create_dir_all(folder).map_err(FileError::io(folder, "create the folder"))?;
-        let lock = Lock::take(to.beside("lock"))?;
+        let lock = Lock::take(to.beside("lock"), false)?;
         let journal = to.beside("journal");
-        [Some(journal.clone()), to.sizes()].iter().flatten().for_each(|path| remove_unfinished_of(path));
+        remove_unfinished_of(&journal);
         if again {
             for path in [vec![journal.clone()], to.unfinished()?].concat() {
                 remove(&path)?;
@@ -95,6 +95,7 @@ impl Output {
                     let advice = "give another --to, or replace it with --again";
                     return Err(DataError::file(path, "it is there already", advice));
                 }
+                others(to)?;
                 let bytes = vec![0; to.files(0).len()];
                 let state = State { used: Bits::new(lines), bytes, ..State::default() };
                 journal::write(&journal, about, &state)?;
@@ -102,7 +103,7 @@ impl Output {
             }
         };
         let (to, about) = (to.clone(), about.clone());
-        let mut output = Output { to, about, state, writer: None, last_skipped: None, _lock: lock };
+        let mut output = Output { to, about, state, writer: None, _lock: lock };
         // A shard that is begun is gone on with; what stands behind it was written after the last word of the journal.
         if !output.state.is_done && (output.to.is_records() || output.state.in_shard > 0) {
             output.writer = Some(output.open()?);
@@ -125,9 +126,9 @@ impl Output {
         &self.state.skips
     }
 
-    /// The last of these, if this process met it.
-    pub(super) fn last_skipped(&self) -> Option<&Skipped> {
-        self.last_skipped.as_ref()
+    /// The last of these, or nothing.
+    pub(super) fn last_skipped(&self) -> &str {
+        &self.state.last_skipped
     }
 
     /// Lines of the captions that are used.
@@ -142,17 +143,19 @@ impl Output {
 
     /// Bytes of all that was said to be written.
     pub(super) fn bytes(&self) -> u64 {
-        self.state.bytes_before + self.state.bytes.iter().sum::<u64>()
+        self.state.shard_bytes.iter().chain(&self.state.bytes).sum()
     }
 
     /// Counts a sample, which was skipped or else written.
     pub(super) fn count(&mut self, skipped: Option<Skipped>) {
         self.state.seen += 1;
         match &skipped {
-            Some(skipped) => self.state.skips.add(skipped),
+            Some(skipped) => {
+                self.state.skips.add(skipped);
+                self.state.last_skipped = skipped.to_string();
+            }
             None => self.state.written += 1,
         }
-        self.last_skipped = skipped.or(self.last_skipped.take());
     }
 
     /// Writes a sample; the inner error says why the output cannot have it.
@@ -222,7 +225,7 @@ impl Output {
         };
         let path = part(&self.to.files(self.state.shards)[0]);
         let mut shard = shard.finish().map_err(FileError::io(&path, "write"))?;
-        self.state.bytes_before += shard.sync()?;
+        self.state.shard_bytes.push(shard.sync()?);
         self.state.shards += 1;
         (self.state.in_shard, self.state.bytes) = (0, vec![0]);
         Ok(())
@@ -268,37 +271,72 @@ impl Output {
         self.seal()?;
         // The index comes first: records without one would be given one.
         let shards = if self.to.is_records() { 1 } else { self.state.shards };
-        let files: Vec<PathBuf> = (0..shards).flat_map(|number| self.to.files(number).into_iter().rev()).collect();
-        for stale in self.to.finished()?.iter().filter(|path| !files.contains(path)) {
+        let mut sizes = if self.to.is_records() { self.state.bytes.clone() } else { self.state.shard_bytes.clone() };
+        if self.to.is_records() {
+            sizes.reverse();
+        }
+        let paths = (0..shards).flat_map(|number| self.to.files(number).into_iter().rev());
+        let files: Vec<(PathBuf, u64)> = paths.zip(sizes).collect();
+        for stale in self.to.finished()?.iter().filter(|path| files.iter().all(|(file, _)| file != *path)) {
             remove(stale)?;
         }
-        for path in &files {
+        for (path, bytes) in &files {
             match fs::rename(part(path), path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && path.exists() => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound && path.exists() => check_named(path, *bytes)?,
                 renamed => renamed.map_err(FileError::io(path, "write"))?,
             }
         }
         if let Some(path) = self.to.sizes() {
-            write_bytes(&path, self.sizes(&files).as_bytes())?;
+            // Another output of the folder may end now too.
+            let _lock = Lock::take(self.to.folder().join("sizes.json.lock"), true)?;
+            remove_unfinished_of(&path);
+            write_bytes(&path, self.sizes(files.len())?.as_bytes())?;
         }
         sync_folder(Some(self.to.folder()));
         remove(&self.to.beside("journal"))?;
         Ok(self.bytes())
     }
 
-    /// How many samples each shard has.
-    fn sizes(&self, files: &[PathBuf]) -> String {
-        let PackTo::Shards { size, .. } = self.to else { return String::new() };
+    /// How many samples each of the shards has, those of other outputs in the folder among them.
+    fn sizes(&self, shards: usize) -> Result<String, DataError> {
+        let PackTo::Shards { size, .. } = self.to else { return Ok(String::new()) };
         let last = if self.state.in_shard > 0 { self.state.in_shard } else { size };
-        let mut text = String::from("{");
-        for (at, path) in files.iter().enumerate() {
-            let (name, samples) =
-                (path.file_name().unwrap_or_default(), if at + 1 == files.len() { last } else { size });
-            let comma = if at == 0 { "" } else { "," };
-            text += &format!("{comma}\n    {}: {samples}", serde_json::json!(name.to_string_lossy()));
+        let mut sizes = others(&self.to)?;
+        for number in 0..shards {
+            for path in self.to.files(number as u64) {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                sizes.insert(name, if number + 1 == shards { last } else { size });
+            }
         }
-        text + "\n}\n"
+        let lines = sizes.iter().map(|(name, samples)| format!("\n    {}: {samples}", serde_json::json!(name)));
+        Ok(format!("{{{}\n}}\n", lines.collect::<Vec<_>>().join(",")))
     }
+}
+
+/// What `sizes.json` says of shards that are not of this output.
+fn others(to: &PackTo) -> Result<BTreeMap<String, u64>, DataError> {
+    let Some(path) = to.sizes() else { return Ok(BTreeMap::new()) };
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(FileError::io(&path, "read")(error).into()),
+    };
+    let wrong = |_| {
+        DataError::file(&path, "it does not say how many samples each shard has", "remove it, or give another --to")
+    };
+    let mut sizes: BTreeMap<String, u64> = serde_json::from_slice(&text).map_err(wrong)?;
+    sizes.retain(|name, _| !to.is_shard(name));
+    Ok(sizes)
+}
+
+/// A file that has its name although no unfinished one is left was named by a process that was killed then, or is an old one.
+fn check_named(path: &Path, bytes: u64) -> Result<(), DataError> {
+    let has = path.metadata().map_err(FileError::io(path, "read"))?.len();
+    if has == bytes {
+        return Ok(());
+    }
+    let reason = format!("it has {has} bytes, where {bytes} were written to {}, which is gone", part(path).display());
+    Err(DataError::file(path, reason, AGAIN))
 }
 
 /// One process at a time writes an output, on file systems that know locks.
@@ -308,16 +346,37 @@ struct Lock {
 }
 
 impl Lock {
-    fn take(path: PathBuf) -> Result<Lock, DataError> {
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(FileError::io(&path, "write"))?;
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => {
-                Err(DataError::file(&path, "another process packs into it", "wait for it, or give another --to"))
+    /// Refuses what another process has, or waits for it.
+    fn take(path: PathBuf, waits: bool) -> Result<Lock, DataError> {
+        loop {
+            let file = File::options().create(true).truncate(false).write(true).open(&path);
+            let file = file.map_err(FileError::io(&path, "write"))?;
+            let locked = if waits { file.lock().map_err(TryLockError::Error) } else { file.try_lock() };
+            match locked {
+                Err(TryLockError::WouldBlock) => {
+                    let advice = "wait for it, or give another --to";
+                    return Err(DataError::file(&path, "another process packs into it", advice));
+                }
+                _ if is_at(&file, &path) => return Ok(Lock { path, _file: file }),
+                // Whoever had it removed it before giving it back: who comes next would lock another file.
+                _ => {}
             }
-            _ => Ok(Lock { path, _file: file }),
         }
     }
+}
+
+/// Whether an open file is the one that has this name now.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let (Ok(file), Ok(named)) = (file.metadata(), path.metadata()) else { return false };
+    (file.dev(), file.ino()) == (named.dev(), named.ino())
+}
+
+/// Whether an open file is the one that has this name now: what is open cannot be removed.
+#[cfg(not(unix))]
+fn is_at(_: &File, _: &Path) -> bool {
+    true
 }
 
 impl Drop for Lock {
@@ -360,8 +419,15 @@ mod tests {
             drop(output);
             let output = begin();
             assert_eq!((output.seen(), output.written()), (3, 3));
-            let bytes = output.finish().unwrap();
-            let files = to.finished().unwrap().into_iter().filter(|path| !path.ends_with("sizes.json"));
+            // Nor does a file of another size pass for one that was named.
+            let sound = fs::read(&first).unwrap();
+            fs::write(&first, "old").unwrap();
+            let (named, why) = (first.file_name().unwrap().to_string_lossy(), output.finish().unwrap_err().to_string());
+            let bytes = sound.len();
+            assert!(why.contains(&format!("{named}: it has 3 bytes, where {bytes} were written to ")), "{why}");
+            fs::write(&first, sound).unwrap();
+            let bytes = begin().finish().unwrap();
+            let files = to.finished().unwrap().into_iter();
             assert_eq!(files.map(|path| path.metadata().unwrap().len()).sum::<u64>(), bytes);
             let entries = fs::read_dir(to.folder()).unwrap();
             let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -372,5 +438,24 @@ mod tests {
         assert_eq!(names("b"), ["00000.tar", "sizes.json"]);
         let sizes = fs::read_to_string(folder.path().join("b/sizes.json")).unwrap();
         assert_eq!(sizes, "{\n    \"00000.tar\": 3\n}\n");
+    }
+
+    /// Who opened a lock before its owner removed it has nothing that excludes anybody.
+    #[test]
+    #[cfg(unix)]
+    fn a_removed_lock_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let lock = Lock::take(path.clone(), false).unwrap();
+        let waiting = File::open(&path).unwrap();
+        assert!(is_at(&waiting, &path));
+        drop(lock);
+        waiting.try_lock().unwrap();
+        assert!(!is_at(&waiting, &path));
+        let lock = Lock::take(path.clone(), true).unwrap();
+        assert!(!is_at(&waiting, &path) && Lock::take(path.clone(), false).is_err());
+        assert!(path.exists(), "who is refused removes nothing");
+        drop(lock);
+        assert!(!path.exists());
     }
 }

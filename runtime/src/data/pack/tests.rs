@@ -278,6 +278,12 @@ fn samples_of_one_key_do_not_share_a_shard() {
     let why = "skipped 1\n  1 x its key is that of another sample of the same shard; the first is images/00.jpeg";
     assert_eq!((packed.written, packed.skips.to_string().as_str()), (1, why));
     assert_eq!(run(&packing(root, folder_source(root), "t", Some(1))).unwrap().written, 2);
+    // A path of other spelling.
+    fs::write(root.join("photos/captions.jsonl"), list.replace("images/01", "images/.//00")).unwrap();
+    let packed = run(&packing(root, folder_source(root), "u", None)).unwrap();
+    assert_eq!((packed.written, packed.skips.to_string()), (1, why.replace("/00.jpeg", "/.//00.jpg")));
+    let Source::Webdataset { path, texts, .. } = shards_source(root, "u/00000.tar") else { unreachable!() };
+    assert_eq!(WebdatasetSource::open(&path, &texts).unwrap().len(), 1);
 }
 
 /// Stopped after every chunk and gone on with, by any number of workers, it ends with the same bytes.
@@ -374,6 +380,28 @@ fn what_is_there_is_not_overwritten() {
     refused(root, &shards(20), "DIR/s/00000.tar: it is there already; give another --to, or replace it with --again");
     run(&Packing { again: true, ..shards(20) }).unwrap();
     assert_eq!(names(&root.join("s")), ["00000.tar", "00001.tar", "sizes.json"]);
+    // Nor is anything that others put there removed, or forgotten.
+    for name in ["1.tar", "000007.tar", "val-00000.tar", "00000.tar.gz"] {
+        fs::write(root.join("s").join(name), name).unwrap();
+    }
+    let others = r#"{"val-00000.tar": 4, "00000.tar": 1}"#;
+    fs::write(root.join("s/sizes.json"), others).unwrap();
+    run(&packing(root, folder_source(root), "s/{00001..}.tar", None)).unwrap_err();
+    run(&Packing { again: true, ..packing(root, folder_source(root), "s/{00001..}.tar", None) }).unwrap();
+    let all = ["00000.tar", "00000.tar.gz", "000007.tar", "00001.tar", "1.tar", "sizes.json", "val-00000.tar"];
+    assert_eq!(names(&root.join("s")), all);
+    let sizes: BTreeMap<String, u64> = serde_json::from_slice(&fs::read(root.join("s/sizes.json")).unwrap()).unwrap();
+    let expected = [("00000.tar", 1), ("00001.tar", 40), ("val-00000.tar", 4)];
+    assert_eq!(sizes, expected.map(|(name, samples)| (name.to_string(), samples)).into());
+    fs::write(root.join("s/sizes.json"), "[]").unwrap();
+    let why = "DIR/s/sizes.json: it does not say how many samples each shard has; remove it, or give another --to";
+    refused(root, &packing(root, folder_source(root), "s/more-{0..}.tar", None), why);
+    // Two outputs of one folder do not meet.
+    let train = || Packing { workers: 1, ..packing(root, folder_source(root), "both/train-{0..}.tar", None) };
+    assert!(!stopped(&train()).is_done);
+    assert!(run(&packing(root, folder_source(root), "both/val-{0..}.tar", None)).unwrap().is_done);
+    assert!(run(&train()).unwrap().resumed > 0);
+    assert_eq!(names(&root.join("both")), ["sizes.json", "train-0.tar", "val-0.tar"]);
 }
 
 #[test]
@@ -421,14 +449,114 @@ fn options_that_do_not_fit() {
     check(Packing { context: Some(7), ..packing(root, rows, "y.rec", None) }, none);
     let images = records_source(root, "x.rec", &[]);
     check(
-        Packing { texts: texts(&["raw"]), ..packing(root, images.clone(), "y.rec", None) },
+        Packing { texts: texts(&["raw"]), ..packing(root, images, "y.rec", None) },
         "there is no text `raw`; there are: none; give --captions",
     );
+    assert_eq!(names(root), ["c.jsonl", "photos", "x.idx", "x.rec"], "nothing is left");
+    let held_out = "its source holds no samples out to evaluate on; leave --eval out";
+    let records = records_source(root, "x.rec", &[("raw", 16), ("caption", 16)]);
+    check(Packing { mode: Mode::Eval, ..packing(root, records.clone(), "y.rec", None) }, held_out);
+    let Source::Webdataset { path, streams, .. } = shards_source(root, "k/*.tar") else { unreachable!() };
+    run(&packing(root, folder_source(root), "k", None)).unwrap();
+    let keys = [("key".to_string(), "json:key".to_string())].into();
+    let keys = Source::Webdataset { path, texts: keys, samples: 0, streams, unpack: false };
     check(
-        Packing { captions: Some(root.join("c.jsonl")), ..packing(root, images, "y.rec", None) },
-        "none of its 2 samples can be packed: skipped 2\n  2 x c.jsonl has no caption of its key; the first is record 0 of \
-         x.rec, at byte 0",
+        Packing { texts: texts(&["key"]), ..packing(root, keys, "l", None) },
+        "a text `key` would stand where the JSON file of a sample has its key; give it another name in the source, or name other \
+         texts with --texts",
     );
+    for again in [false, true] {
+        let own = Packing { again, ..packing(root, records.clone(), "photos/../x.rec", None) };
+        let why = "DIR/photos/../x.rec: the source reads it, and it would be replaced; give another --to";
+        refused(root, &own, why);
+        let own = Packing { again, ..packing(root, shards_source(root, "k/*.tar"), "k", None) };
+        refused(root, &own, "DIR/k/00000.tar: the source reads it, and it would be replaced; give another --to");
+    }
+}
+
+/// Which texts are packed, and as what, where nobody says.
+#[test]
+fn texts_that_are_packed() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    photos(root, 1);
+    fs::write(root.join("c.jsonl"), "{\"key\": \"images/00.jpg\", \"caption\": \"b\"}\n").unwrap();
+    fs::write(root.join("0.jsonl"), "{\"key\": 0, \"caption\": \"b\"}\n").unwrap();
+    let texts = |packing: &Packing| {
+        let packed = run(&Packing { again: true, ..packing.clone() });
+        packed.map(|packed| packed.texts.join(", "))
+    };
+    let check = |packing: &Packing, expected: &str| assert_eq!(texts(packing).as_deref(), Ok(expected));
+    let fails = |packing: &Packing, why: &str| assert_eq!(texts(packing), Err(format!("pipeline `test`: {why}")));
+    // Not only those that are tokenized as they are.
+    let base = |to: &str| packing(root, folder_source(root), to, None);
+    let prefixed = |to: &str| {
+        let mut base = base(to);
+        let arguments = [Argument::Name("raw".into()), Argument::Text("a photo of ".into())];
+        let (op, inputs) = PipelineOp::from_call("prefix", &arguments, &[]).unwrap();
+        base.pipeline.ops.insert(0, PipelineNode { name: "longer".into(), op, inputs });
+        base.pipeline.ops[1].inputs = vec!["longer".into()];
+        base
+    };
+    check(&prefixed("s"), "caption, raw");
+    let why = "pipeline `test` does not tokenize `raw` but what `prefix` makes of it, and records would hold the text as it is; say \
+               so with --context, or pack shards, which hold texts";
+    fails(&prefixed("y.rec"), why);
+    check(&Packing { context: Some(8), ..prefixed("y.rec") }, "caption (8 ids of 'clip'), raw (8 ids of 'clip')");
+    let mut one = base("s");
+    one.pipeline.ops.truncate(1);
+    check(&one, "raw, caption");
+    one.to = base("y.rec").to;
+    check(&one, "raw (16 ids of 'clip')");
+    // Captions are made what others are.
+    one.captions = Some(root.join("c.jsonl"));
+    check(&one, "raw (16 ids of 'clip'), caption (16 ids of 'clip')");
+    let mut other = one.pipeline.ops[0].clone();
+    other.name = "short".into();
+    other.op = PipelineOp::Tokenize(Tokenize { context: 8, vocab: Vocab::Words { size: 99, file: Some("w".into()) } });
+    one.pipeline.ops.push(other);
+    fails(&one, "other texts have rows of 8 and of 16 ids; give --context for the captions");
+    one.context = Some(8);
+    fails(&one, "other texts have different vocabularies; give --vocab for the captions");
+    run(&base("x.rec")).unwrap();
+    let rows = |labels: &[(&str, u32)]| Packing {
+        captions: Some(root.join("0.jsonl")),
+        ..packing(root, records_source(root, "x.rec", labels), "y.rec", None)
+    };
+    let row = "raw (token ids as they are)";
+    check(&rows(&[("raw", 8), ("caption", 24)]), &format!("{row}, caption (24 ids of 'clip')"));
+    check(&rows(&[("raw", 32)]), &format!("{row}, caption (32 ids of 'clip')"));
+    let mut tokenizing = rows(&[("raw", 32)]);
+    tokenizing.pipeline.ops = one.pipeline.ops.clone();
+    tokenizing.context = Some(32);
+    let why = "records do not say of what vocabulary their rows are, and other texts are tokenized; give --vocab for the captions";
+    fails(&tokenizing, why);
+    let why = "its records have labels that it has no names for, which would be lost; name them in `labels`, such as `{ \"raw\": 77 \
+               }`; --texts says which of them stay";
+    fails(&rows(&[]), why);
+    // An empty caption says nothing.
+    fs::write(root.join("c.jsonl"), "{\"key\": \"images/00.jpg\", \"caption\": \" \"}\n").unwrap();
+    let blank = Packing { captions: Some(root.join("c.jsonl")), ..base("z.rec") };
+    fails(
+        &blank,
+        "none of its 1 samples can be packed: skipped 1\n  1 x c.jsonl has an empty caption; the first is images/00.jpg",
+    );
+}
+
+#[test]
+fn captions_for_records_without_texts() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    photos(root, 2);
+    fs::write(root.join("c.jsonl"), "{\"key\": \"a\", \"caption\": \"b\"}\n").unwrap();
+    run(&Packing { texts: Some(Vec::new()), ..packing(root, folder_source(root), "x.rec", None) }).unwrap();
+    let images = Packing {
+        captions: Some(root.join("c.jsonl")),
+        ..packing(root, records_source(root, "x.rec", &[]), "y.rec", None)
+    };
+    let why = "pipeline `test`: none of its 2 samples can be packed: skipped 2\n  2 x c.jsonl has no caption of its key; the first \
+               is record 0 of x.rec, at byte 0";
+    refused(root, &images, why);
     assert_eq!(names(root), ["c.jsonl", "photos", "x.idx", "x.rec"], "nothing is left");
 }
 
@@ -445,6 +573,8 @@ fn too_many_bad_samples() {
     let allowed = |max_bad| Packing { max_bad, ..packing(root, folder_source(root), "x.rec", None) };
     let why = run(&allowed(0.01)).unwrap_err();
     assert!(why.starts_with("21 of the 1002 samples read so far could not be used"), "{why}");
+    // Given again it gets no further.
+    assert_eq!(run(&allowed(0.01)).unwrap_err(), why);
     let packed = run(&allowed(0.05)).unwrap();
     assert_eq!((packed.resumed, packed.written, packed.skips.count()), (1002, 1176, 24));
 }

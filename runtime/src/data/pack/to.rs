@@ -8,6 +8,9 @@ use super::DataError;
 /// Digits of a shard's number where the user says nothing: as img2dataset has them.
 const DIGITS: usize = 5;
 
+/// Most digits of a shard's number, so that none of them outgrows its type, whatever the samples.
+const MOST_DIGITS: usize = 12;
+
 /// Samples of a shard where the user says nothing: as img2dataset has them.
 const SHARD_SIZE: u64 = 10_000;
 
@@ -46,6 +49,12 @@ impl PackTo {
             PackTo::Shards { folder, prefix, first, digits, size: shard_size.unwrap_or(SHARD_SIZE) }
         };
         if let Some((before, number)) = to.strip_suffix("..}.tar").and_then(|rest| rest.rsplit_once('{')) {
+            if number.len() > MOST_DIGITS {
+                let digits = number.len();
+                return Err(format!(
+                    "a number of {digits} digits; shards have at most {MOST_DIGITS}, as in `{{00000..}}`"
+                ));
+            }
             let first = number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok()).flatten();
             let first = first.ok_or_else(|| format!("`{{{number}..}}` counts from no number; write `{{00000..}}`"))?;
             let at = before.rfind('/').map_or(0, |slash| slash + 1);
@@ -95,11 +104,11 @@ impl PackTo {
         }
     }
 
-    /// A file of our own beside the output.
+    /// A file of our own beside the output. Outputs of one folder have different ones.
     pub(super) fn beside(&self, what: &str) -> PathBuf {
         match self {
             PackTo::Records(path) => appended(path, &format!(".{what}")),
-            PackTo::Shards { folder, .. } => folder.join(format!("pack.{what}")),
+            PackTo::Shards { folder, prefix, .. } => folder.join(format!("{prefix}pack.{what}")),
         }
     }
 
@@ -117,7 +126,7 @@ impl PackTo {
         let existing = |files: Vec<PathBuf>| files.into_iter().filter(|path| path.exists()).collect();
         match self {
             PackTo::Records(_) => Ok(existing(self.files(0))),
-            PackTo::Shards { .. } => Ok([self.shards("")?, existing(self.sizes().into_iter().collect())].concat()),
+            PackTo::Shards { .. } => self.shards(""),
         }
     }
 
@@ -129,14 +138,20 @@ impl PackTo {
         }
     }
 
-    /// Files of the folder that are called as shards are, followed by this, in alphabetical order.
+    /// Whether one of its shards is, or would be, called so.
+    pub(super) fn is_shard(&self, name: &str) -> bool {
+        let PackTo::Shards { prefix, first, digits, .. } = self else { return false };
+        let number = name.strip_prefix(prefix.as_str()).and_then(|rest| rest.strip_suffix(".tar"));
+        let is_ours = |text: &str, number: u64| number >= *first && format!("{number:0digits$}") == text;
+        number.is_some_and(|text| text.parse().is_ok_and(|number| is_ours(text, number)))
+    }
+
+    /// Files of the folder that are called as its shards are, followed by this, in alphabetical order.
     fn shards(&self, after: &str) -> Result<Vec<PathBuf>, DataError> {
-        let PackTo::Shards { folder, prefix, .. } = self else { return Ok(Vec::new()) };
+        let PackTo::Shards { folder, .. } = self else { return Ok(Vec::new()) };
         let is_shard = |path: &PathBuf| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let number = name.strip_prefix(prefix.as_str()).and_then(|rest| rest.strip_suffix(after));
-            let number = number.and_then(|rest| rest.strip_suffix(".tar"));
-            number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+            name.strip_suffix(after).is_some_and(|name| self.is_shard(name))
         };
         let entries = match fs::read_dir(self.folder()) {
             Ok(entries) => entries,
@@ -181,6 +196,8 @@ mod tests {
         refused("x.parquet", None, forms);
         refused("{a..}.tar", None, "`{a..}` counts from no number; write `{00000..}`");
         refused("{..}.tar", None, "`{..}` counts from no number; write `{00000..}`");
+        let digits = "a number of 20 digits; shards have at most 12, as in `{00000..}`";
+        refused("{18446744073709551615..}.tar", None, digits);
         refused("x.rec", Some(5), "a record file has no shards; leave --shard-size out, or give a folder");
     }
 }

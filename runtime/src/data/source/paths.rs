@@ -31,7 +31,7 @@ pub(super) fn expand(path: &str) -> Result<String, DataError> {
 
 /// All files that a path stands for: `{000..015}` counts, `{train,val}` lists, in the order written; `*`, `?` and `[..]` find
 /// files by name, in alphabetical order. A path that is a file stands for itself, whatever is in its name.
-pub(super) fn files(path: &str) -> Result<Vec<PathBuf>, DataError> {
+pub(in crate::data) fn files(path: &str) -> Result<Vec<PathBuf>, DataError> {
     found(path, "file", Path::is_file)
 }
 
