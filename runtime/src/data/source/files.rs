@@ -81,8 +81,8 @@ impl Folder {
                 return Err(DataError::file(&entry.path(), "its name is not UTF-8", advice));
             };
             let Some((key, suffix)) = name.split_once('.') else { continue };
-            let is_meant = !key.is_empty() && !(key.starts_with("__") && key.ends_with("__"));
-            if is_meant && !entry.file_type().map_err(fail)?.is_dir() {
+            let is_left_out = key.is_empty() || key.starts_with("__") && key.ends_with("__");
+            if !is_left_out && !entry.file_type().map_err(fail)?.is_dir() {
                 if !suffixes.contains(suffix) {
                     suffixes.insert(suffix.to_string());
                 }

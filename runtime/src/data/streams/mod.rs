@@ -19,7 +19,7 @@ mod stream;
 mod way;
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alip_plan::philox::{counter, philox4x32, stream_key};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -100,12 +100,19 @@ impl Streams {
     pub(super) fn stand_ins(&self, global: u64, attempts: u32) -> Result<Vec<u64>, DataError> {
         let (number, element) = self.deal.element(global);
         let mut stream = self.stream(number)?;
-        let from = stream.first_sound(self.shared(), self.deal.behind_batch(number, element))?;
+        let behind = self.deal.behind_batch(number, element);
+        let from = stream.first_sound(self.shared(), behind)?.unwrap_or(behind);
         let key = stream_key(self.seed, 0, Draws::Reserve as u32);
         // More than one sample, also where nothing is mixed.
         let among = stream.longest().max(u64::from(attempts));
         let draw = |attempt| below(among, philox4x32(counter(global, u64::from(attempt)), key));
-        Ok((1..=attempts).map(|attempt| self.deal.global(number, from + draw(attempt))).collect())
+        let sound = |attempt| {
+            let drawn = from + draw(attempt);
+            // Where every shard is cut off, some of the window in which it ends may be sound all the same.
+            let element = stream.first_sound(self.shared(), drawn)?.unwrap_or(drawn);
+            Ok(self.deal.global(number, element))
+        };
+        (1..=attempts).map(sound).collect()
     }
 
     fn shared(&self) -> Shared<'_> {
@@ -113,8 +120,8 @@ impl Streams {
     }
 
     fn stream(&self, number: u64) -> Result<MutexGuard<'_, Stream>, DataError> {
-        // Whoever panicked while reading has left it between two samples.
-        self.streams[number as usize].lock().map_err(|_| DataError::Stopped)
+        // Whoever panicked while reading has left it between two samples, and with nothing open.
+        Ok(self.streams[number as usize].lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Finds where every stream begins, before anything is read: what must be counted is shown.

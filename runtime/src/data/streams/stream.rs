@@ -24,7 +24,8 @@ pub(super) struct Stream {
     first: u64,
     reading: Option<Reading>,
     held: HashMap<u64, Read>,
-    /// Elements that are lost with the rest of their shards.
+    /// Elements that are lost with the rest of their shards, those of the window in which reading ended among them: sound ones
+    /// of it stand between lost ones.
     lost: Vec<Range<u64>>,
 }
 
@@ -87,16 +88,21 @@ impl Stream {
         read?.ok_or(DataError::Stopped)
     }
 
-    /// An element from which on stand-ins are taken: this one, or the first behind the rest of a shard that is lost.
-    pub(super) fn first_sound(&mut self, cx: Shared<'_>, element: u64) -> Result<u64, DataError> {
+    /// This element, or the first behind the rest of a shard that is lost; none where all shards of the stream are cut off.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn first_sound(&mut self, cx: Shared<'_>, element: u64) -> Result<Option<u64>, DataError> {
         let mut at = element;
-        loop {
+        // Each time a shard is passed over; in two passes, which have two orders, all of them are met.
+        for _ in 0..=2 * self.way.shards() {
             self.read_to(cx, at.max(self.first))?;
             match self.lost.iter().find(|lost| lost.contains(&at)) {
                 Some(lost) => at = lost.end,
-                None => return Ok(at),
+                None => return Ok(Some(at)),
             }
         }
+        Ok(None)
     }
 
     /// What an element is called.
@@ -181,8 +187,8 @@ impl Stream {
         let read = reading.read + samples.len() as u64;
         let ended = match (&reading.damage, size) {
             (Some(reason), Some(size)) => {
-                let lost = reading.begin + if samples.is_empty() { read } else { end }..reading.begin + size;
-                if !lost.is_empty() && !self.lost.iter().any(|known| known.end == lost.end) {
+                let lost = reading.begin + window.start..reading.begin + size;
+                if !self.lost.iter().any(|known| known.end == lost.end) {
                     self.lost.push(lost);
                 }
                 samples.resize((end - window.start) as usize, Err(SampleError(format!("lost: {reason}"))));

@@ -243,6 +243,42 @@ fn the_rest_of_a_damaged_shard_is_bad() {
     );
 }
 
+/// Wherever a shard ends, whatever the windows: sound samples stand in, and none of what is lost.
+#[test]
+fn sound_samples_stand_in_wherever_a_shard_ends() {
+    for (from, window) in (0..50).flat_map(|from| [(from, 4), (from, 16), (from, 200)]) {
+        let mut made = Made::new(vec![50; 8], 4, true);
+        made.damaged.insert(2, from);
+        let streams = open(&Arc::new(made), 8, 0, Some(window));
+        for global in 0..400 {
+            if streams.get(global, false).unwrap().is_ok() {
+                continue;
+            }
+            let stand_ins = streams.stand_ins(global, 31).unwrap();
+            let sound = stand_ins.iter().all(|place| streams.get(*place, true).unwrap().is_ok());
+            assert!(sound, "damaged from {from} on, in windows of {window}, at {global}: {stand_ins:?}");
+        }
+    }
+}
+
+/// Where every shard of a stream is cut off, what there is stands in; where there is nothing, that is found out.
+#[test]
+fn streams_of_which_all_shards_are_cut_off() {
+    let check = |from: u64, has_any: bool| {
+        let mut made = Made::new(vec![50; 4], 4, true);
+        made.damaged.insert(1, from);
+        let streams = open(&Arc::new(made), 8, 0, Some(400));
+        let is_bad = |global: &u64| streams.get(*global, false).unwrap().is_err();
+        for bad in (0..200).filter(is_bad) {
+            let stand_ins = streams.stand_ins(bad, 31).unwrap();
+            let sound = stand_ins.iter().any(|place| streams.get(*place, true).unwrap().is_ok());
+            assert_eq!(sound, has_any, "cut off at {from}, place {bad}");
+        }
+    };
+    check(30, true);
+    check(0, false);
+}
+
 #[test]
 fn shards_that_are_not_as_they_are_known() {
     let check = |truth: u64, known: Option<u64>, expected: &str| {

@@ -39,6 +39,11 @@ impl Way {
         self.window
     }
 
+    /// How many shards it has.
+    pub(super) fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
     /// The shard of a visit.
     pub(super) fn shard(&self, visit: u64) -> usize {
         let all = self.shards.len() as u64;

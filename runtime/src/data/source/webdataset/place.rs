@@ -48,7 +48,8 @@ impl Place {
             let advice = "give the shards themselves, on a disk or on a server";
             return Err(DataError::file(Path::new(path), "nothing here runs the commands of a pipe", advice));
         }
-        if path.contains("://") {
+        // A variable may hold where they lie.
+        if paths::expand(path)?.contains("://") {
             return Ok(Remote::all(path)?.into_iter().map(Place::Remote).collect());
         }
         Ok(paths::files(path)?.into_iter().map(Place::Local).collect())

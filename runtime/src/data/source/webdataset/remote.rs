@@ -3,6 +3,7 @@
 //! While a piece of a shard is worked on, the next one is on its way: so a stream holds two pieces at most, whatever its reader
 //! does. Requests that fail are made again after growing pauses, where another try may help.
 
+use std::collections::HashSet;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -156,6 +157,10 @@ impl Remote {
     pub(super) fn all(url: &str) -> Result<Vec<Remote>, DataError> {
         let urls = paths::named(url)?;
         let Some(first) = urls.first() else { return Ok(Vec::new()) };
+        let mut seen = HashSet::new();
+        if let Some(twice) = urls.iter().find(|url| !seen.insert(url.as_str())) {
+            return Err(DataError::file(Path::new(twice), "named twice", "name every shard once"));
+        }
         let server = Server::of(first)?.0;
         if let Some(other) = urls.iter().find(|url| !url.starts_with(&server.root)) {
             let reason = format!("not on {}, where the first shard lies", server.root);
@@ -165,7 +170,12 @@ impl Remote {
             return server.head(&urls);
         }
         let listed = urls.iter().map(|url| server.list(url)).collect::<Result<Vec<_>, _>>()?;
-        Ok(listed.into_iter().flatten().collect())
+        let listed: Vec<Remote> = listed.into_iter().flatten().collect();
+        let mut seen = HashSet::new();
+        match listed.iter().find(|remote| !seen.insert(remote.url.as_str())) {
+            Some(twice) => Err(DataError::file(&twice.path(), "named twice", "name every shard once")),
+            None => Ok(listed),
+        }
     }
 
     /// Its URL, to be shown.

@@ -20,7 +20,7 @@ use crate::data::{DataError, SampleError, ShardError};
 const MOST_FILES: usize = 256;
 
 /// Most samples of a shard, of which each is remembered: published shards have some ten thousand.
-const MOST_SAMPLES: usize = 1 << 22;
+pub(super) const MOST_SAMPLES: usize = 1 << 22;
 
 /// Shards, none of which has been looked into.
 pub(super) struct Shards {

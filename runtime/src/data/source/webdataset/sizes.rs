@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
 
+use super::sequence::MOST_SAMPLES;
 use crate::data::DataError;
 
 /// Its name.
@@ -26,8 +27,12 @@ pub(super) fn read(folder: &Path) -> Result<Sizes, DataError> {
 pub(super) fn parse(path: &Path, text: &[u8]) -> Result<Sizes, DataError> {
     let advice = "write it as `{\"00000.tar\": 1000, ...}`, or remove it";
     let sizes: Sizes = serde_json::from_slice(text).map_err(|error| DataError::file(path, error, advice))?;
-    match sizes.iter().find(|(_, size)| **size == 0) {
-        Some((shard, _)) => Err(DataError::file(path, format!("`{shard}` has no samples"), advice)),
+    match sizes.iter().find(|(_, size)| !(1..=MOST_SAMPLES as u64).contains(*size)) {
+        Some((shard, 0)) => Err(DataError::file(path, format!("`{shard}` has no samples"), advice)),
+        Some((shard, size)) => {
+            let reason = format!("`{shard}` has {size} samples, more than the {MOST_SAMPLES} that a shard may have");
+            Err(DataError::file(path, reason, advice))
+        }
         None => Ok(sizes),
     }
 }
