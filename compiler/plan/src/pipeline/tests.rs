@@ -308,6 +308,10 @@ fn errors_of_calls() {
         (("", "tokenize", &[name("raw"), n(2.0)], &[]), "`context` must be at least 3, not 2"),
         (("", "crop", &[name("rgb")], &[]), "`crop` needs a value `window` as its second argument"),
         (("", "color_jitter", &[name("rgb")], &[("hue", n(0.6))]), "`hue` is a number between 0 and 0.5, not 0.6"),
+        (
+            ("", "block_mask", &[n(4.0), n(4.0)], &[]),
+            "`least` of 16 patches: no block fits, since at most 6 of 4 x 4 are masked",
+        ),
         (("", "rotate", &[name("rgb")], &[]), "`rotate` needs an argument `degrees`"),
         (
             ("", "rotate", &[name("rgb"), Argument::Tuple(vec![30.0, -30.0])], &[]),
@@ -361,7 +365,7 @@ fn calls() -> Vec<(Line<'static>, ValueKind, &'static str, &'static str)> {
         (call("rotate", vec![x(), turn]), SIZED, "an RGB image 6x8, a tensor f32 [1]", "-"),
         (call("rotate", vec![x(), Argument::Tuple(vec![90.0; 2])]), SIZED, "an RGB image 6x8, a tensor f32 [1]", "="),
         (call("patch_mask", vec![n(7.0), n(5.0)]), ANY, "a tensor f32 [35], a tensor i32 [35]", "patch_mask"),
-        (call("block_mask", vec![n(7.0), n(5.0)]), ANY, "a tensor f32 [35], a tensor i32 [35]", "block_mask"),
+        (call("block_mask", vec![n(7.0), n(5.0), n(0.6)]), ANY, "a tensor f32 [35], a tensor i32 [35]", "block_mask"),
         (call("prefix", vec![x(), Argument::Text("a ".into())]), ValueKind::Texts, "several texts", "="),
         (call("prefix", vec![x(), Argument::Text("a ".into())]), ValueKind::Text, "a text", "="),
         (call("pick", vec![x(), n(2.0)]), ValueKind::Texts, "a text, a tensor f32 [1]", "="),

@@ -1,5 +1,8 @@
 //! JPEG, by `libjpeg-turbo-rs`, whose pixels are those of libjpeg-turbo to the last bit, with any processor's instructions: so
 //! they are Pillow's and DALI's.
+//!
+//! Its kernels are unsafe code, of which its authors promise no memory safety. Tens of thousands of mutated files and the address
+//! sanitizer found nothing but a panic where four inks are sampled in odd ways, which is caught here.
 
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
