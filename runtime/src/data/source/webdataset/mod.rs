@@ -101,7 +101,7 @@ impl WebdatasetSource {
             places.par_iter().map(Place::is_in_sequence).collect::<Result<Vec<bool>, _>>()?.contains(&true);
         let storage = match in_sequence && !options.unpack {
             true => Storage::InSequence(Arc::new(Shards::new(places, fields.clone(), options, cache)?)),
-            false => Storage::Anywhere(anywhere(&places, cache)?),
+            false => Storage::Anywhere(stated(anywhere(&places, cache)?, path, options.samples)?),
         };
         Ok(WebdatasetSource { storage, fields })
     }
@@ -121,6 +121,19 @@ fn anywhere(places: &[Place], cache: Option<&Path>) -> Result<Parts<Shard>, Data
     };
     let shards: Vec<Result<Shard, DataError>> = places.par_iter().map(open).collect();
     Ok(Parts::new(shards.into_iter().collect::<Result<_, _>>()?, Shard::len))
+}
+
+/// Shards of as many samples as somebody says, if anybody does.
+fn stated(shards: Parts<Shard>, path: &str, samples: u64) -> Result<Parts<Shard>, DataError> {
+    if samples == 0 || samples == shards.len() {
+        return Ok(shards);
+    }
+    let reason = format!("{} samples in all, where `samples` of the source says {samples}", shards.len());
+    Err(DataError::file(
+        Path::new(path),
+        reason,
+        "give the shards that are meant, or leave `samples` out: these can be counted",
+    ))
 }
 
 impl SampleSource for WebdatasetSource {

@@ -353,7 +353,14 @@ fn compressed_shards_are_unpacked_once() {
     };
     let unpacked =
         || glob::glob(kept.join("unpacked-*/*/a.tar").to_str().unwrap()).unwrap().flatten().collect::<Vec<_>>();
-    let mut before = Vec::new();
+    std::fs::write(&path, compressed(&[("a.jpg", b"1")])).unwrap();
+    let options = WebdatasetOptions { unpack: true, samples: 7, ..WebdatasetOptions::default() };
+    let refused =
+        WebdatasetSource::open_with(path.to_str().unwrap(), &BTreeMap::new(), &options, Some(&kept)).err().unwrap();
+    let why = "1 samples in all, where `samples` of the source says 7; give the shards that are meant, or leave `samples` out: these \
+               can be counted";
+    assert_eq!(refused.to_string(), format!("{}: {why}", path.display()));
+    let mut before = unpacked();
     for samples in [&[("a.jpg", &b"1"[..]), ("b.jpg", b"2")][..], &[("c.jpg", b"3")]] {
         std::fs::write(&path, compressed(samples)).unwrap();
         let source = open().unwrap();
