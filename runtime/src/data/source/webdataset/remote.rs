@@ -157,24 +157,21 @@ impl Remote {
     pub(super) fn all(url: &str) -> Result<Vec<Remote>, DataError> {
         let urls = paths::named(url)?;
         let Some(first) = urls.first() else { return Ok(Vec::new()) };
-        let mut seen = HashSet::new();
-        if let Some(twice) = urls.iter().find(|url| !seen.insert(url.as_str())) {
-            return Err(DataError::file(Path::new(twice), "named twice", "name every shard once"));
-        }
         let server = Server::of(first)?.0;
         if let Some(other) = urls.iter().find(|url| !url.starts_with(&server.root)) {
             let reason = format!("not on {}, where the first shard lies", server.root);
             return Err(DataError::file(Path::new(other), reason, "give shards of one server"));
         }
-        if !urls.iter().any(|url| url.contains(['*', '['])) {
-            return server.head(&urls);
-        }
-        let listed = urls.iter().map(|url| server.list(url)).collect::<Result<Vec<_>, _>>()?;
-        let listed: Vec<Remote> = listed.into_iter().flatten().collect();
+        let found = if urls.iter().any(|url| url.contains(['*', '['])) {
+            let listed = urls.iter().map(|url| server.list(url)).collect::<Result<Vec<_>, _>>()?;
+            listed.into_iter().flatten().collect()
+        } else {
+            server.head(&urls)?
+        };
         let mut seen = HashSet::new();
-        match listed.iter().find(|remote| !seen.insert(remote.url.as_str())) {
+        match found.iter().find(|remote| !seen.insert(remote.url.as_str())) {
             Some(twice) => Err(DataError::file(&twice.path(), "named twice", "name every shard once")),
-            None => Ok(listed),
+            None => Ok(found),
         }
     }
 
