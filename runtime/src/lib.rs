@@ -2,6 +2,7 @@
 
 pub mod data;
 pub mod device;
+pub mod eval;
 pub mod exec;
 pub mod file;
 pub mod run;

@@ -37,6 +37,16 @@ pub enum Feed {
     Loader,
 }
 
+/// Which programs of a spec are compiled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// All of them.
+    #[default]
+    Train,
+    /// Those under `programs`, over the state that they read: for weights that somebody else has trained.
+    Inference,
+}
+
 /// How to compile a spec; the default is the spec as it stands, for the embedded cpu target.
 #[derive(Clone, Debug, Default)]
 pub struct SpecOptions {
@@ -46,6 +56,8 @@ pub struct SpecOptions {
     pub data: Option<String>,
     /// Who gives programs their inputs.
     pub feed: Feed,
+    /// Which programs are compiled.
+    pub purpose: Purpose,
     /// What the training program yields besides its metrics.
     pub keep: Keep,
     /// Target, fusion, dumps and the last pass.
@@ -112,14 +124,13 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
 }
 
 /// Resolves a spec with the pipeline that was asked for.
-fn resolve_with_data(
-    sources: &mut SourceMap,
-    spec: &str,
-    SpecOptions { spec: options, data, .. }: &SpecOptions,
-) -> Result<Resolved, Diagnostics> {
-    let mut resolved = resolve(sources, spec, options)?;
-    if let Some(data) = data {
+fn resolve_with_data(sources: &mut SourceMap, spec: &str, options: &SpecOptions) -> Result<Resolved, Diagnostics> {
+    let mut resolved = resolve(sources, spec, &options.spec)?;
+    if let Some(data) = &options.data {
         resolved.pipeline = Some(resolved.pipeline_named(sources, data)?);
+    }
+    if options.purpose == Purpose::Inference {
+        return resolved.without_training();
     }
     resolved.warnings.extend(transform::lonely::warning(&resolved));
     Ok(resolved)

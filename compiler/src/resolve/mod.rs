@@ -31,7 +31,7 @@ use alip_plan::pipeline::Pipeline;
 use alip_plan::{PROGRAM_INIT, PROGRAM_TRAIN};
 
 use crate::diag::{Diagnostic, Diagnostics, SourceId, SourceMap, Span};
-use crate::ir::{Dim, Model, NodeId, TensorType};
+use crate::ir::{self, Dim, Graph, Model, NodeId, Op, TensorType};
 use crate::spec::{
     self, ArgSpec, Dim as SpecDim, Expr, ExprKind, GraphSpec, ModuleSpec, Name, PipelineSpec, Spanned, SpecFile,
     parse_file,
@@ -262,6 +262,25 @@ fn resolve_graph(
 }
 
 impl Resolved {
+    /// Without what trains it: the programs under `programs` alone, with the state that they read.
+    ///
+    /// # Errors
+    /// None that a spec can cause.
+    pub fn without_training(mut self) -> Result<Resolved, Diagnostics> {
+        let Model { state, programs, tables, .. } = &mut self.model;
+        programs.shift_remove(PROGRAM_TRAIN);
+        tables.remove(PROGRAM_TRAIN);
+        let init = programs.shift_remove(PROGRAM_INIT);
+        let read: BTreeSet<Arc<str>> = programs.values().flat_map(reads_of).collect();
+        state.retain(|path, _| read.contains(path.as_str()));
+        if let Some(mut init) = init {
+            init.updates.retain(|path, _| read.contains(path.as_str()));
+            programs.insert(PROGRAM_INIT.into(), ir::eliminate_dead(&init)?.graph);
+        }
+        self.spec.train = None;
+        Ok(self)
+    }
+
     /// Another pipeline for this graph, by path or name (`--data`).
     ///
     /// # Errors
@@ -301,6 +320,14 @@ impl Resolved {
         pipeline::check_tables(&self.spec, &self.tables, spec, &pipeline)?;
         Ok(pipeline)
     }
+}
+
+/// Paths of the state tensors that a program reads.
+fn reads_of(graph: &Graph) -> impl Iterator<Item = Arc<str>> {
+    graph.nodes().iter().filter_map(|node| match &node.op {
+        Op::State { path, .. } => Some(Arc::clone(path)),
+        _ => None,
+    })
 }
 
 /// The graph with its base, and that one's base, and so on.

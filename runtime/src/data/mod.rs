@@ -27,6 +27,7 @@ mod skips;
 mod source;
 mod spares;
 mod streams;
+mod tables;
 mod text;
 mod throughput;
 mod transform;
@@ -46,6 +47,7 @@ pub use source::{
     Field, FilesSource, FolderSource, ListHash, MixSource, RawSample, RecordioSource, RgbImage, SampleSource, Sequence,
     ShardError, ShardReader, TableSource, Texts, WebdatasetOptions, WebdatasetSource, open_source, shapes,
 };
+pub(crate) use tables::{Beyond, beyond_table, check_indices};
 pub use text::{Tokenizer, Vocabularies, WordVocabulary, clean, split_words};
 pub use throughput::{Throughput, measure};
 pub use transform::{Crop, Transform, center_crop, mirror, normalize_rgb, random_area_crop, random_resized_crop};

@@ -8,11 +8,12 @@
 //! - Restoring checks every tensor, its checksum too, before it changes the first one.
 //! - Equal state and header, equal bytes: whether two runs are the same is a comparison of files.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use alip_plan::{Plan, STATE_STEP};
-use safetensors::tensor::Dtype as FileType;
+use alip_plan::{Buffer, Plan, STATE_STEP};
+use safetensors::tensor::{Dtype as FileType, TensorInfo};
 use serde::{Deserialize, Serialize};
 
 use super::tensors::{self, Entry, TensorFile, file_type};
@@ -102,6 +103,12 @@ pub enum CheckpointError {
         found: String,
         /// What the plan has.
         wanted: String,
+    },
+    /// The average of the weights was asked for.
+    #[error("the run of `{plan}` keeps no average of its weights: its graph has no `train: (ema: (decay: 0.999))`")]
+    NoAverage {
+        /// Name of the graph.
+        plan: String,
     },
 }
 
@@ -241,37 +248,15 @@ pub fn restore(path: &Path, session: &mut Session) -> Result<Header, CheckpointE
     let mut file = TensorFile::open(path)?;
     let header = header(&file)?;
     let plan = session.plan().clone();
-    let differs = |tensor: &str, found: String, wanted: String| CheckpointError::Differs {
-        path: path.to_path_buf(),
-        plan: plan.name.clone(),
-        tensor: tensor.to_string(),
-        found,
-        wanted,
-    };
-    let shown = |dtype: &dyn std::fmt::Display, shape: &dyn std::fmt::Debug| format!("{dtype} {shape:?}");
     file.verify()?;
     let mut names = file.names();
     for state in &plan.state {
-        let wanted = shown(&state.buffer.dtype, &state.buffer.shape);
         names.remove(&state.path);
-        let Some(info) = file.info(&state.path) else {
-            return Err(differs(&state.path, "absent".into(), wanted));
-        };
-        // A target without types of 16 bits keeps their values in f32.
-        let float = |dtype| matches!(dtype, FileType::F32 | FileType::BF16 | FileType::F16);
-        let same = info.dtype == file_type(state.buffer.dtype);
-        let fits = (same || float(info.dtype) && state.buffer.dtype.is_float())
-            && info.shape.iter().map(|&size| size as u64).eq(state.buffer.shape.iter().copied());
-        if !fits {
-            let found = shown(&format!("{:?}", info.dtype).to_lowercase(), &info.shape);
-            return Err(differs(&state.path, found, wanted));
-        }
+        fits(&file, &state.path, &state.buffer, &plan)?;
     }
     if let Some(extra) = names.first() {
-        let found = file
-            .info(extra)
-            .map_or_else(String::new, |info| shown(&format!("{:?}", info.dtype).to_lowercase(), &info.shape));
-        return Err(differs(extra, found, "absent".into()));
+        let found = file.info(extra).map_or_else(String::new, shown_info);
+        return Err(differs(&file, &plan, extra, found, "absent".into()));
     }
     for state in &plan.state {
         let tensor = file.read(&state.path, state.buffer.dtype)?;
@@ -285,6 +270,61 @@ pub fn restore(path: &Path, session: &mut Session) -> Result<Header, CheckpointE
         }
     }
     Ok(header)
+}
+
+/// Puts as much of a checkpoint into the session as its plan has: into programs that use a model and do not train it. With
+/// `average`, parameters are the averages that were kept of them.
+///
+/// # Errors
+/// The file is damaged or no checkpoint, it lacks something that the plan has, or it keeps no averages.
+pub fn restore_part(path: &Path, session: &mut Session, average: bool) -> Result<Header, CheckpointError> {
+    let mut file = TensorFile::open(path)?;
+    let header = header(&file)?;
+    let plan = session.plan().clone();
+    let averages: BTreeSet<String> = file.names().into_iter().filter(|name| name.starts_with(AVERAGE)).collect();
+    if average && averages.is_empty() {
+        return Err(CheckpointError::NoAverage { plan: plan.name.clone() });
+    }
+    let name = |path: &str| match average {
+        true => averages.get(&format!("{AVERAGE}{path}")).cloned(),
+        false => None,
+    };
+    for state in &plan.state {
+        let name = name(&state.path).unwrap_or_else(|| state.path.clone());
+        fits(&file, &name, &state.buffer, &plan)?;
+        session.write_state(&state.path, &file.read(&name, state.buffer.dtype)?)?;
+    }
+    Ok(header)
+}
+
+/// What the path of the average of a parameter begins with.
+pub const AVERAGE: &str = "average.";
+
+/// Whether a tensor of the file can be that of a buffer of the plan.
+fn fits(file: &TensorFile, name: &str, buffer: &Buffer, plan: &Plan) -> Result<(), CheckpointError> {
+    let wanted = shown(&buffer.dtype, &buffer.shape);
+    let Some(info) = file.info(name) else {
+        return Err(differs(file, plan, name, "absent".into(), wanted));
+    };
+    // A target without types of 16 bits keeps their values in f32.
+    let float = |dtype| matches!(dtype, FileType::F32 | FileType::BF16 | FileType::F16);
+    let same = info.dtype == file_type(buffer.dtype);
+    let fits = (same || float(info.dtype) && buffer.dtype.is_float())
+        && info.shape.iter().map(|&size| size as u64).eq(buffer.shape.iter().copied());
+    if fits { Ok(()) } else { Err(differs(file, plan, name, shown_info(info), wanted)) }
+}
+
+fn differs(file: &TensorFile, plan: &Plan, tensor: &str, found: String, wanted: String) -> CheckpointError {
+    let (path, plan) = (file.path().to_path_buf(), plan.name.clone());
+    CheckpointError::Differs { path, plan, tensor: tensor.to_string(), found, wanted }
+}
+
+fn shown(dtype: &dyn std::fmt::Display, shape: &dyn std::fmt::Debug) -> String {
+    format!("{dtype} {shape:?}")
+}
+
+fn shown_info(info: &TensorInfo) -> String {
+    shown(&format!("{:?}", info.dtype).to_lowercase(), &info.shape)
 }
 
 fn damaged(path: &Path, error: impl std::fmt::Display) -> FileError {

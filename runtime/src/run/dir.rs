@@ -267,19 +267,7 @@ impl RunDir {
     /// # Errors
     /// It is damaged or not of the session's plan, or the device fails.
     pub fn restore(&self, session: &mut Session) -> Result<Option<Header>, CheckpointError> {
-        loop {
-            let Some(path) = self.kept(1).latest() else { return Ok(None) };
-            match checkpoint::restore(&path, session) {
-                // Whoever trains has newer ones and took this one away.
-                Err(CheckpointError::File(FileError::Io { source, .. }))
-                    if source.kind() == std::io::ErrorKind::NotFound && path.symlink_metadata().is_err() => {}
-                restored => {
-                    let header = restored?;
-                    self.owns(&path, &header)?;
-                    return Ok(Some(header));
-                }
-            }
-        }
+        self.newest(|path| checkpoint::restore(path, session))
     }
 
     /// Puts a checkpoint of the run into the session.
@@ -290,6 +278,41 @@ impl RunDir {
         // Before anything of another model is compared with this one.
         self.owns(path, &checkpoint::header(&TensorFile::open(path)?)?)?;
         checkpoint::restore(path, session)
+    }
+
+    /// Puts the newest checkpoint, or that of a file, into programs that use the model, as [`checkpoint::restore_part`] does.
+    ///
+    /// # Errors
+    /// As [`RunDir::restore_from`]; averages are asked for, and there are none.
+    pub fn restore_part(
+        &self,
+        path: Option<&Path>,
+        session: &mut Session,
+        average: bool,
+    ) -> Result<Option<Header>, CheckpointError> {
+        let Some(path) = path else { return self.newest(|path| checkpoint::restore_part(path, session, average)) };
+        self.owns(path, &checkpoint::header(&TensorFile::open(path)?)?)?;
+        checkpoint::restore_part(path, session, average).map(Some)
+    }
+
+    /// The newest checkpoint, which somebody who trains may take away meanwhile.
+    fn newest(
+        &self,
+        mut restore: impl FnMut(&Path) -> Result<Header, CheckpointError>,
+    ) -> Result<Option<Header>, CheckpointError> {
+        loop {
+            let Some(path) = self.kept(1).latest() else { return Ok(None) };
+            match restore(&path) {
+                // Whoever trains has newer ones and took this one away.
+                Err(CheckpointError::File(FileError::Io { source, .. }))
+                    if source.kind() == std::io::ErrorKind::NotFound && path.symlink_metadata().is_err() => {}
+                restored => {
+                    let header = restored?;
+                    self.owns(&path, &header)?;
+                    return Ok(Some(header));
+                }
+            }
+        }
     }
 
     /// That a checkpoint is one of this run.

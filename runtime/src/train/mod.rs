@@ -1,14 +1,12 @@
 //! Training and what surrounds it.
 //!
-//! [`Trainer`] is the loop, whose run lies in a directory ([`crate::run`]). [`evaluate`] measures embeddings, [`report`] shows
-//! them. Nothing here knows a terminal or the compiler.
+//! [`Trainer`] is the loop, whose run lies in a directory ([`crate::run`]). [`measure`] measures a model, [`report`] shows
+//! it. Nothing here knows a terminal or the compiler.
 
-pub mod evaluate;
 pub mod measure;
 pub mod replay;
 pub mod report;
 pub mod summary;
-mod tables;
 #[cfg(test)]
 pub(crate) mod testing;
 mod trainer;

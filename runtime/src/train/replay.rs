@@ -7,7 +7,7 @@ use std::path::Path;
 use alip_plan::{Buffer, PROGRAM_TRAIN, Plan, STATE_HALTED, STATE_TOTAL_STEPS, StateKind};
 use safetensors::tensor::Dtype as FileType;
 
-use super::tables::{Beyond, beyond_table};
+use crate::data::{Beyond, beyond_table};
 use crate::exec::{ExecError, Found, Session, Tensors};
 use crate::file::FileError;
 use crate::run::tensors::{self, Entry, TensorFile, file_type};

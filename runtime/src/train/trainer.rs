@@ -21,8 +21,7 @@ use alip_plan::{
     PROGRAM_TRAIN, Plan, STATE_HALTED, STATE_LOSS_SCALE, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS, TrainInfo,
 };
 
-use super::tables::check_indices;
-use crate::data::{Batch, DataError, Loader};
+use crate::data::{Batch, DataError, Loader, check_indices};
 use crate::exec::{NonFinite, Results, RowTotals, RowsRun, Session};
 use crate::run::checkpoint::{self, Header};
 use crate::run::log::MetricsLog;

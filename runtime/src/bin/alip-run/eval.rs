@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use alip_plan::pipeline::Pipeline;
 use alip_runtime::data::Vocabularies;
+use alip_runtime::eval::EncodeError;
 use alip_runtime::exec::Session;
 use alip_runtime::run::RunDir;
 use alip_runtime::train::measure::{MeasureError, Measuring, measure, use_average};
@@ -105,10 +106,10 @@ pub(crate) fn measured(session: &mut Session, run: &RunDir, what: &Measurement<'
         max_bad: what.max_bad,
         step: what.step,
         stop: stop.flag(),
-        note: &|text| note!("{text}"),
+        skipped: &|skipped| note!("left out {skipped}"),
     };
     let found = match measure(session, &how) {
-        Err(MeasureError::Stopped) => {
+        Err(MeasureError::Encode(EncodeError::Stopped)) => {
             note!("not measured; `alip-run eval {}` does it", run.root().display());
             return Ok(stop.status());
         }

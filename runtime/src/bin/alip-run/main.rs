@@ -20,6 +20,7 @@ mod data;
 mod devices;
 mod eval;
 mod model;
+mod open;
 mod pack;
 mod profile;
 mod progress;

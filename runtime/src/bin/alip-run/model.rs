@@ -141,8 +141,17 @@ pub(crate) enum Feed {
     Loader,
 }
 
+/// What a plan is compiled for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Everything, training first; with what `train` yields besides its metrics.
+    Train(Keep),
+    /// The programs that use a trained model.
+    Inference,
+}
+
 /// What `train` yields besides its metrics.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Keep {
     /// `grads.PATH`.
     pub(crate) grads: bool,
@@ -209,7 +218,7 @@ impl CompileArgs {
                 no_egraph: self.no_egraph,
                 ..SpecSources::default()
             };
-            return compile(sources, self.target.as_deref(), device, (keep, feed))
+            return compile(sources, self.target.as_deref(), device, (Purpose::Train(keep), feed))
                 .map(|(plan, sources)| (plan, Some(sources)));
         }
         if !self.is_plain() {
@@ -247,7 +256,7 @@ pub(crate) fn session_on(run: &RunDir, device: &dyn Device) -> Outcome<Session> 
         Failure::message(format!("the run of `{name}` {why}; give the --device it was started on"))
     })?;
     note!("compiling `{name}` for {}, since the run was started on {why}", device.name());
-    let (plan, _) = compile(sources, target, device, (Keep::default(), Feed::Loader))?;
+    let (plan, _) = compile(sources, target, device, (Purpose::Train(Keep::default()), Feed::Loader))?;
     Ok(Session::on(device, Arc::new(plan))?)
 }
 
@@ -274,11 +283,11 @@ pub(crate) fn files_now(graph: &str, _: &SpecSources) -> Vec<SpecFile> {
 /// Compiles a spec for a target by name, or that of the kind of device at hand. The files it was read from are added to what it came
 /// from; those that are there already are taken as they are.
 #[cfg(feature = "compile")]
-fn compile(
+pub(crate) fn compile(
     from: SpecSources,
     target_name: Option<&str>,
     device: &dyn Device,
-    (keep, feed): (Keep, Feed),
+    (purpose, feed): (Purpose, Feed),
 ) -> Outcome<(Plan, SpecSources)> {
     use alip_compiler::diag::{Diagnostics, SourceMap};
     use alip_compiler::training;
@@ -294,13 +303,22 @@ fn compile(
             Feed::File => alip_compiler::Feed::Caller,
             Feed::Loader => alip_compiler::Feed::Loader,
         },
-        keep: training::Keep { grads: keep.grads, values: keep.outputs },
+        keep: match purpose {
+            Purpose::Train(keep) => training::Keep { grads: keep.grads, values: keep.outputs },
+            Purpose::Inference => training::Keep::default(),
+        },
+        purpose: match purpose {
+            Purpose::Train(_) => alip_compiler::Purpose::Train,
+            Purpose::Inference => alip_compiler::Purpose::Inference,
+        },
         compile,
     };
     let mut sources = SourceMap::new();
     let compiled = compile_spec(&mut sources, &from.spec, &options)
         .map_err(|errors| Failure::rendered(rendered(&errors, &sources)))?;
-    if let Err(warnings) = Diagnostics::check((), compiled.warnings) {
+    // Who uses a model was told when it was trained.
+    let warnings = if purpose == Purpose::Inference { Vec::new() } else { compiled.warnings };
+    if let Err(warnings) = Diagnostics::check((), warnings) {
         note!("{}", rendered(&warnings, &sources));
     }
     // No pass was asked to be the last.
@@ -331,7 +349,12 @@ pub(crate) fn target(name: Option<&str>, device: &dyn Device) -> Outcome<Target>
 }
 
 #[cfg(not(feature = "compile"))]
-fn compile(from: SpecSources, _: Option<&str>, _: &dyn Device, _: (Keep, Feed)) -> Outcome<(Plan, SpecSources)> {
+pub(crate) fn compile(
+    from: SpecSources,
+    _: Option<&str>,
+    _: &dyn Device,
+    _: (Purpose, Feed),
+) -> Outcome<(Plan, SpecSources)> {
     let why = "no such directory, and this program was built without the compiler (feature `compile`)";
     Err(Failure::message(format!("{}: {why}; give a directory that `alipc compile -o` wrote", from.spec)))
 }
@@ -529,7 +552,7 @@ mod tests {
     #[test]
     fn a_plan_of_another_adapter_is_compiled_again() {
         let spec = SpecSources { spec: "alip_tiny".into(), ..SpecSources::default() };
-        let (plan, sources) = compile(spec, None, &Reference, (Keep::default(), Feed::Loader)).unwrap();
+        let (plan, sources) = compile(spec, None, &Reference, (Purpose::Train(Keep::default()), Feed::Loader)).unwrap();
         let info = RunInfo::new(&plan, DeviceIdentity::of(&Reference), 1, 10, None);
         let folder = tempfile::tempdir().unwrap();
         let begin = |name: &str, sources: Option<&SpecSources>| {

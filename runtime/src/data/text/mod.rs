@@ -52,15 +52,24 @@ impl Tokenizer {
     /// # Errors
     /// The word list cannot be read, is empty, or has more words than ids.
     pub fn open(vocab: &Vocab, source: &dyn SampleSource) -> Result<Tokenizer, DataError> {
+        if let Some(tokenizer) = Tokenizer::without_source(vocab)? {
+            return Ok(tokenizer);
+        }
+        let words = source.words(WordVocabulary::room(vocab.size()))?;
+        Ok(Tokenizer::words(WordVocabulary::new(words, vocab.size())))
+    }
+
+    /// The tokenizer of a vocabulary whose words are not counted in a source; none of one whose words are.
+    ///
+    /// # Errors
+    /// A word list cannot be read.
+    pub fn without_source(vocab: &Vocab) -> Result<Option<Tokenizer>, DataError> {
         match vocab {
-            Vocab::Clip => Ok(Tokenizer::clip()),
+            Vocab::Clip => Ok(Some(Tokenizer::clip())),
             Vocab::Words { size, file: Some(file) } => {
-                Ok(Tokenizer::words(WordVocabulary::read(Path::new(file), *size)?))
+                Ok(Some(Tokenizer::words(WordVocabulary::read(Path::new(file), *size)?)))
             }
-            Vocab::Words { size, file: None } => {
-                let words = source.words(WordVocabulary::room(*size))?;
-                Ok(Tokenizer::words(WordVocabulary::new(words, *size)))
-            }
+            Vocab::Words { file: None, .. } => Ok(None),
         }
     }
 

@@ -50,7 +50,7 @@ impl Vocabularies {
     }
 
     /// The tokenizer of a vocabulary that there are words of.
-    pub(in crate::data) fn tokenizer(&self, vocab: &Vocab) -> Option<Tokenizer> {
+    pub fn tokenizer(&self, vocab: &Vocab) -> Option<Tokenizer> {
         let (vocab, words) = self.lists.iter().find(|(known, _)| known == vocab)?;
         Some(Tokenizer::words(WordVocabulary::new(words.clone(), vocab.size())))
     }

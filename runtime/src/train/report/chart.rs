@@ -1,7 +1,7 @@
 //! Charts as inline SVG. Colours come from the page's style sheet, so that they follow light and dark.
 
 use super::{Chart, Series, escape};
-use crate::train::evaluate::Histogram;
+use crate::eval::measures::Histogram;
 use std::fmt::Write;
 
 const WIDTH: f64 = 480.0;

@@ -1,7 +1,7 @@
 //! The parts of the page.
 
 use super::{Measure, Other, Picture, Report, Sample, Unit, Weights, chart, escape};
-use crate::train::evaluate::{auc, histogram};
+use crate::eval::measures::{auc, histogram};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use image::ImageEncoder;

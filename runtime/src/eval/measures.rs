@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 /// Why a measure cannot be computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EvaluateError {
+pub enum MeasuresError {
     /// Embeddings that are no table of `dim` columns.
     #[error("{what}: {len} numbers are no rows of {dim}")]
     Shape {
@@ -75,12 +75,12 @@ impl<'a> Rows<'a> {
     ///
     /// # Errors
     /// When the length is no multiple of `dim`, `dim` is 0, or a number is not finite.
-    pub fn new(what: &'static str, data: &'a [f32], dim: usize) -> Result<Rows<'a>, EvaluateError> {
+    pub fn new(what: &'static str, data: &'a [f32], dim: usize) -> Result<Rows<'a>, MeasuresError> {
         if dim == 0 || !data.len().is_multiple_of(dim) {
-            return Err(EvaluateError::Shape { what, len: data.len(), dim });
+            return Err(MeasuresError::Shape { what, len: data.len(), dim });
         }
         match data.par_iter().position_first(|value| !value.is_finite()) {
-            Some(at) => Err(EvaluateError::NotFinite { what, row: at / dim }),
+            Some(at) => Err(MeasuresError::NotFinite { what, row: at / dim }),
             None => Ok(Rows { data, dim }),
         }
     }
@@ -104,9 +104,9 @@ fn for_each_query<R: Send>(
     queries: Rows<'_>,
     items: Rows<'_>,
     visit: impl Fn(usize, &[f32]) -> R + Sync,
-) -> Result<Vec<R>, EvaluateError> {
+) -> Result<Vec<R>, MeasuresError> {
     if queries.dim != items.dim {
-        return Err(EvaluateError::Dim { what: "texts or classes", found: items.dim, expected: queries.dim });
+        return Err(MeasuresError::Dim { what: "texts or classes", found: items.dim, expected: queries.dim });
     }
     let count = items.count();
     let per_block = (BLOCK_SCORES / count.max(1)).clamp(1, 256);
@@ -180,14 +180,14 @@ pub struct Retrieval {
 ///
 /// # Errors
 /// When columns or counts do not fit, or an owner does not exist.
-pub fn retrieval(images: Rows<'_>, texts: Rows<'_>, owner: &[usize], ks: &[usize]) -> Result<Retrieval, EvaluateError> {
+pub fn retrieval(images: Rows<'_>, texts: Rows<'_>, owner: &[usize], ks: &[usize]) -> Result<Retrieval, MeasuresError> {
     if owner.len() != texts.count() {
-        return Err(EvaluateError::Count { what: "owners of texts", found: owner.len(), expected: texts.count() });
+        return Err(MeasuresError::Count { what: "owners of texts", found: owner.len(), expected: texts.count() });
     }
     let mut own_texts = vec![Vec::new(); images.count()];
     for (text, &image) in owner.iter().enumerate() {
         let count = images.count();
-        own_texts.get_mut(image).ok_or(EvaluateError::Index { what: "image", found: image, count })?.push(text);
+        own_texts.get_mut(image).ok_or(MeasuresError::Index { what: "image", found: image, count })?.push(text);
     }
     let text_ranks = for_each_query(images, texts, |image, scores| {
         let own = &own_texts[image];
@@ -231,9 +231,9 @@ fn chance_of_one(k: usize, right: usize, items: usize) -> f64 {
 ///
 /// # Errors
 /// When the query has another length than the items.
-pub fn nearest(query: &[f32], items: Rows<'_>, k: usize) -> Result<Vec<(usize, f32)>, EvaluateError> {
+pub fn nearest(query: &[f32], items: Rows<'_>, k: usize) -> Result<Vec<(usize, f32)>, MeasuresError> {
     if query.len() != items.dim {
-        return Err(EvaluateError::Dim { what: "the query", found: query.len(), expected: items.dim });
+        return Err(MeasuresError::Dim { what: "the query", found: query.len(), expected: items.dim });
     }
     let mut scored: Vec<(usize, f32)> = products(query, items.data, items.dim).into_iter().enumerate().collect();
     scored.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
@@ -247,15 +247,15 @@ pub fn nearest(query: &[f32], items: Rows<'_>, k: usize) -> Result<Vec<(usize, f
 ///
 /// # Errors
 /// When counts do not fit or a class does not exist.
-pub fn class_embeddings(prompts: Rows<'_>, class_of: &[usize], classes: usize) -> Result<Vec<f32>, EvaluateError> {
+pub fn class_embeddings(prompts: Rows<'_>, class_of: &[usize], classes: usize) -> Result<Vec<f32>, MeasuresError> {
     if class_of.len() != prompts.count() {
         let found = class_of.len();
-        return Err(EvaluateError::Count { what: "classes of prompts", found, expected: prompts.count() });
+        return Err(MeasuresError::Count { what: "classes of prompts", found, expected: prompts.count() });
     }
     let mut sums = vec![0f64; classes * prompts.dim];
     for (prompt, &class) in class_of.iter().enumerate() {
         let range = class.saturating_mul(prompts.dim)..class.saturating_add(1).saturating_mul(prompts.dim);
-        let sum = sums.get_mut(range).ok_or(EvaluateError::Index { what: "class", found: class, count: classes })?;
+        let sum = sums.get_mut(range).ok_or(MeasuresError::Index { what: "class", found: class, count: classes })?;
         let row = prompts.row(prompt);
         let norm = norm(row.iter().map(|&value| f64::from(value)));
         sum.iter_mut().zip(row).for_each(|(sum, &value)| *sum += f64::from(value) / norm);
@@ -292,10 +292,10 @@ pub struct ZeroShot {
 ///
 /// # Errors
 /// When columns or counts do not fit, or a label does not exist.
-pub fn zero_shot(images: Rows<'_>, classes: Rows<'_>, labels: &[usize]) -> Result<ZeroShot, EvaluateError> {
+pub fn zero_shot(images: Rows<'_>, classes: Rows<'_>, labels: &[usize]) -> Result<ZeroShot, MeasuresError> {
     let count = classes.count();
     if labels.len() != images.count() {
-        return Err(EvaluateError::Count { what: "labels", found: labels.len(), expected: images.count() });
+        return Err(MeasuresError::Count { what: "labels", found: labels.len(), expected: images.count() });
     }
     let predicted = for_each_query(images, classes, |_, scores| {
         let first = (0, f32::NEG_INFINITY);
@@ -303,7 +303,7 @@ pub fn zero_shot(images: Rows<'_>, classes: Rows<'_>, labels: &[usize]) -> Resul
     })?;
     let mut per_class = vec![(0usize, 0usize); count];
     for (&label, &predicted) in labels.iter().zip(&predicted) {
-        let entry = per_class.get_mut(label).ok_or(EvaluateError::Index { what: "class", found: label, count })?;
+        let entry = per_class.get_mut(label).ok_or(MeasuresError::Index { what: "class", found: label, count })?;
         entry.0 += usize::from(label == predicted);
         entry.1 += 1;
     }
@@ -468,7 +468,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_errors_that_say_what_is_wrong() {
-        let check = |result: Result<(), EvaluateError>, message: &str| {
+        let check = |result: Result<(), MeasuresError>, message: &str| {
             assert_eq!(result.unwrap_err().to_string(), message);
         };
         let axes = rows(&AXES, 3);

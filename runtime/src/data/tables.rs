@@ -1,23 +1,25 @@
 //! Inputs that are indices of tables.
 
+use std::collections::BTreeMap;
+
 use alip_plan::{Plan, Program};
 
-use crate::data::{Batch, DataError};
-use crate::exec::Tensors;
+use super::{Batch, DataError};
+use crate::tensor::HostTensor;
 
 /// An index that no row of its table has. A program would take the nearest row that there is, and compute something else
 /// without a word.
-pub(super) struct Beyond {
-    pub(super) input: String,
+pub(crate) struct Beyond {
+    pub(crate) input: String,
     /// The row of the batch that it is in.
-    pub(super) row: usize,
-    pub(super) index: i32,
+    pub(crate) row: usize,
+    pub(crate) index: i32,
     /// Rows of the table.
-    pub(super) rows: u64,
+    pub(crate) rows: u64,
 }
 
 /// The first index among inputs of a program that is beyond its table.
-pub(super) fn beyond_table(program: &Program, inputs: &Tensors) -> Option<Beyond> {
+pub(crate) fn beyond_table(program: &Program, inputs: &BTreeMap<String, HostTensor>) -> Option<Beyond> {
     program.inputs.iter().find_map(|port| {
         let (rows, tensor) = (port.rows?, inputs.get(&port.name)?);
         let ids = tensor.as_i32()?;
@@ -29,7 +31,7 @@ pub(super) fn beyond_table(program: &Program, inputs: &Tensors) -> Option<Beyond
 }
 
 /// Whether every index of a batch is one of its table's; `name` says what the source calls the sample in a row.
-pub(super) fn check_indices(
+pub(crate) fn check_indices(
     plan: &Plan,
     program: &str,
     batch: &Batch,
