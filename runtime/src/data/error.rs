@@ -84,7 +84,7 @@ pub enum DataError {
         last: String,
     },
     /// No usable sample was found to replace a bad one.
-    #[error("no usable sample found to replace {first} after {attempts} tries; the data set seems to be unreadable")]
+    #[error("{}", no_replacement(first, *attempts))]
     NoReplacement {
         /// The sample that was to be replaced and why.
         first: String,
@@ -119,3 +119,14 @@ pub struct SampleError(
     /// What is wrong with the sample, without its name.
     pub String,
 );
+
+fn no_replacement(first: &str, attempts: u32) -> String {
+    match attempts {
+        0 => format!("{first}; there is no other sample"),
+        tries => {
+            format!(
+                "no usable sample found to replace {first} after {tries} tries; the data set seems to be unreadable"
+            )
+        }
+    }
+}

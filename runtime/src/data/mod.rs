@@ -41,6 +41,7 @@ pub use order::Order;
 pub use pack::{PackTo, Packed, Packing, pack};
 pub use resize::resize;
 pub use skips::{Skipped, Skips};
+pub(crate) use source::folder::read_image;
 pub use source::paths::{all_folders, all_in, in_folder};
 pub(crate) use source::paths::{literal, pattern_from};
 pub use source::{

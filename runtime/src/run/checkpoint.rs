@@ -272,12 +272,23 @@ pub fn restore(path: &Path, session: &mut Session) -> Result<Header, CheckpointE
     Ok(header)
 }
 
+/// Where the weights of a session are from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// The checkpoint.
+    pub path: PathBuf,
+    /// What it knows of itself.
+    pub header: Header,
+    /// Its content, by [`TensorFile::content`].
+    pub content: String,
+}
+
 /// Puts as much of a checkpoint into the session as its plan has: into programs that use a model and do not train it. With
 /// `average`, parameters are the averages that were kept of them.
 ///
 /// # Errors
 /// The file is damaged or no checkpoint, it lacks something that the plan has, or it keeps no averages.
-pub fn restore_part(path: &Path, session: &mut Session, average: bool) -> Result<Header, CheckpointError> {
+pub fn restore_part(path: &Path, session: &mut Session, average: bool) -> Result<Restored, CheckpointError> {
     let mut file = TensorFile::open(path)?;
     let header = header(&file)?;
     let plan = session.plan().clone();
@@ -294,7 +305,7 @@ pub fn restore_part(path: &Path, session: &mut Session, average: bool) -> Result
         fits(&file, &name, &state.buffer, &plan)?;
         session.write_state(&state.path, &file.read(&name, state.buffer.dtype)?)?;
     }
-    Ok(header)
+    Ok(Restored { path: path.to_path_buf(), header, content: file.content()? })
 }
 
 /// What the path of the average of a parameter begins with.

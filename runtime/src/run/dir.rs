@@ -21,7 +21,7 @@ use alip_plan::{FORMAT_VERSION, Plan, PlanError};
 use indicatif::HumanBytes;
 use serde::de::DeserializeOwned;
 
-use super::checkpoint::{self, CheckpointError, Checkpoints, Header, Saved};
+use super::checkpoint::{self, CheckpointError, Checkpoints, Header, Restored, Saved};
 use super::identity::{Difference, FORMAT, RunInfo, fingerprint};
 use super::lock::Lock;
 use super::log::MetricsLog;
@@ -267,7 +267,11 @@ impl RunDir {
     /// # Errors
     /// It is damaged or not of the session's plan, or the device fails.
     pub fn restore(&self, session: &mut Session) -> Result<Option<Header>, CheckpointError> {
-        self.newest(|path| checkpoint::restore(path, session))
+        self.newest(|path| {
+            let header = checkpoint::restore(path, session)?;
+            self.owns(path, &header)?;
+            Ok(header)
+        })
     }
 
     /// Puts a checkpoint of the run into the session.
@@ -289,28 +293,27 @@ impl RunDir {
         path: Option<&Path>,
         session: &mut Session,
         average: bool,
-    ) -> Result<Option<Header>, CheckpointError> {
-        let Some(path) = path else { return self.newest(|path| checkpoint::restore_part(path, session, average)) };
+    ) -> Result<Option<Restored>, CheckpointError> {
+        let Some(path) = path else {
+            let newest = self.newest(|path| checkpoint::restore_part(path, session, average))?;
+            return newest.map(|found| self.owns(&found.path, &found.header).map(|()| found)).transpose();
+        };
         self.owns(path, &checkpoint::header(&TensorFile::open(path)?)?)?;
         checkpoint::restore_part(path, session, average).map(Some)
     }
 
     /// The newest checkpoint, which somebody who trains may take away meanwhile.
-    fn newest(
+    fn newest<T>(
         &self,
-        mut restore: impl FnMut(&Path) -> Result<Header, CheckpointError>,
-    ) -> Result<Option<Header>, CheckpointError> {
+        mut restore: impl FnMut(&Path) -> Result<T, CheckpointError>,
+    ) -> Result<Option<T>, CheckpointError> {
         loop {
             let Some(path) = self.kept(1).latest() else { return Ok(None) };
             match restore(&path) {
                 // Whoever trains has newer ones and took this one away.
                 Err(CheckpointError::File(FileError::Io { source, .. }))
                     if source.kind() == std::io::ErrorKind::NotFound && path.symlink_metadata().is_err() => {}
-                restored => {
-                    let header = restored?;
-                    self.owns(&path, &header)?;
-                    return Ok(Some(header));
-                }
+                restored => return restored.map(Some),
             }
         }
     }

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use alip_plan::{Buffer, DType};
 use safetensors::tensor::{Dtype as FileType, Metadata, TensorInfo, TensorView};
 
+use super::identity::fingerprint;
+use crate::data::ListHash;
 use crate::file::{FileError, write_beside};
 use crate::tensor::HostTensor;
 
@@ -87,6 +89,22 @@ impl TensorFile {
     /// A text of the header.
     pub fn text(&self, key: &str) -> Option<&str> {
         self.metadata.metadata().as_ref().and_then(|texts| texts.get(key)).map(String::as_str)
+    }
+
+    /// What is in the file, told from other files by a short hash: of the checksums, where it has them, and of every byte else.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn content(&mut self) -> Result<String, FileError> {
+        if let Some(sums) = &self.checksums {
+            return Ok(fingerprint(serde_json::json!(sums).to_string().as_bytes()));
+        }
+        let mut hash = ListHash::default();
+        for name in self.names() {
+            hash.add(name.as_bytes());
+            hash.add(&self.bytes(&name)?.1);
+        }
+        Ok(hash.to_string())
     }
 
     /// Reads a tensor as `dtype`, converting as [`HostTensor::from_view`] does.

@@ -16,8 +16,10 @@ macro_rules! note {
 mod bench;
 #[cfg(feature = "compile")]
 mod bisect;
+mod classify;
 mod data;
 mod devices;
+mod embed;
 mod eval;
 mod model;
 mod open;
@@ -26,6 +28,7 @@ mod profile;
 mod progress;
 mod replay;
 mod report;
+mod search;
 mod sheet;
 mod stop;
 mod train;
@@ -50,6 +53,9 @@ enum Command {
     Train(train::Args),
     Eval(eval::Args),
     Report(report::Args),
+    Embed(embed::Args),
+    Search(search::Args),
+    Classify(classify::Args),
     Replay(replay::Args),
     Bench(bench::Args),
     #[cfg(feature = "compile")]
@@ -68,6 +74,9 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Embed(args) => embed::run(&args),
+        Command::Search(args) => search::run(&args),
+        Command::Classify(args) => classify::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Bench(args) => bench::run(&args),
         #[cfg(feature = "compile")]

@@ -1,16 +1,14 @@
 //! `alip-run pack`.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use alip_plan::pipeline::{Mode, Vocab};
 use alip_runtime::data::{PackTo, Packed, Packing, pack};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::model::{BadArgs, moved, named};
-use crate::progress::{LINE_EVERY, duration};
+use crate::progress::{Counter, duration};
 use crate::stop::Stop;
 use crate::{Failure, Outcome};
 
@@ -96,7 +94,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         again: args.again,
     };
     let stop = Stop::listen("stopping; what is packed so far is kept")?;
-    let (started, mut progress) = (Instant::now(), Progress::default());
+    let (started, mut progress) = (Instant::now(), Counter::of("sample"));
     let packed = pack(&packing, stop.flag(), |seen, of| progress.at(seen, of));
     progress.finish();
     let packed = packed?;
@@ -135,47 +133,4 @@ fn as_json(args: &Args, packed: &Packed, time: Duration) -> serde_json::Value {
         "unused_captions": packed.unused.as_ref().map_or(0, |(lines, _)| *lines), "is_done": packed.is_done,
         "seconds": time.as_secs_f64(), "workers": args.workers,
     })
-}
-
-/// A bar on a terminal, a line now and then elsewhere.
-#[derive(Default)]
-struct Progress {
-    bar: Option<ProgressBar>,
-    /// When it began, and after how many samples.
-    began: Option<(Instant, u64)>,
-    last_line: Option<Instant>,
-}
-
-impl Progress {
-    fn at(&mut self, seen: u64, of: u64) {
-        let Some((began, first)) = self.began else {
-            // What an earlier process packed tells nothing of this one's pace.
-            self.began = Some((Instant::now(), seen));
-            self.last_line = Some(Instant::now());
-            self.bar = std::io::stderr().is_terminal().then(|| {
-                let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {per_sec}  {eta} left");
-                let bar = ProgressBar::with_draw_target(Some(of), ProgressDrawTarget::stderr());
-                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-                bar.set_position(seen);
-                bar.reset_eta();
-                bar
-            });
-            return;
-        };
-        if let Some(bar) = &self.bar {
-            bar.set_position(seen);
-        } else if self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
-            self.last_line = Some(Instant::now());
-            let (passed, done) = (began.elapsed(), (seen - first).max(1) as f64);
-            let rate = done / passed.as_secs_f64().max(f64::MIN_POSITIVE);
-            let left = passed.mul_f64((of - seen) as f64 / done);
-            note!("sample {seen}/{of}  {rate:.0} samples/s  {} left", duration(left));
-        }
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }

@@ -86,6 +86,65 @@ impl Watch for Progress {
     }
 }
 
+/// How far something is that counts: a bar on a terminal, a line now and then elsewhere.
+pub(crate) struct Counter {
+    /// What is counted: `sample`.
+    what: &'static str,
+    bar: Option<ProgressBar>,
+    /// When it began, and after how many.
+    began: Option<(Instant, u64)>,
+    last_line: Option<Instant>,
+}
+
+impl Counter {
+    /// Counts things of this name.
+    pub(crate) fn of(what: &'static str) -> Counter {
+        Counter { what, bar: None, began: None, last_line: None }
+    }
+
+    /// `seen` of `of` are done. The first call begins: what an earlier process did tells nothing of this one's pace.
+    pub(crate) fn at(&mut self, seen: u64, of: u64) {
+        let Some((began, first)) = self.began else {
+            self.began = Some((Instant::now(), seen));
+            self.last_line = Some(Instant::now());
+            self.bar = std::io::stderr().is_terminal().then(|| {
+                let style = ProgressStyle::with_template("{bar:24} {pos}/{len}  {per_sec}  {eta} left");
+                let bar = ProgressBar::with_draw_target(Some(of), ProgressDrawTarget::stderr());
+                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+                bar.set_position(seen);
+                bar.reset_eta();
+                bar
+            });
+            return;
+        };
+        if let Some(bar) = &self.bar {
+            bar.set_position(seen);
+        } else if self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
+            self.last_line = Some(Instant::now());
+            let (passed, done) = (began.elapsed(), (seen - first).max(1) as f64);
+            let rate = done / passed.as_secs_f64().max(f64::MIN_POSITIVE);
+            let left = passed.mul_f64(of.saturating_sub(seen) as f64 / done);
+            let what = self.what;
+            note!("{what} {seen}/{of}  {rate:.0} {what}s/s  {} left", duration(left));
+        }
+    }
+
+    /// A line for people above the bar.
+    pub(crate) fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| note!("{text}")),
+            None => note!("{text}"),
+        }
+    }
+
+    /// Leaves the terminal in order.
+    pub(crate) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 /// A number with about as many digits as the precision says.
 struct Short(f64);
 

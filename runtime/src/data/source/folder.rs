@@ -210,7 +210,8 @@ impl Texts for FolderSource {
     }
 }
 
-pub(super) fn read_image(path: &Path) -> Result<Vec<u8>, SampleError> {
+/// The bytes of an image file of bounded size.
+pub(crate) fn read_image(path: &Path) -> Result<Vec<u8>, SampleError> {
     let fail = |error: std::io::Error| SampleError(format!("cannot be read: {error}"));
     let about = fs::metadata(path).map_err(fail)?;
     // To read a pipe that nobody writes takes for ever.

@@ -1,7 +1,7 @@
 //! Where samples come from: what a source is, and one file or folder for each kind.
 
 mod files;
-mod folder;
+pub(super) mod folder;
 mod list;
 mod mix;
 mod parts;

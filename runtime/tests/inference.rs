@@ -1,0 +1,143 @@
+//! What people do with a trained model: `embed`, `search`, `classify`.
+
+#![cfg(feature = "compile")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{fine, photos, refused, run, specs};
+
+/// A folder with twelve pictures and a run of three steps on them.
+fn trained() -> tempfile::TempDir {
+    let folder = specs();
+    photos(&folder.path().join("photos"), |n| format!("shape {n}"));
+    fine(folder.path(), &["train", "on_photos", "--steps", "3", "--no-eval", "--out", "runs/small"]);
+    folder
+}
+
+/// The tensor of a file, as f32 rows.
+fn rows(path: &Path, name: &str) -> Vec<Vec<f32>> {
+    let bytes = fs::read(path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = tensors.tensor(name).unwrap();
+    let values: Vec<f32> = tensor.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    values.chunks(tensor.shape()[1]).map(<[f32]>::to_vec).collect()
+}
+
+#[test]
+fn what_is_embedded_is_searched() {
+    let folder = trained();
+    let at = folder.path();
+    let (out, err) = fine(at, &["embed", "--images", "photos", "--text", "a shape", "--out", "all.safetensors"]);
+    assert_eq!(out, "all.safetensors: 12 images and 1 texts, 16 numbers each; 0 images could not be read\n");
+    assert!(err.starts_with("model: runs/small\n"), "{err}");
+    let images = rows(&at.join("all.safetensors"), "images");
+    let norms = images.iter().map(|row| row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>());
+    assert!(norms.into_iter().all(|norm| (norm - 1.0).abs() < 1e-5));
+
+    // The order and the cosines are those of the embeddings, and are the same from the file and from the folder.
+    let text = &rows(&at.join("all.safetensors"), "texts")[0];
+    let cosine = |row: &[f32]| row.iter().zip(text).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    // Alphabetical, so 10.png stands after 1.png.
+    let mut names: Vec<String> = (0..12).map(|n| format!("photos/{n}.png")).collect();
+    names.sort();
+    let mut wanted: Vec<(String, f64)> = names.into_iter().zip(images.iter().map(|row| cosine(row))).collect();
+    wanted.sort_by(|a, b| b.1.total_cmp(&a.1));
+    for images in ["all.safetensors", "photos"] {
+        let (out, _) = fine(at, &["search", "a shape", "--images", images, "-k", "3", "--json"]);
+        let found: Vec<serde_json::Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(found.len(), 3);
+        for (found, (name, cosine)) in found.iter().zip(&wanted) {
+            assert_eq!(found["image"], *name);
+            assert!((found["cosine"].as_f64().unwrap() - cosine).abs() < 1e-5, "{found} {cosine}");
+        }
+    }
+    // An image finds itself.
+    let (out, _) = fine(at, &["search", "photos/7.png", "--images", "photos", "-k", "1"]);
+    assert_eq!(out, "1.0000  photos/7.png\n");
+
+    // A table holds one kind, with its names beside it.
+    fine(at, &["embed", "--images", "photos/3.png", "--images", "photos/4.png", "--out", "two.npy"]);
+    assert_eq!(fs::read_to_string(at.join("two.names.txt")).unwrap(), "photos/3.png\nphotos/4.png\n");
+    let bytes = fs::read(at.join("two.npy")).unwrap();
+    assert_eq!(bytes.len(), 128 + 2 * 16 * 4);
+
+    // Other weights make other embeddings.
+    fine(at, &["train", "on_photos", "--steps", "3", "--seed", "7", "--no-eval", "--out", "runs/other"]);
+    let why = "all.safetensors was written by another model, or by other weights of this one: embed the images again";
+    refused(at, &["search", "a shape", "--images", "all.safetensors"], why);
+}
+
+#[test]
+fn labels_of_images() {
+    let folder = trained();
+    let at = folder.path();
+    let args = ["classify", "photos/0.png", "photos/1.png", "--labels", "red shape, blue shape,circle", "--json"];
+    let (out, _) = fine(at, &args);
+    let lines: Vec<serde_json::Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    for (line, image) in lines.iter().zip(["photos/0.png", "photos/1.png"]) {
+        assert_eq!(line["image"], image);
+        let labels = line["labels"].as_array().unwrap();
+        let shares: Vec<f64> = labels.iter().map(|label| label["probability"].as_f64().unwrap()).collect();
+        assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-9 && shares.is_sorted_by(|a, b| a >= b), "{shares:?}");
+        let mut names: Vec<&str> = labels.iter().map(|label| label["label"].as_str().unwrap()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["blue shape", "circle", "red shape"]);
+    }
+    // One that cannot be read is told, and the others are classified.
+    fs::write(at.join("photos/bad.png"), "no image").unwrap();
+    let (status, out, err) = run(at, &["classify", "photos/0.png", "photos/bad.png", "--labels", "a,b"]);
+    assert_eq!((status, out.lines().count()), (Some(1), 2), "{out}{err}");
+    assert!(err.contains("left out sample 1 (index 1, photos/bad.png): not a JPEG, PNG or WebP file"), "{err}");
+}
+
+#[test]
+fn mistakes_are_told() {
+    let folder = trained();
+    let at = folder.path();
+    fs::create_dir(at.join("empty")).unwrap();
+    fs::write(at.join("text.png"), "no image").unwrap();
+    let check = |args: &[&str], message: &str| refused(at, args, message);
+    check(
+        &["classify", "photos/0.png", "--labels", "cat"],
+        "error: --labels: give two or more, with commas between them: \"cat,dog,boat\"",
+    );
+    check(
+        &["classify", "photos/0.png", "--labels", "a,b", "--prompt", "a photo"],
+        "error: --prompt `a photo` has no `{c}`, where the label stands",
+    );
+    check(
+        &["search", "a shape", "--images", "empty"],
+        "error: empty: holds no images (.jpg, .jpeg, .png, .webp); give a folder that does",
+    );
+    check(&["search", "a shape", "--images", "nowhere"], "error: nowhere: cannot be read: ");
+    check(
+        &["search", "text.png", "--images", "photos"],
+        "error: sample 0 (index 0, text.png): not a JPEG, PNG or WebP file; there is no other sample",
+    );
+    check(
+        &["embed", "--images", "photos", "--out", "x.txt"],
+        "error: --out x.txt: write a file that ends in .safetensors or .npy",
+    );
+    check(
+        &["embed", "--images", "photos", "--text", "a", "--out", "x.npy"],
+        "error: --out x.npy: one table holds images or texts; write .safetensors for both",
+    );
+    check(
+        &["embed", "--images", "photos", "--out", "x.npy", "--average"],
+        "keeps no average of its weights: its graph has no `train: (ema: (decay: 0.999))`",
+    );
+    check(
+        &["embed", "--texts", "none.txt", "--out", "x.npy", "--model", "photos"],
+        "error: --texts none.txt: No such file",
+    );
+    check(&["search", "a", "--images", "photos", "--model", "photos"], "photos holds no run");
+    fs::rename(at.join("runs"), at.join("elsewhere")).unwrap();
+    check(
+        &["search", "a", "--images", "photos"],
+        "error: there is no run below `runs` here; name one with --model RUN",
+    );
+}
