@@ -66,7 +66,8 @@ pub enum FileError {
 }
 
 impl FileError {
-    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> FileError {
+    /// Of what the system says on trying to `action` (`read`, `write`) a file.
+    pub fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> FileError {
         let path = path.to_path_buf();
         move |source| FileError::Io { path, action, source }
     }

@@ -141,3 +141,87 @@ fn mistakes_are_told() {
         "error: there is no run below `runs` here; name one with --model RUN",
     );
 }
+
+fn lines(path: &Path) -> Vec<serde_json::Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_data_set_is_weighed_and_packed_without_its_worst() {
+    let folder = trained();
+    let at = folder.path();
+    fs::write(at.join("photos/3.png"), "no image").unwrap();
+    let args =
+        ["weigh", "runs/small", "--keep", "0.5", "--kept", "kept.jsonl", "--html", "page.html", "--out", "w.jsonl"];
+    let (out, err) = fine(at, &args);
+    assert!(out.starts_with("w.jsonl: 7 samples, 1 could not be read\nmean weight "), "{out}");
+    assert!(err.contains("left out sample 3 (index 3, 3.png): not a JPEG, PNG or WebP file"), "{err}");
+    let weights = lines(&at.join("w.jsonl"));
+    let keys: Vec<&str> = weights.iter().map(|line| line["key"].as_str().unwrap()).collect();
+    assert_eq!(keys, ["0.png", "1.png", "2.png", "4.png", "5.png", "6.png", "7.png"]);
+
+    // Cosines are those of what is embedded, and the weight is that of the gate, which begins at a mean similarity of 1.
+    let texts = ["--text", "a picture from the web", "--text", "shape 0", "--text", "shape 5"];
+    let embed = ["embed", "--images", "photos/0.png", "--images", "photos/5.png", "--out", "e.safetensors"];
+    fine(at, &[&embed[..], &texts[..]].concat());
+    let (images, texts) = (rows(&at.join("e.safetensors"), "images"), rows(&at.join("e.safetensors"), "texts"));
+    let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    for (line, image, caption) in [(&weights[0], &images[0], &texts[1]), (&weights[4], &images[1], &texts[2])] {
+        // The pipeline resizes by another filter than `embed`, so that its images are a little different.
+        let near = |name: &str, wanted: f64, bound: f64| {
+            let found = line[name].as_f64().unwrap();
+            assert!((found - wanted).abs() < bound, "{name}: {found}, {wanted}");
+        };
+        near("text_similarity", cosine(&texts[0], caption), 1e-5);
+        near("raw_similarity", cosine(image, &texts[0]), 0.05);
+        near("caption_similarity", cosine(image, caption), 0.05);
+    }
+
+    // Half of seven are four: those of largest weight, in the data's order.
+    let kept = lines(&at.join("kept.jsonl"));
+    let mut wanted: Vec<(f64, f64, &str)> = weights
+        .iter()
+        .map(|line| {
+            (line["weight"].as_f64().unwrap(), line["text_similarity"].as_f64().unwrap(), line["key"].as_str().unwrap())
+        })
+        .collect();
+    wanted.sort_by(|a, b| b.partial_cmp(a).unwrap());
+    let mut wanted: Vec<&str> = wanted[..4].iter().map(|(_, _, key)| *key).collect();
+    wanted.sort_unstable();
+    assert_eq!(kept.iter().map(|line| line["key"].as_str().unwrap()).collect::<Vec<_>>(), wanted);
+    let page = fs::read_to_string(at.join("page.html")).unwrap();
+    assert_eq!(page.matches("<img src=\"data:image/png;base64,").count(), 7);
+    assert!(page.contains("Sample weight") && page.contains("image and caption"), "no histograms");
+
+    let (out, _) = fine(at, &["pack", "photos_data.ron", "--only", "kept.jsonl", "--to", "clean"]);
+    assert!(out.starts_with("clean: 4 samples, "), "{out}");
+    assert!(out.ends_with("skipped 0\n4 samples are not on the list kept.jsonl\n"), "{out}");
+    fs::write(at.join("kept.jsonl"), "{\"key\": \"other.png\"}\n").unwrap();
+    let why = "none of its 8 samples is on the list kept.jsonl; the key of its first is `0.png`";
+    refused(at, &["pack", "photos_data.ron", "--only", "kept.jsonl", "--to", "none"], why);
+}
+
+#[test]
+fn what_cannot_be_weighed_is_told() {
+    let folder = trained();
+    let at = folder.path();
+    let graph = r#"Graph(name: "no_gates", base: "on_photos", programs: { "weigh": None })"#;
+    fs::write(at.join("no_gates.ron"), graph).unwrap();
+    fine(at, &["train", "no_gates", "--steps", "1", "--no-eval", "--out", "runs/plain"]);
+    let check = |args: &[&str], message: &str| refused(at, args, message);
+    check(
+        &["weigh", "runs/plain"],
+        "error: `no_gates` cannot weigh samples: its graph has no program `weigh`; ALIP's graphs can",
+    );
+    check(
+        &["weigh", "runs/small", "--out", "w.csv"],
+        "error: --out w.csv: write a file that ends in .jsonl or .parquet",
+    );
+    let (status, _, err) = run(at, &["weigh", "runs/small", "--keep", "1.5", "--kept", "k"]);
+    assert!(status == Some(2) && err.contains("a share of samples above 0, up to 1"), "{err}");
+    let other = fs::read_to_string(at.join("photos_data.ron")).unwrap().replace("jpeg), 16, 16)", "jpeg), 8, 8)");
+    fs::write(at.join("other.ron"), other).unwrap();
+    let why = "pipeline `photos` delivers f32 [3, 8, 8] as `image`, but `on_photos` was trained on f32 [3, 16, 16]";
+    check(&["weigh", "runs/small", "--data", "other.ron"], why);
+    assert!(!at.join("weights.jsonl").exists());
+}

@@ -58,6 +58,17 @@ pub enum EncodeError {
         /// The vocabulary.
         vocab: String,
     },
+    /// A model that weighs nothing.
+    #[error(
+        "`{plan}` cannot weigh samples: {why}; ALIP's graphs can, by `programs: {{ \"{WEIGH}\": (inputs: [\"raw\", \"caption\"], outputs: \
+         [\"sample_weight\"]) }}`"
+    )]
+    NoGates {
+        /// Name of the graph.
+        plan: String,
+        /// What is missing.
+        why: String,
+    },
     /// Somebody asked to stop.
     #[error("stopped before all was embedded")]
     Stopped,
@@ -170,6 +181,21 @@ pub struct Embedded {
     pub skipped: usize,
 }
 
+/// What a model with gates thinks of one sample.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Weighed {
+    /// Index of the sample in the source.
+    pub row: u64,
+    /// The sample weight, 0 to 1.
+    pub weight: f32,
+    /// Cosine of raw text and synthetic caption.
+    pub text_similarity: f32,
+    /// Cosine of image and raw text.
+    pub raw_similarity: f32,
+    /// Cosine of image and synthetic caption.
+    pub caption_similarity: f32,
+}
+
 /// A model that embeds.
 pub struct Encoder<'a> {
     session: &'a mut Session,
@@ -235,6 +261,80 @@ impl<'a> Encoder<'a> {
         Ok(all)
     }
 
+    /// Weighs every sample of a source as the pipeline's evaluation body prepares it, and gives them to `each` in the source's
+    /// order. Samples that cannot be read are left out, counted and told; how many they are is returned. Memory holds a few batches.
+    ///
+    /// # Errors
+    /// The model has no gates, the pipeline does not deliver what it reads, the data cannot be delivered, the device fails, `each`
+    /// does, or somebody stopped it.
+    pub fn weigh<E: From<EncodeError>>(
+        &mut self,
+        pipeline: &Pipeline,
+        source: Arc<dyn SampleSource>,
+        reading: &Reading<'_>,
+        mut each: impl FnMut(Weighed) -> Result<(), E>,
+    ) -> Result<u64, E> {
+        let (weight_output, caption_input) = self.gates(pipeline)?;
+        let Programs { image_output, text_input, text_output, .. } = self.programs.clone();
+        let vocabularies = reading.vocabularies.clone();
+        let Reading { workers, max_bad, .. } = *reading;
+        let options = LoaderOptions { workers, max_bad, vocabularies, ..LoaderOptions::eval(self.programs.batch) };
+        let mut loader = Loader::new(pipeline, source, &options).map_err(EncodeError::from)?;
+        let (mut seen, mut left_out) = (0, 0);
+        while let Some(batch) = loader.next().map_err(EncodeError::from)? {
+            go_on(reading)?;
+            batch.skipped.iter().for_each(reading.skipped);
+            for program in [ENCODE_IMAGE, WEIGH] {
+                let checked = check_indices(self.session.plan(), program, &batch, |index| loader.name(index));
+                checked.map_err(EncodeError::from)?;
+            }
+            let keep = usable(&batch);
+            let captions = batch.tensors.get(&caption_input).cloned();
+            let captions = captions.into_iter().map(|ids| (text_input.clone(), ids)).collect();
+            let weights = self.run(WEIGH, &weight_output, &batch.tensors, &keep).map_err(EncodeError::from)?;
+            let images = self.run(ENCODE_IMAGE, &image_output, &batch.tensors, &keep).map_err(EncodeError::from)?;
+            let raw = self.run(ENCODE_TEXT, &text_output, &batch.tensors, &keep).map_err(EncodeError::from)?;
+            let captions = self.run(ENCODE_TEXT, &text_output, &captions, &keep).map_err(EncodeError::from)?;
+            let row = |of: &[f32], at: usize| of[at * self.programs.dim..(at + 1) * self.programs.dim].to_vec();
+            for (at, &place) in keep.iter().enumerate() {
+                let [image, raw, caption] = [&images, &raw, &captions].map(|of| row(of, at));
+                each(Weighed {
+                    row: batch.rows[place],
+                    weight: weights[at],
+                    text_similarity: inner(&raw, &caption),
+                    raw_similarity: inner(&image, &raw),
+                    caption_similarity: inner(&image, &caption),
+                })?;
+            }
+            seen += batch.valid;
+            left_out += (batch.valid - keep.len()) as u64;
+            (reading.progress)(seen);
+            loader.give_back(batch);
+        }
+        Ok(left_out)
+    }
+
+    /// The output of [`WEIGH`] and its input of captions: that which is not the text of [`ENCODE_TEXT`].
+    fn gates(&self, pipeline: &Pipeline) -> Result<(String, String), EncodeError> {
+        let plan = self.session.plan();
+        let fail = |why: String| EncodeError::NoGates { plan: plan.name.clone(), why };
+        let output = self.programs.weight_output.clone();
+        let output = output.ok_or_else(|| fail(format!("its graph has no program `{WEIGH}`")))?;
+        let inputs: Vec<&str> = plan.programs[WEIGH].batch_inputs().map(|(name, _)| name).collect();
+        let raw = self.programs.text_input.as_str();
+        let caption = match inputs.as_slice() {
+            [first, second] if *first == raw => *second,
+            [first, second] if *second == raw => *first,
+            _ => return Err(fail(format!("`{WEIGH}` reads {} instead of `{raw}` and captions", inputs.join(", ")))),
+        };
+        for name in [&self.programs.image_input, raw, caption] {
+            if !pipeline.outputs.contains_key(name) {
+                return Err(fail(format!("pipeline `{}` delivers no `{name}`", pipeline.name)));
+            }
+        }
+        Ok((output, caption.to_string()))
+    }
+
     /// Embeds texts, row-major \[texts, D\].
     ///
     /// # Errors
@@ -271,6 +371,10 @@ impl<'a> Encoder<'a> {
         let width = values.len() / self.programs.batch.max(1);
         Ok(keep.iter().flat_map(|row| values[row * width..(row + 1) * width].iter().copied()).collect())
     }
+}
+
+fn inner(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
 }
 
 /// Between batches.

@@ -10,6 +10,6 @@ pub mod measures;
 mod preparation;
 
 pub use embeddings::{Embeddings, Named, npy};
-pub use encoder::{ENCODE_IMAGE, ENCODE_TEXT, Embedded, EncodeError, Encoder, Programs, Reading, WEIGH};
+pub use encoder::{ENCODE_IMAGE, ENCODE_TEXT, Embedded, EncodeError, Encoder, Programs, Reading, WEIGH, Weighed};
 pub use images::ImageFiles;
 pub use preparation::Preparation;

@@ -9,12 +9,9 @@ use alip_plan::pipeline::{Mode, Pipeline, Source};
 use alip_plan::{Plan, StateKind};
 use serde::{Deserialize, Serialize};
 
-use super::report::{Found, Sample, Weights};
+use super::report::{Found, Picture, Sample, Weights};
 use crate::data::shapes::{Kind, Scenes, ShapesSource, Split, prompts};
-use crate::data::{
-    DataError, DecodeLimits, Field, RgbImage, SampleSource, Skipped, Tokenizer, Transform, Vocabularies, decode_rgb,
-    open_source, resize,
-};
+use crate::data::{DataError, Field, SampleSource, Skipped, Tokenizer, Transform, Vocabularies, open_source};
 use crate::eval::measures::{self, MeasuresError, Retrieval, Rows, ZeroShot};
 use crate::eval::{ENCODE_IMAGE, Embedded, EncodeError, Encoder, Programs, Reading, WEIGH};
 use crate::exec::{ExecError, Session};
@@ -22,9 +19,8 @@ use crate::exec::{ExecError, Session};
 /// Ranks at which recall is measured.
 const KS: [usize; 3] = [1, 5, 10];
 
-/// Samples shown in a report, and the longer side of their pictures in pixels.
+/// Samples shown in a report.
 const SHOWN: usize = 8;
-const SHOWN_SIDE: u32 = 96;
 
 /// Why a model could not be measured.
 #[derive(Debug, thiserror::Error)]
@@ -253,10 +249,10 @@ fn shown(
             Some(Field::Text(text)) => text.clone(),
             _ => String::new(),
         };
-        let Some(picture) = sample.fields.values().find_map(picture) else { continue };
+        let Some(picture) = sample.fields.values().find_map(Picture::of) else { continue };
         let nearest = measures::nearest(images.row(row), texts, 3)?;
         samples.push(Sample {
-            picture: picture.into(),
+            picture,
             raw: text("raw"),
             caption: text("caption"),
             raw_is_wrong: sample.labels.get("raw_wrong").is_some_and(|&label| label != 0),
@@ -268,20 +264,4 @@ fn shown(
         });
     }
     Ok(samples)
-}
-
-/// The image of a sample, small enough to show.
-fn picture(field: &Field) -> Option<RgbImage> {
-    let image = match field {
-        Field::Rgb(image) => image.clone(),
-        Field::Encoded(bytes) => decode_rgb(bytes, DecodeLimits::default()).ok()?,
-        Field::Text(_) | Field::Texts(_) | Field::Tokens(_) => return None,
-    };
-    let longest = image.width.max(image.height);
-    if longest <= SHOWN_SIDE {
-        return Some(image);
-    }
-    let scaled = |side: u32| (u64::from(side) * u64::from(SHOWN_SIDE) / u64::from(longest)).max(1) as u32;
-    let filter = alip_plan::pipeline::Filter::Triangle;
-    Some(resize(&image, scaled(image.height), scaled(image.width), filter))
 }

@@ -32,6 +32,7 @@ mod search;
 mod sheet;
 mod stop;
 mod train;
+mod weigh;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -56,6 +57,7 @@ enum Command {
     Embed(embed::Args),
     Search(search::Args),
     Classify(classify::Args),
+    Weigh(weigh::Args),
     Replay(replay::Args),
     Bench(bench::Args),
     #[cfg(feature = "compile")]
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         Command::Embed(args) => embed::run(&args),
         Command::Search(args) => search::run(&args),
         Command::Classify(args) => classify::run(&args),
+        Command::Weigh(args) => weigh::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Bench(args) => bench::run(&args),
         #[cfg(feature = "compile")]

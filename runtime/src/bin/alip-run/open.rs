@@ -1,6 +1,7 @@
 //! A trained model, opened for use: its programs alone, compiled for the batch at hand, with its weights.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use alip_plan::DType;
 use alip_plan::pipeline::Pipeline;
 use alip_runtime::data::{SampleSource, Tokenizer, Vocabularies};
 use alip_runtime::device::Device;
-use alip_runtime::eval::{Embedded, EncodeError, Encoder, Preparation, Reading};
+use alip_runtime::eval::{Embedded, EncodeError, Encoder, Preparation, Reading, Weighed};
 use alip_runtime::exec::Session;
 use alip_runtime::run::RunDir;
 use alip_runtime::run::tensors::TensorFile;
@@ -52,8 +53,6 @@ pub(crate) struct Opened {
     pub(crate) session: Session,
     /// Name of the graph.
     pub(crate) name: String,
-    /// Steps that it was trained.
-    pub(crate) step: u64,
     /// What tells its weights from others.
     pub(crate) content: String,
     /// What cosines are multiplied with in its loss, exp(logit_scale), where it has such a parameter.
@@ -100,12 +99,17 @@ impl WeightsArgs {
         let mut session = inference(&run, device.as_ref(), samples.clamp(1, BATCH))?;
         let none = || Failure::message(format!("{} holds no checkpoint yet; train it first", model.display()));
         let found = run.restore_part(self.checkpoint.as_deref(), &mut session, self.average)?.ok_or_else(none)?;
-        let (name, pipeline) = (session.plan().name.clone(), run.pipeline());
+        let name = session.plan().name.clone();
         let programs = Encoder::new(&mut session)?.programs().clone();
+        // These programs take images as the graph declares them, unless they are those of a plan.
+        let in_bytes = programs.image.dtype == DType::U8;
+        let pipeline = run.pipeline().map(|pipeline| match in_bytes {
+            true => pipeline,
+            false => Pipeline { bytes: BTreeSet::new(), ..pipeline },
+        });
         let preparation = Preparation::of(&name, &programs, pipeline.as_ref())?;
         Ok(Opened {
             name,
-            step: found.header.step,
             content: if self.average { format!("{} average", found.content) } else { found.content },
             scale: scale(&mut TensorFile::open(&found.path)?)?,
             pipeline,
@@ -135,7 +139,42 @@ impl Opened {
     pub(crate) fn images(&mut self, source: Arc<dyn SampleSource>, work: &Work<'_>) -> Outcome<Embedded> {
         let (pipeline, of) = (self.preparation.pipeline(), source.len());
         let Opened { session, vocabularies, .. } = self;
-        work.counted("image", of, vocabularies, |reading| Encoder::new(session)?.samples(&pipeline, source, reading))
+        work.counted("image", of, vocabularies, |reading| -> Result<_, EncodeError> {
+            Encoder::new(session)?.samples(&pipeline, source, reading)
+        })
+    }
+
+    /// Weighs all samples of a source as a pipeline prepares them, with a bar; how many could not be read.
+    pub(crate) fn weigh(
+        &mut self,
+        pipeline: &Pipeline,
+        source: &Arc<dyn SampleSource>,
+        work: &Work<'_>,
+        each: impl FnMut(Weighed) -> Outcome<()>,
+    ) -> Outcome<u64> {
+        let Opened { session, vocabularies, .. } = self;
+        work.counted("sample", source.len(), vocabularies, |reading| -> Outcome<u64> {
+            Encoder::new(session)?.weigh(pipeline, Arc::clone(source), reading, each)
+        })
+    }
+
+    /// A pipeline that delivers images as this model's programs read them.
+    pub(crate) fn fit(&self, pipeline: Pipeline) -> Outcome<Pipeline> {
+        let shape = |pipeline: &Pipeline, name: &String| {
+            let delivered = pipeline.check().map_err(Failure::message)?;
+            Ok::<_, Failure>(delivered.get(name).map(|output| format!("{} {:?}", output.dtype, output.shape)))
+        };
+        let own = self.pipeline.as_ref();
+        let pipeline = Pipeline { bytes: own.map(|own| own.bytes.clone()).unwrap_or_default(), ..pipeline };
+        for name in own.into_iter().flat_map(|own| own.outputs.keys()) {
+            let (wanted, found) = (own.map(|own| shape(own, name)).transpose()?.flatten(), shape(&pipeline, name)?);
+            if wanted != found {
+                let (wanted, found) = (wanted.unwrap_or_default(), found.unwrap_or_else(|| "nothing".into()));
+                let what = format!("pipeline `{}` delivers {found} as `{name}`", pipeline.name);
+                return Err(Failure::message(format!("{what}, but `{}` was trained on {wanted}", self.name)));
+            }
+        }
+        Ok(pipeline)
     }
 
     /// Embeds texts, with a bar.
@@ -143,7 +182,9 @@ impl Opened {
         let tokenizer = self.tokenizer()?;
         let Opened { session, vocabularies, .. } = self;
         let of = texts.len() as u64;
-        work.counted("text", of, vocabularies, |reading| Encoder::new(session)?.texts(&tokenizer, texts, reading))
+        work.counted("text", of, vocabularies, |reading| -> Result<_, EncodeError> {
+            Encoder::new(session)?.texts(&tokenizer, texts, reading)
+        })
     }
 }
 
@@ -155,13 +196,16 @@ pub(crate) struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn counted<T>(
+    fn counted<T, E>(
         &self,
         what: &'static str,
         of: u64,
         vocabularies: &Vocabularies,
-        embed: impl FnOnce(&Reading<'_>) -> Result<T, EncodeError>,
-    ) -> Outcome<T> {
+        embed: impl FnOnce(&Reading<'_>) -> Result<T, E>,
+    ) -> Outcome<T>
+    where
+        Failure: From<E>,
+    {
         let counter = RefCell::new(Counter::of(what));
         counter.borrow_mut().at(0, of);
         let found = embed(&Reading {

@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// are. The key is an image's path in `captions.jsonl`, that of a shard's sample, that of a record in its index
     #[arg(long, value_name = "FILE")]
     captions: Option<PathBuf>,
+    /// Pack only the samples whose keys are on this list, lines `{"key": "..."}`, as `alip-run weigh --kept` writes
+    #[arg(long, value_name = "FILE.jsonl")]
+    only: Option<PathBuf>,
     /// Scale larger images down to this shorter side and encode them as JPEG. Without it their bytes stay as they are
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=1 << 15))]
     resize: Option<u32>,
@@ -88,6 +91,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         context: args.context,
         vocab: args.vocab.clone(),
         captions: args.captions.clone(),
+        only: args.only.clone(),
         resize: args.resize.map(|side| (side, args.quality.unwrap_or(QUALITY))),
         workers: args.workers as usize,
         max_bad: args.bad.max_bad,
@@ -121,6 +125,10 @@ fn tell(args: &Args, packed: &Packed, time: Duration) {
     say!("texts: {}", if packed.texts.is_empty() { "none".into() } else { packed.texts.join(", ") });
     say!("{rate:.0} samples/s with {} workers, {} in all", args.workers, duration(time));
     say!("{}", packed.skips);
+    if let Some(path) = &args.only {
+        let left_out = packed.seen - packed.written - packed.skips.count();
+        say!("{left_out} samples are not on the list {}", path.display());
+    }
     if let (Some((lines, first)), Some(captions)) = (&packed.unused, &args.captions) {
         say!("{lines} captions of {} are of no sample; the first is `{first}`", captions.display());
     }

@@ -39,6 +39,7 @@ pub(crate) fn write(
             "The first {rows} samples of training as a model sees them: images after augmentation, texts as their tokens say."
         ),
         facts: facts.map(|(name, value)| (name.to_string(), value)).into(),
+        bars: Vec::new(),
         samples,
     };
     sheet::write(&sheet, path).map_err(Failure::message)

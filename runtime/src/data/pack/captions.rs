@@ -19,7 +19,7 @@ use crate::data::source::paths::read_at;
 const FORM: &str = r#"{"key": "000000012", "caption": "a dog on grass"}"#;
 
 /// Longest line: a page of text has some thousand letters.
-const LONGEST: u64 = 1 << 20;
+pub(super) const LONGEST: u64 = 1 << 20;
 
 /// A line, at first as much of it as most of them have.
 const USUAL: usize = 512;
@@ -35,12 +35,13 @@ pub(super) struct Captions {
     hash: ListHash,
 }
 
+/// A line of a list of samples.
 #[derive(Deserialize)]
-struct Line<'a> {
+pub(super) struct Line<'a> {
     #[serde(borrow, deserialize_with = "key")]
-    key: Cow<'a, str>,
+    pub(super) key: Cow<'a, str>,
     #[serde(borrow)]
-    caption: Cow<'a, str>,
+    caption: Option<Cow<'a, str>>,
 }
 
 /// A text or a whole number, as the keys of records are.
@@ -159,7 +160,7 @@ impl Captions {
             line.resize(length * 2, 0);
         }
         match parse(&line).map_err(&changed)? {
-            Some(line) => Ok((line.key.into_owned(), line.caption.into_owned())),
+            Some(Line { key, caption }) => Ok((key.into_owned(), caption.unwrap_or_default().into_owned())),
             None => Err(changed("an empty line".into())),
         }
     }
@@ -173,8 +174,16 @@ impl Captions {
     }
 }
 
-/// A line; `None` if it is blank.
+/// A line with a caption; `None` if it is blank.
 fn parse(line: &[u8]) -> Result<Option<Line<'_>>, String> {
+    match parsed(line, FORM)? {
+        Some(Line { caption: None, .. }) => Err(format!("not a line of the form {FORM}: missing field `caption`")),
+        line => Ok(line),
+    }
+}
+
+/// A line; `None` if it is blank. What it should look like is told where it does not.
+pub(super) fn parsed<'a>(line: &'a [u8], form: &str) -> Result<Option<Line<'a>>, String> {
     let line = line_text(line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line).trim_ascii())?;
     if line.is_empty() {
         return Ok(None);
@@ -183,12 +192,13 @@ fn parse(line: &[u8]) -> Result<Option<Line<'_>>, String> {
         let error = error.to_string();
         // All of it is one line.
         let (what, _) = error.split_once(" at line ").unwrap_or((&error, ""));
-        format!("not a line of the form {FORM}: {what}")
+        format!("not a line of the form {form}: {what}")
     };
     serde_json::from_str(line).map(Some).map_err(wrong)
 }
 
-fn key_hash(key: &str) -> u64 {
+/// What stands for a key.
+pub(super) fn key_hash(key: &str) -> u64 {
     let mut hash = ListHash::default();
     hash.add(key.as_bytes());
     hash.value()

@@ -12,6 +12,7 @@ use image::{ExtendedColorType, ImageEncoder};
 
 use super::captions::Captions;
 use super::journal::{About, Bits};
+use super::only::Only;
 use super::texts::{CAPTION, Form, KEY, Text, choose, without_caption};
 use super::{DataError, Packing};
 use crate::data::panics::caught;
@@ -20,8 +21,8 @@ use crate::data::source::recordio::{RecordHead, label};
 use crate::data::source::webdataset::member_key;
 use crate::data::transform::check_fields;
 use crate::data::{
-    DecodeLimits, Field, RawSample, RecordioSource, RgbImage, SampleError, SampleSource, Tokenizer, decode, decode_rgb,
-    open_source, resize, scratch, upright_size,
+    DecodeLimits, Field, RawSample, RecordioSource, RgbImage, SampleError, SampleSource, Skips, Tokenizer, decode,
+    decode_rgb, open_source, resize, scratch, upright_size,
 };
 
 /// A sample, ready to be written.
@@ -43,6 +44,8 @@ pub(super) struct Entry {
 pub(super) struct Made {
     /// Its line of the captions.
     pub(super) line: Option<usize>,
+    /// Whether a list says that it is to be packed, if there is one.
+    pub(super) is_listed: bool,
     pub(super) entry: Result<Entry, SampleError>,
 }
 
@@ -56,6 +59,7 @@ pub(super) struct Maker {
     is_records: bool,
     texts: Vec<(Text, Option<Tokenizer>)>,
     captions: Option<Captions>,
+    only: Option<Only>,
     resize: Option<(u32, u8)>,
 }
 
@@ -83,6 +87,7 @@ impl Maker {
         let image = image.ok_or_else(|| fail("its source has no images".into()))?;
         let chosen = choose(packing, &fields).map_err(fail)?;
         let captions = packing.captions.as_deref().map(Captions::open).transpose()?;
+        let only = packing.only.as_deref().map(Only::open).transpose()?;
         let input = match &declared {
             Source::Recordio { path, labels } => {
                 let records = RecordioSource::open(path, labels)?;
@@ -118,7 +123,7 @@ impl Maker {
             texts.push((text, tokenizer));
         }
         let (is_records, resize) = (packing.to.is_records(), packing.resize);
-        Ok(Maker { pipeline, declared, input, image, is_records, texts, captions, resize })
+        Ok(Maker { pipeline, declared, input, image, is_records, texts, captions, only, resize })
     }
 
     /// The first of these files that it reads.
@@ -181,6 +186,7 @@ impl Maker {
                     None => "none".into(),
                 },
             ),
+            ("--only", self.only.as_ref().map_or("none".into(), |only| only.hash().to_string())),
             ("data", self.input.source().list_hash()?),
         ];
         Ok(about.map(|(name, value)| (name.to_string(), value)).into())
@@ -199,6 +205,19 @@ impl Maker {
         DataError::Pipeline { pipeline: self.pipeline.clone(), reason }
     }
 
+    /// Nothing was packed.
+    pub(super) fn nothing(&self, samples: u64, skips: &Skips) -> DataError {
+        match &self.only {
+            Some(only) if skips.count() == 0 => {
+                let (list, first) = (only.path().display(), self.input.source().key(0));
+                self.fail(format!(
+                    "none of its {samples} samples is on the list {list}; the key of its first is `{first}`"
+                ))
+            }
+            _ => self.fail(format!("none of its {samples} samples can be packed: {skips}")),
+        }
+    }
+
     /// A second sample has the key of a caption.
     pub(super) fn twice(&self, index: u64) -> DataError {
         let source = self.input.source();
@@ -208,6 +227,11 @@ impl Maker {
 
     /// Makes an entry of a sample.
     pub(super) fn make(&self, index: u64) -> Result<Made, DataError> {
+        if let Some(only) = &self.only
+            && !only.has(&self.input.source().key(index))
+        {
+            return Ok(Made { line: None, is_listed: false, entry: Err(SampleError("it is not listed".into())) });
+        }
         let found = match &self.captions {
             Some(captions) => captions.find(&self.input.source().key(index))?,
             None => None,
@@ -216,7 +240,7 @@ impl Maker {
         // A decoder that panics on a hostile file loses that sample and nothing else.
         let entry = caught(|| self.entry(index, caption));
         let entry = entry.unwrap_or_else(|words| Err(SampleError(format!("the decoder panicked: {words}"))));
-        Ok(Made { line, entry })
+        Ok(Made { line, is_listed: true, entry })
     }
 
     fn entry(&self, index: u64, caption: Option<String>) -> Result<Entry, SampleError> {

@@ -18,7 +18,7 @@ pub(super) type About = Vec<(String, String)>;
 /// How far it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
-    /// Samples of the source that were written or skipped.
+    /// Samples of the source that were written or skipped, or are not on the list.
     pub(super) seen: u64,
     /// Samples written.
     pub(super) written: u64,

@@ -5,11 +5,12 @@
 //!   killed on the way. Samples stand in the source's order; those that cannot be used are left out and counted by reason.
 //! - Whatever is not finished ends in `.part`; a journal beside it says how much of that is sound. Final names appear at the end,
 //!   of whole files only.
-//! - Memory is bounded by the workers, and does not grow with the samples (with captions: 16 bytes and a bit for each).
+//! - Memory is bounded by the workers, and does not grow with the samples (with captions: 16 bytes and a bit for each; with a list: 8).
 
 mod captions;
 mod entry;
 mod journal;
+mod only;
 mod output;
 mod texts;
 mod to;
@@ -54,6 +55,8 @@ pub struct Packing {
     pub vocab: Option<Vocab>,
     /// A file of lines `{"key": "...", "caption": "..."}`, which gives every sample the text `caption`.
     pub captions: Option<PathBuf>,
+    /// A list of the samples that are packed, lines with a `key`; all of them without.
+    pub only: Option<PathBuf>,
     /// The shorter side that larger images are scaled down to, in pixels, and the quality (1 to 100) of the JPEG that is made
     /// of them. Without it the bytes of images stay as they are.
     pub resize: Option<(u32, u8)>,
@@ -138,7 +141,7 @@ pub fn pack(packing: &Packing, stop: &AtomicBool, mut watch: impl FnMut(u64, u64
     let (seen, written, skips) = (output.seen(), output.written(), output.skips().clone());
     if is_done && written == 0 {
         output.discard()?;
-        return Err(maker.fail(format!("none of its {samples} samples can be packed: {skips}")));
+        return Err(maker.nothing(samples, &skips));
     }
     let bytes = if is_done { output.finish()? } else { output.bytes() };
     Ok(Packed { samples, resumed, seen, written, skips, unused, texts: maker.texts(), bytes, is_done })
@@ -161,12 +164,16 @@ fn prepare(
     }
 }
 
-/// Writes what was made of a sample, or counts why nothing was; whether it was written.
+/// Writes what was made of a sample, or counts why nothing was; whether it is as it should be.
 fn take(output: &mut Output, maker: &Maker, index: u64, made: Made) -> Result<bool, DataError> {
     if let Some(line) = made.line
         && !output.uses(line)
     {
         return Err(maker.twice(index));
+    }
+    if !made.is_listed {
+        output.pass();
+        return Ok(true);
     }
     let written = match made.entry {
         Ok(entry) => output.write(entry)?,

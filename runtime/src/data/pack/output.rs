@@ -146,6 +146,11 @@ impl Output {
         self.state.shard_bytes.iter().chain(&self.state.bytes).sum()
     }
 
+    /// Passes over a sample that nobody asked for.
+    pub(super) fn pass(&mut self) {
+        self.state.seen += 1;
+    }
+
     /// Counts a sample, which was skipped or else written.
     pub(super) fn count(&mut self, skipped: Option<Skipped>) {
         self.state.seen += 1;

@@ -69,6 +69,7 @@ fn records_source(root: &Path, path: &str, labels: &[(&str, u32)]) -> Source {
 /// A packing without any options; `to` is below `root`.
 fn packing(root: &Path, source: Source, to: &str, shard_size: Option<u64>) -> Packing {
     Packing {
+        only: None,
         pipeline: pipeline(source),
         mode: Mode::Train,
         to: PackTo::parse(root.join(to).to_str().unwrap(), shard_size).unwrap(),

@@ -7,8 +7,9 @@ mod chart;
 mod page;
 pub mod sheet;
 
-use crate::data::RgbImage;
+use crate::data::{DecodeLimits, Field, RgbImage, decode_rgb, resize};
 use crate::file::{FileError, write_bytes};
+use alip_plan::pipeline::Filter;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -137,6 +138,26 @@ pub struct Picture {
 impl From<RgbImage> for Picture {
     fn from(image: RgbImage) -> Picture {
         Picture { width: image.width, height: image.height, pixels: image.pixels }
+    }
+}
+
+/// The longer side of pictures in pixels.
+const SIDE: u32 = 96;
+
+impl Picture {
+    /// The image of a field, small enough to show; none of what is no image, or cannot be decoded.
+    pub fn of(field: &Field) -> Option<Picture> {
+        let image = match field {
+            Field::Rgb(image) => image.clone(),
+            Field::Encoded(bytes) => decode_rgb(bytes, DecodeLimits::default()).ok()?,
+            Field::Text(_) | Field::Texts(_) | Field::Tokens(_) => return None,
+        };
+        let longest = image.width.max(image.height);
+        if longest <= SIDE {
+            return Some(image.into());
+        }
+        let scaled = |side: u32| (u64::from(side) * u64::from(SIDE) / u64::from(longest)).max(1) as u32;
+        Some(resize(&image, scaled(image.height), scaled(image.width), Filter::Triangle).into())
     }
 }
 

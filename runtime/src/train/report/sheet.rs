@@ -3,8 +3,10 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use super::chart::histograms;
 use super::page::{data_uri, document, facts};
 use super::{Picture, WriteError, escape, write_page};
+use crate::eval::measures::Histogram;
 
 /// Everything the page shows.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,8 +17,21 @@ pub struct Sheet {
     pub summary: String,
     /// Facts about the data, name and value.
     pub facts: Vec<(String, String)>,
+    /// Distributions, above the samples.
+    pub bars: Vec<Bars>,
     /// The samples.
     pub samples: Vec<Shown>,
+}
+
+/// Histograms over the same bins.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Bars {
+    /// What they show.
+    pub title: String,
+    /// What the bins are of.
+    pub axis: String,
+    /// Name and counts of each, up to five.
+    pub groups: Vec<(String, Histogram)>,
 }
 
 /// A sample.
@@ -34,6 +49,10 @@ pub struct Shown {
 pub fn render(sheet: &Sheet) -> String {
     let mut body = format!("<h1>{}</h1><p class=\"soft\">{}</p>", escape(&sheet.title), escape(&sheet.summary));
     body += &facts(&sheet.facts);
+    for Bars { title, axis, groups } in &sheet.bars {
+        let groups: Vec<(&str, &Histogram)> = groups.iter().map(|(name, counts)| (name.as_str(), counts)).collect();
+        body += &histograms(title, axis, &groups);
+    }
     body += "<div class=\"sheet\">";
     body.extend(sheet.samples.iter().map(shown));
     body += "</div>";
@@ -75,6 +94,7 @@ mod tests {
             title: "flickr8k".into(),
             summary: "As a model sees them.".into(),
             facts: vec![("samples".into(), "6,000".into())],
+            bars: Vec::new(),
             samples: vec![Shown {
                 name: "images/a.jpg".into(),
                 pictures: vec![("image".into(), picture.clone()), ("second".into(), picture)],
