@@ -28,6 +28,7 @@ const HOUSES: [House; 2] = [
             "launch",
             "spec",
             "resolve",
+            "onnx",
             "autodiff",
             "training",
             "transform",
