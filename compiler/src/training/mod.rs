@@ -15,6 +15,7 @@ mod untrained;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use alip_plan::Evaluate;
 use alip_plan::{PROGRAM_TRAIN, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS, StateKind, TrainInfo};
 
 use self::loss_scale::objective;
@@ -29,7 +30,7 @@ use crate::resolve::training::{
     Top, Value, decl, scalar, wrong_kind,
 };
 use crate::resolve::{LOSS, Resolved};
-use crate::spec::{Expr, GraphSpec, ModuleSpec, TrainSpec};
+use crate::spec::{EvaluateSpec, Expr, GraphSpec, ModuleSpec, Spanned, TrainSpec};
 
 /// What `train` yields besides its metrics, for comparisons with other programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,6 +139,11 @@ fn info(graph: &Graph, loss: NodeId, train: &TrainSpec, batch: Option<u64>) -> O
         loss: name.clone(),
         metrics: graph.outputs.keys().filter(metric).cloned().collect(),
         data: None,
+        evaluate: train.evaluate.as_ref().map(|evaluate| {
+            let text = |text: &Option<Spanned<String>>| text.as_ref().map(|text| text.node.clone());
+            let EvaluateSpec { every, suite, data, best, .. } = evaluate;
+            Evaluate { every: every.node, suite: text(suite), data: text(data), best: text(best) }
+        }),
     })
 }
 

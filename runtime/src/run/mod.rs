@@ -13,6 +13,7 @@
 
 pub mod checkpoint;
 mod dir;
+pub mod evaluations;
 mod events;
 mod identity;
 mod lock;

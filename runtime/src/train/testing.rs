@@ -166,6 +166,7 @@ pub(crate) fn linear() -> Plan {
         programs: BTreeMap::from([(PROGRAM_INIT.to_string(), start), (PROGRAM_TRAIN.to_string(), train)]),
         packed: BTreeMap::new(),
         train: Some(TrainInfo {
+            evaluate: None,
             batch: BATCH,
             epochs: 2.0,
             loss: "loss".into(),

@@ -22,6 +22,7 @@ mod devices;
 mod embed;
 mod eval;
 mod model;
+mod on_the_way;
 mod open;
 mod pack;
 mod profile;

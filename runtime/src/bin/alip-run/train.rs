@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use alip_plan::Plan;
@@ -13,12 +14,13 @@ use alip_runtime::run::{
     DataIdentity, DeviceIdentity, Difference, NewRun, RunDir, RunError, RunInfo, SpecSources, Writer, fingerprint,
     read_plan,
 };
-use alip_runtime::train::{Cadence, Position, Summary, Trainer, begin, measure, needs_total_steps, resume};
+use alip_runtime::train::{Cadence, OnTheWay, Position, Summary, Trainer, begin, measure, needs_total_steps, resume};
 use indicatif::HumanBytes;
 
 use crate::model::{
     BadArgs, CompileArgs, DeviceArgs, Prepared, bounded, files_now, is_data, moved, order_of, session_on,
 };
+use crate::on_the_way::Way;
 use crate::progress::{Progress, duration};
 use crate::stop::Stop;
 use crate::{Failure, Outcome, eval};
@@ -108,7 +110,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         None => first(args, workers)?,
     };
     let measurable = !args.no_eval && is_measurable(&ready);
-    let Ready { session, run, loader, position, .. } = &mut ready;
+    let Ready { session, run, loader, position, pipeline, vocabularies } = &mut ready;
     if let Some(warning) = run.warning() {
         note!("warning: {warning}");
     }
@@ -117,8 +119,22 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let mut progress = Progress::new(first, info.steps, &loss);
     let cadence =
         Cadence { steps: args.checkpoint_every, time: Duration::from_secs_f64(args.checkpoint_minutes * 60.0) };
-    let mut trainer =
-        Trainer { session: &mut *session, feed: loader, run, cadence, stop: stop.flag(), watch: &mut progress };
+    let (plan, limits) = (session.plan().clone(), (workers, args.bad.max_bad));
+    let way = Way::of(&plan, (pipeline, vocabularies), loader.epoch_len(), limits, stop.flag())?;
+    let mut measure = |session: &mut Session, step| match &way {
+        Some(way) => way.measure(session, step),
+        None => Ok(Vec::new()),
+    };
+    let evaluation = way.as_ref().map(|way| (way.every, way.best.clone()));
+    let mut trainer = Trainer {
+        session: &mut *session,
+        feed: loader,
+        run,
+        cadence,
+        stop: stop.flag(),
+        watch: &mut progress,
+        evaluation: evaluation.map(|(every, best)| OnTheWay { every, best, measure: &mut measure }),
+    };
     let trained = trainer.train(*position);
     progress.finish();
     let summary = trained?;
@@ -196,6 +212,9 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
     let mut session = Session::new(Arc::new(plan), device)?;
     let position = begin(&mut session, info.seed, info.steps)?;
     let loader = load(args, workers, (&pipeline, source, &vocabularies), &info, position)?;
+    // Before there is a directory: that it cannot be measured on the way as the spec asks is the spec's fault.
+    let limits = (workers, args.bad.max_bad);
+    Way::of(session.plan(), (&pipeline, &vocabularies), loader.epoch_len(), limits, &AtomicBool::new(false))?;
     let new =
         NewRun { info: &info, plan: &session.plan().clone(), sources: sources.as_ref(), vocabularies: &vocabularies };
     let run = Writer::create(&root, &new, args.keep as usize)?;
