@@ -7,3 +7,4 @@ pub mod file;
 pub mod run;
 pub mod tensor;
 pub mod train;
+pub mod weights;

@@ -45,7 +45,7 @@ const HOUSES: [House; 2] = [
     House {
         name: "runtime",
         source: "../runtime/src",
-        rooms: &["tensor", "file", "device", "exec", "data", "run", "train", "lib"],
+        rooms: &["tensor", "file", "device", "exec", "data", "run", "weights", "train", "lib"],
     },
 ];
 
