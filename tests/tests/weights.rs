@@ -1,9 +1,11 @@
 //! Weights in the containers that people have: every file of `tests/goldens/weights` gives the features that the library computes
 //! which wrote it, on the `cpu` device and in the f64 interpreter.
 //!
-//! Bounds. In f32 a result is off by what its roundings move it, which `sensitivity::sampled` finds for roundings of 2^-40: those of
-//! f32 are 2^16 times as large, and what they do is of first order. Weights that were rounded to 16 bits move the features by what
-//! random changes of that size do.
+//! Bounds. In f32 a result is off by what its roundings move it, which `sensitivity::sampled` finds for roundings of 2^-40, with a
+//! margin of 16: those of f32 are 2^16 times as large, and what they do is of first order. Its margin is for sums here, whose
+//! rounding grows with the square root of their length, 11 for the longest of these models; and since few draws may be lucky for
+//! one element, what moves the features is what moves the one of them that moves most. Weights that were rounded to 16 bits move the
+//! features by what random changes of that size do.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +17,7 @@ use alip_compiler::resolve::{Options, resolve};
 use alip_compiler::trust::Judged;
 use alip_compiler::trust::sensitivity::{Constants, sampled};
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
-use alip_plan::bounds::{BF16, F16};
+use alip_plan::bounds::{BF16, F16, largest};
 use alip_plan::philox::{counter, philox4x32, uniform};
 use alip_plan::{StateKind, Target};
 use alip_runtime::device::{DeviceOptions, choose};
@@ -84,10 +86,10 @@ fn state(session: &mut Session, model: &Model) -> Values {
 }
 
 /// What a program yields in f64, and how far an f32 may be off.
-fn judged(model: &Model, program: &str, inputs: &Values, state: &Values, output: &str) -> Judged {
+fn judged(model: &Model, program: &str, inputs: &Values, state: &Values, output: &str) -> (Vec<f64>, f64) {
     let judged = sampled(&model.programs[program], inputs, state, Constants::Written).expect("the program runs");
     let Judged { value, bounds } = judged[output].clone();
-    Judged { value, bounds: bounds.into_iter().map(|bound| bound * TO_F32).collect() }
+    (value, TO_F32 * largest(&bounds))
 }
 
 /// How far the features move when all weights change by up to `size`, relative.
@@ -121,7 +123,7 @@ fn check(file: &str, graph: &str, features: &str, rounded: f64) -> Assigned {
     let stored = goldens::load(&format!("weights/{features}.features.safetensors"));
     for (program, input, output, of) in PROGRAMS {
         let inputs = inputs(&model, program, of);
-        let Judged { value: exact, bounds } = judged(&model, program, &inputs, &state, output);
+        let (exact, bound) = judged(&model, program, &inputs, &state, output);
         let given = inputs.iter().map(|(name, value)| (name.clone(), tensor(value))).collect();
         assert!(inputs.contains_key(input));
         let found = session.run(program, &given).expect("the program runs");
@@ -130,7 +132,6 @@ fn check(file: &str, graph: &str, features: &str, rounded: f64) -> Assigned {
         let (mut worst, mut worst_stored) = (0.0f64, 0.0f64);
         for (index, exact) in exact.iter().enumerate() {
             let (device, library) = ((own[index] - exact).abs(), (stored[of].values[index] - exact).abs());
-            let bound = bounds[index];
             assert!(device <= bound, "{file}: {program} {index} on the device: {device} > {bound}");
             assert!(
                 library <= bound + further,
@@ -142,7 +143,7 @@ fn check(file: &str, graph: &str, features: &str, rounded: f64) -> Assigned {
             "{file}, {program}: device {:.0} % of the bound, library {:.0} %; bound up to {:.1e}",
             worst * 100.0,
             worst_stored * 100.0,
-            bounds.iter().copied().fold(0.0, f64::max) + further
+            bound + further
         );
     }
     assigned
