@@ -12,8 +12,10 @@ use super::error::WeightsError;
 use super::map::{Meaning, NameMap, SAME};
 use super::pickle::Tensor;
 use super::raw::RawTensor;
+use super::shapes::Shapes;
 use super::torch::{LEGACY, TorchFile};
 use super::{most_bytes, safe};
+use crate::data::ListHash;
 use crate::file::FileError;
 use crate::run::tensors::TensorFile;
 use crate::tensor::HostTensor;
@@ -34,6 +36,8 @@ pub struct Weights {
     tensors: BTreeMap<String, Entry>,
     notes: Vec<String>,
     map: String,
+    /// Names that the map does not know.
+    unknown: Vec<String>,
 }
 
 enum Source {
@@ -75,6 +79,7 @@ impl Weights {
             tensors: BTreeMap::new(),
             notes: Vec::new(),
             map: SAME.into(),
+            unknown: Vec::new(),
         };
         let mut parts: BTreeMap<String, Part> = BTreeMap::new();
         if inner.extension().is_some_and(|extension| extension == "json") {
@@ -130,11 +135,15 @@ impl Weights {
     pub fn mapped(self, map: &NameMap) -> Result<Weights, WeightsError> {
         let Weights { path, files, tensors, mut notes, .. } = self;
         let refused = |why: String| WeightsError::Refused { path: path.clone(), why };
-        let mut dropped = Vec::new();
+        let (mut dropped, mut unknown) = (Vec::new(), Vec::new());
         let mut joined: BTreeMap<String, (Vec<Option<Part>>, bool)> = BTreeMap::new();
         for (name, entry) in tensors {
             let alone = Meaning::Part { ours: name.clone(), part: 0, parts: 1, transpose: false };
-            let Meaning::Part { ours, part, parts, transpose } = map.meaning(&name).unwrap_or(alone) else {
+            let meaning = map.meaning(&name).unwrap_or_else(|| {
+                unknown.push(name.clone());
+                alone
+            });
+            let Meaning::Part { ours, part, parts, transpose } = meaning else {
                 dropped.push(format!("`{name}`"));
                 continue;
             };
@@ -164,7 +173,7 @@ impl Weights {
         if !dropped.is_empty() {
             notes.push(format!("no weights, and left out: {}", dropped.join(", ")));
         }
-        Ok(Weights { path, files, tensors: mapped, notes, map: map.name().into() })
+        Ok(Weights { path, files, tensors: mapped, notes, map: map.name().into(), unknown })
     }
 
     /// Opens one file; its tensors by name.
@@ -241,9 +250,46 @@ impl Weights {
         &self.map
     }
 
+    /// Whether it is an archive that `torch.jit.save` wrote.
+    pub fn is_torchscript(&self) -> bool {
+        self.files.iter().any(|file| matches!(file, Source::Torch(file) if file.is_script()))
+    }
+
+    /// The sizes of a CLIP with these weights, which have our names.
+    ///
+    /// # Errors
+    /// They are no CLIP's as we know it; what shows it.
+    pub fn shapes(&self) -> Result<Shapes, WeightsError> {
+        let shape = |name: &str| self.info(name).map(|(_, shape)| shape.to_vec());
+        Shapes::of(&shape).map_err(|why| {
+            let why = format!("the weights are no CLIP's, whose graph could be guessed: {why}");
+            WeightsError::Refused { path: self.path.clone(), why }
+        })
+    }
+
+    /// [`fingerprint`](crate::run::fingerprint) of names, types, shapes and elements of all tensors, however they are stored.
+    ///
+    /// # Errors
+    /// The file cannot be read or is damaged.
+    pub fn fingerprint(&mut self) -> Result<String, WeightsError> {
+        let names: Vec<String> = self.names().map(str::to_string).collect();
+        let mut hash = ListHash::default();
+        for name in names {
+            let tensor = self.read(&name)?;
+            hash.add(format!("{name} {:?} {:?}", tensor.dtype, tensor.shape).as_bytes());
+            hash.add(&tensor.bytes);
+        }
+        Ok(hash.to_string())
+    }
+
     /// Whether it is a checkpoint of a run, which holds moments and counters beside the weights.
     pub fn is_checkpoint(&self) -> bool {
         self.files.iter().any(|file| matches!(file, Source::Safe(file) if file.text(CHECKPOINT).is_some()))
+    }
+
+    /// Names that the map did not know, and that stayed as they are.
+    pub fn unknown(&self) -> impl Iterator<Item = &str> {
+        self.unknown.iter().map(String::as_str)
     }
 
     /// What was taken away or left out, and is worth telling, a sentence each.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use alip_plan::{DType, Plan, StateKind};
+use safetensors::tensor::Dtype as FileType;
 
 use super::container::Weights;
 use super::error::WeightsError;
@@ -62,7 +63,6 @@ pub struct Fit {
 #[derive(Clone, Debug)]
 struct Taken {
     path: String,
-    dtype: DType,
     shape: Vec<u64>,
     resampling: Option<Resampling>,
 }
@@ -113,6 +113,38 @@ impl Fit {
         if wrong.is_empty() { Ok(fit) } else { Err(fail(wrong.told(options))) }
     }
 
+    /// All tensors of some weights, or those of these names, whatever they are for.
+    ///
+    /// # Errors
+    /// A name that the map does not know, so that nobody knows what it is, unless names were to stay as they are; or none is selected.
+    pub fn all(weights: &Weights, select: Option<&str>) -> Result<Fit, WeightsError> {
+        let fail = |why: String| WeightsError::Refused { path: weights.path().to_path_buf(), why };
+        let pattern = select.map(Pattern::new).transpose().map_err(fail)?;
+        let mut fit = Fit::default();
+        for name in weights.names() {
+            if pattern.as_ref().is_some_and(|pattern| !pattern.matches(name)) {
+                fit.others.push(name.to_string());
+                continue;
+            }
+            let shape = weights.info(name).map_or_else(Vec::new, |(_, shape)| shape.to_vec());
+            fit.taken.push(Taken { path: name.into(), shape, resampling: None });
+        }
+        let unknown: Vec<&str> = weights.unknown().filter(|name| fit.taken().any(|taken| taken == *name)).collect();
+        if !unknown.is_empty() {
+            let more = unknown.len().saturating_sub(SHOWN);
+            let shown = unknown.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            let shown = if more > 0 { format!("{shown} and {more} more") } else { shown };
+            return Err(fail(format!(
+                "map `{}` does not know {shown}; --map same keeps all names as they are, --select takes a part of the weights",
+                weights.map()
+            )));
+        }
+        if fit.taken.is_empty() {
+            return Err(fail(format!("`{}` selects none of its tensors", select.unwrap_or("*"))));
+        }
+        Ok(fit)
+    }
+
     fn take(&mut self, wanted: &Wanted, shape: &[u64], options: &FitOptions<'_>, wrong: &mut Wrong) {
         let is_one = |shape: &[u64]| shape.iter().product::<u64>() == 1;
         let same = shape == wanted.shape || is_one(shape) && is_one(&wanted.shape);
@@ -122,8 +154,7 @@ impl Fit {
             wrong.shapes.push(format!("`{}` is {shape:?}, and {:?} in the graph", wanted.path, wanted.shape));
             return;
         }
-        let (path, dtype, shape) = (wanted.path.clone(), wanted.dtype, wanted.shape.clone());
-        self.taken.push(Taken { path, dtype, shape, resampling });
+        self.taken.push(Taken { path: wanted.path.clone(), shape: wanted.shape.clone(), resampling });
     }
 
     /// Paths of what is taken.
@@ -144,6 +175,13 @@ impl Fit {
     /// What was resampled, and how.
     pub fn resampled(&self) -> impl Iterator<Item = String> {
         self.taken.iter().filter_map(|taken| Some(format!("`{}`: {}", taken.path, taken.resampling?)))
+    }
+
+    /// Type and shape of a tensor as [`Fit::read`] gives it.
+    pub(super) fn info(&self, weights: &Weights, path: &str) -> Option<(FileType, Vec<u64>)> {
+        let taken = self.taken.iter().find(|taken| taken.path == path)?;
+        let (dtype, _) = weights.info(path)?;
+        Some((if taken.resampling.is_some() { FileType::F32 } else { dtype }, taken.shape.clone()))
     }
 
     /// A tensor that is taken, with the type of the file, or f32 where it was resampled.
@@ -252,10 +290,11 @@ pub fn assign(session: &mut Session, weights: &mut Weights, select: Option<&str>
     let plan = session.plan().clone();
     let fit = Fit::new(weights, &plan.name, &Wanted::of(&plan), &FitOptions { select, resize_positions: false })?;
     for taken in &fit.taken {
+        let Some(state) = plan.state(&taken.path) else { continue };
         let raw = fit.read(weights, &taken.path)?;
         let fail =
             |source| WeightsError::Tensor { path: weights.path().to_path_buf(), name: taken.path.clone(), source };
-        let tensor = raw.to_host(taken.dtype).map_err(fail)?;
+        let tensor = raw.to_host(state.buffer.dtype).map_err(fail)?;
         session.write_state(&taken.path, &tensor)?;
         let average = format!("average.{}", taken.path);
         if plan.state(&average).is_some_and(|state| state.kind == StateKind::Average) {

@@ -15,19 +15,25 @@ mod container;
 mod error;
 mod fit;
 mod globals;
+mod known;
 mod map;
 mod names;
 mod pickle;
 mod positions;
 mod raw;
 mod safe;
+mod shapes;
 mod torch;
+mod write;
 
 pub use container::{Weights, info_beside};
 pub use error::WeightsError;
 pub use fit::{Assigned, Fit, FitOptions, Wanted, assign};
+pub use known::{Known, Tower};
 pub use map::{NameMap, SAME};
 pub use raw::RawTensor;
+pub use shapes::{GUESSED, Guess, Said, Shapes, Stack, Vision};
+pub use write::{Floats, save};
 
 /// Most bytes of all tensors of a file of this length: several names may share a storage, and a few numbers be spread to many, but
 /// a small file is not to fill a disk.

@@ -131,6 +131,33 @@ mod tests {
         check("visual.proj", &[50, 8], &[197, 8], None);
     }
 
+    /// What PyTorch makes of it in f64: `interpolate(x, size, mode='bicubic', antialias=True)`; sums here are rounded to f32 twice.
+    #[test]
+    fn grids_are_resampled_as_pytorch_does() {
+        let check = |from: usize, to: usize, expected: &[f64]| {
+            let grid: Vec<f32> = (0..from * from).map(|index| (index as f64).sin() as f32).collect();
+            let values = [&[7.0], grid.as_slice()].concat();
+            let found = Resampling::Grid { from: from as u64, to: to as u64 }.apply(&values, 1);
+            assert_eq!((found[0], found.len()), (7.0, to * to + 1));
+            for (found, expected) in found[1..].iter().zip(expected) {
+                assert!((f64::from(*found) - expected).abs() <= 4.0 * f64::from(f32::EPSILON), "{found} {expected}");
+            }
+        };
+        #[rustfmt::skip]
+        check(5, 3, &[
+            -0.11083013868896208, 0.7507020111693893, 0.07861907293810633, -0.6090217605515755, -0.3695186758142927,
+            0.6248770357180585, 0.6901040927898251, -0.3992325605288122, -0.6729738432627461,
+        ]);
+        #[rustfmt::skip]
+        check(3, 5, &[
+            -0.08406535369215107, 0.32658719144482506, 0.9620953685832477, 1.0629152723498094, 1.0569518672354752,
+            0.05706301565465374, 0.12295073584571911, 0.2175785165224503, 0.1912861804049035, 0.16295592000503942,
+            0.20888773759581025, -0.16477273549161725, -0.756802499294281, -0.9282363134978424, -0.9741787685538238,
+            -0.14183212941556017, -0.056084020623858935, 0.0895408618806014, 0.1854030590418933, 0.23237730748584262,
+            -0.392274142096755, 0.04915414824851002, 0.7636876578600902, 1.0537987617045115, 1.16452755349605,
+        ]);
+    }
+
     #[test]
     fn texts_are_cut_or_followed_by_zeros() {
         let check = |to: u64, expected: &[f32]| {

@@ -59,8 +59,14 @@ impl TorchFile {
             little(path, text.trim() == "little")?;
         }
         let member = archive.find("data.pkl").unwrap_or_default();
-        let pickle =
-            Pickle::read(&mut BufReader::new(archive.stream(member)?)).map_err(|error| explained(path, error))?;
+        let pickle = {
+            let mut stream = BufReader::new(archive.stream(member)?);
+            let pickle = Pickle::read(&mut stream).map_err(|error| explained(path, error))?;
+            // At its end the checksum is compared.
+            let rest = std::io::copy(&mut stream, &mut std::io::sink());
+            rest.map_err(|error| explained(path, PickleError::Io(error)))?;
+            pickle
+        };
         let member_of = |storage: &Storage| archive.find(&format!("data/{}", storage.key));
         let members: Vec<Option<usize>> = pickle.storages.iter().map(member_of).collect();
         for (storage, member) in pickle.storages.iter().zip(&members) {
@@ -100,6 +106,11 @@ impl TorchFile {
         let (tensors, notes) = named(path, &pickle)?;
         let kept = Kept::File(stream.into_inner(), places);
         Ok(TorchFile { path: path.to_path_buf(), kept, storages: pickle.storages, tensors, notes })
+    }
+
+    /// Whether `torch.jit.save` wrote it: beside the pickle of the modules it has one of constants.
+    pub(super) fn is_script(&self) -> bool {
+        matches!(&self.kept, Kept::Archive(archive, _) if archive.find("constants.pkl").is_some())
     }
 
     /// Where it lies.

@@ -19,6 +19,9 @@ mod bisect;
 mod data;
 mod devices;
 mod eval;
+#[cfg(feature = "compile")]
+mod graphs;
+mod import;
 mod model;
 mod pack;
 mod profile;
@@ -55,6 +58,7 @@ enum Command {
     Bisect(bisect::Args),
     Data(data::Args),
     Pack(pack::Args),
+    Import(import::Args),
     Devices(devices::Args),
 }
 
@@ -73,6 +77,7 @@ fn main() -> ExitCode {
         Command::Bisect(args) => bisect::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Pack(args) => pack::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Devices(args) => devices::run(&args),
     };
     match done {
