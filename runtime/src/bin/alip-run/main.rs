@@ -21,6 +21,9 @@ mod data;
 mod devices;
 mod embed;
 mod eval;
+#[cfg(feature = "compile")]
+mod graphs;
+mod import;
 mod model;
 mod on_the_way;
 mod open;
@@ -65,6 +68,7 @@ enum Command {
     Bisect(bisect::Args),
     Data(data::Args),
     Pack(pack::Args),
+    Import(import::Args),
     Devices(devices::Args),
 }
 
@@ -87,6 +91,7 @@ fn main() -> ExitCode {
         Command::Bisect(args) => bisect::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Pack(args) => pack::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Devices(args) => devices::run(&args),
     };
     match done {
