@@ -31,6 +31,7 @@ mod report;
 mod search;
 mod sheet;
 mod stop;
+mod suite;
 mod train;
 mod weigh;
 

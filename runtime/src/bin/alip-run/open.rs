@@ -40,12 +40,12 @@ pub(crate) struct ModelOption {
 pub(crate) struct WeightsArgs {
     /// A checkpoint of the run other than its newest
     #[arg(long, value_name = "FILE")]
-    checkpoint: Option<PathBuf>,
+    pub(crate) checkpoint: Option<PathBuf>,
     /// Use the average of the weights that the run keeps (`ema`)
     #[arg(long)]
     pub(crate) average: bool,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub(crate) device: DeviceArgs,
 }
 
 /// A model, ready to embed.
@@ -53,6 +53,8 @@ pub(crate) struct Opened {
     pub(crate) session: Session,
     /// Name of the graph.
     pub(crate) name: String,
+    /// Steps that it was trained.
+    pub(crate) step: u64,
     /// What tells its weights from others.
     pub(crate) content: String,
     /// What cosines are multiplied with in its loss, exp(logit_scale), where it has such a parameter.
@@ -110,6 +112,7 @@ impl WeightsArgs {
         let preparation = Preparation::of(&name, &programs, pipeline.as_ref())?;
         Ok(Opened {
             name,
+            step: found.header.step,
             content: if self.average { format!("{} average", found.content) } else { found.content },
             scale: scale(&mut TensorFile::open(&found.path)?)?,
             pipeline,

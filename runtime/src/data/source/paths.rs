@@ -156,7 +156,7 @@ fn count(first: &str, last: &str) -> Option<Vec<String>> {
 }
 
 /// Fills the buffer from a place in a file, whoever else reads it.
-pub(in crate::data) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+pub(crate) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     #[cfg(unix)]
     {
         std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
