@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{fine, refused, specs, weights};
+use common::{fine, photos, refused, specs, weights};
 
 /// A variant of `small` that is measured on the way.
 fn measured(folder: &Path, name: &str, evaluate: &str) {
@@ -86,6 +86,34 @@ fn a_run_that_goes_on_is_measured_at_the_same_steps() {
     let last = |run: &str| evaluations(&at.join(run)).pop().unwrap();
     assert_eq!(last("whole"), last("parts"));
     assert_eq!(weights(&at.join("whole")), weights(&at.join("parts")));
+}
+
+#[test]
+fn a_suite_is_measured_on_the_way() {
+    let folder = specs();
+    let at = folder.path();
+    photos(&at.join("photos"), |n| format!("shape {n}"));
+    for (image, class) in [(0, "red"), (1, "red"), (2, "blue"), (3, "blue"), (4, "blue")] {
+        fs::create_dir_all(at.join("sets/colours").join(class)).unwrap();
+        fs::copy(at.join(format!("photos/{image}.png")), at.join(format!("sets/colours/{class}/{image}.png"))).unwrap();
+    }
+    let suite = r#"Suite(name: "mine", sets: [(name: "colours", metric: Top1, data: [Folders(path: "colours")])])"#;
+    fs::write(at.join("mine.ron"), suite).unwrap();
+    measured(at, "on_sets", r#"every: "2 steps", suite: "mine.ron", data: "sets""#);
+    let (_, err) = fine(at, &["train", "on_sets", "--steps", "4", "--no-eval", "--out", "run"]);
+    assert!(err.contains("measured at step 2, colours top-1 "), "{err}");
+    let (out, _) = fine(at, &["eval", "run", "--suite", "mine.ron", "--data", "sets", "--json"]);
+    let found: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let last = evaluations(&at.join("run")).pop().unwrap();
+    assert_eq!(last["step"], 4);
+    assert_eq!(last["measures"]["colours top-1"], found["figures"]["colours top-1"], "{found}");
+
+    measured(at, "nowhere", r#"every: "2 steps", suite: "mine.ron""#);
+    let why = "`evaluate` of graph `nowhere` names a suite and not where its data sets lie: write `data: \"${DATA}/sets\"`";
+    refused(at, &["train", "nowhere", "--steps", "2"], why);
+    measured(at, "astray", r#"every: "2 steps", suite: "mine.ron", data: "photos""#);
+    refused(at, &["train", "astray", "--steps", "2"], "photos");
+    assert!(!at.join("runs").exists());
 }
 
 #[test]

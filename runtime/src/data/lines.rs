@@ -6,7 +6,7 @@ use std::path::Path;
 use super::DataError;
 
 /// A file of UTF-8 text, with or without a byte order mark.
-pub(super) fn read_text(path: &Path, advice: &str) -> Result<String, DataError> {
+pub(crate) fn read_text(path: &Path, advice: &str) -> Result<String, DataError> {
     let bytes = fs::read(path).map_err(|error| DataError::file(path, error, advice))?;
     let text = after_mark(path, &bytes)?;
     String::from_utf8(text.to_vec()).map_err(|error| {

@@ -35,6 +35,7 @@ mod work;
 
 pub use decode::{DecodeLimits, decode_rgb, upright_size};
 pub use error::{DataError, SampleError};
+pub(crate) use lines::read_text;
 pub use loader::{Batch, Loader, LoaderOptions, Passes};
 pub use mixture::{Mixture, Part};
 pub use order::Order;
@@ -42,8 +43,9 @@ pub use pack::{PackTo, Packed, Packing, pack};
 pub use resize::resize;
 pub use skips::{Skipped, Skips};
 pub(crate) use source::folder::read_image;
-pub use source::paths::{all_folders, all_in, in_folder};
-pub(crate) use source::paths::{literal, pattern_from};
+pub(crate) use source::hash_sizes;
+pub use source::paths::{all_folders, all_in, expand, in_folder};
+pub(crate) use source::paths::{literal, pattern_from, read_at};
 pub use source::{
     Field, FilesSource, FolderSource, ListHash, MixSource, RawSample, RecordioSource, RgbImage, SampleSource, Sequence,
     ShardError, ShardReader, TableSource, Texts, WebdatasetOptions, WebdatasetSource, open_source, shapes,

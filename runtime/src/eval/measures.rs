@@ -1,7 +1,8 @@
 //! Measures of a trained model: retrieval, zero-shot classification, and how well a score tells two groups apart.
 //!
-//! Pure functions of embeddings; nothing here knows a model, a data set or a device. Scores are computed for a bounded block
-//! of queries at a time, in parallel, so memory does not grow with the product of images and texts.
+//! Pure functions of embeddings; nothing here knows a model, a data set or a device. Scores are computed in f64, for a bounded
+//! block of queries at a time, in parallel, so memory does not grow with the product of images and texts. Items that are equal bit by
+//! bit score alike.
 //!
 //! Ties are settled against the model where it retrieves (a foreign item that scores as high as the right one counts as
 //! ahead of it, so a model that has collapsed to one point finds nothing), and by the lowest number where it must choose (the
@@ -90,39 +91,70 @@ impl<'a> Rows<'a> {
         self.data.len() / self.dim
     }
 
+    /// Number of columns.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// All of it, row by row.
+    pub(super) fn data(&self) -> &'a [f32] {
+        self.data
+    }
+
     /// A row; empty beyond the last.
     pub fn row(&self, index: usize) -> &'a [f32] {
         self.data.get(index * self.dim..(index + 1) * self.dim).unwrap_or(&[])
     }
 }
 
-/// Numbers in one block of scores: 4 MiB of f32, about what a core's caches hold.
+/// Numbers in one block of scores: 8 MiB, about what the caches of a few cores hold.
 const BLOCK_SCORES: usize = 1 << 20;
 
-/// Calls `visit(query, scores of all items)` for every query, in parallel by blocks; results are in the order of queries.
-fn for_each_query<R: Send>(
-    queries: Rows<'_>,
-    items: Rows<'_>,
-    visit: impl Fn(usize, &[f32]) -> R + Sync,
-) -> Result<Vec<R>, MeasuresError> {
-    if queries.dim != items.dim {
-        return Err(MeasuresError::Dim { what: "texts or classes", found: items.dim, expected: queries.dim });
-    }
-    let count = items.count();
-    let per_block = (BLOCK_SCORES / count.max(1)).clamp(1, 256);
-    let blocks = queries.data.par_chunks(per_block * queries.dim).enumerate().map(|(block, rows)| {
-        let scores = products(rows, items.data, queries.dim);
-        let first = block * per_block;
-        let visited = scores.chunks_exact(count.max(1)).enumerate().map(|(row, scores)| visit(first + row, scores));
-        visited.collect::<Vec<R>>()
-    });
-    Ok(blocks.collect::<Vec<_>>().into_iter().flatten().collect())
+/// Items to be found by queries, in f64.
+struct Items {
+    data: Vec<f64>,
+    dim: usize,
 }
 
-/// The products of all rows of `left` with all rows of `right`, [left rows, right rows], on the calling thread.
-fn products(left: &[f32], right: &[f32], dim: usize) -> Vec<f32> {
+impl Items {
+    fn new(rows: Rows<'_>) -> Items {
+        Items { data: wide(rows.data), dim: rows.dim }
+    }
+
+    fn count(&self) -> usize {
+        self.data.len() / self.dim
+    }
+
+    /// Calls `visit(query, scores of all items)` for every query, in parallel by blocks; results are in the order of queries.
+    fn for_each_query<R: Send>(
+        &self,
+        queries: Rows<'_>,
+        visit: impl Fn(usize, &[f64]) -> R + Sync,
+    ) -> Result<Vec<R>, MeasuresError> {
+        if queries.dim != self.dim {
+            return Err(MeasuresError::Dim { what: "texts or classes", found: self.dim, expected: queries.dim });
+        }
+        let count = self.count();
+        let per_block = (BLOCK_SCORES / count.max(1)).clamp(1, 256);
+        let blocks = queries.data.par_chunks(per_block * queries.dim).enumerate().map(|(block, rows)| {
+            let scores = self.scores(rows);
+            let first = block * per_block;
+            let visited = scores.chunks_exact(count.max(1)).enumerate().map(|(row, scores)| visit(first + row, scores));
+            visited.collect::<Vec<R>>()
+        });
+        Ok(blocks.collect::<Vec<_>>().into_iter().flatten().collect())
+    }
+
+    /// The inner products of all rows of `queries` with all items, [queries, items], on the calling thread.
+    fn scores(&self, queries: &[f32]) -> Vec<f64> {
+        products(&wide(queries), &self.data, self.dim)
+    }
+}
+
+/// The inner products of all rows of `left` with all rows of `right`, [left rows, right rows], on the calling thread.
+pub(super) fn products(left: &[f64], right: &[f64], dim: usize) -> Vec<f64> {
     let (rows, columns) = (left.len() / dim, right.len() / dim);
-    let mut out = vec![0f32; rows * columns];
+    let mut out = vec![0f64; rows * columns];
     // SAFETY: `out` holds rows * columns numbers, `left` rows * dim and `right` columns * dim, all addressed with their
     // row-major strides within bounds; `out` aliases neither, and is not read.
     unsafe {
@@ -151,6 +183,10 @@ fn products(left: &[f32], right: &[f32], dim: usize) -> Vec<f32> {
     out
 }
 
+pub(super) fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&value| f64::from(value)).collect()
+}
+
 /// The share of queries that find a right item among the first `k`, and the share that random order would give.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Recall {
@@ -175,37 +211,68 @@ pub struct Retrieval {
     pub texts: usize,
 }
 
-/// Recall at each of `ks`. Text `t` belongs to image `owner[t]`; an image may have any number of texts. Embeddings are
-/// compared by inner product: make them unit vectors for cosines.
+/// How far the right items are from being found: of every query, how many foreign items are not worse than the best of the right
+/// ones. 0 means that a right item comes first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ranks {
+    /// Of every image among the texts; an image without a text has none.
+    pub image_to_text: Vec<Option<usize>>,
+    /// Of every text among the images.
+    pub text_to_image: Vec<usize>,
+    /// How many texts each image has.
+    own: Vec<usize>,
+}
+
+impl Ranks {
+    /// Text `t` belongs to image `owner[t]`; an image may have any number of texts. Embeddings are compared by inner product: make
+    /// them unit vectors for cosines.
+    ///
+    /// # Errors
+    /// When columns or counts do not fit, or an owner does not exist.
+    pub fn new(images: Rows<'_>, texts: Rows<'_>, owner: &[usize]) -> Result<Ranks, MeasuresError> {
+        if owner.len() != texts.count() {
+            return Err(MeasuresError::Count { what: "owners of texts", found: owner.len(), expected: texts.count() });
+        }
+        let mut own_texts = vec![Vec::new(); images.count()];
+        for (text, &image) in owner.iter().enumerate() {
+            let count = images.count();
+            own_texts.get_mut(image).ok_or(MeasuresError::Index { what: "image", found: image, count })?.push(text);
+        }
+        let image_to_text = Items::new(texts).for_each_query(images, |image, scores| {
+            let own = &own_texts[image];
+            (!own.is_empty()).then(|| rank(scores, own))
+        })?;
+        let text_to_image =
+            Items::new(images).for_each_query(texts, |text, scores| rank(scores, &owner[text..=text]))?;
+        Ok(Ranks { image_to_text, text_to_image, own: own_texts.iter().map(Vec::len).collect() })
+    }
+
+    /// Recall at each of `ks`.
+    pub fn recall(&self, ks: &[usize]) -> Retrieval {
+        let (images, texts) = (self.image_to_text.len(), self.text_to_image.len());
+        let of_images: Vec<(usize, usize)> =
+            self.image_to_text.iter().zip(&self.own).filter_map(|(rank, &own)| Some(((*rank)?, own))).collect();
+        let of_texts: Vec<(usize, usize)> = self.text_to_image.iter().map(|&rank| (rank, 1)).collect();
+        Retrieval {
+            image_to_text: ks.iter().map(|&k| recall(k, &of_images, texts)).collect(),
+            text_to_image: ks.iter().map(|&k| recall(k, &of_texts, images)).collect(),
+            images: of_images.len(),
+            texts,
+        }
+    }
+}
+
+/// Recall at each of `ks`, as [`Ranks::new`] and [`Ranks::recall`].
 ///
 /// # Errors
-/// When columns or counts do not fit, or an owner does not exist.
+/// As [`Ranks::new`].
 pub fn retrieval(images: Rows<'_>, texts: Rows<'_>, owner: &[usize], ks: &[usize]) -> Result<Retrieval, MeasuresError> {
-    if owner.len() != texts.count() {
-        return Err(MeasuresError::Count { what: "owners of texts", found: owner.len(), expected: texts.count() });
-    }
-    let mut own_texts = vec![Vec::new(); images.count()];
-    for (text, &image) in owner.iter().enumerate() {
-        let count = images.count();
-        own_texts.get_mut(image).ok_or(MeasuresError::Index { what: "image", found: image, count })?.push(text);
-    }
-    let text_ranks = for_each_query(images, texts, |image, scores| {
-        let own = &own_texts[image];
-        (!own.is_empty()).then(|| (rank(scores, own), own.len()))
-    })?;
-    let image_ranks = for_each_query(texts, images, |text, scores| (rank(scores, &owner[text..=text]), 1))?;
-    let text_ranks: Vec<_> = text_ranks.into_iter().flatten().collect();
-    Ok(Retrieval {
-        image_to_text: ks.iter().map(|&k| recall(k, &text_ranks, texts.count())).collect(),
-        text_to_image: ks.iter().map(|&k| recall(k, &image_ranks, images.count())).collect(),
-        images: text_ranks.len(),
-        texts: image_ranks.len(),
-    })
+    Ok(Ranks::new(images, texts, owner)?.recall(ks))
 }
 
 /// How many foreign items are not worse than the best of the right ones.
-fn rank(scores: &[f32], right: &[usize]) -> usize {
-    let best = right.iter().map(|&item| scores[item]).fold(f32::NEG_INFINITY, f32::max);
+fn rank(scores: &[f64], right: &[usize]) -> usize {
+    let best = right.iter().map(|&item| scores[item]).fold(f64::NEG_INFINITY, f64::max);
     let not_worse = scores.iter().filter(|&&score| score >= best).count();
     not_worse - right.iter().filter(|&&item| scores[item] >= best).count()
 }
@@ -235,19 +302,33 @@ pub fn nearest(query: &[f32], items: Rows<'_>, k: usize) -> Result<Vec<(usize, f
     if query.len() != items.dim {
         return Err(MeasuresError::Dim { what: "the query", found: query.len(), expected: items.dim });
     }
-    let mut scored: Vec<(usize, f32)> = products(query, items.data, items.dim).into_iter().enumerate().collect();
+    let mut scored: Vec<(usize, f64)> = Items::new(items).scores(query).into_iter().enumerate().collect();
     scored.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    scored.truncate(k);
-    Ok(scored)
+    Ok(scored.into_iter().take(k).map(|(item, score)| (item, score as f32)).collect())
 }
 
-/// Class embeddings [classes, dim]: the mean over a class's prompts of their unit embeddings, made unit again (Radford et
+/// Embeddings of classes, in f64.
+pub struct Classes(Items);
+
+impl Classes {
+    /// How many they are.
+    pub fn count(&self) -> usize {
+        self.0.count()
+    }
+
+    /// The inner products of an embedding with all of them; it has as many numbers as they have.
+    pub fn products(&self, image: &[f32]) -> Vec<f64> {
+        self.0.scores(image)
+    }
+}
+
+/// Embeddings of classes: the mean over a class's prompts of their unit embeddings, made unit again (Radford et
 /// al., *Learning transferable visual models from natural language supervision*, section 3.1.4). `class_of[p]` is the class
 /// of prompt `p`; a class without prompts gets zeros.
 ///
 /// # Errors
 /// When counts do not fit or a class does not exist.
-pub fn class_embeddings(prompts: Rows<'_>, class_of: &[usize], classes: usize) -> Result<Vec<f32>, MeasuresError> {
+pub fn class_embeddings(prompts: Rows<'_>, class_of: &[usize], classes: usize) -> Result<Classes, MeasuresError> {
     if class_of.len() != prompts.count() {
         let found = class_of.len();
         return Err(MeasuresError::Count { what: "classes of prompts", found, expected: prompts.count() });
@@ -263,9 +344,9 @@ pub fn class_embeddings(prompts: Rows<'_>, class_of: &[usize], classes: usize) -
     // The mean differs from the sum by a factor, which the norm takes away.
     let unit = |sum: &[f64]| {
         let norm = norm(sum.iter().copied());
-        sum.iter().map(|&value| (value / norm) as f32).collect::<Vec<_>>()
+        sum.iter().map(|&value| value / norm).collect::<Vec<_>>()
     };
-    Ok(sums.chunks_exact(prompts.dim).flat_map(unit).collect())
+    Ok(Classes(Items { data: sums.chunks_exact(prompts.dim).flat_map(unit).collect(), dim: prompts.dim }))
 }
 
 /// The Euclidean norm, kept from zero as the towers do.
@@ -288,35 +369,107 @@ pub struct ZeroShot {
     pub images: usize,
 }
 
-/// Zero-shot classification: an image belongs to the class with the highest inner product (the lowest class on ties).
+/// What becomes of the logits, which are 100 times the cosines, before classes are ranked by them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Logits {
+    /// They are taken as they are.
+    Exact,
+    /// Their fractions are cut off, as the code published with ALIP does by storing them as integers: ties decide some images.
+    Whole,
+}
+
+/// Every image among the classes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Classified {
+    /// The class of the highest logit, the lowest of them on ties.
+    pub predicted: Vec<usize>,
+    /// How many classes come before the right one, by logit and on ties by number.
+    pub rank: Vec<usize>,
+}
+
+/// Ranks the classes for every image.
 ///
 /// # Errors
 /// When columns or counts do not fit, or a label does not exist.
-pub fn zero_shot(images: Rows<'_>, classes: Rows<'_>, labels: &[usize]) -> Result<ZeroShot, MeasuresError> {
+pub fn classify(
+    images: Rows<'_>,
+    classes: &Classes,
+    labels: &[usize],
+    logits: Logits,
+) -> Result<Classified, MeasuresError> {
     let count = classes.count();
     if labels.len() != images.count() {
         return Err(MeasuresError::Count { what: "labels", found: labels.len(), expected: images.count() });
     }
-    let predicted = for_each_query(images, classes, |_, scores| {
-        let first = (0, f32::NEG_INFINITY);
-        scores.iter().copied().enumerate().fold(first, |best, next| if next.1 > best.1 { next } else { best }).0
-    })?;
-    let mut per_class = vec![(0usize, 0usize); count];
-    for (&label, &predicted) in labels.iter().zip(&predicted) {
-        let entry = per_class.get_mut(label).ok_or(MeasuresError::Index { what: "class", found: label, count })?;
-        entry.0 += usize::from(label == predicted);
-        entry.1 += 1;
+    if let Some(&found) = labels.iter().find(|&&label| label >= count) {
+        return Err(MeasuresError::Index { what: "class", found, count });
     }
-    let shares: Vec<f64> =
-        per_class.iter().filter(|c| c.1 > 0).map(|&(right, all)| right as f64 / all as f64).collect();
-    let right: usize = per_class.iter().map(|c| c.0).sum();
-    Ok(ZeroShot {
-        top1: right as f64 / labels.len().max(1) as f64,
-        mean_per_class: shares.iter().sum::<f64>() / shares.len().max(1) as f64,
-        per_class,
-        chance: 1.0 / count.max(1) as f64,
-        images: labels.len(),
-    })
+    let logit = |score: f64| match logits {
+        Logits::Exact => score,
+        Logits::Whole => (100.0 * score).trunc(),
+    };
+    let found = classes.0.for_each_query(images, |image, scores| {
+        let logits: Vec<f64> = scores.iter().map(|&score| logit(score)).collect();
+        placed(&logits, labels[image])
+    })?;
+    let (predicted, rank) = found.into_iter().unzip();
+    Ok(Classified { predicted, rank })
+}
+
+/// The class of the highest logit, and how many classes come before the right one.
+fn placed(logits: &[f64], right: usize) -> (usize, usize) {
+    let first = (0, f64::NEG_INFINITY);
+    let all = || logits.iter().copied().enumerate();
+    let predicted = all().fold(first, |best, next| if next.1 > best.1 { next } else { best }).0;
+    let own = logits[right];
+    (predicted, all().filter(|&(class, other)| other > own || (other == own && class < right)).count())
+}
+
+impl Classified {
+    /// From the logits of every image, [images, classes], and the right class of each, which is one of them.
+    pub(super) fn of_logits(logits: &[f64], labels: &[usize]) -> Classified {
+        let rows = logits.chunks_exact(logits.len() / labels.len().max(1));
+        let (predicted, rank) = rows.zip(labels).map(|(logits, &label)| placed(logits, label)).unzip();
+        Classified { predicted, rank }
+    }
+
+    /// The share of images whose class is among the first `k`.
+    pub fn top(&self, k: usize) -> f64 {
+        self.rank.iter().filter(|&&rank| rank < k).count() as f64 / self.rank.len().max(1) as f64
+    }
+
+    /// How many images of each class were taken for each: [classes, classes], a row for each right class.
+    pub fn confusion(&self, labels: &[usize], classes: usize) -> Vec<Vec<usize>> {
+        let mut table = vec![vec![0; classes]; classes];
+        labels.iter().zip(&self.predicted).for_each(|(&label, &predicted)| table[label][predicted] += 1);
+        table
+    }
+
+    /// Accuracy, by class too.
+    pub fn accuracy(&self, labels: &[usize], classes: usize) -> ZeroShot {
+        let mut per_class = vec![(0usize, 0usize); classes];
+        for (&label, &rank) in labels.iter().zip(&self.rank) {
+            per_class[label].0 += usize::from(rank == 0);
+            per_class[label].1 += 1;
+        }
+        let shares: Vec<f64> =
+            per_class.iter().filter(|c| c.1 > 0).map(|&(right, all)| right as f64 / all as f64).collect();
+        ZeroShot {
+            top1: self.top(1),
+            mean_per_class: shares.iter().sum::<f64>() / shares.len().max(1) as f64,
+            per_class,
+            chance: 1.0 / classes.max(1) as f64,
+            images: labels.len(),
+        }
+    }
+}
+
+/// Zero-shot classification: an image belongs to the class with the highest inner product (the lowest class on ties).
+///
+/// # Errors
+/// As [`classify`].
+pub fn zero_shot(images: Rows<'_>, classes: &Classes, labels: &[usize]) -> Result<ZeroShot, MeasuresError> {
+    Ok(classify(images, classes, labels, Logits::Exact)?.accuracy(labels, classes.count()))
 }
 
 /// Area under the ROC curve: the probability that a random score of `high` exceeds a random one of `low`, ties counting half
@@ -366,124 +519,4 @@ pub fn histogram(values: &[f32], low: f64, high: f64, bins: usize) -> Histogram 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn rows(data: &[f32], dim: usize) -> Rows<'_> {
-        Rows::new("embeddings", data, dim).unwrap()
-    }
-
-    /// Three images on the axes; scores of text t with image i are the entries of its row.
-    const AXES: [f32; 9] = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0];
-
-    #[test]
-    fn retrieval_by_hand() {
-        #[rustfmt::skip]
-        let texts = [
-            0.9, 0.1, 0.0, // of image 0: right
-            0.2, 0.3, 0.8, // of image 0: its image comes last
-            0.1, 0.8, 0.7, // of image 1: right
-            0.0, 0.9, 0.6, // of image 2: second
-        ];
-        let found = retrieval(rows(&AXES, 3), rows(&texts, 3), &[0, 0, 1, 2], &[1, 2, 3]).unwrap();
-        let recalls = |of: &[Recall]| of.iter().map(|r| r.recall).collect::<Vec<_>>();
-        let chances = |of: &[Recall]| of.iter().map(|r| r.chance).collect::<Vec<_>>();
-        assert_eq!(recalls(&found.text_to_image), [0.5, 0.75, 1.0]);
-        // Image 0 finds its first text; image 1 prefers the text of image 2; image 2 prefers a text of 0, then one of 1.
-        assert_eq!(recalls(&found.image_to_text), [1.0 / 3.0, 2.0 / 3.0, 1.0]);
-        let close = |a: Vec<f64>, b: [f64; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
-        assert!(close(chances(&found.text_to_image), [1.0 / 3.0, 2.0 / 3.0, 1.0]));
-        // With two of four texts: 1/2, 5/6, 1; with one: 1/4, 1/2, 3/4.
-        assert!(close(chances(&found.image_to_text), [1.0 / 3.0, 11.0 / 18.0, 5.0 / 6.0]));
-        assert_eq!((found.images, found.texts), (3, 4));
-    }
-
-    #[test]
-    fn a_collapsed_model_retrieves_nothing() {
-        let same = [0.6, 0.8].repeat(50);
-        let owner: Vec<usize> = (0..50).collect();
-        let found = retrieval(rows(&same, 2), rows(&same, 2), &owner, &[1, 10]).unwrap();
-        assert!(found.image_to_text.iter().chain(&found.text_to_image).all(|r| r.recall == 0.0), "{found:?}");
-    }
-
-    #[test]
-    fn blocks_and_queries_do_not_matter() {
-        // 700 images and 1400 texts take several blocks; text t is its image plus a little of the next axis.
-        let dim = 700;
-        let axis = |at: usize| (0..dim).map(move |d| f32::from(u8::from(d == at)));
-        let images: Vec<f32> = (0..dim).flat_map(axis).collect();
-        let texts: Vec<f32> =
-            (0..2 * dim).flat_map(|t| axis(t / 2).zip(axis((t + 1) % dim)).map(|(a, b)| a + 0.5 * b)).collect();
-        let owner: Vec<usize> = (0..2 * dim).map(|t| t / 2).collect();
-        let found = retrieval(rows(&images, dim), rows(&texts, dim), &owner, &[1]).unwrap();
-        assert_eq!((found.image_to_text[0].recall, found.text_to_image[0].recall), (1.0, 1.0));
-        let wrong: Vec<usize> = (0..2 * dim).map(|t| (t / 2 + 350) % dim).collect();
-        let found = retrieval(rows(&images, dim), rows(&texts, dim), &wrong, &[1]).unwrap();
-        assert_eq!((found.image_to_text[0].recall, found.text_to_image[0].recall), (0.0, 0.0));
-    }
-
-    #[test]
-    fn images_without_texts_are_left_out() {
-        let found = retrieval(rows(&AXES, 3), rows(&AXES[..3], 3), &[0], &[1]).unwrap();
-        assert_eq!((found.images, found.texts, found.image_to_text[0].recall), (1, 1, 1.0));
-    }
-
-    #[test]
-    fn nearest_items_come_best_first_and_ties_by_index() {
-        let items = [0.5, 0.0, 1.0, 0.0, 0.5, 0.0, 0.0, 1.0];
-        let found = nearest(&[1.0, 0.0], rows(&items, 2), 3).unwrap();
-        assert_eq!(found, [(1, 1.0), (0, 0.5), (2, 0.5)]);
-    }
-
-    #[test]
-    fn zero_shot_by_hand() {
-        // Class 0 from two prompts of different lengths, which count alike; class 1 from one.
-        let prompts = [3.0, 0.0, 0.0, 0.5, -2.0, 0.0];
-        let classes = class_embeddings(rows(&prompts, 2), &[0, 0, 1], 2).unwrap();
-        let half = std::f32::consts::FRAC_1_SQRT_2;
-        assert!(classes.iter().zip([half, half, -1.0, 0.0]).all(|(a, b)| (a - b).abs() < 1e-6), "{classes:?}");
-        let images = [1.0, 0.0, 0.0, 1.0, -1.0, 0.1, 0.5, 0.0];
-        let found = zero_shot(rows(&images, 2), rows(&classes, 2), &[0, 0, 0, 1]).unwrap();
-        assert_eq!(found.per_class, [(2, 3), (0, 1)]);
-        assert_eq!((found.top1, found.mean_per_class, found.chance), (0.5, 1.0 / 3.0, 0.5));
-    }
-
-    #[test]
-    fn auc_by_hand() {
-        assert_eq!(auc(&[0.9, 0.8], &[0.1, 0.2]), Some(1.0));
-        assert_eq!(auc(&[0.1], &[0.9]), Some(0.0));
-        assert_eq!(auc(&[1.0, 1.0], &[1.0]), Some(0.5));
-        // Pairs: 3 > 1, 3 > 2, 2 > 1, 2 = 2: 3.5 of 4.
-        assert_eq!(auc(&[3.0, 2.0], &[1.0, 2.0]), Some(0.875));
-        assert_eq!(auc(&[0.0], &[-0.0]), Some(0.5));
-        assert_eq!(auc(&[], &[1.0]), None);
-        assert_eq!(auc(&[f32::NAN], &[1.0]), None);
-    }
-
-    #[test]
-    fn histograms_count_every_value() {
-        let found = histogram(&[0.0, 0.24, 0.25, 0.99, 1.0, 7.0, -3.0, f32::NAN], 0.0, 1.0, 4);
-        assert_eq!((found.counts, found.nan), (vec![3, 1, 0, 3], 1));
-    }
-
-    #[test]
-    fn mistakes_are_errors_that_say_what_is_wrong() {
-        let check = |result: Result<(), MeasuresError>, message: &str| {
-            assert_eq!(result.unwrap_err().to_string(), message);
-        };
-        let axes = rows(&AXES, 3);
-        check(Rows::new("images", &[0.0; 5], 2).map(drop), "images: 5 numbers are no rows of 2");
-        check(
-            Rows::new("images", &[0.0, 1.0, f32::NAN, 0.0], 2).map(drop),
-            "images: row 1 holds a number that is not finite; the model has diverged, lower the learning rate",
-        );
-        check(
-            retrieval(axes, rows(&[0.0; 6], 2), &[0, 1, 2], &[1]).map(drop),
-            "texts or classes have 2 columns where 3 are needed: both towers must embed into the same space",
-        );
-        check(retrieval(axes, axes, &[0, 1], &[1]).map(drop), "owners of texts: 2 where 3 are needed");
-        check(retrieval(axes, axes, &[0, 1, 3], &[1]).map(drop), "image 3 does not exist, there are 3");
-        check(class_embeddings(axes, &[0, 1, 9], 2).map(drop), "class 9 does not exist, there are 2");
-        check(zero_shot(axes, axes, &[0, 1]).map(drop), "labels: 2 where 3 are needed");
-    }
-}
+mod tests;

@@ -228,10 +228,9 @@ fn zero_shot(
     let texts = encoder.texts(tokenizer, &texts, &how.reading())?;
     let prompts = Rows::new("prompt embeddings", &texts, dim)?;
     let classes = measures::class_embeddings(prompts, &class_of, Kind::COUNT)?;
-    let classes = Rows::new("class embeddings", &classes, dim)?;
     let images = Rows::new("image embeddings", &embedded.images, dim)?;
     let labels: Vec<usize> = embedded.labels.get("class").into_iter().flatten().map(|&class| class as usize).collect();
-    Ok(measures::zero_shot(images, classes, &labels)?)
+    Ok(measures::zero_shot(images, &classes, &labels)?)
 }
 
 /// A few samples with what the model finds for them.

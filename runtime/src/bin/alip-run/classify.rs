@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let scale = opened.scale.unwrap_or(CLIP_SCALE);
     for (index, name) in found.names.iter().enumerate() {
         let mut shares: Vec<(&str, f64)> =
-            labels.iter().copied().zip(probabilities(images.row(index), &classes, scale)).collect();
+            labels.iter().copied().zip(probabilities(&classes.products(images.row(index)), scale)).collect();
         shares.sort_by(|a, b| b.1.total_cmp(&a.1));
         match args.json {
             true => {
@@ -83,10 +83,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     Ok(if skipped == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The softmax of an image's cosines with the classes \[classes, D\], times `scale`.
-fn probabilities(image: &[f32], classes: &[f32], scale: f64) -> Vec<f64> {
-    let cosine = |class: &[f32]| image.iter().zip(class).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    let logits: Vec<f64> = classes.chunks_exact(image.len().max(1)).map(|class| scale * cosine(class)).collect();
+/// The softmax of an image's cosines with the classes, times `scale`.
+fn probabilities(cosines: &[f64], scale: f64) -> Vec<f64> {
+    let logits: Vec<f64> = cosines.iter().map(|cosine| scale * cosine).collect();
     let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let exps: Vec<f64> = logits.iter().map(|logit| (logit - largest).exp()).collect();
     let sum: f64 = exps.iter().sum();
@@ -99,7 +98,7 @@ mod tests {
 
     #[test]
     fn probabilities_by_hand() {
-        let found = probabilities(&[1.0, 0.0], &[1.0, 0.0, 0.0, 1.0, 0.5, 0.5], 2.0);
+        let found = probabilities(&[1.0, 0.0, 0.5], 2.0);
         let exps = [2f64.exp(), 1.0, 1f64.exp()];
         let sum: f64 = exps.iter().sum();
         assert!(found.iter().zip(exps).all(|(found, exp)| (found - exp / sum).abs() < 1e-12), "{found:?}");

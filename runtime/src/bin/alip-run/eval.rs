@@ -12,42 +12,60 @@ use alip_runtime::train::measure::{MeasureError, Measuring, measure, use_average
 use alip_runtime::train::report::{self, Measure, Unit};
 use alip_runtime::train::summary::{Measured, Shown, report, report_name};
 
-use crate::model::{BadArgs, DeviceArgs, moved, session_on};
+use crate::model::{BadArgs, moved, session_on};
+use crate::open::WeightsArgs;
 use crate::stop::Stop;
-use crate::{Failure, Outcome};
+use crate::{Failure, Outcome, suite};
 
 /// Measure the model of a run on held-out data
 ///
 /// Retrieval between images and captions, zero-shot classification where the data have classes, and how well the sample
 /// weight tells right raw texts from wrong ones. Writes results.json and report.html into the run's directory; nothing else
 /// there changes, so a run can be measured while it is trained.
+///
+/// With --suite the model is measured on the data sets of a suite instead, as the papers do, and shown beside published figures;
+/// writes suite-NAME.json and suite-NAME.html.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  alip-run eval runs/alip_shapes\n  alip-run eval runs/alip_shapes --json")]
+#[command(
+    after_help = "Example:\n  alip-run eval runs/alip_shapes\n  alip-run eval runs/alip_shapes --json\n  alip-run eval runs/alip_b32 --suite alip_table --data /data/clip_benchmark --features features"
+)]
 pub(crate) struct Args {
-    /// The run's directory
-    run: PathBuf,
+    /// The run's directory, or with --suite and --weights a graph spec
+    #[arg(value_name = "RUN|SPEC")]
+    pub(crate) run: PathBuf,
     #[command(flatten)]
-    device: DeviceArgs,
-    /// A checkpoint of the run other than its newest
-    #[arg(long, value_name = "FILE")]
-    checkpoint: Option<PathBuf>,
-    /// Where the images lie now; how they are prepared is the run's own business
+    pub(crate) weights: WeightsArgs,
+    /// Where the images lie now; how they are prepared is the run's own business. With --suite, the folder that its data sets lie in
     #[arg(long, value_name = "PATH")]
-    data: Option<String>,
-    /// Measure the average of the weights that the run keeps (`ema`)
-    #[arg(long)]
-    average: bool,
+    pub(crate) data: Option<String>,
+    /// Measure on the data sets of a suite: one that is shipped (`alip_table`), or a RON file
+    #[arg(long, value_name = "NAME|FILE")]
+    suite: Option<String>,
+    /// Keep the embeddings of a suite's data sets in a folder, and use those that are there
+    #[arg(long, value_name = "DIR", requires = "suite")]
+    pub(crate) features: Option<PathBuf>,
+    /// Rank classes by logits without their fractions, as the code published with ALIP does; for comparison only
+    #[arg(long, requires = "suite")]
+    pub(crate) published_rounding: bool,
     #[command(flatten)]
-    bad: BadArgs,
-    /// Where results and report go; the run's directory unless given
+    pub(crate) bad: BadArgs,
+    /// Where results and report go; the run's directory unless given, or this one for a spec
     #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
     /// Print the results as one JSON object
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
+    if let Some(suite) = &args.suite {
+        return suite::run(args, suite);
+    }
+    let WeightsArgs { weights, checkpoint, average, device, .. } = &args.weights;
+    if weights.is_some() {
+        let why = "weights of a file have no held-out data of their own: name the data sets with --suite";
+        return Err(Failure::message(why));
+    }
     let stop = Stop::listen("stopping")?;
     let run = RunDir::open(&args.run)?;
     let info = run.info();
@@ -58,17 +76,17 @@ pub(crate) fn run(args: &Args) -> Outcome {
         pipeline = moved(pipeline, folder).map_err(|why| Failure::message(format!("graph `{}`: {why}", info.spec)))?;
     }
     let none = || Failure::message(format!("{} holds no checkpoint yet; train it first", args.run.display()));
-    if run.checkpoints().is_empty() && args.checkpoint.is_none() {
+    if run.checkpoints().is_empty() && checkpoint.is_none() {
         return Err(none());
     }
-    let device = args.device.open_as(Some(&info.device))?;
+    let device = device.open_as(Some(&info.device))?;
     let mut session = session_on(&run, device.as_ref())?;
-    let header = match &args.checkpoint {
+    let header = match checkpoint {
         Some(path) => run.restore_from(path, &mut session)?,
         // Somebody may have taken the last one away meanwhile, and weights that nobody trained are nothing to measure.
         None => run.restore(&mut session)?.ok_or_else(none)?,
     };
-    if args.average {
+    if *average {
         use_average(&mut session)?;
     }
     let vocabularies = run.vocabularies()?;
@@ -78,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         workers: std::thread::available_parallelism().map_or(1, usize::from),
         max_bad: args.bad.max_bad,
         step: header.step,
-        average: args.average,
+        average: *average,
         out: args.out.as_deref().unwrap_or(run.root()),
         json: args.json,
     };

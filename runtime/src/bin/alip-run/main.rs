@@ -35,6 +35,7 @@ mod report;
 mod search;
 mod sheet;
 mod stop;
+mod suite;
 mod train;
 mod weigh;
 

@@ -40,18 +40,18 @@ pub(crate) struct ModelOption {
 pub(crate) struct WeightsArgs {
     /// Weights for a graph spec: what `alip-run import` wrote, or any file that it reads
     #[arg(long, value_name = "FILE", conflicts_with_all = ["checkpoint", "average"])]
-    weights: Option<PathBuf>,
+    pub(crate) weights: Option<PathBuf>,
     /// Change one thing of the graph spec
     #[arg(long, value_name = "KEY=VALUE", requires = "weights")]
     set: Vec<String>,
     /// A checkpoint of the run other than its newest
     #[arg(long, value_name = "FILE")]
-    checkpoint: Option<PathBuf>,
+    pub(crate) checkpoint: Option<PathBuf>,
     /// Use the average of the weights that the run keeps (`ema`)
     #[arg(long)]
     pub(crate) average: bool,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub(crate) device: DeviceArgs,
 }
 
 /// A model, ready to embed.
@@ -223,6 +223,10 @@ impl Opened {
 
     /// Embeds texts, with a bar.
     pub(crate) fn texts(&mut self, texts: &[String], work: &Work<'_>) -> Outcome<Vec<f32>> {
+        if texts.is_empty() {
+            // A model may read texts by words that nobody has here.
+            return Ok(Vec::new());
+        }
         let tokenizer = self.tokenizer()?;
         let Opened { session, vocabularies, .. } = self;
         let of = texts.len() as u64;

@@ -20,7 +20,7 @@ use indicatif::HumanBytes;
 use crate::model::{
     BadArgs, CompileArgs, DeviceArgs, Prepared, bounded, files_now, is_data, moved, order_of, session_on,
 };
-use crate::on_the_way::Way;
+use crate::on_the_way::{Data, Way};
 use crate::progress::{Progress, duration};
 use crate::stop::Stop;
 use crate::{Failure, Outcome, eval};
@@ -119,8 +119,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let mut progress = Progress::new(first, info.steps, &loss);
     let cadence =
         Cadence { steps: args.checkpoint_every, time: Duration::from_secs_f64(args.checkpoint_minutes * 60.0) };
-    let (plan, limits) = (session.plan().clone(), (workers, args.bad.max_bad));
-    let way = Way::of(&plan, (pipeline, vocabularies), loader.epoch_len(), limits, stop.flag())?;
+    let data = Data { pipeline, vocabularies, workers, max_bad: args.bad.max_bad, stop: stop.flag() };
+    let way = Way::of(&session.plan().clone(), data, loader.epoch_len())?;
     let mut measure = |session: &mut Session, step| match &way {
         Some(way) => way.measure(session, step),
         None => Ok(Vec::new()),
@@ -213,8 +213,9 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
     let position = begin(&mut session, info.seed, info.steps)?;
     let loader = load(args, workers, (&pipeline, source, &vocabularies), &info, position)?;
     // Before there is a directory: that it cannot be measured on the way as the spec asks is the spec's fault.
-    let limits = (workers, args.bad.max_bad);
-    Way::of(session.plan(), (&pipeline, &vocabularies), loader.epoch_len(), limits, &AtomicBool::new(false))?;
+    let (max_bad, stop) = (args.bad.max_bad, &AtomicBool::new(false));
+    let data = Data { pipeline: &pipeline, vocabularies: &vocabularies, workers, max_bad, stop };
+    Way::of(session.plan(), data, loader.epoch_len())?;
     let new =
         NewRun { info: &info, plan: &session.plan().clone(), sources: sources.as_ref(), vocabularies: &vocabularies };
     let run = Writer::create(&root, &new, args.keep as usize)?;

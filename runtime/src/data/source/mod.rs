@@ -178,7 +178,7 @@ pub trait Texts: Send + Sync {
 const SIZED: u64 = 1_000;
 
 /// Adds the sizes of a thousand files, evenly over all, to a hash; one that is missing has none.
-fn hash_sizes(hash: &mut ListHash, len: u64, file: impl Fn(u64) -> Option<std::path::PathBuf>) {
+pub(crate) fn hash_sizes(hash: &mut ListHash, len: u64, file: impl Fn(u64) -> Option<std::path::PathBuf>) {
     for index in (0..len).step_by(len.div_ceil(SIZED).max(1) as usize) {
         let size = file(index).and_then(|file| Some(std::fs::metadata(file).ok()?.len()));
         hash.add(&size.unwrap_or(u64::MAX).to_le_bytes());

@@ -12,7 +12,10 @@ use crate::data::DataError;
 const MOST_FILES: usize = 1 << 20;
 
 /// A path with its environment variables replaced.
-pub(super) fn expand(path: &str) -> Result<String, DataError> {
+///
+/// # Errors
+/// A variable that is not set, or a brace that is not closed.
+pub fn expand(path: &str) -> Result<String, DataError> {
     let fail = |reason: String| DataError::file(Path::new(path), reason, "set it, or write the path itself");
     let mut out = String::new();
     let mut rest = path;
@@ -156,7 +159,7 @@ fn count(first: &str, last: &str) -> Option<Vec<String>> {
 }
 
 /// Fills the buffer from a place in a file, whoever else reads it.
-pub(in crate::data) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+pub(crate) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     #[cfg(unix)]
     {
         std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)

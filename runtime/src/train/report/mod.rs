@@ -6,6 +6,7 @@
 mod chart;
 mod page;
 pub mod sheet;
+pub mod suite;
 
 use crate::data::{DecodeLimits, Field, RgbImage, decode_rgb, resize};
 use crate::file::{FileError, write_bytes};

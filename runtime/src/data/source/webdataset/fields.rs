@@ -44,12 +44,31 @@ impl Fields {
         let image = bounded(self.image.of(files)?, MAX_IMAGE, &read)?;
         let mut fields = BTreeMap::from([("jpeg".to_string(), Field::Encoded(image))]);
         for (name, wanted) in &self.texts {
-            let file = wanted.of(files)?;
-            let text = wanted.text(&file.suffix, bounded(file, MAX_TEXT, &read)?)?;
-            fields.insert(name.clone(), Field::Text(text));
+            fields.insert(name.clone(), Field::Text(text_of(wanted, files, &read)?));
         }
         Ok(RawSample { fields, ..RawSample::default() })
     }
+
+    /// The text of this name alone.
+    pub(super) fn text(
+        &self,
+        name: &str,
+        files: &[Member],
+        read: impl Fn(&Member) -> Result<Vec<u8>, SampleError>,
+    ) -> Result<String, SampleError> {
+        let wanted = self.texts.iter().find(|(own, _)| own == name).map(|(_, wanted)| wanted);
+        text_of(wanted.ok_or_else(|| SampleError(format!("no text `{name}`")))?, files, read)
+    }
+}
+
+/// The text of the file that is wanted.
+fn text_of(
+    wanted: &Wanted,
+    files: &[Member],
+    read: impl Fn(&Member) -> Result<Vec<u8>, SampleError>,
+) -> Result<String, SampleError> {
+    let file = wanted.of(files)?;
+    wanted.text(&file.suffix, bounded(file, MAX_TEXT, read)?)
 }
 
 /// The bytes of a file, which may have so many.

@@ -17,6 +17,7 @@ mod unpack;
 mod write;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ pub(super) use self::fields::MAX_IMAGE;
 pub(super) use self::fields::{IMAGES, MAX_TEXT, Wanted};
 use self::place::Place;
 use self::sequence::Shards;
-use self::shard::Shard;
+use self::shard::{Member, Shard};
 pub(in crate::data) use self::write::{ShardWriter, member_key};
 use super::parts::Parts;
 use super::{ListHash, RawSample, SampleSource, Sequence, paths};
@@ -107,6 +108,30 @@ impl WebdatasetSource {
     }
 }
 
+impl WebdatasetSource {
+    /// A text of a sample, without its image.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub(crate) fn text(&self, index: u64, field: &str) -> Result<String, SampleError> {
+        let Storage::Anywhere(shards) = &self.storage else { return Err(in_sequence()) };
+        let (shard, at) = shards.place(index);
+        let (file, members) = shard.members(at).map_err(SampleError)?;
+        self.fields.text(field, &members, |member| read(member, &file))
+    }
+}
+
+fn in_sequence() -> SampleError {
+    SampleError("its shard is read in sequence, and has no samples by number".into())
+}
+
+/// The bytes of a file of a shard.
+fn read(member: &Member, shard: &File) -> Result<Vec<u8>, SampleError> {
+    let mut bytes = scratch::take(member.size as usize);
+    member.read(shard, &mut bytes).map_err(|error| SampleError(format!("cannot be read: {error}")))?;
+    Ok(bytes)
+}
+
 /// Shards with random access, those that are compressed unpacked. Of several that are wrong the first is named.
 fn anywhere(places: &[Place], cache: Option<&Path>) -> Result<Parts<Shard>, DataError> {
     let open = |place: &Place| {
@@ -145,16 +170,10 @@ impl SampleSource for WebdatasetSource {
     }
 
     fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
-        let Storage::Anywhere(shards) = &self.storage else {
-            return Err(SampleError("its shard is read in sequence, and has no samples by number".into()));
-        };
+        let Storage::Anywhere(shards) = &self.storage else { return Err(in_sequence()) };
         let (shard, at) = shards.place(index);
         let (file, members) = shard.members(at).map_err(SampleError)?;
-        self.fields.sample(&members, |member| {
-            let mut bytes = scratch::take(member.size as usize);
-            member.read(&file, &mut bytes).map_err(|error| SampleError(format!("cannot be read: {error}")))?;
-            Ok(bytes)
-        })
+        self.fields.sample(&members, |member| read(member, &file))
     }
 
     fn name(&self, index: u64) -> String {
