@@ -11,7 +11,7 @@ use crate::pipeline::Pipeline;
 use crate::target::Target;
 
 /// Version of the plan's byte format; a reader accepts exactly its own.
-pub const FORMAT_VERSION: u32 = 7;
+pub const FORMAT_VERSION: u32 = 8;
 
 /// First bytes of a plan file.
 const MAGIC: &[u8; 8] = b"alipplan";
@@ -275,6 +275,17 @@ pub struct TrainInfo {
     /// The spec's data pipeline: what `train` reads unless the caller names another, and how evaluation prepares
     /// images and texts.
     pub data: Option<Pipeline>,
+    /// Weights that training starts from, in this order.
+    pub start: Vec<Start>,
+}
+
+/// Weights that training starts from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// The file, as seen from the folder in which the spec was compiled.
+    pub file: String,
+    /// Which of the graph's parameters and states, `visual.*`; all if it is not said.
+    pub select: Option<String>,
 }
 
 /// What the compiler knows of the plan; printed by `alipc compile`.

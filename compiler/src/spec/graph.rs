@@ -2,7 +2,7 @@
 
 use super::ast::{
     Dim, Dtype, EmaSpec, GraphSpec, GroupSpec, InputSpec, Map, ParamSpec, PartEntry, PartSpec, Precision, ProgramSpec,
-    Removed, StateSpec, TrainSpec,
+    Removed, StartSpec, StateSpec, TrainSpec,
 };
 use super::expr::{Expr, Name, Spanned};
 use super::read::{Fields, Keys, Reader};
@@ -14,8 +14,19 @@ const GRAPH: [&str; 14] = [
     "data",
 ];
 
-const TRAIN: [&str; 10] =
-    ["loss", "optimizer", "schedule", "clip_grad_norm", "epochs", "precision", "loss_scale", "seed", "groups", "ema"];
+const TRAIN: [&str; 11] = [
+    "loss",
+    "optimizer",
+    "schedule",
+    "clip_grad_norm",
+    "epochs",
+    "precision",
+    "loss_scale",
+    "seed",
+    "groups",
+    "ema",
+    "start",
+];
 
 pub(super) const DTYPES: [(&str, Dtype); 9] = [
     ("F32", Dtype::F32),
@@ -223,6 +234,7 @@ fn train(cx: &mut Reader, node: &Node) -> Option<TrainSpec> {
         seed: fields.get("seed").and_then(|node| cx.whole(node, "seed", 0)),
         groups: fields.get("groups").map(|node| cx.list(Some(node), "groups", "(select: \"visual.*\")", group)),
         ema: fields.get("ema").and_then(|node| ema(cx, node)),
+        start: fields.get("start").map(|node| cx.list(Some(node), "start", "(file: \"clip.safetensors\")", start)),
     })
 }
 
@@ -238,6 +250,7 @@ pub(super) fn train_path(field: &str) -> &'static str {
         "loss_scale" => "train.loss_scale",
         "seed" => "train.seed",
         "groups" => "train.groups",
+        "start" => "train.start",
         _ => "train.ema",
     }
 }
@@ -260,6 +273,18 @@ fn ema(cx: &mut Reader, node: &Node) -> Option<EmaSpec> {
     let fields = cx.fields(node, "`ema`", &["decay"], "(decay: 0.999)")?;
     let decay = fields.required(cx, "decay", "0.999").and_then(|node| cx.expr(node, "decay"))?;
     Some(EmaSpec { span: fields.span, decay })
+}
+
+fn start(cx: &mut Reader, node: &Node) -> Option<StartSpec> {
+    let fields = cx.fields(
+        node,
+        "an entry of `start`",
+        &["file", "select"],
+        "(file: \"clip.safetensors\", select: \"visual.*\")",
+    )?;
+    let file = fields.required(cx, "file", "\"clip.safetensors\"").and_then(|node| cx.string(node, "file"));
+    let select = fields.get("select").and_then(|node| cx.string(node, "select"));
+    Some(StartSpec { span: fields.span, file: file?, select })
 }
 
 /// An option that failed to read is a failure; one that is absent is not.

@@ -122,6 +122,7 @@ fn remove_option(train: &mut TrainSpec, field: &str) -> bool {
         "train.loss_scale" => train.loss_scale.take().is_some(),
         "train.seed" => train.seed.take().is_some(),
         "train.groups" => train.groups.take().is_some(),
+        "train.start" => train.start.take().is_some(),
         _ => train.ema.take().is_some(),
     }
 }
@@ -150,6 +151,7 @@ fn merge_train(base: TrainSpec, variant: TrainSpec) -> TrainSpec {
         seed: variant.seed.or(base.seed),
         groups: variant.groups.or(base.groups),
         ema: variant.ema.or(base.ema),
+        start: variant.start.or(base.start),
     }
 }
 

@@ -7,6 +7,7 @@ pub mod evaluate;
 pub mod measure;
 pub mod replay;
 pub mod report;
+pub mod start;
 pub mod summary;
 mod tables;
 #[cfg(test)]

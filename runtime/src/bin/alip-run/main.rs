@@ -19,6 +19,7 @@ mod bisect;
 mod data;
 mod devices;
 mod eval;
+mod export;
 #[cfg(feature = "compile")]
 mod graphs;
 mod import;
@@ -59,6 +60,7 @@ enum Command {
     Data(data::Args),
     Pack(pack::Args),
     Import(import::Args),
+    Export(export::Args),
     Devices(devices::Args),
 }
 
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
         Command::Data(args) => data::run(&args),
         Command::Pack(args) => pack::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Devices(args) => devices::run(&args),
     };
     match done {
