@@ -262,7 +262,7 @@ impl Weights {
     pub fn shapes(&self) -> Result<Shapes, WeightsError> {
         let shape = |name: &str| self.info(name).map(|(_, shape)| shape.to_vec());
         Shapes::of(&shape).map_err(|why| {
-            let why = format!("the weights are no CLIP's, whose graph could be guessed: {why}");
+            let why = format!("the weights are no CLIP's, whose sizes could be found: {why}");
             WeightsError::Refused { path: self.path.clone(), why }
         })
     }

@@ -43,8 +43,9 @@ impl Graph {
 
     /// Modules that a program is made of, sorted; without the graph itself.
     pub(crate) fn modules(&self, program: &str) -> Vec<String> {
-        let modules: BTreeSet<String> = self.nodes(program).map(|(_, origin)| origin.module.to_string()).collect();
-        modules.into_iter().filter(|module| !module.is_empty() && module != self.name()).collect()
+        let applied = self.nodes(program).filter(|(_, origin)| !origin.path.is_empty());
+        let modules: BTreeSet<String> = applied.map(|(_, origin)| origin.module.to_string()).collect();
+        modules.into_iter().collect()
     }
 
     /// Modules applied in the mlps of a tower's blocks between their linear layers, by the program that runs the tower.
