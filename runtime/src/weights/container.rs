@@ -116,9 +116,9 @@ impl Weights {
 
     /// The map that knows most of the names; none in particular where that is less than half, or where the file is ours.
     fn recognised(&self) -> Result<NameMap, WeightsError> {
-        let text =
+        let has =
             |key: &&str| self.files.iter().any(|file| matches!(file, Source::Safe(file) if file.text(key).is_some()));
-        if OUR_KEYS.iter().any(|key| text(&key)) {
+        if OUR_KEYS.iter().any(has) {
             return Ok(NameMap::same());
         }
         let known = |map: &NameMap| map.covers(self.names());

@@ -27,13 +27,16 @@ const MAX_PARTS: usize = 1 << 18;
 /// Longest name of a tensor in bytes: what is longer is no name, and could be there a million times.
 const MAX_NAME: usize = 1024;
 
+/// Tensors with their names, in the order of a file.
+type Named = Vec<(String, Tensor)>;
+
 /// A file of PyTorch's, opened for reading.
 pub(super) struct TorchFile {
     path: PathBuf,
     kept: Kept,
     storages: Vec<Storage>,
     /// Names and tensors in the order of the file.
-    pub(super) tensors: Vec<(String, Tensor)>,
+    pub(super) tensors: Named,
     /// What was left out, or is otherwise worth saying.
     pub(super) notes: Vec<String>,
 }
@@ -237,7 +240,7 @@ fn explained(path: &Path, error: PickleError) -> WeightsError {
 }
 
 /// The tensors of a state dictionary, wherever in the pickle it is, and what is told of the rest.
-fn named(path: &Path, pickle: &Pickle) -> Result<(Vec<(String, Tensor)>, Vec<String>), WeightsError> {
+fn named(path: &Path, pickle: &Pickle) -> Result<(Named, Vec<String>), WeightsError> {
     let mut notes = Vec::new();
     let mut at = pickle.root;
     for _ in 0..MAX_DEPTH {
@@ -287,12 +290,7 @@ fn shown(pickle: &Pickle, id: Id) -> String {
     }
 }
 
-fn of_dict(
-    path: &Path,
-    pickle: &Pickle,
-    entries: &[(Id, Id)],
-    notes: &mut Vec<String>,
-) -> Result<Vec<(String, Tensor)>, WeightsError> {
+fn of_dict(path: &Path, pickle: &Pickle, entries: &[(Id, Id)], notes: &mut Vec<String>) -> Result<Named, WeightsError> {
     let (mut tensors, mut others) = (Vec::new(), Vec::new());
     for &(key, value) in entries {
         match (pickle.get(key), pickle.get(value)) {
@@ -318,7 +316,7 @@ fn of_dict(
 }
 
 /// Tensors among the attributes of a module and of those in it, by their paths.
-fn of_modules(pickle: &Pickle, root: Id) -> Vec<(String, Tensor)> {
+fn of_modules(pickle: &Pickle, root: Id) -> Named {
     let mut tensors = Vec::new();
     let mut open = vec![(root, String::new(), 0)];
     for _ in 0..MAX_PARTS {
