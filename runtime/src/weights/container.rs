@@ -13,7 +13,7 @@ use super::map::{Meaning, NameMap, SAME};
 use super::pickle::Tensor;
 use super::raw::RawTensor;
 use super::shapes::Shapes;
-use super::torch::{LEGACY, TorchFile};
+use super::torch::{FIRST, TorchFile, is_legacy};
 use super::{most_bytes, safe};
 use crate::data::ListHash;
 use crate::file::FileError;
@@ -178,7 +178,7 @@ impl Weights {
 
     /// Opens one file; its tensors by name.
     fn add(&mut self, path: &Path) -> Result<BTreeMap<String, Part>, WeightsError> {
-        let mut start = [0u8; LEGACY.len()];
+        let mut start = [0u8; FIRST];
         let mut file = File::open(path).map_err(FileError::io(path, "read"))?;
         let mut length = 0;
         while length < start.len() {
@@ -190,7 +190,7 @@ impl Weights {
         let number = self.files.len();
         let torch = match &start[..length] {
             start if start.starts_with(b"PK\x03\x04") => Some(TorchFile::open_archive(path)?),
-            start if *start == LEGACY => Some(TorchFile::open_legacy(path)?),
+            start if is_legacy(start) => Some(TorchFile::open_legacy(path)?),
             [0x80, 2..=5, ..] => {
                 let why =
                     "a pickle, but not one that `torch.save` wrote; save it with PyTorch, or as safetensors".into();

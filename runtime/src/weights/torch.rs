@@ -12,8 +12,16 @@ use super::pickle::{Id, Pickle, PickleError, Storage, Tensor, Value};
 use super::raw::RawTensor;
 use crate::file::FileError;
 
-/// First bytes of the pickle that begins a file of the older format, protocol 2 of a number.
-pub(super) const LEGACY: [u8; 14] = *b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19";
+/// The number that begins a file of the older format, as a pickle has it.
+const LEGACY: &[u8] = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19";
+
+/// Bytes that are enough to know a file by: from protocol 4 on the length of what comes stands before the number.
+pub(super) const FIRST: usize = 32;
+
+/// Whether a file that begins so is one of the older format.
+pub(super) fn is_legacy(start: &[u8]) -> bool {
+    start.starts_with(b"\x80") && start.windows(LEGACY.len()).any(|bytes| bytes == LEGACY)
+}
 
 /// Keys under which checkpoints hold the weights, in the order in which they are looked for.
 const NESTED: [&str; 6] = ["state_dict", "model_state_dict", "model", "module", "net", "weights"];
