@@ -109,7 +109,8 @@ fn a_suite_is_measured_on_the_way() {
     assert_eq!(last["measures"]["colours top-1"], found["figures"]["colours top-1"], "{found}");
 
     measured(at, "nowhere", r#"every: "2 steps", suite: "mine.ron""#);
-    let why = "`evaluate` of graph `nowhere` names a suite and not where its data sets lie: write `data: \"${DATA}/sets\"`";
+    let why =
+        "`evaluate` of graph `nowhere` names a suite and not where its data sets lie: write `data: \"${DATA}/sets\"`";
     refused(at, &["train", "nowhere", "--steps", "2"], why);
     measured(at, "astray", r#"every: "2 steps", suite: "mine.ron", data: "photos""#);
     refused(at, &["train", "astray", "--steps", "2"], "photos");

@@ -26,13 +26,15 @@ const HANGS: Duration = Duration::from_secs(120);
 const MEMORY_KIB: u64 = 2 << 20;
 
 /// Of every container one; the older format has no checksums, so that what is wrong with its pickles is for their reader to find.
-const FILES: [&str; 6] = [
-    "open_clip_vit.legacy_not_zip.pt",
-    "open_clip_vit.train_checkpoint.pt",
-    "open_clip_vit.shared_storage.pt",
-    "openai_vit_quick.torchscript.pt",
-    "open_clip_vit.safetensors",
-    "hf_clip/model.safetensors",
+const FILES: [&str; 8] = [
+    "weights/open_clip_vit.legacy_not_zip.pt",
+    "weights/open_clip_vit.train_checkpoint.pt",
+    "weights/open_clip_vit.shared_storage.pt",
+    "weights/openai_vit_quick.torchscript.pt",
+    "weights/open_clip_vit.safetensors",
+    "weights/hf_clip/model.safetensors",
+    "containers/deflated.pt",
+    "containers/legacy_protocol_4.pt",
 ];
 
 /// Random numbers: splitmix64.
@@ -116,8 +118,7 @@ fn peak_kib() -> Option<u64> {
 fn damaged_weights_are_read_or_refused() {
     let (cases, first) = (number("ALIP_MUTATED", SHARE), number("ALIP_MUTATED_SEED", 0) << 32);
     let folder = tempfile::tempdir().expect("a folder");
-    let sounds: Vec<Vec<u8>> =
-        FILES.iter().map(|file| fs::read(goldens::path(&format!("weights/{file}"))).expect("a golden file")).collect();
+    let sounds: Vec<Vec<u8>> = FILES.iter().map(|file| fs::read(goldens::path(file)).expect("a golden file")).collect();
     let now = Arc::new((AtomicU64::new(first), Mutex::new(Instant::now())));
     let watched = Arc::clone(&now);
     std::thread::spawn(move || {

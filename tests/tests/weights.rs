@@ -233,3 +233,58 @@ fn hostile_files_are_refused() {
     );
     assert!(!Path::new("EVIL_RAN").exists());
 }
+
+/// Protocols, nestings, types, views and packings that the large files have not.
+#[test]
+fn containers_that_are_odd() {
+    let path = |file: &str| goldens::path(&format!("containers/{file}"));
+    let mut truth = Weights::open(&path("truth.safetensors")).expect("a golden file");
+    let names: Vec<String> = truth.names().map(str::to_string).collect();
+    let beside = "the weights are those under `model`; left out: `args`, `best`, `epoch`, `scheduler`, `device`";
+    let nested = "the weights are those under `state_dict`";
+    let prefix = "`module._orig_mod.` before all names was taken away";
+    let mut check = |file: &str, notes: &[&str], lacks: &str| {
+        let mut weights = Weights::open(&path(file)).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(weights.notes(), notes, "{file}");
+        assert_eq!(weights.names().count() + usize::from(!lacks.is_empty()), names.len(), "{file}");
+        for name in names.iter().filter(|name| *name != lacks) {
+            let read = weights.read(name).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(read, truth.read(name).expect("a golden tensor"), "{file} {name}");
+        }
+    };
+    check("protocol_5.pt", &[beside], "");
+    check("deflated.pt", &[beside], "");
+    check("nested.pt", &[nested, nested, prefix], "");
+    check("legacy_protocol_4.pt", &[beside], "wide");
+    let refused = |file: &str, message: &str| {
+        let error = Weights::open(&path(file)).map(|_| ()).unwrap_err().to_string();
+        assert!(error.ends_with(message), "{error}");
+    };
+    refused(
+        "module.pt",
+        "it asks for `torch.nn.modules.linear.Linear`, which is nothing that weights need and may run anything; nothing was run",
+    );
+    refused("mixed.pt", "mixed.pt: `args` among the weights is argparse.Namespace and no tensor");
+    refused(
+        "none.pt",
+        "it holds no weights: neither a dictionary of tensors nor one under `state_dict` or `model`; save `model.state_dict()`",
+    );
+}
+
+/// A byte of a tensor that fell over is found by the checksum of its member, whichever tensor it is.
+#[test]
+fn damaged_members_of_archives_are_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let sound = std::fs::read(golden("open_clip_vit.alip_style.pt")).expect("a golden file");
+    for at in [sound.len() / 4, sound.len() / 2] {
+        let mut bytes = sound.clone();
+        bytes[at] ^= 1;
+        let path = folder.path().join("weights.pt");
+        std::fs::write(&path, bytes).expect("a temporary file");
+        let mut weights = Weights::open(&path).unwrap_or_else(|error| panic!("{error}"));
+        let names: Vec<String> = weights.names().map(str::to_string).collect();
+        let wrong: Vec<String> = names.iter().filter_map(|name| Some(weights.read(name).err()?.to_string())).collect();
+        assert_eq!(wrong.len(), 1, "{wrong:?}");
+        assert!(wrong[0].ends_with("the archive is damaged (Invalid checksum)"), "{}", wrong[0]);
+    }
+}

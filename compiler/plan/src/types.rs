@@ -277,6 +277,8 @@ pub struct TrainInfo {
     pub data: Option<Pipeline>,
     /// When a run is measured on its way, and on what.
     pub evaluate: Option<Evaluate>,
+    /// Weights that training starts from, in this order.
+    pub start: Vec<Start>,
 }
 
 /// Measuring a model while it is trained.
@@ -329,6 +331,15 @@ impl Every {
             Every::Epochs(epochs) => Some(((epochs * epoch_len? as f64 / batch.max(1) as f64).round() as u64).max(1)),
         }
     }
+}
+
+/// Weights that training starts from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// The file, as seen from the folder in which the spec was compiled.
+    pub file: String,
+    /// Which of the graph's parameters and states, `visual.*`; all if it is not said.
+    pub select: Option<String>,
 }
 
 /// What the compiler knows of the plan; printed by `alipc compile`.

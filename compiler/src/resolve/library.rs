@@ -88,6 +88,11 @@ pub(crate) struct Library {
 }
 
 impl Library {
+    /// A path that a spec file says, as seen from the working directory; files that are embedded have no folder.
+    pub(crate) fn seen_from(&self, source: SourceId, path: &str) -> PathBuf {
+        self.folders.get(&source).map_or_else(|| path.into(), |folder| folder.join(path))
+    }
+
     /// A library that looks for files in memory first.
     pub(crate) fn new(files: BTreeMap<String, String>) -> Library {
         Library { memory: files, ..Library::default() }

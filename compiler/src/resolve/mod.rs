@@ -20,6 +20,7 @@ mod needs;
 mod noise;
 mod pipeline;
 mod programs;
+mod start;
 mod state;
 mod value;
 
@@ -58,6 +59,7 @@ pub(crate) mod training {
     pub(crate) use super::instance::{Instance, Place};
     pub(crate) use super::library::Library;
     pub(crate) use super::programs::{Top, scalar};
+    pub(crate) use super::start::starts;
     pub(crate) use super::state::{Entry, Init, States, decl, reads};
     pub(crate) use super::value::{Template, Value, wrong_kind};
 }

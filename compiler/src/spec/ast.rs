@@ -207,6 +207,8 @@ pub struct TrainSpec {
     pub ema: Option<EmaSpec>,
     /// Measuring the model on the way.
     pub evaluate: Option<EvaluateSpec>,
+    /// Weights that training starts from.
+    pub start: Option<Vec<StartSpec>>,
 }
 
 /// `evaluate: (every: "1 epoch", suite: "alip_table", data: "${DATA}", best: "mscoco image to text R@1")`: the model is measured
@@ -256,6 +258,21 @@ pub struct EmaSpec {
     pub span: Span,
     /// Between 0 and 1.
     pub decay: Expr,
+}
+
+/// `(file: "clip.safetensors", select: "visual.*")`: weights that training starts from, as `alip-run import` reads them.
+///
+/// - Of several entries the last that has a parameter counts. A variant's `start` replaces that of its base as a whole;
+///   `start: None` takes it away.
+/// - Parameters that are not selected start as they say themselves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StartSpec {
+    /// The whole `(...)`.
+    pub span: Span,
+    /// Seen from the folder of the spec that says it.
+    pub file: Spanned<String>,
+    /// Which parameters and states, a selector as in groups; all of the graph's if it is not said.
+    pub select: Option<Spanned<String>>,
 }
 
 /// `Module(...)`: a reusable piece of graph.

@@ -4,7 +4,7 @@ use alip_plan::Every;
 
 use super::ast::{
     Dim, Dtype, EmaSpec, EvaluateSpec, GraphSpec, GroupSpec, InputSpec, Map, ParamSpec, PartEntry, PartSpec, Precision,
-    ProgramSpec, Removed, StateSpec, TrainSpec,
+    ProgramSpec, Removed, StartSpec, StateSpec, TrainSpec,
 };
 use super::expr::{Expr, Name, Spanned};
 use super::read::{Fields, Keys, Reader};
@@ -16,7 +16,7 @@ const GRAPH: [&str; 14] = [
     "data",
 ];
 
-const TRAIN: [&str; 11] = [
+const TRAIN: [&str; 12] = [
     "loss",
     "optimizer",
     "schedule",
@@ -28,6 +28,7 @@ const TRAIN: [&str; 11] = [
     "groups",
     "ema",
     "evaluate",
+    "start",
 ];
 
 pub(super) const DTYPES: [(&str, Dtype); 9] = [
@@ -237,6 +238,7 @@ fn train(cx: &mut Reader, node: &Node) -> Option<TrainSpec> {
         groups: fields.get("groups").map(|node| cx.list(Some(node), "groups", "(select: \"visual.*\")", group)),
         ema: fields.get("ema").and_then(|node| ema(cx, node)),
         evaluate: fields.get("evaluate").and_then(|node| evaluate(cx, node)),
+        start: fields.get("start").map(|node| cx.list(Some(node), "start", "(file: \"clip.safetensors\")", start)),
     })
 }
 
@@ -253,6 +255,7 @@ pub(super) fn train_path(field: &str) -> &'static str {
         "seed" => "train.seed",
         "groups" => "train.groups",
         "evaluate" => "train.evaluate",
+        "start" => "train.start",
         _ => "train.ema",
     }
 }
@@ -289,6 +292,18 @@ fn evaluate(cx: &mut Reader, node: &Node) -> Option<EvaluateSpec> {
         cx.ok::<()>(Err(error.label(data.span, "").help("name one: `suite: \"alip_table\"`")));
     }
     Some(EvaluateSpec { span: fields.span, every: Spanned::new(parsed, every.span), suite, data, best })
+}
+
+fn start(cx: &mut Reader, node: &Node) -> Option<StartSpec> {
+    let fields = cx.fields(
+        node,
+        "an entry of `start`",
+        &["file", "select"],
+        "(file: \"clip.safetensors\", select: \"visual.*\")",
+    )?;
+    let file = fields.required(cx, "file", "\"clip.safetensors\"").and_then(|node| cx.string(node, "file"));
+    let select = fields.get("select").and_then(|node| cx.string(node, "select"));
+    Some(StartSpec { span: fields.span, file: file?, select })
 }
 
 /// An option that failed to read is a failure; one that is absent is not.

@@ -123,6 +123,7 @@ fn remove_option(train: &mut TrainSpec, field: &str) -> bool {
         "train.seed" => train.seed.take().is_some(),
         "train.groups" => train.groups.take().is_some(),
         "train.evaluate" => train.evaluate.take().is_some(),
+        "train.start" => train.start.take().is_some(),
         _ => train.ema.take().is_some(),
     }
 }
@@ -152,6 +153,7 @@ fn merge_train(base: TrainSpec, variant: TrainSpec) -> TrainSpec {
         groups: variant.groups.or(base.groups),
         ema: variant.ema.or(base.ema),
         evaluate: variant.evaluate.or(base.evaluate),
+        start: variant.start.or(base.start),
     }
 }
 

@@ -27,7 +27,7 @@ use crate::ops::ReduceKind;
 use crate::parallel;
 use crate::resolve::training::{
     Entry, Evaluator, Frame, Given, Group, GroupValue, Init, Instance, Library, Mode, Place, Result, States, Template,
-    Top, Value, decl, scalar, wrong_kind,
+    Top, Value, decl, scalar, starts, wrong_kind,
 };
 use crate::resolve::{LOSS, Resolved};
 use crate::spec::{EvaluateSpec, Expr, GraphSpec, ModuleSpec, Spanned, TrainSpec};
@@ -77,7 +77,8 @@ pub fn training_step(resolved: &Resolved, model: Model, keep: Keep) -> Result<Tr
     let mut steps = steps.into_iter().collect::<Result<Vec<_>, _>>()?;
     if let Some(Step { graph, loss, states, warnings }) = steps.first_mut() {
         let info = info(graph, *loss, train, resolved.batch);
-        training.info = info.map(|info| TrainInfo { data: resolved.pipeline.clone(), ..info });
+        let start = starts(train, library, model)?;
+        training.info = info.map(|info| TrainInfo { data: resolved.pipeline.clone(), start, ..info });
         training.warnings = std::mem::take(warnings);
         model.state = states.decls();
         let init = states.init_program()?;
@@ -144,6 +145,7 @@ fn info(graph: &Graph, loss: NodeId, train: &TrainSpec, batch: Option<u64>) -> O
             let EvaluateSpec { every, suite, data, best, .. } = evaluate;
             Evaluate { every: every.node, suite: text(suite), data: text(data), best: text(best) }
         }),
+        start: Vec::new(),
     })
 }
 

@@ -6,6 +6,7 @@
 pub mod measure;
 pub mod replay;
 pub mod report;
+pub mod start;
 pub mod summary;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -172,6 +172,7 @@ pub(crate) fn linear() -> Plan {
             loss: "loss".into(),
             metrics: vec!["loss".into(), "lr".into()],
             data: Some(shapes(10)),
+            start: Vec::new(),
         }),
         report: Report { parameters: PIXELS, ..Report::default() },
     }

@@ -122,7 +122,12 @@ pub fn begin(session: &mut Session, seed: u64, steps: u64) -> Result<Position, T
 /// The checkpoint is damaged or not of this run, or the device fails.
 pub fn resume(session: &mut Session, run: &RunDir) -> Result<Position, TrainError> {
     let info = run.info();
-    let Some(header) = run.restore(session)? else { return begin(session, info.seed, info.steps) };
+    let Some(header) = run.restore(session)? else {
+        if let Some(start) = info.start.first() {
+            return Err(TrainError::NeverStarted { path: run.root().to_path_buf(), start: start.to_string() });
+        }
+        return begin(session, info.seed, info.steps);
+    };
     if session.plan().state(STATE_TOTAL_STEPS).is_some() {
         // Another number than that of the checkpoint where the run was extended.
         session.write_state(STATE_TOTAL_STEPS, &HostTensor::scalar_i32(narrow("--steps", info.steps)?))?;

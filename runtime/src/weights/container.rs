@@ -13,7 +13,7 @@ use super::map::{Meaning, NameMap, SAME};
 use super::pickle::Tensor;
 use super::raw::RawTensor;
 use super::shapes::Shapes;
-use super::torch::{LEGACY, TorchFile};
+use super::torch::{FIRST, TorchFile, is_legacy};
 use super::{most_bytes, safe};
 use crate::data::ListHash;
 use crate::file::FileError;
@@ -116,9 +116,9 @@ impl Weights {
 
     /// The map that knows most of the names; none in particular where that is less than half, or where the file is ours.
     fn recognised(&self) -> Result<NameMap, WeightsError> {
-        let text =
+        let has =
             |key: &&str| self.files.iter().any(|file| matches!(file, Source::Safe(file) if file.text(key).is_some()));
-        if OUR_KEYS.iter().any(|key| text(&key)) {
+        if OUR_KEYS.iter().any(has) {
             return Ok(NameMap::same());
         }
         let known = |map: &NameMap| map.covers(self.names());
@@ -178,7 +178,7 @@ impl Weights {
 
     /// Opens one file; its tensors by name.
     fn add(&mut self, path: &Path) -> Result<BTreeMap<String, Part>, WeightsError> {
-        let mut start = [0u8; LEGACY.len()];
+        let mut start = [0u8; FIRST];
         let mut file = File::open(path).map_err(FileError::io(path, "read"))?;
         let mut length = 0;
         while length < start.len() {
@@ -190,7 +190,7 @@ impl Weights {
         let number = self.files.len();
         let torch = match &start[..length] {
             start if start.starts_with(b"PK\x03\x04") => Some(TorchFile::open_archive(path)?),
-            start if *start == LEGACY => Some(TorchFile::open_legacy(path)?),
+            start if is_legacy(start) => Some(TorchFile::open_legacy(path)?),
             [0x80, 2..=5, ..] => {
                 let why =
                     "a pickle, but not one that `torch.save` wrote; save it with PyTorch, or as safetensors".into();
@@ -262,7 +262,7 @@ impl Weights {
     pub fn shapes(&self) -> Result<Shapes, WeightsError> {
         let shape = |name: &str| self.info(name).map(|(_, shape)| shape.to_vec());
         Shapes::of(&shape).map_err(|why| {
-            let why = format!("the weights are no CLIP's, whose graph could be guessed: {why}");
+            let why = format!("the weights are no CLIP's, whose sizes could be found: {why}");
             WeightsError::Refused { path: self.path.clone(), why }
         })
     }

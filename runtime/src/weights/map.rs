@@ -11,8 +11,11 @@
 //!         (theirs: ["head.weight"], ours: "text_projection", transpose: true),
 //!     ],
 //!     drop: ["position_ids"],
+//!     modules: ["linear", "layer_norm"],
 //! )
 //! ```
+//!
+//! `drop` are names of theirs that are no weights; `modules` those of ours that compute what theirs do, for an export.
 
 use std::path::Path;
 
@@ -41,6 +44,8 @@ struct Written {
     rules: Vec<WrittenRule>,
     #[serde(default)]
     drop: Vec<String>,
+    #[serde(default)]
+    modules: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -59,6 +64,7 @@ pub struct NameMap {
     doc: String,
     rules: Vec<Rule>,
     drop: Vec<Pattern>,
+    modules: Vec<String>,
 }
 
 /// Tensors of theirs that make one of ours, joined along the first dimension if they are several, transposed if asked for.
@@ -119,7 +125,13 @@ impl NameMap {
 
     /// Names stay as they are.
     pub fn same() -> NameMap {
-        NameMap { name: SAME.into(), doc: "Names stay as they are.".into(), rules: Vec::new(), drop: Vec::new() }
+        NameMap {
+            name: SAME.into(),
+            doc: "Names stay as they are.".into(),
+            rules: Vec::new(),
+            drop: Vec::new(),
+            modules: Vec::new(),
+        }
     }
 
     fn parse(shown: &str, text: &str) -> Result<NameMap, WeightsError> {
@@ -145,7 +157,7 @@ impl NameMap {
         };
         let rules = written.rules.iter().map(rule).collect::<Result<Vec<_>, _>>().map_err(fail)?;
         let drop = patterns(&written.drop).map_err(fail)?;
-        Ok(NameMap { name: written.name, doc: written.doc, rules, drop })
+        Ok(NameMap { name: written.name, doc: written.doc, rules, drop, modules: written.modules })
     }
 
     /// Its name.
@@ -156,6 +168,11 @@ impl NameMap {
     /// Where its names come from.
     pub fn doc(&self) -> &str {
         &self.doc
+    }
+
+    /// Of these modules the first that the towers of theirs are not made of, so that weights alone would not say what is computed.
+    pub fn lacks<'a>(&self, modules: &'a [String]) -> Option<&'a str> {
+        modules.iter().find(|module| !self.modules.contains(module)).map(String::as_str)
     }
 
     /// How many of these names it knows.

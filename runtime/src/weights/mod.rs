@@ -13,9 +13,11 @@
 mod archive;
 mod container;
 mod error;
+mod export;
 mod fit;
 mod globals;
 mod known;
+mod layout;
 mod map;
 mod names;
 mod pickle;
@@ -28,12 +30,13 @@ mod write;
 
 pub use container::{Weights, info_beside};
 pub use error::WeightsError;
+pub use export::{Clip, Described, Format};
 pub use fit::{Assigned, Fit, FitOptions, Wanted, assign};
 pub use known::{Known, Tower};
 pub use map::{NameMap, SAME};
 pub use raw::RawTensor;
 pub use shapes::{GUESSED, Guess, Said, Shapes, Stack, Vision};
-pub use write::{Floats, save};
+pub use write::{Floats, save, save_as};
 
 /// Most bytes of all tensors of a file of this length: several names may share a storage, and a few numbers be spread to many, but
 /// a small file is not to fill a disk.

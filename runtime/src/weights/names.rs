@@ -38,8 +38,8 @@ impl Pattern {
                 Some(name) => (name, r"[^.]+(?:\.[^.]+)*"),
                 None => (capture, "[^.]+"),
             };
-            let is_name =
-                name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.bytes().all(|b| b.is_ascii_alphanumeric());
+            let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic())
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
             if !is_name || captures.iter().any(|known| known == name) {
                 return Err(format!("`{{{capture}}}` in `{text}` is no name of letters, or stands there twice"));
             }

@@ -60,6 +60,18 @@ impl RawTensor {
     }
 }
 
+impl RawTensor {
+    /// One of `parts` equal parts along the first dimension.
+    pub(super) fn part(&self, index: usize, parts: usize) -> RawTensor {
+        let mut shape = self.shape.clone();
+        if let Some(rows) = shape.first_mut() {
+            *rows /= parts as u64;
+        }
+        let length = self.bytes.len() / parts;
+        RawTensor { dtype: self.dtype, shape, bytes: self.bytes[index * length..(index + 1) * length].to_vec() }
+    }
+}
+
 /// Whether elements are real numbers with a fraction.
 pub(super) fn is_float(dtype: FileType) -> bool {
     matches!(dtype, FileType::F64 | FileType::F32 | FileType::F16 | FileType::BF16)

@@ -12,8 +12,16 @@ use super::pickle::{Id, Pickle, PickleError, Storage, Tensor, Value};
 use super::raw::RawTensor;
 use crate::file::FileError;
 
-/// First bytes of the pickle that begins a file of the older format, protocol 2 of a number.
-pub(super) const LEGACY: [u8; 14] = *b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19";
+/// The number that begins a file of the older format, as a pickle has it.
+const LEGACY: &[u8] = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19";
+
+/// Bytes that are enough to know a file by: from protocol 4 on the length of what comes stands before the number.
+pub(super) const FIRST: usize = 32;
+
+/// Whether a file that begins so is one of the older format.
+pub(super) fn is_legacy(start: &[u8]) -> bool {
+    start.starts_with(b"\x80") && start.windows(LEGACY.len()).any(|bytes| bytes == LEGACY)
+}
 
 /// Keys under which checkpoints hold the weights, in the order in which they are looked for.
 const NESTED: [&str; 6] = ["state_dict", "model_state_dict", "model", "module", "net", "weights"];
@@ -27,13 +35,16 @@ const MAX_PARTS: usize = 1 << 18;
 /// Longest name of a tensor in bytes: what is longer is no name, and could be there a million times.
 const MAX_NAME: usize = 1024;
 
+/// Tensors with their names, in the order of a file.
+type Named = Vec<(String, Tensor)>;
+
 /// A file of PyTorch's, opened for reading.
 pub(super) struct TorchFile {
     path: PathBuf,
     kept: Kept,
     storages: Vec<Storage>,
     /// Names and tensors in the order of the file.
-    pub(super) tensors: Vec<(String, Tensor)>,
+    pub(super) tensors: Named,
     /// What was left out, or is otherwise worth saying.
     pub(super) notes: Vec<String>,
 }
@@ -237,7 +248,7 @@ fn explained(path: &Path, error: PickleError) -> WeightsError {
 }
 
 /// The tensors of a state dictionary, wherever in the pickle it is, and what is told of the rest.
-fn named(path: &Path, pickle: &Pickle) -> Result<(Vec<(String, Tensor)>, Vec<String>), WeightsError> {
+fn named(path: &Path, pickle: &Pickle) -> Result<(Named, Vec<String>), WeightsError> {
     let mut notes = Vec::new();
     let mut at = pickle.root;
     for _ in 0..MAX_DEPTH {
@@ -287,12 +298,7 @@ fn shown(pickle: &Pickle, id: Id) -> String {
     }
 }
 
-fn of_dict(
-    path: &Path,
-    pickle: &Pickle,
-    entries: &[(Id, Id)],
-    notes: &mut Vec<String>,
-) -> Result<Vec<(String, Tensor)>, WeightsError> {
+fn of_dict(path: &Path, pickle: &Pickle, entries: &[(Id, Id)], notes: &mut Vec<String>) -> Result<Named, WeightsError> {
     let (mut tensors, mut others) = (Vec::new(), Vec::new());
     for &(key, value) in entries {
         match (pickle.get(key), pickle.get(value)) {
@@ -318,7 +324,7 @@ fn of_dict(
 }
 
 /// Tensors among the attributes of a module and of those in it, by their paths.
-fn of_modules(pickle: &Pickle, root: Id) -> Vec<(String, Tensor)> {
+fn of_modules(pickle: &Pickle, root: Id) -> Named {
     let mut tensors = Vec::new();
     let mut open = vec![(root, String::new(), 0)];
     for _ in 0..MAX_PARTS {

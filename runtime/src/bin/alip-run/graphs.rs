@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use alip_compiler::diag::SourceMap;
-use alip_compiler::ir::Model;
+use alip_compiler::ir::{Model, Node, Origin};
 use alip_compiler::resolve::{Options, resolve};
 use alip_runtime::weights::Wanted;
 
@@ -41,13 +41,36 @@ impl Graph {
         wanted.collect()
     }
 
+    /// Modules that a program is made of, sorted; without the graph itself.
+    pub(crate) fn modules(&self, program: &str) -> Vec<String> {
+        let applied = self.nodes(program).filter(|(_, origin)| !origin.path.is_empty());
+        let modules: BTreeSet<String> = applied.map(|(_, origin)| origin.module.to_string()).collect();
+        modules.into_iter().collect()
+    }
+
     /// Modules applied in the mlps of a tower's blocks between their linear layers, by the program that runs the tower.
     pub(crate) fn activations(&self, program: &str) -> BTreeSet<String> {
-        let Some(graph) = self.model.programs.get(program) else { return BTreeSet::new() };
-        let of_mlp = |origin: &alip_compiler::ir::Origin| {
-            let path = origin.path.rsplit_once('.').is_some_and(|(path, _)| path.ends_with(".mlp"));
-            (path && &*origin.module != "linear").then(|| origin.module.to_string())
-        };
-        graph.nodes().iter().filter_map(|node| of_mlp(&graph.origins()[node.origin.0 as usize])).collect()
+        let is_of_mlp = |path: &str| path.rsplit_once('.').is_some_and(|(path, _)| path.ends_with(".mlp"));
+        let applied = self.nodes(program).filter(|(_, origin)| is_of_mlp(&origin.path) && &*origin.module != "linear");
+        applied.map(|(_, origin)| origin.module.to_string()).collect()
+    }
+
+    /// Heads of the attention of a program that has one tower, whose attention has this width: what a head reads of each position
+    /// is the last dimension where heads lie apart, in a transformer beside the three projections, in a ResNet's pooling beside the
+    /// positions.
+    pub(crate) fn heads(&self, program: &str, width: u64) -> Option<u64> {
+        let apart = [("multihead_attention", 5), ("attention_pool", 4)];
+        let of_head = self.nodes(program).filter_map(|(node, origin)| {
+            let is_apart =
+                apart.iter().any(|&(module, rank)| *module == *origin.module && node.ty.shape.rank() == rank);
+            is_apart.then(|| node.ty.shape.size(node.ty.shape.rank() - 1))
+        });
+        of_head.min().and_then(|head| width.checked_div(head))
+    }
+
+    /// Nodes of a program with where they come from.
+    fn nodes(&self, program: &str) -> impl Iterator<Item = (&Node, &Origin)> {
+        let graph = self.model.programs.get(program);
+        graph.into_iter().flat_map(|graph| graph.ids().map(|id| (graph.node(id), graph.origin(id))))
     }
 }

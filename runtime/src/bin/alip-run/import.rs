@@ -78,7 +78,8 @@ impl Type {
     }
 }
 
-fn heads(text: &str) -> Result<(u64, u64), String> {
+/// Two numbers of heads.
+pub(crate) fn heads(text: &str) -> Result<(u64, u64), String> {
     let numbers = text.split_once(',').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
     numbers.filter(|&(a, b): &(u64, u64)| a > 0 && b > 0).ok_or_else(|| "two numbers, such as 12,8".into())
 }

@@ -21,6 +21,7 @@ mod data;
 mod devices;
 mod embed;
 mod eval;
+mod export;
 #[cfg(feature = "compile")]
 mod graphs;
 mod import;
@@ -70,6 +71,7 @@ enum Command {
     Data(data::Args),
     Pack(pack::Args),
     Import(import::Args),
+    Export(export::Args),
     Devices(devices::Args),
 }
 
@@ -93,6 +95,7 @@ fn main() -> ExitCode {
         Command::Data(args) => data::run(&args),
         Command::Pack(args) => pack::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Devices(args) => devices::run(&args),
     };
     match done {
