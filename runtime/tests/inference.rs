@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{fine, photos, refused, run, specs};
+use common::{fine, photos, refused, run, specs, weights};
 
 /// A folder with twelve pictures and a run of three steps on them.
 fn trained() -> tempfile::TempDir {
@@ -250,4 +250,38 @@ fn a_spec_with_weights_of_a_file() {
         &["embed", "--images", "photos", "--out", "x.npy", "--model", "runs/small", "--weights", checkpoint],
         "error: runs/small is a run, which has its own weights; --weights is for a graph spec",
     );
+}
+
+#[test]
+fn a_model_as_onnx() {
+    let folder = trained();
+    let at = folder.path();
+    let (out, _) = fine(at, &["export", "runs/small", "--to", "onnx", "-o", "onnx"]);
+    assert_eq!(out, "onnx\n");
+    // The weights stand in the files as they are in the checkpoint.
+    let bytes = weights(&at.join("runs/small"));
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    for (program, weight) in [("encode_image", "visual.proj"), ("encode_text", "text_projection")] {
+        let file = fs::read(at.join(format!("onnx/{program}.onnx"))).unwrap();
+        let wanted = tensors.tensor(weight).unwrap().data();
+        assert!(file.windows(wanted.len()).any(|window| window == wanted), "{weight} is not in {program}");
+    }
+    let checkpoint = "runs/small/checkpoints/step-00000003.safetensors";
+    fine(at, &["export", "runs/small", "--to", "safetensors", "-o", "w.safetensors"]);
+    let check = |args: &[&str], message: &str| refused(at, args, message);
+    check(
+        &["export", "w.safetensors", "--to", "onnx", "-o", "x"],
+        "nothing says what is computed with them; give --graph SPEC",
+    );
+    check(
+        &["export", "runs/small", "--to", "onnx", "--dtype", "f16", "-o", "x"],
+        "--to onnx writes f32; leave --dtype out",
+    );
+    check(&["export", "runs/small", "--to", "onnx", "--average", "-o", "x"], "keeps no averages of weights (`ema`)");
+    check(&["export", checkpoint, "--to", "onnx", "-o", "x"], "is no run; give the run's directory");
+    fine(at, &["export", "w.safetensors", "--graph", "on_photos.ron", "--to", "onnx", "-o", "again"]);
+    for program in ["encode_image", "encode_text"] {
+        let file = |folder: &str| fs::read(at.join(format!("{folder}/{program}.onnx"))).unwrap();
+        assert!(file("onnx") == file("again"), "{program}");
+    }
 }

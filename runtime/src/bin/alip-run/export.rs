@@ -14,12 +14,14 @@ use crate::{Failure, Outcome};
 
 /// Write a model's weights for others
 ///
-/// `safetensors` is one file with our names, for any model. `openai` is a folder that `open_clip.create_model('local-dir:OUT')`
+/// `safetensors` is one file with our names, for any model. `onnx` is a folder with `encode_image.onnx` and `encode_text.onnx` (opset 18,
+/// f32, batches of any size), for any model with these programs. `openai` is a folder that `open_clip.create_model('local-dir:OUT')`
 /// loads, or its file of weights by `pretrained`; `huggingface` one for `transformers.CLIPModel.from_pretrained(OUT)`: both for what
 /// they can hold, a CLIP, of which gates, averages and the state of the optimiser are no part.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   alip-run export runs/alip_b32 --to huggingface -o alip_b32_hf
+  alip-run export runs/alip_b32 --to onnx -o alip_b32_onnx
   alip-run export runs/alip_b32 --average --to openai -o alip_b32_open_clip
   alip-run export clip.safetensors --graph clip.ron --to openai --dtype f16 -o clip_open_clip")]
 pub(crate) struct Args {
@@ -57,6 +59,8 @@ enum To {
     Safetensors,
     Openai,
     Huggingface,
+    /// ONNX, for runtimes of any kind
+    Onnx,
 }
 
 /// Weights with what is known of them.
@@ -80,6 +84,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         To::Safetensors => own(args, &mut source)?,
         To::Openai => foreign(args, &mut source, Format::OpenClip)?,
         To::Huggingface => foreign(args, &mut source, Format::HuggingFace)?,
+        To::Onnx => onnx(args, &mut source)?,
     }
     say!("{}", args.out.display());
     Ok(ExitCode::SUCCESS)
@@ -170,6 +175,27 @@ fn foreign(args: &Args, source: &mut Source, format: Format) -> Outcome<()> {
         );
     }
     Ok(())
+}
+
+/// A folder with a file for each of the programs that embed.
+#[cfg(feature = "compile")]
+fn onnx(args: &Args, source: &mut Source) -> Outcome<()> {
+    use alip_runtime::run::SpecSources;
+    let given = args.graph.as_ref().map(|spec| SpecSources { spec: spec.clone(), ..SpecSources::default() });
+    let none = || {
+        let why = "the file holds weights alone, and nothing says what is computed with them; give --graph SPEC";
+        Failure::message(format!("{}: {why}", args.from.display()))
+    };
+    let specs = given.or_else(|| source.specs.clone()).ok_or_else(none)?;
+    if args.dtype != Type::Same && args.dtype != Type::F32 {
+        return Err(Failure::message("--to onnx writes f32; leave --dtype out"));
+    }
+    crate::onnx::write(&specs, &mut source.weights, args.average, &args.out)
+}
+
+#[cfg(not(feature = "compile"))]
+fn onnx(_: &Args, _: &mut Source) -> Outcome<()> {
+    Err(Failure::message("this program was built without the compiler, which knows what is computed with the weights"))
 }
 
 /// What images are normalised with.
