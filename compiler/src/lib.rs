@@ -14,6 +14,7 @@ pub mod graph;
 mod hash;
 pub mod ir;
 pub mod launch;
+pub mod onnx;
 pub mod ops;
 pub mod optimize;
 mod parallel;

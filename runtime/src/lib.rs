@@ -8,3 +8,4 @@ pub mod file;
 pub mod run;
 pub mod tensor;
 pub mod train;
+pub mod weights;

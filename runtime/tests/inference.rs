@@ -225,3 +225,29 @@ fn what_cannot_be_weighed_is_told() {
     check(&["weigh", "runs/small", "--data", "other.ron"], why);
     assert!(!at.join("weights.jsonl").exists());
 }
+
+#[test]
+fn a_spec_with_weights_of_a_file() {
+    let folder = trained();
+    let at = folder.path();
+    fine(at, &["embed", "--images", "photos", "--out", "run.safetensors"]);
+    let checkpoint = "runs/small/checkpoints/step-00000003.safetensors";
+    let with = ["--model", "on_photos.ron", "--weights", checkpoint];
+    fine(at, &[&["embed", "--images", "photos", "--out", "file.safetensors"][..], &with].concat());
+    assert_eq!(rows(&at.join("run.safetensors"), "images"), rows(&at.join("file.safetensors"), "images"));
+
+    let check = |args: &[&str], message: &str| refused(at, args, message);
+    check(
+        &[&["embed", "--text", "a", "--out", "x.npy"][..], &with].concat(),
+        "error: the words of 'words:512', which `on_photos` reads its texts with, were counted in the data that it was trained on: \
+         give the directory of a run, which has kept them",
+    );
+    check(
+        &["embed", "--images", "photos", "--out", "x.npy", "--model", "on_photos.ron"],
+        "error: on_photos.ron is no directory of a run; a graph spec needs weights, with --weights FILE",
+    );
+    check(
+        &["embed", "--images", "photos", "--out", "x.npy", "--model", "runs/small", "--weights", checkpoint],
+        "error: runs/small is a run, which has its own weights; --weights is for a graph spec",
+    );
+}

@@ -28,6 +28,7 @@ const HOUSES: [House; 2] = [
             "launch",
             "spec",
             "resolve",
+            "onnx",
             "autodiff",
             "training",
             "transform",
@@ -45,7 +46,7 @@ const HOUSES: [House; 2] = [
     House {
         name: "runtime",
         source: "../runtime/src",
-        rooms: &["tensor", "file", "device", "exec", "data", "run", "eval", "train", "lib"],
+        rooms: &["tensor", "file", "device", "exec", "data", "run", "weights", "eval", "train", "lib"],
     },
 ];
 

@@ -11,7 +11,7 @@ use crate::pipeline::Pipeline;
 use crate::target::Target;
 
 /// Version of the plan's byte format; a reader accepts exactly its own.
-pub const FORMAT_VERSION: u32 = 7;
+pub const FORMAT_VERSION: u32 = 8;
 
 /// First bytes of a plan file.
 const MAGIC: &[u8; 8] = b"alipplan";
@@ -275,6 +275,71 @@ pub struct TrainInfo {
     /// The spec's data pipeline: what `train` reads unless the caller names another, and how evaluation prepares
     /// images and texts.
     pub data: Option<Pipeline>,
+    /// When a run is measured on its way, and on what.
+    pub evaluate: Option<Evaluate>,
+    /// Weights that training starts from, in this order.
+    pub start: Vec<Start>,
+}
+
+/// Measuring a model while it is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluate {
+    /// How often.
+    pub every: Every,
+    /// A suite of data sets by name or path; the run's own held-out samples without.
+    pub suite: Option<String>,
+    /// The folder that the suite's data sets lie in; `${VAR}` is an environment variable.
+    pub data: Option<String>,
+    /// Name of the measure whose best checkpoint is kept; the first of all without.
+    pub best: Option<String>,
+}
+
+/// A distance between two moments of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Every {
+    /// So many steps.
+    Steps(u64),
+    /// So many passes over the data, or a part of one.
+    Epochs(f64),
+}
+
+impl Every {
+    /// Reads `500 steps`, `1 epoch`, `0.5 epochs`.
+    ///
+    /// # Errors
+    /// What is wrong with it, and how it is written.
+    pub fn parse(text: &str) -> Result<Every, String> {
+        let mistaken = || format!("`{text}` is no distance: write `500 steps`, `1 epoch` or `0.5 epochs`");
+        let (number, unit) = text.trim().split_once(' ').ok_or_else(mistaken)?;
+        match unit.trim() {
+            "step" | "steps" => match number.parse() {
+                Ok(steps) if steps > 0 => Ok(Every::Steps(steps)),
+                _ => Err(mistaken()),
+            },
+            "epoch" | "epochs" => match number.parse::<f64>() {
+                Ok(epochs) if epochs > 0.0 && epochs.is_finite() => Ok(Every::Epochs(epochs)),
+                _ => Err(mistaken()),
+            },
+            _ => Err(mistaken()),
+        }
+    }
+
+    /// As steps of a batch, at least one; none where epochs are meant and nobody knows how long one is.
+    pub fn steps(self, batch: u64, epoch_len: Option<u64>) -> Option<u64> {
+        match self {
+            Every::Steps(steps) => Some(steps),
+            Every::Epochs(epochs) => Some(((epochs * epoch_len? as f64 / batch.max(1) as f64).round() as u64).max(1)),
+        }
+    }
+}
+
+/// Weights that training starts from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// The file, as seen from the folder in which the spec was compiled.
+    pub file: String,
+    /// Which of the graph's parameters and states, `visual.*`; all if it is not said.
+    pub select: Option<String>,
 }
 
 /// What the compiler knows of the plan; printed by `alipc compile`.

@@ -20,13 +20,17 @@ enum Piece {
 
 /// A path with gaps.
 #[derive(Clone, Debug, PartialEq)]
-struct Selector(Vec<Piece>);
+pub(super) struct Selector(Vec<Piece>);
 
 /// What a selector's captures stand for.
 pub(crate) type Captures = Vec<(String, Value)>;
 
 impl Selector {
-    fn parse(written: &Spanned<String>) -> Result<Selector, Diagnostic> {
+    /// Reads a selector.
+    ///
+    /// # Errors
+    /// A brace that names no step, or a name that stands twice.
+    pub(super) fn parse(written: &Spanned<String>) -> Result<Selector, Diagnostic> {
         let wrong = |what: &str| {
             Diagnostic::error(what).label(written.span, "").help("write `visual.*`, or `*.resblocks.{i}.*` to read `i`")
         };
@@ -68,7 +72,7 @@ impl Selector {
 
     /// What the captures stand for, if the selector names this path. Gaps are as short as they can be,
     /// captures as long: `{i}*` is 11, not 1.
-    fn captures(&self, path: &str) -> Option<Captures> {
+    pub(super) fn captures(&self, path: &str) -> Option<Captures> {
         let mut search = Search { path, found: Vec::new(), failed: HashSet::new() };
         search.fits(&self.0, 0).then_some(search.found)
     }

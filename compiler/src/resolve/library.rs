@@ -60,6 +60,13 @@ impl Root {
         }
     }
 
+    /// The names of all embedded files that are specs, `vision/vit`; maps of names of weights (`stdlib/weights`) are none.
+    fn names(self) -> Vec<String> {
+        let mut found = names(self.embedded());
+        found.retain(|name| self != Root::Stdlib || !name.starts_with("weights/"));
+        found
+    }
+
     /// Names are relative to the folder, whether or not they say so.
     fn relative(self, name: &str) -> &str {
         name.strip_prefix(self.folder()).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name)
@@ -81,6 +88,11 @@ pub(crate) struct Library {
 }
 
 impl Library {
+    /// A path that a spec file says, as seen from the working directory; files that are embedded have no folder.
+    pub(crate) fn seen_from(&self, source: SourceId, path: &str) -> PathBuf {
+        self.folders.get(&source).map_or_else(|| path.into(), |folder| folder.join(path))
+    }
+
     /// A library that looks for files in memory first.
     pub(crate) fn new(files: BTreeMap<String, String>) -> Library {
         Library { memory: files, ..Library::default() }
@@ -114,7 +126,7 @@ impl Library {
                 return parse_file(sources, source);
             }
         }
-        let known = names(root.embedded());
+        let known = root.names();
         Err(Diagnostic::error(format!("no spec named `{spec}`"))
             .suggest(spec, known.iter().map(String::as_str))
             .help(format!("give the path of a `.ron` file, or one of: {}", known.join(", ")))
@@ -239,7 +251,7 @@ impl Library {
         if let Some(source) = self.find(sources, folder.as_deref(), root, name)? {
             return Ok(source);
         }
-        let known = names(root.embedded());
+        let known = root.names();
         let here = folder.map_or(String::new(), |folder| format!("{}, ", folder.join(name.as_str()).display()));
         Err(Diagnostic::error(format!("there is no `{name}`"))
             .label(name.span, "not found")
@@ -338,7 +350,7 @@ pub(super) fn stdlib_modules() -> &'static BTreeMap<String, String> {
 
 /// The names of the embedded files of modules.
 pub fn stdlib_names() -> Vec<String> {
-    names(&STDLIB)
+    Root::Stdlib.names()
 }
 
 /// The names of the embedded graphs.

@@ -20,6 +20,7 @@ mod needs;
 mod noise;
 mod pipeline;
 mod programs;
+mod start;
 mod state;
 mod value;
 
@@ -28,7 +29,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use alip_plan::pipeline::Pipeline;
-use alip_plan::{PROGRAM_INIT, PROGRAM_TRAIN};
+use alip_plan::{PROGRAM_INIT, PROGRAM_TRAIN, StateKind};
 
 use crate::diag::{Diagnostic, Diagnostics, SourceId, SourceMap, Span};
 use crate::ir::{self, Dim, Graph, Model, NodeId, Op, TensorType};
@@ -58,6 +59,7 @@ pub(crate) mod training {
     pub(crate) use super::instance::{Instance, Place};
     pub(crate) use super::library::Library;
     pub(crate) use super::programs::{Top, scalar};
+    pub(crate) use super::start::starts;
     pub(crate) use super::state::{Entry, Init, States, decl, reads};
     pub(crate) use super::value::{Template, Value, wrong_kind};
 }
@@ -262,7 +264,8 @@ fn resolve_graph(
 }
 
 impl Resolved {
-    /// Without what trains it: the programs under `programs` alone, with the state that they read.
+    /// Without what trains it: the programs under `programs` alone, with all parameters, so that weights of others fit as a whole,
+    /// and the other state that they read.
     ///
     /// # Errors
     /// None that a spec can cause.
@@ -272,9 +275,9 @@ impl Resolved {
         tables.remove(PROGRAM_TRAIN);
         let init = programs.shift_remove(PROGRAM_INIT);
         let read: BTreeSet<Arc<str>> = programs.values().flat_map(reads_of).collect();
-        state.retain(|path, _| read.contains(path.as_str()));
+        state.retain(|path, decl| decl.kind == StateKind::Param || read.contains(path.as_str()));
         if let Some(mut init) = init {
-            init.updates.retain(|path, _| read.contains(path.as_str()));
+            init.updates.retain(|path, _| state.contains_key(path));
             programs.insert(PROGRAM_INIT.into(), ir::eliminate_dead(&init)?.graph);
         }
         self.spec.train = None;

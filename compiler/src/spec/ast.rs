@@ -3,6 +3,7 @@
 //! The AST is faithful: nothing is resolved, defaulted (but for dtypes of state) or checked against another file. An
 //! option that was not written is `None`, so that a variant ([`super::merge`]) knows what it overrides.
 
+use alip_plan::Every;
 use indexmap::IndexMap;
 
 use super::expr::{Equation, Expr, Name, Shape, Spanned};
@@ -204,6 +205,26 @@ pub struct TrainSpec {
     pub groups: Option<Vec<GroupSpec>>,
     /// An exponential average of the weights beside them.
     pub ema: Option<EmaSpec>,
+    /// Measuring the model on the way.
+    pub evaluate: Option<EvaluateSpec>,
+    /// Weights that training starts from.
+    pub start: Option<Vec<StartSpec>>,
+}
+
+/// `evaluate: (every: "1 epoch", suite: "alip_table", data: "${DATA}", best: "mscoco image to text R@1")`: the model is measured
+/// on the way, without changing what is trained.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvaluateSpec {
+    /// The whole `(...)`.
+    pub span: Span,
+    /// How often.
+    pub every: Spanned<Every>,
+    /// A suite by name or path; without one it is measured on the run's own held-out samples.
+    pub suite: Option<Spanned<String>>,
+    /// The folder that the suite's data sets lie in.
+    pub data: Option<Spanned<String>>,
+    /// The measure whose best checkpoint is kept.
+    pub best: Option<Spanned<String>>,
 }
 
 /// `(select: "visual.*", freeze: true)`: what is different for the parameters that a selector names.
@@ -237,6 +258,21 @@ pub struct EmaSpec {
     pub span: Span,
     /// Between 0 and 1.
     pub decay: Expr,
+}
+
+/// `(file: "clip.safetensors", select: "visual.*")`: weights that training starts from, as `alip-run import` reads them.
+///
+/// - Of several entries the last that has a parameter counts. A variant's `start` replaces that of its base as a whole;
+///   `start: None` takes it away.
+/// - Parameters that are not selected start as they say themselves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StartSpec {
+    /// The whole `(...)`.
+    pub span: Span,
+    /// Seen from the folder of the spec that says it.
+    pub file: Spanned<String>,
+    /// Which parameters and states, a selector as in groups; all of the graph's if it is not said.
+    pub select: Option<Spanned<String>>,
 }
 
 /// `Module(...)`: a reusable piece of graph.

@@ -1,8 +1,10 @@
 //! Reads `Graph(...)`, and the fields that graphs and modules share.
 
+use alip_plan::Every;
+
 use super::ast::{
-    Dim, Dtype, EmaSpec, GraphSpec, GroupSpec, InputSpec, Map, ParamSpec, PartEntry, PartSpec, Precision, ProgramSpec,
-    Removed, StateSpec, TrainSpec,
+    Dim, Dtype, EmaSpec, EvaluateSpec, GraphSpec, GroupSpec, InputSpec, Map, ParamSpec, PartEntry, PartSpec, Precision,
+    ProgramSpec, Removed, StartSpec, StateSpec, TrainSpec,
 };
 use super::expr::{Expr, Name, Spanned};
 use super::read::{Fields, Keys, Reader};
@@ -14,8 +16,20 @@ const GRAPH: [&str; 14] = [
     "data",
 ];
 
-const TRAIN: [&str; 10] =
-    ["loss", "optimizer", "schedule", "clip_grad_norm", "epochs", "precision", "loss_scale", "seed", "groups", "ema"];
+const TRAIN: [&str; 12] = [
+    "loss",
+    "optimizer",
+    "schedule",
+    "clip_grad_norm",
+    "epochs",
+    "precision",
+    "loss_scale",
+    "seed",
+    "groups",
+    "ema",
+    "evaluate",
+    "start",
+];
 
 pub(super) const DTYPES: [(&str, Dtype); 9] = [
     ("F32", Dtype::F32),
@@ -223,6 +237,8 @@ fn train(cx: &mut Reader, node: &Node) -> Option<TrainSpec> {
         seed: fields.get("seed").and_then(|node| cx.whole(node, "seed", 0)),
         groups: fields.get("groups").map(|node| cx.list(Some(node), "groups", "(select: \"visual.*\")", group)),
         ema: fields.get("ema").and_then(|node| ema(cx, node)),
+        evaluate: fields.get("evaluate").and_then(|node| evaluate(cx, node)),
+        start: fields.get("start").map(|node| cx.list(Some(node), "start", "(file: \"clip.safetensors\")", start)),
     })
 }
 
@@ -238,6 +254,8 @@ pub(super) fn train_path(field: &str) -> &'static str {
         "loss_scale" => "train.loss_scale",
         "seed" => "train.seed",
         "groups" => "train.groups",
+        "evaluate" => "train.evaluate",
+        "start" => "train.start",
         _ => "train.ema",
     }
 }
@@ -260,6 +278,32 @@ fn ema(cx: &mut Reader, node: &Node) -> Option<EmaSpec> {
     let fields = cx.fields(node, "`ema`", &["decay"], "(decay: 0.999)")?;
     let decay = fields.required(cx, "decay", "0.999").and_then(|node| cx.expr(node, "decay"))?;
     Some(EmaSpec { span: fields.span, decay })
+}
+
+fn evaluate(cx: &mut Reader, node: &Node) -> Option<EvaluateSpec> {
+    let fields = cx.fields(node, "`evaluate`", &["every", "suite", "data", "best"], "(every: \"1 epoch\")")?;
+    let every = fields.required(cx, "every", "\"1 epoch\"").and_then(|node| cx.string(node, "every"))?;
+    let wrong = |why: String| Diagnostic::error(why).label(every.span, "how often the model is measured");
+    let parsed = cx.ok(Every::parse(&every.node).map_err(wrong))?;
+    let mut text = |name| fields.get(name).and_then(|node| cx.string(node, name));
+    let (suite, data, best) = (text("suite"), text("data"), text("best"));
+    if let (None, Some(data)) = (&suite, &data) {
+        let error = Diagnostic::error("`data` is where the data sets of a suite lie, and no suite is named");
+        cx.ok::<()>(Err(error.label(data.span, "").help("name one: `suite: \"alip_table\"`")));
+    }
+    Some(EvaluateSpec { span: fields.span, every: Spanned::new(parsed, every.span), suite, data, best })
+}
+
+fn start(cx: &mut Reader, node: &Node) -> Option<StartSpec> {
+    let fields = cx.fields(
+        node,
+        "an entry of `start`",
+        &["file", "select"],
+        "(file: \"clip.safetensors\", select: \"visual.*\")",
+    )?;
+    let file = fields.required(cx, "file", "\"clip.safetensors\"").and_then(|node| cx.string(node, "file"));
+    let select = fields.get("select").and_then(|node| cx.string(node, "select"));
+    Some(StartSpec { span: fields.span, file: file?, select })
 }
 
 /// An option that failed to read is a failure; one that is absent is not.

@@ -122,6 +122,8 @@ fn remove_option(train: &mut TrainSpec, field: &str) -> bool {
         "train.loss_scale" => train.loss_scale.take().is_some(),
         "train.seed" => train.seed.take().is_some(),
         "train.groups" => train.groups.take().is_some(),
+        "train.evaluate" => train.evaluate.take().is_some(),
+        "train.start" => train.start.take().is_some(),
         _ => train.ema.take().is_some(),
     }
 }
@@ -150,6 +152,8 @@ fn merge_train(base: TrainSpec, variant: TrainSpec) -> TrainSpec {
         seed: variant.seed.or(base.seed),
         groups: variant.groups.or(base.groups),
         ema: variant.ema.or(base.ema),
+        evaluate: variant.evaluate.or(base.evaluate),
+        start: variant.start.or(base.start),
     }
 }
 

@@ -15,6 +15,7 @@ mod untrained;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use alip_plan::Evaluate;
 use alip_plan::{PROGRAM_TRAIN, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS, StateKind, TrainInfo};
 
 use self::loss_scale::objective;
@@ -26,10 +27,10 @@ use crate::ops::ReduceKind;
 use crate::parallel;
 use crate::resolve::training::{
     Entry, Evaluator, Frame, Given, Group, GroupValue, Init, Instance, Library, Mode, Place, Result, States, Template,
-    Top, Value, decl, scalar, wrong_kind,
+    Top, Value, decl, scalar, starts, wrong_kind,
 };
 use crate::resolve::{LOSS, Resolved};
-use crate::spec::{Expr, GraphSpec, ModuleSpec, TrainSpec};
+use crate::spec::{EvaluateSpec, Expr, GraphSpec, ModuleSpec, Spanned, TrainSpec};
 
 /// What `train` yields besides its metrics, for comparisons with other programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,7 +77,8 @@ pub fn training_step(resolved: &Resolved, model: Model, keep: Keep) -> Result<Tr
     let mut steps = steps.into_iter().collect::<Result<Vec<_>, _>>()?;
     if let Some(Step { graph, loss, states, warnings }) = steps.first_mut() {
         let info = info(graph, *loss, train, resolved.batch);
-        training.info = info.map(|info| TrainInfo { data: resolved.pipeline.clone(), ..info });
+        let start = starts(train, library, model)?;
+        training.info = info.map(|info| TrainInfo { data: resolved.pipeline.clone(), start, ..info });
         training.warnings = std::mem::take(warnings);
         model.state = states.decls();
         let init = states.init_program()?;
@@ -138,6 +140,12 @@ fn info(graph: &Graph, loss: NodeId, train: &TrainSpec, batch: Option<u64>) -> O
         loss: name.clone(),
         metrics: graph.outputs.keys().filter(metric).cloned().collect(),
         data: None,
+        evaluate: train.evaluate.as_ref().map(|evaluate| {
+            let text = |text: &Option<Spanned<String>>| text.as_ref().map(|text| text.node.clone());
+            let EvaluateSpec { every, suite, data, best, .. } = evaluate;
+            Evaluate { every: every.node, suite: text(suite), data: text(data), best: text(best) }
+        }),
+        start: Vec::new(),
     })
 }
 

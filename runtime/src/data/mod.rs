@@ -44,7 +44,7 @@ pub use resize::resize;
 pub use skips::{Skipped, Skips};
 pub(crate) use source::folder::read_image;
 pub(crate) use source::hash_sizes;
-pub use source::paths::{all_folders, all_in, in_folder};
+pub use source::paths::{all_folders, all_in, expand, in_folder};
 pub(crate) use source::paths::{literal, pattern_from, read_at};
 pub use source::{
     Field, FilesSource, FolderSource, ListHash, MixSource, RawSample, RecordioSource, RgbImage, SampleSource, Sequence,

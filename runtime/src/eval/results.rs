@@ -238,6 +238,17 @@ impl SuiteResults {
         SuiteResults { suite: suite.name.clone(), graph: graph.into(), step, average, logits, sets, means }
     }
 
+    /// Every figure by the name that published ones have, `flickr30k image to text R@1`: means first, then those of each set in
+    /// the order of the suite. What is not there is left out.
+    pub fn measures(&self) -> Vec<(String, f64)> {
+        let means = self.means.iter().filter_map(|mean| Some((mean.name.clone(), mean.value?)));
+        let named = |set: &SetResults| {
+            let shown = set.figures().into_iter().take(set.shown());
+            shown.map(|figure| (format!("{} {}", set.name, figure.name), figure.value)).collect::<Vec<_>>()
+        };
+        means.chain(self.sets.iter().flat_map(named)).collect()
+    }
+
     /// The model, with what was done to its weights.
     pub fn model(&self) -> String {
         let average = if self.average { " (average of the weights)" } else { "" };

@@ -23,6 +23,9 @@ use crate::file::{FileError, sync_folder};
 /// Version of the checkpoint format; a reader accepts exactly its own.
 pub const FORMAT: u32 = 2;
 
+/// Name of the checkpoint that was measured to be the best.
+pub const BEST: &str = "best.safetensors";
+
 /// Header key of a checkpoint.
 const KEY: &str = "alip";
 
@@ -194,9 +197,27 @@ impl Checkpoints {
     /// # Errors
     /// The device fails or the file cannot be written; older checkpoints are untouched then.
     pub(super) fn save(&self, session: &mut Session, header: &Header) -> Result<Saved, CheckpointError> {
+        let path = self.write(session, header, &format!("step-{:08}.safetensors", header.step))?;
+        let mut all = self.list();
+        let old = all.drain(..all.len().saturating_sub(self.keep));
+        let removed =
+            old.map(|(_, old)| fs::remove_file(&old).map_err(FileError::io(&old, "remove the old checkpoint")));
+        let left = removed.fold(None, |left, removed| left.or(removed.err()));
+        Ok(Saved { path, left })
+    }
+
+    /// Saves the state of the session as the best so far, in the place of the one before.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::save`].
+    pub(super) fn save_best(&self, session: &mut Session, header: &Header) -> Result<PathBuf, CheckpointError> {
+        self.write(session, header, BEST)
+    }
+
+    fn write(&self, session: &mut Session, header: &Header, name: &str) -> Result<PathBuf, CheckpointError> {
         fs::create_dir_all(&self.folder).map_err(FileError::io(&self.folder, "create the folder"))?;
         sync_folder(self.folder.parent());
-        let path = self.folder.join(format!("step-{:08}.safetensors", header.step));
+        let path = self.folder.join(name);
         let plan = session.plan().clone();
         let entries: Vec<Entry> = plan
             .state
@@ -211,12 +232,7 @@ impl Checkpoints {
         tensors::write(&path, &[(KEY, json)], &entries, |entry| -> Result<_, CheckpointError> {
             Ok(session.read_state(&entry.name)?.bytes().to_vec())
         })?;
-        let mut all = self.list();
-        let old = all.drain(..all.len().saturating_sub(self.keep));
-        let removed =
-            old.map(|(_, old)| fs::remove_file(&old).map_err(FileError::io(&old, "remove the old checkpoint")));
-        let left = removed.fold(None, |left, removed| left.or(removed.err()));
-        Ok(Saved { path, left })
+        Ok(path)
     }
 }
 

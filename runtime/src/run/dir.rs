@@ -7,8 +7,9 @@
 //! | `plan.alip` | the compiled plan |
 //! | `spec.json` | what that was compiled from, where it was not given compiled |
 //! | `vocabulary.json` | the words of its tokenizers, where it has such |
-//! | `checkpoints/` | `step-00001000.safetensors`, ... |
+//! | `checkpoints/` | `step-00001000.safetensors`, ...; `best.safetensors` of a run that is measured on its way |
 //! | `metrics.jsonl`, `events.out.tfevents.*` | the log |
+//! | `evaluations.jsonl` | what it was measured to be on its way, if it was |
 //! | `results.json`, `report.html` | the evaluation |
 
 use std::fs;
@@ -454,6 +455,14 @@ impl Writer {
         self.kept(self.keep).save(session, header)
     }
 
+    /// Saves the state of the session as the best so far: `checkpoints/best.safetensors`.
+    ///
+    /// # Errors
+    /// The device fails or the file cannot be written.
+    pub fn save_best(&self, session: &mut Session, header: &Header) -> Result<PathBuf, CheckpointError> {
+        self.kept(self.keep).save_best(session, header)
+    }
+
     /// The log, for what comes after `step` steps.
     ///
     /// # Errors
@@ -476,7 +485,10 @@ impl Writer {
 /// The checkpoints of a plan fit on the disk: those kept and the one being written, of which some are there already.
 fn has_room(root: &Path, plan: &Plan, keep: usize, present: usize) -> Result<(), RunError> {
     let (keep, present) = (keep as u64, present as u64);
-    let (each, checkpoints) = (checkpoint::size(plan), keep.saturating_sub(present).saturating_add(1));
+    // The best one stands beside them.
+    let best = u64::from(plan.train.as_ref().is_some_and(|train| train.evaluate.is_some()));
+    let checkpoints = keep.saturating_sub(present).saturating_add(1).saturating_add(best);
+    let each = checkpoint::size(plan);
     // A file system that cannot say how much is free is not refused.
     let free = if is_on_disk(root) { fs4::available_space(above(root)).unwrap_or(u64::MAX) } else { u64::MAX };
     if each.saturating_mul(checkpoints) > free {

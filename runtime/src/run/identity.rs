@@ -38,6 +38,9 @@ pub struct RunInfo {
     /// [`fingerprint`] of what the plan was compiled from, where that is known.
     #[serde(default)]
     pub sources: Option<String>,
+    /// What its weights were before the first step, where that is not what the seed makes of them.
+    #[serde(default)]
+    pub start: Vec<StartIdentity>,
 }
 
 impl RunInfo {
@@ -54,7 +57,26 @@ impl RunInfo {
             data,
             vocabulary: None,
             sources: None,
+            start: Vec::new(),
         }
+    }
+}
+
+/// Weights that a run was started from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartIdentity {
+    /// The file, as it was named.
+    pub file: String,
+    /// Which parameters it gave; all if it is not said.
+    pub select: Option<String>,
+    /// Fingerprint of the tensors in it, under our names.
+    pub hash: String,
+}
+
+impl fmt::Display for StartIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let select = self.select.as_ref().map_or(String::new(), |select| format!(", `{select}`"));
+        write!(f, "{}{select} ({})", self.file, self.hash)
     }
 }
 

@@ -112,6 +112,15 @@ impl MetricsLog {
         }
     }
 
+    /// Tells TensorBoard what was measured after a step, as `eval/NAME`.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn measured<'a>(&mut self, step: u64, measures: impl Iterator<Item = (&'a str, f64)>) -> Result<(), FileError> {
+        let named: Vec<(String, f64)> = measures.map(|(name, value)| (format!("eval/{name}"), value)).collect();
+        self.events.scalars(step, named.iter().map(|(name, value)| (name.as_str(), *value)))
+    }
+
     /// Brings the lines to the disk, so that no checkpoint is ahead of them. What cannot be is not worth a word: the next line
     /// will say so.
     pub fn synchronize(&mut self) {

@@ -13,6 +13,7 @@
 
 pub mod checkpoint;
 mod dir;
+pub mod evaluations;
 mod events;
 mod identity;
 mod lock;
@@ -21,6 +22,6 @@ mod sources;
 pub mod tensors;
 
 pub use dir::{NewRun, PLAN, RunDir, RunError, Writer, read_plan};
-pub use identity::{DataIdentity, DeviceIdentity, Difference, RunInfo, fingerprint};
+pub use identity::{DataIdentity, DeviceIdentity, Difference, RunInfo, StartIdentity, fingerprint};
 pub use log::StepRecord;
 pub use sources::{SpecFile, SpecSources};

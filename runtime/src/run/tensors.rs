@@ -134,6 +134,14 @@ impl TensorFile {
         Err(FileError::Shape { path: self.path.clone(), name: name.into(), shapes })
     }
 
+    /// Reads a tensor as it lies in the file: row-major, little-endian.
+    ///
+    /// # Errors
+    /// No such tensor, one that has another checksum, or the file cannot be read.
+    pub fn raw(&mut self, name: &str) -> Result<Vec<u8>, FileError> {
+        Ok(self.bytes(name)?.1)
+    }
+
     /// Reads everything and compares it with the checksums; a file without any is taken as it is.
     ///
     /// # Errors

@@ -6,13 +6,15 @@
 pub mod measure;
 pub mod replay;
 pub mod report;
+pub mod start;
 pub mod summary;
 #[cfg(test)]
 pub(crate) mod testing;
 mod trainer;
 
 pub use trainer::{
-    Cadence, Divergence, Feed, Position, Summary, TrainError, Trainer, Watch, begin, needs_total_steps, resume,
+    Cadence, Divergence, Feed, OnTheWay, Position, Summary, TrainError, Trainer, Unmeasured, Watch, begin,
+    needs_total_steps, resume,
 };
 
 /// A plan on the reference device, for tests.

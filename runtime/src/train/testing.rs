@@ -166,11 +166,13 @@ pub(crate) fn linear() -> Plan {
         programs: BTreeMap::from([(PROGRAM_INIT.to_string(), start), (PROGRAM_TRAIN.to_string(), train)]),
         packed: BTreeMap::new(),
         train: Some(TrainInfo {
+            evaluate: None,
             batch: BATCH,
             epochs: 2.0,
             loss: "loss".into(),
             metrics: vec!["loss".into(), "lr".into()],
             data: Some(shapes(10)),
+            start: Vec::new(),
         }),
         report: Report { parameters: PIXELS, ..Report::default() },
     }

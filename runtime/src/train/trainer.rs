@@ -11,6 +11,7 @@
 //! - Nothing here knows a terminal; what people see goes through [`Watch`].
 
 mod failure;
+mod on_the_way;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -24,11 +25,13 @@ use alip_plan::{
 use crate::data::{Batch, DataError, Loader, check_indices};
 use crate::exec::{NonFinite, Results, RowTotals, RowsRun, Session};
 use crate::run::checkpoint::{self, Header};
+use crate::run::evaluations::Evaluations;
 use crate::run::log::MetricsLog;
 use crate::run::{RunDir, StepRecord, Writer};
 use crate::tensor::HostTensor;
 
 pub use failure::{Divergence, TrainError};
+pub use on_the_way::{OnTheWay, Unmeasured};
 
 /// Where batches come from: a [`Loader`], or anything that gives one global batch after the other without end.
 pub trait Feed {
@@ -119,7 +122,12 @@ pub fn begin(session: &mut Session, seed: u64, steps: u64) -> Result<Position, T
 /// The checkpoint is damaged or not of this run, or the device fails.
 pub fn resume(session: &mut Session, run: &RunDir) -> Result<Position, TrainError> {
     let info = run.info();
-    let Some(header) = run.restore(session)? else { return begin(session, info.seed, info.steps) };
+    let Some(header) = run.restore(session)? else {
+        if let Some(start) = info.start.first() {
+            return Err(TrainError::NeverStarted { path: run.root().to_path_buf(), start: start.to_string() });
+        }
+        return begin(session, info.seed, info.steps);
+    };
     if session.plan().state(STATE_TOTAL_STEPS).is_some() {
         // Another number than that of the checkpoint where the run was extended.
         session.write_state(STATE_TOTAL_STEPS, &HostTensor::scalar_i32(narrow("--steps", info.steps)?))?;
@@ -186,6 +194,8 @@ pub struct Trainer<'a> {
     pub stop: &'a AtomicBool,
     /// What people see.
     pub watch: &'a mut dyn Watch,
+    /// How the model is measured on the way, if it is.
+    pub evaluation: Option<OnTheWay<'a>>,
 }
 
 /// What a step yields.
@@ -289,6 +299,9 @@ impl Mark {
 struct Progress {
     wanted: Wanted,
     log: MetricsLog,
+    evaluations: Evaluations,
+    /// The step that was measured last, whatever came of it.
+    measured: u64,
     summary: Summary,
     flight: VecDeque<InFlight>,
     landed: u64,
@@ -321,9 +334,12 @@ impl Trainer<'_> {
         let train = plan.train.as_ref().ok_or_else(|| TrainError::NoTraining(plan.name.clone()))?;
         let checkpoint = self.run.checkpoints().pop().map(|(_, path)| path);
         let rows = RowTotals::default();
+        let evaluations = Evaluations::open(self.run.root(), position.step)?;
         let mut progress = Progress {
             wanted: Wanted::new(&plan, train),
             log: self.run.log(position.step)?,
+            measured: evaluations.last(),
+            evaluations,
             summary: Summary { finished: false, position, checkpoint, last: None, rows },
             flight: VecDeque::new(),
             landed: 0,
@@ -369,11 +385,12 @@ impl Trainer<'_> {
         loop {
             let ahead = progress.ahead();
             let is_over = ahead.step >= steps || no_data.is_some() || self.stop.load(Ordering::Relaxed);
+            let measures = no_data.is_none() && self.is_to_measure(progress, ahead.step);
             // The last one is written after the loop.
             let saves = !is_over && self.is_due(progress, ahead.step);
             // People hear of what is done before the data may keep us waiting.
             let is_done = progress.flight.front_mut().is_some_and(|step| step.results.poll());
-            if !is_over && !saves && !is_done && progress.flight.len() <= self.session.ahead() {
+            if !is_over && !saves && !measures && !is_done && progress.flight.len() <= self.session.ahead() {
                 match self.submit(progress, ahead.cursor) {
                     Ok(step) => progress.flight.push_back(step),
                     // Those in flight are still taken.
@@ -382,6 +399,8 @@ impl Trainer<'_> {
                 }
             } else if let Some(step) = progress.flight.pop_front() {
                 self.land(progress, step)?;
+            } else if measures {
+                self.measure(progress);
             } else if is_over {
                 return no_data.map_or(Ok(()), Err);
             } else {
@@ -473,17 +492,15 @@ impl Trainer<'_> {
         progress.next_save = Instant::now() + pause;
     }
 
-    fn save(&mut self, at: Position) -> Result<PathBuf, TrainError> {
+    /// What a checkpoint knows of itself.
+    fn header(&self, at: Position) -> Header {
         let info = self.run.info();
-        let header = Header {
-            format: checkpoint::FORMAT,
-            spec: info.spec.clone(),
-            step: at.step,
-            cursor: at.cursor,
-            seed: info.seed,
-            plan: info.plan.clone(),
-        };
-        let saved = self.run.save(self.session, &header)?;
+        let (spec, plan) = (info.spec.clone(), info.plan.clone());
+        Header { format: checkpoint::FORMAT, spec, step: at.step, cursor: at.cursor, seed: info.seed, plan }
+    }
+
+    fn save(&mut self, at: Position) -> Result<PathBuf, TrainError> {
+        let saved = self.run.save(self.session, &self.header(at))?;
         if let Some(left) = saved.left {
             self.watch.note(&format!("warning: {left}; the new one is good"));
         }

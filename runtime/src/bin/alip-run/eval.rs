@@ -30,7 +30,8 @@ use crate::{Failure, Outcome, suite};
     after_help = "Example:\n  alip-run eval runs/alip_shapes\n  alip-run eval runs/alip_shapes --json\n  alip-run eval runs/alip_b32 --suite alip_table --data /data/clip_benchmark --features features"
 )]
 pub(crate) struct Args {
-    /// The run's directory
+    /// The run's directory, or with --suite and --weights a graph spec
+    #[arg(value_name = "RUN|SPEC")]
     pub(crate) run: PathBuf,
     #[command(flatten)]
     pub(crate) weights: WeightsArgs,
@@ -48,7 +49,7 @@ pub(crate) struct Args {
     pub(crate) published_rounding: bool,
     #[command(flatten)]
     pub(crate) bad: BadArgs,
-    /// Where results and report go; the run's directory unless given
+    /// Where results and report go; the run's directory unless given, or this one for a spec
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Print the results as one JSON object
@@ -60,7 +61,11 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if let Some(suite) = &args.suite {
         return suite::run(args, suite);
     }
-    let WeightsArgs { checkpoint, average, device } = &args.weights;
+    let WeightsArgs { weights, checkpoint, average, device, .. } = &args.weights;
+    if weights.is_some() {
+        let why = "weights of a file have no held-out data of their own: name the data sets with --suite";
+        return Err(Failure::message(why));
+    }
     let stop = Stop::listen("stopping")?;
     let run = RunDir::open(&args.run)?;
     let info = run.info();

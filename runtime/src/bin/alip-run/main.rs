@@ -21,7 +21,12 @@ mod data;
 mod devices;
 mod embed;
 mod eval;
+mod export;
+#[cfg(feature = "compile")]
+mod graphs;
+mod import;
 mod model;
+mod on_the_way;
 mod open;
 mod pack;
 mod profile;
@@ -65,6 +70,8 @@ enum Command {
     Bisect(bisect::Args),
     Data(data::Args),
     Pack(pack::Args),
+    Import(import::Args),
+    Export(export::Args),
     Devices(devices::Args),
 }
 
@@ -87,6 +94,8 @@ fn main() -> ExitCode {
         Command::Bisect(args) => bisect::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Pack(args) => pack::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Devices(args) => devices::run(&args),
     };
     match done {

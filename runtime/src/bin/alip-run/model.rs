@@ -282,13 +282,24 @@ pub(crate) fn files_now(graph: &str, _: &SpecSources) -> Vec<SpecFile> {
 
 /// Compiles a spec for a target by name, or that of the kind of device at hand. The files it was read from are added to what it came
 /// from; those that are there already are taken as they are.
+fn compile(
+    from: SpecSources,
+    target: Option<&str>,
+    device: &dyn Device,
+    how: (Purpose, Feed),
+) -> Outcome<(Plan, SpecSources)> {
+    let (plan, _, sources) = compile_all(from, target, device, how)?;
+    Ok((plan, sources))
+}
+
+/// The same, with the pipeline that the spec names, which plans that do not train know nothing of.
 #[cfg(feature = "compile")]
-pub(crate) fn compile(
+pub(crate) fn compile_all(
     from: SpecSources,
     target_name: Option<&str>,
     device: &dyn Device,
     (purpose, feed): (Purpose, Feed),
-) -> Outcome<(Plan, SpecSources)> {
+) -> Outcome<(Plan, Option<Pipeline>, SpecSources)> {
     use alip_compiler::diag::{Diagnostics, SourceMap};
     use alip_compiler::training;
     use alip_compiler::{CompileOptions, SpecOptions, compile_spec, resolve};
@@ -324,7 +335,7 @@ pub(crate) fn compile(
     // No pass was asked to be the last.
     let plan = compiled.plan.ok_or_else(|| Failure::message("the compiler made no plan"))?;
     let files = sources.files().map(|(name, text)| (name.to_string(), text.to_string())).collect();
-    Ok((plan, SpecSources { files, ..from }))
+    Ok((plan, compiled.resolved.pipeline, SpecSources { files, ..from }))
 }
 
 /// The target by name, which the device must be able to run; the device's own where none is named, for any machine.
@@ -349,12 +360,12 @@ pub(crate) fn target(name: Option<&str>, device: &dyn Device) -> Outcome<Target>
 }
 
 #[cfg(not(feature = "compile"))]
-pub(crate) fn compile(
+pub(crate) fn compile_all(
     from: SpecSources,
     _: Option<&str>,
     _: &dyn Device,
     _: (Purpose, Feed),
-) -> Outcome<(Plan, SpecSources)> {
+) -> Outcome<(Plan, Option<Pipeline>, SpecSources)> {
     let why = "no such directory, and this program was built without the compiler (feature `compile`)";
     Err(Failure::message(format!("{}: {why}; give a directory that `alipc compile -o` wrote", from.spec)))
 }

@@ -5,16 +5,16 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use alip_plan::DType;
 use alip_plan::pipeline::Pipeline;
+use alip_plan::{DType, Plan};
 use alip_runtime::data::{SampleSource, Tokenizer, Vocabularies};
 use alip_runtime::device::Device;
 use alip_runtime::eval::{Embedded, EncodeError, Encoder, Preparation, Reading, Weighed};
 use alip_runtime::exec::Session;
-use alip_runtime::run::RunDir;
-use alip_runtime::run::tensors::TensorFile;
+use alip_runtime::run::{RunDir, SpecSources};
+use alip_runtime::weights::{Weights, assign};
 
-use crate::model::{DeviceArgs, Feed, Purpose, compile};
+use crate::model::{DeviceArgs, Feed, Purpose, compile_all};
 use crate::progress::Counter;
 use crate::stop::Stop;
 use crate::{Failure, Outcome};
@@ -28,8 +28,8 @@ const RUNS: &str = "runs";
 /// Which model, for commands whose arguments are something else.
 #[derive(clap::Args)]
 pub(crate) struct ModelOption {
-    /// The directory of a run [default: the run below `runs` that was written last]
-    #[arg(long, short, value_name = "RUN")]
+    /// The directory of a run, or a graph spec for the weights of --weights [default: the run below `runs` that was written last]
+    #[arg(long, short, value_name = "RUN|SPEC")]
     model: Option<PathBuf>,
     #[command(flatten)]
     weights: WeightsArgs,
@@ -38,6 +38,12 @@ pub(crate) struct ModelOption {
 /// Which weights of a model, on which device.
 #[derive(clap::Args)]
 pub(crate) struct WeightsArgs {
+    /// Weights for a graph spec: what `alip-run import` wrote, or any file that it reads
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["checkpoint", "average"])]
+    pub(crate) weights: Option<PathBuf>,
+    /// Change one thing of the graph spec
+    #[arg(long, value_name = "KEY=VALUE", requires = "weights")]
+    set: Vec<String>,
     /// A checkpoint of the run other than its newest
     #[arg(long, value_name = "FILE")]
     pub(crate) checkpoint: Option<PathBuf>,
@@ -53,7 +59,7 @@ pub(crate) struct Opened {
     pub(crate) session: Session,
     /// Name of the graph.
     pub(crate) name: String,
-    /// Steps that it was trained.
+    /// Steps that it was trained; 0 of weights of a file.
     pub(crate) step: u64,
     /// What tells its weights from others.
     pub(crate) content: String,
@@ -94,43 +100,78 @@ fn newest_run(folder: &Path) -> Option<PathBuf> {
 }
 
 impl WeightsArgs {
-    /// Opens the model in a run's directory, for batches of at most [`BATCH`] samples.
+    /// Opens a model, that of a run or a graph with weights of a file, for batches of at most [`BATCH`] samples.
     pub(crate) fn open(&self, model: &Path, samples: u64) -> Outcome<Opened> {
+        let batch = samples.clamp(1, BATCH);
+        match &self.weights {
+            Some(_) if RunDir::holds_run(model) => {
+                let why = "is a run, which has its own weights; --weights is for a graph spec";
+                Err(Failure::message(format!("{} {why}", model.display())))
+            }
+            Some(weights) => self.of_spec(&model.to_string_lossy(), weights, batch),
+            None if !model.is_dir() => {
+                let why = "is no directory of a run; a graph spec needs weights, with --weights FILE";
+                Err(Failure::message(format!("{} {why}", model.display())))
+            }
+            None => self.of_run(model, batch),
+        }
+    }
+
+    fn of_run(&self, model: &Path, batch: u64) -> Outcome<Opened> {
         let run = RunDir::open(model)?;
         let device = self.device.open_as(Some(&run.info().device))?;
-        let mut session = inference(&run, device.as_ref(), samples.clamp(1, BATCH))?;
+        let mut session = inference(&run, device.as_ref(), batch)?;
         let none = || Failure::message(format!("{} holds no checkpoint yet; train it first", model.display()));
         let found = run.restore_part(self.checkpoint.as_deref(), &mut session, self.average)?.ok_or_else(none)?;
-        let name = session.plan().name.clone();
-        let programs = Encoder::new(&mut session)?.programs().clone();
-        // These programs take images as the graph declares them, unless they are those of a plan.
-        let in_bytes = programs.image.dtype == DType::U8;
-        let pipeline = run.pipeline().map(|pipeline| match in_bytes {
-            true => pipeline,
-            false => Pipeline { bytes: BTreeSet::new(), ..pipeline },
-        });
-        let preparation = Preparation::of(&name, &programs, pipeline.as_ref())?;
-        Ok(Opened {
-            name,
-            step: found.header.step,
-            content: if self.average { format!("{} average", found.content) } else { found.content },
-            scale: scale(&mut TensorFile::open(&found.path)?)?,
-            pipeline,
-            vocabularies: run.vocabularies()?,
-            preparation,
-            session,
-        })
+        let content = if self.average { format!("{} average", found.content) } else { found.content };
+        opened(session, content, found.header.step, (run.pipeline(), run.vocabularies()?))
+    }
+
+    fn of_spec(&self, spec: &str, weights: &Path, batch: u64) -> Outcome<Opened> {
+        let device = self.device.open()?;
+        let folder = std::env::current_dir().unwrap_or_default();
+        let (set, batch) = (self.set.clone(), Some(batch));
+        let from = SpecSources { spec: spec.into(), folder, batch, set, ..SpecSources::default() };
+        let (plan, pipeline) = used(from, device.as_ref())?;
+        let mut session = Session::on(device.as_ref(), Arc::new(plan))?;
+        let mut weights = Weights::open_as_ours(weights, None)?;
+        weights.notes().iter().for_each(|said| note!("{said}"));
+        // What no weights of others have, such as gates, begins as in training.
+        session.init(0)?;
+        let assigned = assign(&mut session, &mut weights, None)?;
+        if !assigned.kept.is_empty() {
+            note!("not in the file, and left at their first values: {}", assigned.kept.join(", "));
+        }
+        let content = weights.fingerprint()?;
+        opened(session, content, 0, (pipeline, Vocabularies::default()))
     }
 }
 
-/// exp(logit_scale), by the name that CLIP gave it.
-fn scale(file: &mut TensorFile) -> Outcome<Option<f64>> {
-    const LOGIT_SCALE: &str = "logit_scale";
-    if file.info(LOGIT_SCALE).is_none() {
-        return Ok(None);
-    }
-    Ok(file.read(LOGIT_SCALE, DType::F32)?.first().map(f64::exp))
+/// A model whose weights are in the session.
+fn opened(
+    mut session: Session,
+    content: String,
+    step: u64,
+    (pipeline, vocabularies): (Option<Pipeline>, Vocabularies),
+) -> Outcome<Opened> {
+    let name = session.plan().name.clone();
+    let programs = Encoder::new(&mut session)?.programs().clone();
+    // These programs take images as the graph declares them, unless they are those of a plan.
+    let in_bytes = programs.image.dtype == DType::U8;
+    let pipeline = pipeline.map(|pipeline| match in_bytes {
+        true => pipeline,
+        false => Pipeline { bytes: BTreeSet::new(), ..pipeline },
+    });
+    let preparation = Preparation::of(&name, &programs, pipeline.as_ref())?;
+    let scale = match session.plan().state(LOGIT_SCALE) {
+        Some(_) => session.read_state(LOGIT_SCALE)?.first().map(f64::exp),
+        None => None,
+    };
+    Ok(Opened { session, name, step, content, scale, pipeline, vocabularies, preparation })
 }
+
+/// The parameter of what cosines are multiplied with, by the name that CLIP gave it.
+const LOGIT_SCALE: &str = "logit_scale";
 
 impl Opened {
     /// The tokenizer that the model was trained with.
@@ -182,6 +223,10 @@ impl Opened {
 
     /// Embeds texts, with a bar.
     pub(crate) fn texts(&mut self, texts: &[String], work: &Work<'_>) -> Outcome<Vec<f32>> {
+        if texts.is_empty() {
+            // A model may read texts by words that nobody has here.
+            return Ok(Vec::new());
+        }
         let tokenizer = self.tokenizer()?;
         let Opened { session, vocabularies, .. } = self;
         let of = texts.len() as u64;
@@ -224,12 +269,18 @@ impl Work<'_> {
     }
 }
 
+/// The programs of a spec that use a model, and its pipeline.
+fn used(from: SpecSources, device: &dyn Device) -> Outcome<(Plan, Option<Pipeline>)> {
+    let (plan, pipeline, _) = compile_all(from, None, device, (Purpose::Inference, Feed::File))?;
+    Ok((plan, pipeline))
+}
+
 /// A run's programs that use its model. Where there is no spec to compile them of, they are those of its plan.
 fn inference(run: &RunDir, device: &dyn Device, batch: u64) -> Outcome<Session> {
     let plan = match run.sources()? {
         Some(mut sources) => {
             sources.batch = Some(batch);
-            compile(sources, None, device, (Purpose::Inference, Feed::File))?.0
+            used(sources, device)?.0
         }
         None => run.plan()?,
     };

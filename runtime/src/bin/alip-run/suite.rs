@@ -75,7 +75,8 @@ pub(crate) fn run(args: &Args, suite: &str) -> Outcome {
     };
     let results = SuiteResults::new(&suite, found, (&opened.name, opened.step), args.weights.average, logits);
     let table = results.table(&published);
-    let out = args.out.as_deref().unwrap_or(&args.run);
+    let own = if args.run.is_dir() { args.run.as_path() } else { Path::new(".") };
+    let out = args.out.as_deref().unwrap_or(own);
     let name = file_name(&results);
     let saved = std::fs::create_dir_all(out)
         .map_err(|error| Failure::message(format!("{}: {error}", out.display())))

@@ -3,22 +3,26 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use alip_plan::Plan;
 use alip_plan::pipeline::{Mode, Pipeline};
+use alip_plan::{Plan, Start};
 use alip_runtime::data::{Loader, LoaderOptions, SampleSource, Vocabularies, open_source};
 use alip_runtime::exec::Session;
 use alip_runtime::run::{
-    DataIdentity, DeviceIdentity, Difference, NewRun, RunDir, RunError, RunInfo, SpecSources, Writer, fingerprint,
-    read_plan,
+    DataIdentity, DeviceIdentity, Difference, NewRun, RunDir, RunError, RunInfo, SpecSources, StartIdentity, Writer,
+    fingerprint, read_plan,
 };
-use alip_runtime::train::{Cadence, Position, Summary, Trainer, begin, measure, needs_total_steps, resume};
+use alip_runtime::train::start::{Started, save_start, start_from};
+use alip_runtime::train::{Cadence, OnTheWay, Position, Summary, Trainer, begin, measure, needs_total_steps, resume};
+use alip_runtime::weights::Weights;
 use indicatif::HumanBytes;
 
 use crate::model::{
     BadArgs, CompileArgs, DeviceArgs, Prepared, bounded, files_now, is_data, moved, order_of, session_on,
 };
+use crate::on_the_way::{Data, Way};
 use crate::progress::{Progress, duration};
 use crate::stop::Stop;
 use crate::{Failure, Outcome, eval};
@@ -42,6 +46,10 @@ pub(crate) struct Args {
     how: CompileArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    /// Start from the weights in a file that `alip-run import` reads, all of them, in place of what the spec says (`train: (start:
+    /// ..)`); with --resume, the file that the run must have been started from
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
     /// A pipeline spec, or the data that the spec's own pipeline shall read: a folder, `.rec`, `.tar` or `.tar.gz` files
     #[arg(long, value_name = "PIPELINE|PATH")]
     data: Option<String>,
@@ -108,7 +116,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         None => first(args, workers)?,
     };
     let measurable = !args.no_eval && is_measurable(&ready);
-    let Ready { session, run, loader, position, .. } = &mut ready;
+    let Ready { session, run, loader, position, pipeline, vocabularies } = &mut ready;
     if let Some(warning) = run.warning() {
         note!("warning: {warning}");
     }
@@ -117,8 +125,22 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let mut progress = Progress::new(first, info.steps, &loss);
     let cadence =
         Cadence { steps: args.checkpoint_every, time: Duration::from_secs_f64(args.checkpoint_minutes * 60.0) };
-    let mut trainer =
-        Trainer { session: &mut *session, feed: loader, run, cadence, stop: stop.flag(), watch: &mut progress };
+    let data = Data { pipeline, vocabularies, workers, max_bad: args.bad.max_bad, stop: stop.flag() };
+    let way = Way::of(&session.plan().clone(), data, loader.epoch_len())?;
+    let mut measure = |session: &mut Session, step| match &way {
+        Some(way) => way.measure(session, step),
+        None => Ok(Vec::new()),
+    };
+    let evaluation = way.as_ref().map(|way| (way.every, way.best.clone()));
+    let mut trainer = Trainer {
+        session: &mut *session,
+        feed: loader,
+        run,
+        cadence,
+        stop: stop.flag(),
+        watch: &mut progress,
+        evaluation: evaluation.map(|(every, best)| OnTheWay { every, best, measure: &mut measure }),
+    };
     let trained = trainer.train(*position);
     progress.finish();
     let summary = trained?;
@@ -182,7 +204,7 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
     }
     let steps = wanted_steps(args, &plan, source.epoch_len())?;
     let data = DataIdentity::new(pipeline.clone(), source.as_ref(), &root)?;
-    let info = RunInfo::new(&plan, DeviceIdentity::of(device.as_ref()), args.seed, steps, Some(data));
+    let mut info = RunInfo::new(&plan, DeviceIdentity::of(device.as_ref()), args.seed, steps, Some(data));
     note!(
         "{}: {} parameters, {} samples, {} steps of batch {}",
         info.spec,
@@ -195,11 +217,54 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
     let vocabularies = Vocabularies::open(&pipeline, source.as_ref())?;
     let mut session = Session::new(Arc::new(plan), device)?;
     let position = begin(&mut session, info.seed, info.steps)?;
+    info.start = started(args, &mut session)?;
     let loader = load(args, workers, (&pipeline, source, &vocabularies), &info, position)?;
+    // Before there is a directory: that it cannot be measured on the way as the spec asks is the spec's fault.
+    let (max_bad, stop) = (args.bad.max_bad, &AtomicBool::new(false));
+    let data = Data { pipeline: &pipeline, vocabularies: &vocabularies, workers, max_bad, stop };
+    Way::of(session.plan(), data, loader.epoch_len())?;
     let new =
         NewRun { info: &info, plan: &session.plan().clone(), sources: sources.as_ref(), vocabularies: &vocabularies };
     let run = Writer::create(&root, &new, args.keep as usize)?;
+    if !info.start.is_empty() {
+        save_start(&mut session, &run)?;
+    }
     Ok(Ready { session, run, pipeline, vocabularies, loader, position })
+}
+
+/// Puts the weights to start from into a session that was begun; what they were.
+fn started(args: &Args, session: &mut Session) -> Outcome<Vec<StartIdentity>> {
+    let own = session.plan().train.as_ref().map(|train| train.start.clone()).unwrap_or_default();
+    let given = args.weights.iter().map(|file| Start { file: file.to_string_lossy().into_owned(), select: None });
+    let given: Vec<Start> = given.collect();
+    let started = start_from(session, if given.is_empty() { &own } else { &given })?;
+    for Started { identity, notes, assigned } in &started {
+        notes.iter().for_each(|text| note!("{}: {text}", identity.file));
+        let kept = match assigned.kept.as_slice() {
+            [] => String::new(),
+            kept => format!("; not in it, and at their first values: {}", kept.join(", ")),
+        };
+        note!("started from {identity}: {} tensors{kept}", assigned.assigned.len());
+    }
+    Ok(started.into_iter().map(|started| started.identity).collect())
+}
+
+/// Weights that are given with --resume are those that the run was started from. A run needs them no more, so without any
+/// nothing is read.
+fn same_start(args: &Args, run: &RunDir) -> Outcome<()> {
+    let Some(file) = &args.weights else { return Ok(()) };
+    let hash = Weights::open_as_ours(file, None)?.fingerprint()?;
+    let then: Vec<String> = run.info().start.iter().map(ToString::to_string).collect();
+    if run.info().start.iter().any(|start| start.hash == hash) {
+        return Ok(());
+    }
+    let then = if then.is_empty() { "no file's weights".into() } else { then.join(", ") };
+    let advice = "a run goes on with what it was started from; leave --weights out, or begin another with --out";
+    Err(Failure::message(format!(
+        "{} was started from {then}, not from {} ({hash}); {advice}",
+        run.root().display(),
+        file.display()
+    )))
 }
 
 /// The directory of the run to continue: the one given, or that of the spec.
@@ -225,6 +290,7 @@ fn resumed(args: &Args, given: Option<&Path>) -> Outcome<PathBuf> {
 fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
     let mut run = Writer::open(root, args.keep as usize)?;
     same_spec(args, &run)?;
+    same_start(args, &run)?;
     let own = run.info().device.clone();
     let device =
         if args.device_changed { args.device.open_as(Some(&own))? } else { args.device.open_own(run.root(), &own)? };

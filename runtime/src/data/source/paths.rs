@@ -12,7 +12,10 @@ use crate::data::DataError;
 const MOST_FILES: usize = 1 << 20;
 
 /// A path with its environment variables replaced.
-pub(super) fn expand(path: &str) -> Result<String, DataError> {
+///
+/// # Errors
+/// A variable that is not set, or a brace that is not closed.
+pub fn expand(path: &str) -> Result<String, DataError> {
     let fail = |reason: String| DataError::file(Path::new(path), reason, "set it, or write the path itself");
     let mut out = String::new();
     let mut rest = path;

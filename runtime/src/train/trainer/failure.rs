@@ -13,6 +13,17 @@ pub enum TrainError {
     /// The plan cannot train.
     #[error("the plan of `{0}` has no program `train`: its spec has no `train` section")]
     NoTraining(String),
+    /// A run was killed after it was begun and before the weights that it starts from were saved.
+    #[error(
+        "{}: the run starts from other weights ({start}), and was killed before they were saved; remove the directory and begin it anew",
+        path.display()
+    )]
+    NeverStarted {
+        /// The run's directory.
+        path: PathBuf,
+        /// What it starts from.
+        start: String,
+    },
     /// The program failed.
     #[error(transparent)]
     Exec(#[from] ExecError),

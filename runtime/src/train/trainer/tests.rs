@@ -143,6 +143,7 @@ fn train_on(
         cadence: Cadence { steps: 2, time: Duration::MAX / 4 },
         stop,
         watch,
+        evaluation: None,
     };
     trainer.train(position)
 }
@@ -262,6 +263,7 @@ fn an_old_checkpoint_that_stays_is_a_warning() {
         cadence: Cadence { steps: 99, time: Duration::MAX / 4 },
         stop: &stop,
         watch: &mut notes,
+        evaluation: None,
     };
     let summary = trainer.train(position).unwrap();
     assert_eq!(summary.checkpoint, Some(root.join("checkpoints/step-00000010.safetensors")));
@@ -413,6 +415,7 @@ fn who_waits_for_data_has_heard_of_what_is_done() {
         cadence: Cadence { steps: 99, time: Duration::MAX / 4 },
         stop: &AtomicBool::new(false),
         watch: &mut Last(&told),
+        evaluation: None,
     };
     assert!(trainer.train(position).unwrap().finished);
 }

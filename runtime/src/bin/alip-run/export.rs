@@ -1,0 +1,254 @@
+//! `alip-run export`.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use alip_plan::StateKind;
+use alip_plan::pipeline::{CLIP_MEAN, CLIP_STD, NormalizeRgb, Pipeline, PipelineOp};
+use alip_runtime::run::RunDir;
+use alip_runtime::weights::{Clip, Described, Format, Weights, save_as};
+
+use crate::import::{Type, opened};
+use crate::{Failure, Outcome};
+
+/// Write a model's weights for others
+///
+/// `safetensors` is one file with our names, for any model. `openai` is a folder that `open_clip.create_model('local-dir:OUT')`
+/// loads, or its file of weights by `pretrained`; `huggingface` one for `transformers.CLIPModel.from_pretrained(OUT)`: both for what
+/// they can hold, a CLIP, of which gates, averages and the state of the optimiser are no part.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  alip-run export runs/alip_b32 --to huggingface -o alip_b32_hf
+  alip-run export runs/alip_b32 --average --to openai -o alip_b32_open_clip
+  alip-run export clip.safetensors --graph clip.ron --to openai --dtype f16 -o clip_open_clip")]
+pub(crate) struct Args {
+    /// A run's directory, or a file of weights
+    #[arg(value_name = "RUN|FILE")]
+    from: PathBuf,
+    /// Whose names, layouts and files
+    #[arg(long, value_enum)]
+    to: To,
+    /// The averages of the weights that the run keeps (`ema`) in place of the weights
+    #[arg(long)]
+    average: bool,
+    /// A checkpoint of the run other than its newest
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Option<PathBuf>,
+    /// Of a file of weights: the graph that they are of, which says heads and activations
+    #[arg(long, value_name = "SPEC")]
+    graph: Option<String>,
+    /// Heads of the towers, where no graph says them
+    #[arg(long, value_name = "IMAGES,TEXTS", value_parser = crate::import::heads)]
+    heads: Option<(u64, u64)>,
+    /// Activation of both towers, where no graph says it
+    #[arg(long, value_name = "NAME")]
+    act: Option<String>,
+    /// Type of floats
+    #[arg(long, value_enum, default_value_t = Type::Same)]
+    dtype: Type,
+    /// The file (safetensors) or folder to write
+    #[arg(short, long, value_name = "PATH")]
+    out: PathBuf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum To {
+    Safetensors,
+    Openai,
+    Huggingface,
+}
+
+/// Weights with what is known of them.
+struct Source {
+    weights: Weights,
+    /// Of a run: states that are no parameters, and states of modules without any.
+    states: BTreeSet<String>,
+    gates: BTreeSet<String>,
+    pipeline: Option<Pipeline>,
+    run: Option<RunDir>,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let mut source = source(args)?;
+    match args.to {
+        To::Safetensors => own(args, &mut source)?,
+        To::Openai => foreign(args, &mut source, Format::OpenClip)?,
+        To::Huggingface => foreign(args, &mut source, Format::HuggingFace)?,
+    }
+    say!("{}", args.out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn source(args: &Args) -> Outcome<Source> {
+    if !RunDir::holds_run(&args.from) {
+        let weights = opened(&args.from, None)?;
+        if weights.is_checkpoint() || args.checkpoint.is_some() {
+            let why = "is no run; give the run's directory, and a checkpoint other than its newest with --checkpoint";
+            return Err(Failure::message(format!("{} {why}", args.from.display())));
+        }
+        let (states, gates) = Default::default();
+        return Ok(Source { weights, states, gates, pipeline: None, run: None });
+    }
+    let run = RunDir::open(&args.from)?;
+    let none = || Failure::message(format!("{} holds no checkpoint yet; train it first", args.from.display()));
+    let newest = run.checkpoints().pop().map(|(_, path)| path);
+    let checkpoint = args.checkpoint.clone().or(newest).ok_or_else(none)?;
+    let plan = run.plan()?;
+    let module = |path: &str| path.rsplit_once('.').map(|(module, _)| module.to_string());
+    let of_kind = |kind| plan.state.iter().filter(move |state| state.kind == kind).map(|state| state.path.clone());
+    let with_weights: BTreeSet<Option<String>> = of_kind(StateKind::Param).map(|path| module(&path)).collect();
+    let gates = of_kind(StateKind::Buffer).filter(|path| !with_weights.contains(&module(path))).collect();
+    let states = plan.state.iter().filter(|state| state.kind != StateKind::Param);
+    let states = states.map(|state| state.path.clone()).collect();
+    note!("weights of {}", checkpoint.display());
+    Ok(Source { weights: Weights::open(&checkpoint)?, states, gates, pipeline: run.pipeline(), run: Some(run) })
+}
+
+/// One file with our names.
+fn own(args: &Args, source: &mut Source) -> Outcome<()> {
+    let is_weight = |name: &&str| {
+        let is_state = source.states.contains(*name);
+        let is_statistic =
+            is_state && source.run.as_ref().is_some_and(|_| !source.gates.contains(*name)) && !is_extra(name);
+        !is_state || is_statistic
+    };
+    let names: Vec<String> = source.weights.names().filter(is_weight).map(str::to_string).collect();
+    let stored = |name: &String| {
+        let average = format!("average.{name}");
+        if args.average && source.weights.info(&average).is_some() { average } else { name.clone() }
+    };
+    let pairs: Vec<(String, String)> = names.iter().map(|name| (name.clone(), stored(name))).collect();
+    if args.average && pairs.iter().all(|(name, stored)| name == stored) {
+        return Err(Failure::message(format!("{} keeps no averages of weights (`ema`)", args.from.display())));
+    }
+    say_left_out(source.weights.names().filter(|name| names.iter().all(|own| own != name)));
+    let texts = [(
+        "alip.import",
+        serde_json::json!({ "exported": args.from.file_name().map(|name| name.to_string_lossy()) }).to_string(),
+    )];
+    Ok(save_as(&mut source.weights, &pairs, args.dtype.floats(), &texts, &args.out)?)
+}
+
+/// Whether a state is the optimiser's, the step's or an average.
+fn is_extra(name: &str) -> bool {
+    ["optimizer.", "average.", "train.", "loss_scale."].iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Says what is no part of what is written.
+fn say_left_out<'a>(names: impl Iterator<Item = &'a str>) {
+    let (extra, others): (Vec<&str>, Vec<&str>) = names.partition(|name| is_extra(name));
+    if !extra.is_empty() {
+        note!("left out: {} tensors of the optimiser, the step and averages", extra.len());
+    }
+    if !others.is_empty() {
+        note!("left out: {}", others.join(", "));
+    }
+}
+
+/// A folder for the programs of others.
+fn foreign(args: &Args, source: &mut Source, format: Format) -> Outcome<()> {
+    let clip = Clip::find(&source.weights, args.average, &source.states)?;
+    let described = described(args, source, &clip, format)?;
+    say_left_out(clip.left_out().iter().map(String::as_str));
+    clip.write(&mut source.weights, format, &described, args.dtype.floats(), &args.out)?;
+    if format == Format::HuggingFace {
+        note!(
+            "no tokenizer is written; for texts of CLIP's own words transformers has that of openai/clip-vit-base-patch32"
+        );
+    }
+    Ok(())
+}
+
+/// What images are normalised with.
+fn normalization(pipeline: Option<&Pipeline>) -> ([f64; 3], [f64; 3]) {
+    let of_op = |op: &PipelineOp| match op {
+        PipelineOp::NormalizeRgb(NormalizeRgb { mean, std }) => Some((*mean, *std)),
+        _ => None,
+    };
+    let own = pipeline.and_then(|pipeline| pipeline.ops.iter().find_map(|node| of_op(&node.op)));
+    own.unwrap_or((CLIP_MEAN, CLIP_STD))
+}
+
+/// What neither names nor shapes say: of the graph, or of the command line.
+fn described(args: &Args, source: &Source, clip: &Clip, format: Format) -> Outcome<Described> {
+    let shapes = clip.shapes();
+    let widths = [shapes.vision.attention(), shapes.text.width];
+    let (mean, std) = normalization(source.pipeline.as_ref());
+    let is_resnet = matches!(shapes.vision, alip_runtime::weights::Vision::Resnet { .. });
+    if let Some((heads, acts)) = of_graph(args, source, widths, format)? {
+        return Ok(Described { heads, acts, mean, std });
+    }
+    let Some(act) = &args.act else {
+        let why =
+            "nothing says what the activation of its towers is; give --graph SPEC, or --act gelu or --act quick_gelu";
+        return Err(Failure::message(format!("{}: {why}", args.from.display())));
+    };
+    let heads = match args.heads {
+        Some((vision, text)) => [vision, text],
+        None => {
+            let heads = widths.map(|width| width / HEAD);
+            note!(
+                "warning: {} and {} heads are an assumption, each {HEAD} wide: weights do not tell (--heads IMAGES,TEXTS)",
+                heads[0],
+                heads[1]
+            );
+            heads
+        }
+    };
+    let divides = |(width, heads): (&u64, &u64)| *heads > 0 && width.is_multiple_of(*heads);
+    if !widths.iter().zip(&heads).all(divides) {
+        let why =
+            format!("{heads:?} heads do not divide the widths {widths:?} of its towers; give --heads IMAGES,TEXTS");
+        return Err(Failure::message(format!("{}: {why}", args.from.display())));
+    }
+    let vision = if is_resnet { None } else { Some(act.clone()) };
+    Ok(Described { heads, acts: [vision, Some(act.clone())], mean, std })
+}
+
+/// Width of a head in nearly all models.
+const HEAD: u64 = 64;
+
+/// Heads and activations of the towers.
+type OfGraph = ([u64; 2], [Option<String>; 2]);
+
+#[cfg(feature = "compile")]
+fn of_graph(args: &Args, source: &Source, widths: [u64; 2], format: Format) -> Outcome<Option<OfGraph>> {
+    use crate::graphs::Graph;
+    use alip_compiler::resolve::Options;
+    use alip_runtime::weights::NameMap;
+    let sources = source.run.as_ref().map(RunDir::sources).transpose()?.flatten();
+    let graph = match (&args.graph, sources) {
+        (Some(spec), _) => Graph::of(spec, &Options::default())?,
+        (None, Some(from)) => {
+            let options = Options { batch: from.batch, set: from.set.clone(), files: from.files.clone() };
+            Graph::of(&from.spec, &options)?
+        }
+        (None, None) => return Ok(None),
+    };
+    let map = NameMap::named(format.map())?;
+    let fail = |why: String| Failure::message(format!("graph `{}`: {why}", graph.name()));
+    let mut found: OfGraph = ([0; 2], [None, None]);
+    for (tower, (program, of)) in [("encode_image", "images"), ("encode_text", "texts")].into_iter().enumerate() {
+        let modules = graph.modules(program);
+        if modules.is_empty() {
+            return Err(fail(format!("it has no program `{program}`, which shows what its tower of {of} is")));
+        }
+        if let Some(module) = map.lacks(&modules) {
+            return Err(fail(format!("its tower of {of} applies `{module}`, which is not in {}'s", map.name())));
+        }
+        let heads = graph.heads(program, widths[tower]).filter(|heads| *heads > 0);
+        found.0[tower] = heads.ok_or_else(|| fail(format!("its tower of {of} has no attention as CLIP's")))?;
+        let acts: Vec<String> = graph.activations(program).into_iter().filter(|act| act != "sigmoid").collect();
+        if acts.len() > 1 {
+            return Err(fail(format!("its tower of {of} has several activations: {}", acts.join(", "))));
+        }
+        found.1[tower] = acts.into_iter().next();
+    }
+    Ok(Some(found))
+}
+
+#[cfg(not(feature = "compile"))]
+fn of_graph(_: &Args, _: &Source, _: [u64; 2], _: Format) -> Outcome<Option<OfGraph>> {
+    Ok(None)
+}

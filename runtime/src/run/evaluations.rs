@@ -1,0 +1,97 @@
+//! What a run was measured to be on its way: `evaluations.jsonl`, a line per measurement.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::file::{FileError, write_bytes};
+
+/// Name of the file in a run directory.
+pub const FILE: &str = "evaluations.jsonl";
+
+/// One measurement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Steps that were taken.
+    pub step: u64,
+    /// Epochs seen; absent where the data have no size.
+    pub epoch: Option<f64>,
+    /// Values by name; higher is better.
+    pub measures: BTreeMap<String, f64>,
+}
+
+/// All measurements of a run up to where it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluations {
+    path: PathBuf,
+    list: Vec<Evaluation>,
+}
+
+impl Evaluations {
+    /// Those of a run directory up to `step`: later ones are of a run that was killed after its last checkpoint, and will come
+    /// again.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn open(folder: &Path, step: u64) -> Result<Evaluations, FileError> {
+        let path = folder.join(FILE);
+        if !path.exists() {
+            return Ok(Evaluations { path, list: Vec::new() });
+        }
+        let text = fs::read(&path).map_err(FileError::io(&path, "read"))?;
+        // A damaged line is no reason to refuse a run: its measurement is made again, or missing.
+        let lines = String::from_utf8_lossy(&text);
+        let list = lines.lines().filter_map(|line| serde_json::from_str::<Evaluation>(line).ok());
+        Ok(Evaluations { list: list.filter(|evaluation| evaluation.step <= step).collect(), path })
+    }
+
+    /// Step of the last one; 0 if there is none.
+    pub fn last(&self) -> u64 {
+        self.list.last().map_or(0, |evaluation| evaluation.step)
+    }
+
+    /// The largest value of a measure so far.
+    pub fn best(&self, measure: &str) -> Option<f64> {
+        self.list.iter().filter_map(|evaluation| evaluation.measures.get(measure).copied()).reduce(f64::max)
+    }
+
+    /// Adds one.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn add(&mut self, evaluation: Evaluation) -> Result<(), FileError> {
+        self.list.push(evaluation);
+        // Plain numbers always serialise. The file is a line per measurement, and so always small.
+        let lines = self.list.iter().map(|evaluation| serde_json::to_string(evaluation).unwrap_or_default() + "\n");
+        write_bytes(&self.path, lines.collect::<String>().as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::testing::folder;
+
+    #[test]
+    fn a_run_that_is_continued_forgets_what_comes_again() {
+        let folder = folder("evaluations");
+        let evaluation = |step, value| Evaluation {
+            step,
+            epoch: Some(step as f64 / 10.0),
+            measures: BTreeMap::from([("R@1".to_string(), value)]),
+        };
+        let mut all = Evaluations::open(&folder, 0).unwrap();
+        assert_eq!((all.last(), all.best("R@1")), (0, None));
+        for (step, value) in [(10, 0.25), (20, 0.5), (30, 0.125)] {
+            all.add(evaluation(step, value)).unwrap();
+        }
+        assert_eq!(Evaluations::open(&folder, 30).unwrap(), all);
+        assert_eq!((all.last(), all.best("R@1"), all.best("R@5")), (30, Some(0.5), None));
+        let mut again = Evaluations::open(&folder, 15).unwrap();
+        assert_eq!((again.last(), again.best("R@1")), (10, Some(0.25)));
+        again.add(evaluation(20, 0.5)).unwrap();
+        assert_eq!(fs::read_to_string(folder.join(FILE)).unwrap().lines().count(), 2);
+    }
+}

@@ -1,0 +1,567 @@
+//! A reader of pickles that knows tensors and plain containers and nothing else.
+//!
+//! Invariants:
+//! - Nothing is ever called. A global is one that [`global`] knows, or it is refused by its name where it is met, used or not.
+//! - What is read of a stream is bounded by its length before memory is taken, what it makes by [`MAX_VALUES`]: values lie in one
+//!   list and refer to each other by number, so that no nesting, sharing or circle of them can exhaust anything.
+//!
+//! Protocols 2 to 5 of Python's `pickle`, as `torch.save` and `torch.jit.save` write them.
+
+use std::collections::HashMap;
+use std::io::Read;
+
+use safetensors::tensor::Dtype as FileType;
+
+use super::globals::{Global, global};
+
+/// Most bytes of a pickle: that of a checkpoint with ten thousand tensors and its optimiser has three million.
+pub(super) const MAX_PICKLE: u64 = 64 << 20;
+
+/// Most values, entries of the stack and memorised values: several times what so large a checkpoint has.
+const MAX_VALUES: usize = 2 << 20;
+
+/// Most dimensions of a tensor; that of a video model has six.
+const MAX_RANK: usize = 16;
+
+/// A value by its number.
+pub(super) type Id = u32;
+
+/// A value.
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    None,
+    Bool(bool),
+    Int(i64),
+    /// An integer of more than 64 bits.
+    Long,
+    Float,
+    Str(String),
+    Bytes,
+    /// Of a class that checkpoints have beside their weights, by its name.
+    Opaque(&'static str),
+    Tuple(Vec<Id>),
+    List(Vec<Id>),
+    Dict(Vec<(Id, Id)>),
+    Global(Global),
+    /// Index into [`Pickle::storages`].
+    Storage(u32),
+    Tensor(Tensor),
+    /// An object of a TorchScript archive, with its attributes.
+    Object(Option<Id>),
+}
+
+/// A tensor: a view of a storage.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Tensor {
+    /// Index into [`Pickle::storages`].
+    pub(super) storage: u32,
+    pub(super) dtype: FileType,
+    /// In elements, as the strides.
+    pub(super) offset: u64,
+    pub(super) shape: Vec<u64>,
+    pub(super) strides: Vec<u64>,
+}
+
+/// Where elements lie, by the key under which the container has them.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Storage {
+    pub(super) key: String,
+    pub(super) bytes: u64,
+    /// Bytes of an element where the storage has a type.
+    pub(super) element: Option<u64>,
+}
+
+/// Why bytes are no pickle of weights.
+#[derive(Debug)]
+pub(super) enum PickleError {
+    /// They end too early.
+    Cut,
+    /// They are none.
+    Wrong(String),
+    /// They hold what weights need not.
+    Refused(String),
+    /// They cannot be read.
+    Io(std::io::Error),
+}
+
+type Result<T> = std::result::Result<T, PickleError>;
+
+fn wrong<T>(why: impl Into<String>) -> Result<T> {
+    Err(PickleError::Wrong(why.into()))
+}
+
+/// What a pickle holds.
+#[derive(Debug)]
+pub(super) struct Pickle {
+    values: Vec<Value>,
+    pub(super) storages: Vec<Storage>,
+    pub(super) root: Id,
+}
+
+impl Pickle {
+    /// Reads one pickle; the stream stands behind it then.
+    pub(super) fn read(stream: &mut dyn Read) -> Result<Pickle> {
+        let machine = Machine {
+            stream,
+            left: MAX_PICKLE,
+            pickle: Pickle { values: Vec::new(), storages: Vec::new(), root: 0 },
+            by_key: HashMap::new(),
+            types: Vec::new(),
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+        };
+        machine.run()
+    }
+
+    /// A value.
+    pub(super) fn get(&self, id: Id) -> &Value {
+        self.values.get(id as usize).unwrap_or(&Value::None)
+    }
+
+    /// A string.
+    pub(super) fn text(&self, id: Id) -> Option<&str> {
+        match self.get(id) {
+            Value::Str(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Entries of a dictionary.
+    pub(super) fn dict(&self, id: Id) -> Option<&[(Id, Id)]> {
+        match self.get(id) {
+            Value::Dict(entries) => Some(entries),
+            _ => None,
+        }
+    }
+
+    fn items(&self, id: Id) -> Option<&[Id]> {
+        match self.get(id) {
+            Value::Tuple(items) | Value::List(items) => Some(items),
+            _ => None,
+        }
+    }
+
+    fn number(&self, id: Id) -> Option<u64> {
+        match self.get(id) {
+            Value::Int(number) => u64::try_from(*number).ok(),
+            _ => None,
+        }
+    }
+
+    fn numbers(&self, id: Id) -> Option<Vec<u64>> {
+        self.items(id)?.iter().map(|&item| self.number(item)).collect()
+    }
+}
+
+struct Machine<'a> {
+    stream: &'a mut dyn Read,
+    /// Bytes that may still be read.
+    left: u64,
+    pickle: Pickle,
+    /// Storages by key, and the types they are read as.
+    by_key: HashMap<String, u32>,
+    types: Vec<Option<FileType>>,
+    stack: Vec<Id>,
+    /// Heights of the stack.
+    marks: Vec<usize>,
+    memo: HashMap<u32, Id>,
+}
+
+impl Machine<'_> {
+    fn run(mut self) -> Result<Pickle> {
+        loop {
+            let [code] = self.bytes::<1>()?;
+            if code == b'.' {
+                self.pickle.root = self.pop()?;
+                return Ok(self.pickle);
+            }
+            self.step(code)?;
+            if self.stack.len().max(self.memo.len()).max(self.pickle.values.len()) > MAX_VALUES {
+                return Err(PickleError::Refused(format!("it has more than {MAX_VALUES} values")));
+            }
+        }
+    }
+
+    /// One instruction, by the names of Python's `pickletools`.
+    fn step(&mut self, code: u8) -> Result<()> {
+        match code {
+            0x80 => match self.bytes::<1>()? {
+                [2..=5] => Ok(()),
+                [other] => wrong(format!("it is of protocol {other}; 2 to 5 are known")),
+            },
+            0x95 => self.bytes::<8>().map(drop), // FRAME
+            b'N' => self.push(Value::None),
+            0x88 => self.push(Value::Bool(true)),
+            0x89 => self.push(Value::Bool(false)),
+            b'K' => self.bytes::<1>().and_then(|[byte]| self.push(Value::Int(byte.into()))),
+            b'M' => self.bytes().and_then(|bytes| self.push(Value::Int(u16::from_le_bytes(bytes).into()))),
+            b'J' => self.bytes().and_then(|bytes| self.push(Value::Int(i32::from_le_bytes(bytes).into()))),
+            0x8a => self.long(),
+            b'G' => self.bytes::<8>().and_then(|_| self.push(Value::Float)),
+            b'X' => self.length::<4>().and_then(|length| self.string(length)),
+            0x8c => self.length::<1>().and_then(|length| self.string(length)),
+            0x8d => self.length::<8>().and_then(|length| self.string(length)),
+            b'U' => self.length::<1>().and_then(|length| self.string(length)),
+            b'T' => self.length::<4>().and_then(|length| self.string(length)),
+            b'C' => self.length::<1>().and_then(|length| self.opaque_bytes(length)),
+            b'B' => self.length::<4>().and_then(|length| self.opaque_bytes(length)),
+            0x8e | 0x96 => self.length::<8>().and_then(|length| self.opaque_bytes(length)),
+            b']' | 0x8f => self.push(Value::List(Vec::new())),
+            b'}' => self.push(Value::Dict(Vec::new())),
+            b')' => self.push(Value::Tuple(Vec::new())),
+            0x85..=0x87 => self.tuple(usize::from(code) - 0x84),
+            b't' | 0x91 => self.marked().and_then(|items| self.push(Value::Tuple(items))),
+            b'l' => self.marked().and_then(|items| self.push(Value::List(items))),
+            b'd' => self.marked().and_then(|items| self.push(Value::Dict(pairs(items)?))),
+            b'a' => self.pop().and_then(|item| self.append(vec![item])),
+            b'e' | 0x90 => self.marked().and_then(|items| self.append(items)),
+            b's' => {
+                let (value, key) = (self.pop()?, self.pop()?);
+                self.set_items(vec![(key, value)])
+            }
+            b'u' => self.marked().and_then(|items| self.set_items(pairs(items)?)),
+            b'(' => {
+                self.marks.push(self.stack.len());
+                if self.marks.len() > MAX_VALUES { wrong("it has too many marks") } else { Ok(()) }
+            }
+            b'0' => self.pop().map(drop),
+            b'1' => self.marked().map(drop),
+            b'2' => self.top().map(|top| self.stack.push(top)),
+            b'h' => self.length::<1>().and_then(|index| self.recall(index)),
+            b'j' => self.length::<4>().and_then(|index| self.recall(index)),
+            b'q' => self.length::<1>().and_then(|index| self.remember(index)),
+            b'r' => self.length::<4>().and_then(|index| self.remember(index)),
+            0x94 => self.remember(self.memo.len() as u64),
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                self.push_global(&module, &name)
+            }
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                match (self.pickle.text(module), self.pickle.text(name)) {
+                    (Some(module), Some(name)) => {
+                        let (module, name) = (module.to_string(), name.to_string());
+                        self.push_global(&module, &name)
+                    }
+                    _ => wrong("a global has no name"),
+                }
+            }
+            b'R' | 0x81 => {
+                let (args, callee) = (self.pop()?, self.pop()?);
+                self.apply(callee, args)
+            }
+            0x92 => {
+                let (_, args, callee) = (self.pop()?, self.pop()?, self.pop()?);
+                self.apply(callee, args)
+            }
+            b'b' => self.build(),
+            b'Q' => self.storage(),
+            other => wrong(format!("the byte {other:#04x} is no instruction of protocols 2 to 5")),
+        }
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N]> {
+        self.left = self.left.checked_sub(N as u64).ok_or_else(too_long)?;
+        let mut bytes = [0; N];
+        self.stream.read_exact(&mut bytes).map_err(ended)?;
+        Ok(bytes)
+    }
+
+    fn length<const N: usize>(&mut self) -> Result<u64> {
+        let bytes = self.bytes::<N>()?;
+        Ok(bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
+    }
+
+    /// So many bytes; memory grows with what is there, whatever the length says.
+    fn read(&mut self, length: u64) -> Result<Vec<u8>> {
+        self.left = self.left.checked_sub(length).ok_or_else(too_long)?;
+        let mut bytes = Vec::new();
+        self.stream.take(length).read_to_end(&mut bytes).map_err(ended)?;
+        if bytes.len() as u64 == length { Ok(bytes) } else { Err(PickleError::Cut) }
+    }
+
+    fn string(&mut self, length: u64) -> Result<()> {
+        let bytes = self.read(length)?;
+        self.push(Value::Str(String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    fn opaque_bytes(&mut self, length: u64) -> Result<()> {
+        self.read(length)?;
+        self.push(Value::Bytes)
+    }
+
+    fn long(&mut self) -> Result<()> {
+        let length = self.length::<1>()?;
+        let bytes = self.read(length)?;
+        if bytes.len() > 8 {
+            return self.push(Value::Long);
+        }
+        // The sign is that of the last byte.
+        let fill = if bytes.last().is_some_and(|byte| byte & 0x80 != 0) { 0xff } else { 0 };
+        let mut word = [fill; 8];
+        word[..bytes.len()].copy_from_slice(&bytes);
+        self.push(Value::Int(i64::from_le_bytes(word)))
+    }
+
+    fn line(&mut self) -> Result<String> {
+        /// Longer than any name of a class.
+        const LONGEST: usize = 1024;
+        let mut line = Vec::new();
+        loop {
+            match self.bytes::<1>()? {
+                [b'\n'] => return Ok(String::from_utf8_lossy(&line).into_owned()),
+                [_] if line.len() >= LONGEST => return wrong("the name of a global is too long"),
+                [byte] => line.push(byte),
+            }
+        }
+    }
+
+    fn push(&mut self, value: Value) -> Result<()> {
+        self.stack.push(self.pickle.values.len() as Id);
+        self.pickle.values.push(value);
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Result<Id> {
+        if self.marks.last().is_some_and(|&mark| self.stack.len() <= mark) {
+            return wrong("it takes more than there is");
+        }
+        self.stack.pop().map_or_else(|| wrong("it takes more than there is"), Ok)
+    }
+
+    fn top(&self) -> Result<Id> {
+        self.stack.last().copied().map_or_else(|| wrong("it takes more than there is"), Ok)
+    }
+
+    /// What stands above the last mark.
+    fn marked(&mut self) -> Result<Vec<Id>> {
+        match self.marks.pop() {
+            Some(mark) if mark <= self.stack.len() => Ok(self.stack.split_off(mark)),
+            _ => wrong("a mark is missing"),
+        }
+    }
+
+    fn tuple(&mut self, length: usize) -> Result<()> {
+        let mut items = (0..length).map(|_| self.pop()).collect::<Result<Vec<Id>>>()?;
+        items.reverse();
+        self.push(Value::Tuple(items))
+    }
+
+    fn append(&mut self, more: Vec<Id>) -> Result<()> {
+        let list = self.top()?;
+        match self.pickle.values.get_mut(list as usize) {
+            Some(Value::List(items)) => items.extend(more),
+            Some(Value::Opaque(_)) => {}
+            _ => return wrong("it appends to what is no list"),
+        }
+        Ok(())
+    }
+
+    fn set_items(&mut self, more: Vec<(Id, Id)>) -> Result<()> {
+        let dict = self.top()?;
+        match self.pickle.values.get_mut(dict as usize) {
+            Some(Value::Dict(entries)) => entries.extend(more),
+            Some(Value::Opaque(_)) => {}
+            _ => return wrong("it sets items of what is no dictionary"),
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, index: u64) -> Result<()> {
+        let top = self.top()?;
+        self.memo.insert(index as u32, top);
+        Ok(())
+    }
+
+    fn recall(&mut self, index: u64) -> Result<()> {
+        match self.memo.get(&(index as u32)) {
+            Some(&id) => self.stack.push(id),
+            None => return wrong(format!("it recalls value {index}, which it never remembered")),
+        }
+        Ok(())
+    }
+
+    fn push_global(&mut self, module: &str, name: &str) -> Result<()> {
+        match global(module, name) {
+            Some(global) => self.push(Value::Global(global)),
+            None => Err(PickleError::Refused(format!(
+                "it asks for `{module}.{name}`, which is nothing that weights need and may run anything; nothing was run"
+            ))),
+        }
+    }
+
+    /// What the application of a global stands for.
+    fn apply(&mut self, callee: Id, args: Id) -> Result<()> {
+        let Value::Global(callee) = *self.pickle.get(callee) else { return wrong("it calls what is no global") };
+        let Some(args) = self.pickle.items(args).map(<[Id]>::to_vec) else { return wrong("a call has no arguments") };
+        let value = self.applied(callee, &args)?;
+        self.push(value)
+    }
+
+    fn applied(&mut self, callee: Global, args: &[Id]) -> Result<Value> {
+        let first = args.first().map(|&id| self.pickle.get(id));
+        match (callee, first) {
+            (Global::Rebuild { dtype_at }, _) => self.tensor(args, dtype_at).map(Value::Tensor),
+            (Global::Parameter, Some(value @ Value::Tensor(_))) => Ok(value.clone()),
+            (Global::FromType, Some(&Value::Global(Global::Rebuild { dtype_at }))) => {
+                let own = args.get(2).and_then(|&id| self.pickle.items(id)).map(<[Id]>::to_vec);
+                self.tensor(&own.unwrap_or_default(), dtype_at).map(Value::Tensor)
+            }
+            (Global::Dict, _) => self.dict(args),
+            (Global::Sequence, None) => Ok(Value::Tuple(Vec::new())),
+            // A whole list would be copied again and again if it were taken; it is referred to.
+            (Global::Sequence, Some(_)) => Ok(Value::Tuple(args.to_vec())),
+            (Global::Class, _) => Ok(Value::Object(None)),
+            (Global::Opaque(name), _) => Ok(Value::Opaque(name)),
+            _ => wrong("a call has the wrong arguments"),
+        }
+    }
+
+    /// `OrderedDict()`, also with a list of pairs, and `defaultdict(factory)`.
+    fn dict(&self, args: &[Id]) -> Result<Value> {
+        let pair = |&id: &Id| match self.pickle.items(id) {
+            Some(&[key, value]) => Ok((key, value)),
+            _ => wrong("an entry of a dictionary is no pair"),
+        };
+        let given = args.first().and_then(|&id| self.pickle.items(id));
+        Ok(Value::Dict(given.unwrap_or_default().iter().map(pair).collect::<Result<_>>()?))
+    }
+
+    /// `_rebuild_tensor_v2(storage, offset, size, stride, ...)`.
+    fn tensor(&self, args: &[Id], dtype_at: Option<usize>) -> Result<Tensor> {
+        let pickle = &self.pickle;
+        let &[storage, offset, shape, strides, ..] = args else { return wrong("a tensor has too few arguments") };
+        let &Value::Storage(storage) = pickle.get(storage) else { return wrong("a tensor has no storage") };
+        let Some(offset) = pickle.number(offset) else { return wrong("a tensor begins nowhere") };
+        let (Some(shape), Some(strides)) = (pickle.numbers(shape), pickle.numbers(strides)) else {
+            return wrong("a tensor has no shape");
+        };
+        if shape.len() != strides.len() || shape.len() > MAX_RANK {
+            return wrong("a tensor's shape and strides do not belong together");
+        }
+        let given = dtype_at.map(|at| args.get(at).map(|&id| pickle.get(id)));
+        let of_storage = self.storage_type(storage);
+        let dtype = match given {
+            Some(Some(&Value::Global(Global::Dtype(dtype)))) => Some(dtype),
+            Some(_) => None,
+            None => of_storage,
+        };
+        let Some(dtype) = dtype else { return wrong("a tensor has no type") };
+        let tensor = Tensor { storage, dtype, offset, shape, strides };
+        match pickle.storages.get(storage as usize) {
+            Some(storage) if tensor.end().is_some_and(|end| end <= storage.bytes) => Ok(tensor),
+            _ => wrong("a tensor is larger than its storage"),
+        }
+    }
+
+    fn storage_type(&self, storage: u32) -> Option<FileType> {
+        self.types.get(storage as usize).copied().flatten()
+    }
+
+    /// `build` gives an object its attributes; those of a dictionary or a tensor are nothing to us.
+    fn build(&mut self) -> Result<()> {
+        let (state, object) = (self.pop()?, self.top()?);
+        match self.pickle.values.get_mut(object as usize) {
+            Some(Value::Object(attributes)) => *attributes = Some(state),
+            Some(Value::Dict(_) | Value::Opaque(_) | Value::Tensor(_)) => {}
+            _ => return wrong("it gives attributes to what has none"),
+        }
+        Ok(())
+    }
+
+    /// `('storage', type, key, location, elements)`.
+    fn storage(&mut self) -> Result<()> {
+        let id = self.pop()?;
+        let items = self.pickle.items(id).map(<[Id]>::to_vec).unwrap_or_default();
+        let &[what, kind, key, _, elements, ref view @ ..] = &items[..] else {
+            return wrong("what lies outside of it is no storage");
+        };
+        let pickle = &self.pickle;
+        let (Some("storage"), Value::Global(Global::Storage(dtype)), Some(key), Some(elements)) =
+            (pickle.text(what), pickle.get(kind), pickle.text(key), pickle.number(elements))
+        else {
+            return wrong("what lies outside of it is no storage");
+        };
+        if view.iter().any(|&view| !matches!(pickle.get(view), Value::None)) {
+            return Err(PickleError::Refused(
+                "it has a storage that is part of another; save it with a newer PyTorch".into(),
+            ));
+        }
+        let (dtype, key) = (*dtype, key.to_string());
+        let element = dtype.map(|dtype| dtype.bitsize() as u64 / 8);
+        let Some(bytes) = elements.checked_mul(element.unwrap_or(1)) else { return wrong("a storage has no size") };
+        let storage = Storage { key, bytes, element };
+        let number = match self.by_key.get(&storage.key) {
+            // Two types of one storage are two views of the same bytes.
+            Some(&number) if self.types[number as usize] == dtype => number,
+            _ => {
+                let number = self.pickle.storages.len() as u32;
+                self.by_key.insert(storage.key.clone(), number);
+                self.pickle.storages.push(storage);
+                self.types.push(dtype);
+                number
+            }
+        };
+        self.push(Value::Storage(number))
+    }
+}
+
+impl Tensor {
+    /// Number of elements, if 64 bits hold their bytes.
+    pub(super) fn elements(&self) -> Option<u64> {
+        let elements = self.shape.iter().try_fold(1u64, |product, &size| product.checked_mul(size))?;
+        elements.checked_mul(self.element_bytes())?;
+        Some(elements)
+    }
+
+    pub(super) fn element_bytes(&self) -> u64 {
+        self.dtype.bitsize() as u64 / 8
+    }
+
+    /// Elements from the first to the last that it has, those between included.
+    pub(super) fn span(&self) -> Option<u64> {
+        if self.elements()? == 0 {
+            return Some(0);
+        }
+        let steps = self.shape.iter().zip(&self.strides);
+        let last = steps.map(|(&size, &stride)| (size - 1).checked_mul(stride));
+        last.into_iter().try_fold(1u64, |sum, last| sum.checked_add(last?))
+    }
+
+    /// Where it ends in its storage, in bytes.
+    fn end(&self) -> Option<u64> {
+        self.offset.checked_add(self.span()?)?.checked_mul(self.element_bytes())
+    }
+
+    /// Whether its elements lie one after the other.
+    pub(super) fn is_dense(&self) -> bool {
+        if self.elements() == Some(0) {
+            return true;
+        }
+        let mut expected = 1;
+        self.shape.iter().zip(&self.strides).rev().all(|(&size, &stride)| {
+            let fits = size == 1 || stride == expected;
+            expected *= size;
+            fits
+        })
+    }
+}
+
+fn pairs(items: Vec<Id>) -> Result<Vec<(Id, Id)>> {
+    match items.as_chunks::<2>() {
+        (pairs, []) => Ok(pairs.iter().map(|&[key, value]| (key, value)).collect()),
+        _ => wrong("a key has no value"),
+    }
+}
+
+fn too_long() -> PickleError {
+    PickleError::Refused(format!("it has more than {MAX_PICKLE} bytes"))
+}
+
+fn ended(error: std::io::Error) -> PickleError {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => PickleError::Cut,
+        _ => PickleError::Io(error),
+    }
+}

@@ -1,0 +1,89 @@
+//! Weights into safetensors files.
+
+use std::path::Path;
+
+use alip_plan::DType;
+use safetensors::tensor::Dtype as FileType;
+
+use super::container::Weights;
+use super::error::WeightsError;
+use super::fit::Fit;
+use super::raw::{RawTensor, is_float};
+use crate::run::tensors::{self, Entry, file_type};
+
+/// Types of the floats in a file that is written; integers keep theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Floats {
+    /// As they were.
+    Same,
+    /// Rounded to the nearest of this type.
+    As(DType),
+}
+
+impl Floats {
+    /// Type in the file of a tensor of this type.
+    pub(super) fn of(self, dtype: FileType) -> FileType {
+        match self {
+            Floats::As(wanted) if is_float(dtype) => file_type(wanted),
+            _ => dtype,
+        }
+    }
+
+    /// The tensor as it is written to a file at `path`.
+    pub(super) fn apply(self, name: &str, path: &Path, tensor: RawTensor) -> Result<RawTensor, WeightsError> {
+        let Floats::As(wanted) = self else { return Ok(tensor) };
+        let fail = |source| WeightsError::Tensor { path: path.to_path_buf(), name: name.into(), source };
+        tensor.as_float(wanted).map_err(fail)
+    }
+}
+
+/// Writes those of some weights that were fitted, under their names.
+///
+/// # Errors
+/// The system refuses, or a tensor cannot be read or converted; nothing has changed at `out` then.
+pub fn save(
+    weights: &mut Weights,
+    fit: &Fit,
+    floats: Floats,
+    texts: &[(&str, String)],
+    out: &Path,
+) -> Result<(), WeightsError> {
+    let entry = |name: &str| {
+        let (dtype, shape) = fit.info(weights, name)?;
+        Some(Entry { name: name.into(), dtype: floats.of(dtype), shape })
+    };
+    let entries: Vec<Entry> = fit.taken().filter_map(entry).collect();
+    tensors::write(out, texts, &entries, |entry| {
+        let tensor = fit.read(weights, &entry.name)?;
+        Ok(floats.apply(&entry.name, weights.path(), tensor)?.bytes)
+    })
+}
+
+/// Writes tensors of a file under other names: pairs of the new name and that in the file.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_as(
+    weights: &mut Weights,
+    names: &[(String, String)],
+    floats: Floats,
+    texts: &[(&str, String)],
+    out: &Path,
+) -> Result<(), WeightsError> {
+    let entry = |(name, stored): &(String, String)| {
+        let (dtype, shape) = weights.info(stored)?;
+        Some(Entry { name: name.clone(), dtype: floats.of(dtype), shape: shape.to_vec() })
+    };
+    let entries: Vec<Entry> = names.iter().filter_map(entry).collect();
+    let mut stored = names
+        .iter()
+        .filter(|(_, stored)| weights.info(stored).is_some())
+        .map(|(_, stored)| stored.clone())
+        .collect::<Vec<_>>()
+        .into_iter();
+    tensors::write(out, texts, &entries, |entry| {
+        // They are asked for in the order of the entries.
+        let tensor = weights.read(&stored.next().unwrap_or_default())?;
+        Ok(floats.apply(&entry.name, weights.path(), tensor)?.bytes)
+    })
+}

@@ -1,0 +1,166 @@
+//! Training that starts from weights of a file: where it begins, what a run remembers of it, and what is refused.
+
+#![cfg(feature = "compile")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use alip_runtime::weights::{RawTensor, Weights};
+use common::{fine, log, refused, specs, weights};
+
+/// A tower of images that is locked: it starts from a file, and stays.
+const LOCKED: &str = r#"Graph(
+    name: "locked",
+    base: "steady",
+    train: (
+        start: [(file: "clip.safetensors", select: "visual.*")],
+        groups: [(select: "visual.*", freeze: true)],
+    ),
+)"#;
+
+/// A folder with `locked` and the weights of a short run of `steady` as `clip.safetensors`.
+fn folder() -> tempfile::TempDir {
+    let folder = specs();
+    let at = folder.path();
+    fs::write(at.join("locked.ron"), LOCKED).unwrap();
+    fine(at, &["train", "steady", "--steps", "3", "--seed", "5", "--out", "first", "--no-eval"]);
+    fine(at, &["export", "first", "--to", "safetensors", "-o", "clip.safetensors"]);
+    folder
+}
+
+fn tensors(path: &Path) -> Vec<(String, RawTensor)> {
+    let mut file = Weights::open(path).unwrap_or_else(|error| panic!("{error}"));
+    let names: Vec<String> = file.names().map(str::to_string).collect();
+    names.into_iter().map(|name| (name.clone(), file.read(&name).unwrap())).collect()
+}
+
+/// Whether two files have the same bits of tensors, by name.
+fn same(a: &Path, b: &Path, names: impl Fn(&str) -> bool) -> (usize, usize) {
+    let (a, b) = (tensors(a), tensors(b));
+    let shared: Vec<bool> = a
+        .iter()
+        .filter(|(name, _)| names(name))
+        .filter_map(|(name, tensor)| Some(b.iter().find(|(other, _)| other == name)?.1 == *tensor))
+        .collect();
+    (shared.iter().filter(|same| **same).count(), shared.len())
+}
+
+fn newest(run: &Path) -> std::path::PathBuf {
+    fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).max().unwrap()
+}
+
+#[test]
+fn a_locked_tower_keeps_the_bits_of_its_file() {
+    let folder = folder();
+    let at = folder.path();
+    let (_, said) = fine(at, &["train", "locked", "--steps", "4", "--out", "tuned", "--no-eval"]);
+    assert!(said.contains("started from clip.safetensors, `visual.*` ("), "{said}");
+    let (file, trained) = (at.join("clip.safetensors"), newest(&at.join("tuned")));
+    let (equal, all) = same(&file, &trained, |name| name.starts_with("visual."));
+    assert!(all > 10 && equal == all, "{equal} of {all}");
+    let (equal, all) = same(&file, &trained, |name| name.ends_with("token_embedding.weight"));
+    assert_eq!((equal, all), (0, 1), "the tower of texts started from its seed, and was trained");
+    // Without the file it starts elsewhere.
+    fine(at, &["train", "steady", "--steps", "4", "--out", "plain", "--no-eval"]);
+    assert_eq!(same(&file, &newest(&at.join("plain")), |name| name == "visual.conv1.weight"), (0, 1));
+}
+
+/// A run needs the file no more once it has begun, wherever it was killed.
+#[test]
+fn a_run_goes_on_without_the_file() {
+    let folder = folder();
+    let at = folder.path();
+    let train = |out: &str| {
+        fine(
+            at,
+            &["train", "locked", "--steps", "6", "--out", out, "--no-eval", "--checkpoint-every", "2", "--keep", "9"],
+        );
+    };
+    train("unbroken");
+    train("broken");
+    train("at_once");
+    fs::remove_file(at.join("clip.safetensors")).unwrap();
+    for (out, kept) in [("broken", 2), ("at_once", 0)] {
+        let checkpoints = at.join(out).join("checkpoints");
+        for entry in fs::read_dir(&checkpoints).unwrap().map(|entry| entry.unwrap().path()) {
+            if !entry.ends_with(format!("step-{kept:08}.safetensors")) {
+                fs::remove_file(entry).unwrap();
+            }
+        }
+        fine(at, &["train", "--resume", out, "--no-eval"]);
+        assert!(weights(&at.join(out)) == weights(&at.join("unbroken")), "{out}");
+        assert_eq!(log(&at.join(out)), log(&at.join("unbroken")), "{out}");
+    }
+    fs::remove_dir_all(at.join("broken/checkpoints")).unwrap();
+    fs::create_dir(at.join("broken/checkpoints")).unwrap();
+    let lost = "the run starts from other weights (clip.safetensors, `visual.*` (";
+    refused(at, &["train", "--resume", "broken", "--no-eval"], lost);
+}
+
+#[test]
+fn all_weights_of_a_file() {
+    let folder = folder();
+    let at = folder.path();
+    let (_, said) =
+        fine(at, &["train", "steady", "--weights", "clip.safetensors", "--steps", "1", "--out", "from", "--no-eval"]);
+    assert!(said.contains("and at their first values: lcg.ema, dcg_raw.ema, dcg_caption.ema"), "{said}");
+    let start = at.join("from/checkpoints/step-00000000.safetensors");
+    let (equal, all) = same(&at.join("clip.safetensors"), &start, |_| true);
+    assert!(all > 20 && equal == all, "{equal} of {all}");
+    // A checkpoint of a run will do as it is: what of it are weights.
+    let checkpoint = newest(&at.join("first")).display().to_string();
+    fine(at, &["train", "steady", "--weights", &checkpoint, "--steps", "1", "--out", "again", "--no-eval"]);
+    fine(at, &["train", "--resume", "from", "--weights", "clip.safetensors", "--steps", "2", "--no-eval"]);
+    fine(at, &["train", "steady", "--steps", "2", "--out", "other", "--no-eval"]);
+    fine(at, &["export", "other", "--to", "safetensors", "-o", "other.safetensors"]);
+    refused(
+        at,
+        &["train", "--resume", "from", "--weights", "other.safetensors", "--no-eval"],
+        "error: from was started from clip.safetensors (",
+    );
+    refused(
+        at,
+        &["train", "--resume", "other", "--weights", "clip.safetensors", "--no-eval"],
+        "error: other was started from no file's weights, not from clip.safetensors (",
+    );
+}
+
+#[test]
+fn what_cannot_be_started_from_is_refused_and_leaves_no_run() {
+    let folder = folder();
+    let at = folder.path();
+    let locked = |name: &str, start: &str| {
+        let text = format!("Graph(name: \"{name}\", base: \"steady\", train: (start: [{start}]))");
+        fs::write(at.join(format!("{name}.ron")), text).unwrap();
+    };
+    let check = |name: &str, said: &str| {
+        refused(at, &["train", name, "--steps", "1", "--no-eval"], said);
+        assert!(!at.join("runs").join(name).exists(), "{name}");
+    };
+    locked("gone", r#"(file: "gone.safetensors")"#);
+    check("gone", "gone.safetensors: cannot read: ");
+    locked("nothing", r#"(file: "clip.safetensors", select: "visul.*")"#);
+    check("nothing", "error: `visul.*` selects nothing of the graph");
+    locked("brace", r#"(file: "clip.safetensors", select: "visual.{")"#);
+    check("brace", "error: `{` begins the name of a step of a path, `{i}`");
+    locked("nameless", r#"(select: "visual.*")"#);
+    check("nameless", "error: missing field `file` in an entry of `start`");
+    fine(at, &["import", "clip.safetensors", "--select", "visual.*", "-o", "part.safetensors"]);
+    locked("part", r#"(file: "part.safetensors")"#);
+    check("part", "part.safetensors: the weights do not fit graph `part`:\n  missing in the file:\n");
+    // A variant takes it away.
+    fs::write(at.join("free.ron"), r#"Graph(name: "free", base: "part", train: (start: None))"#).unwrap();
+    fine(at, &["train", "free", "--steps", "1", "--no-eval"]);
+}
+
+/// A path is seen from the file that says it.
+#[test]
+fn files_are_seen_from_the_spec() {
+    let folder = folder();
+    let at = folder.path();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let spec = at.join("locked.ron").display().to_string();
+    fine(elsewhere.path(), &["train", &spec, "--steps", "1", "--out", "run", "--no-eval"]);
+}
