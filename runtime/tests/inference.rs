@@ -196,6 +196,11 @@ fn a_data_set_is_weighed_and_packed_without_its_worst() {
     let (out, _) = fine(at, &["pack", "photos_data.ron", "--only", "kept.jsonl", "--to", "clean"]);
     assert!(out.starts_with("clean: 4 samples, "), "{out}");
     assert!(out.ends_with("skipped 0\n4 samples are not on the list kept.jsonl\n"), "{out}");
+    refused(
+        at,
+        &["weigh", "runs/small", "--out", "x.jsonl", "--keep", "1", "--kept", "x.jsonl"],
+        "x.jsonl is to hold two things",
+    );
     fs::write(at.join("kept.jsonl"), "{\"key\": \"other.png\"}\n").unwrap();
     let why = "none of its 8 samples is on the list kept.jsonl; the key of its first is `0.png`";
     refused(at, &["pack", "photos_data.ron", "--only", "kept.jsonl", "--to", "none"], why);
@@ -235,6 +240,13 @@ fn a_spec_with_weights_of_a_file() {
     let with = ["--model", "on_photos.ron", "--weights", checkpoint];
     fine(at, &[&["embed", "--images", "photos", "--out", "file.safetensors"][..], &with].concat());
     assert_eq!(rows(&at.join("run.safetensors"), "images"), rows(&at.join("file.safetensors"), "images"));
+
+    // Another model with the same weights does not take them for its own.
+    let other = ["--set", "parts.visual.act=quick_gelu"];
+    let search = ["search", "photos/1.png", "--images", "file.safetensors"];
+    fine(at, &[&search[..], &with].concat());
+    let why = "file.safetensors was written by another model, or by other weights of this one: embed the images again";
+    refused(at, &[&search[..], &with, &other].concat(), why);
 
     let check = |args: &[&str], message: &str| refused(at, args, message);
     check(

@@ -62,7 +62,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
         )));
     }
     if let Some(text) = texts.iter().find(|text| is_npy && text.contains('\n')) {
-        return Err(Failure::message(format!("--text {text:?}: names beside a .npy are a line each; write .safetensors")));
+        return Err(Failure::message(format!(
+            "--text {text:?}: names beside a .npy are a line each; write .safetensors"
+        )));
     }
     let images = sources(&args.images)?;
     let names = images.iter().flat_map(|images| images.files()).map(|file| file.as_os_str().len()).sum::<usize>();

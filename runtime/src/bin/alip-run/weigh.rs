@@ -116,7 +116,8 @@ fn pipeline(args: &Args, opened: &Opened) -> Outcome<Pipeline> {
 /// Writes the list and the page, and prints what was found.
 fn tell(args: &Args, pipeline: &Pipeline, source: &dyn SampleSource, found: &[Weighed], left_out: u64) -> Outcome {
     let ranked = ranked(found);
-    let kept = ((args.keep.unwrap_or(1.0) * found.len() as f64).round() as usize).clamp(1.min(found.len()), found.len());
+    let kept =
+        ((args.keep.unwrap_or(1.0) * found.len() as f64).round() as usize).clamp(1.min(found.len()), found.len());
     if let Some(path) = &args.kept {
         one_key_each(source, found)?;
         let mut list: Vec<usize> = ranked[found.len() - kept..].to_vec();
@@ -161,7 +162,8 @@ fn one_key_each(source: &dyn SampleSource, found: &[Weighed]) -> Outcome<()> {
         let Some(first) = seen.insert(hasher.finish(), sample.row) else { continue };
         if source.key(first) == key {
             let (one, other) = (source.name(first), source.name(sample.row));
-            let why = format!("{one} and {other} have the key `{key}`, so that a list of keys cannot keep one of them alone");
+            let why =
+                format!("{one} and {other} have the key `{key}`, so that a list of keys cannot keep one of them alone");
             return Err(Failure::message(format!("--kept: {why}")));
         }
     }
