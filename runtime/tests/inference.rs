@@ -119,6 +119,19 @@ fn mistakes_are_told() {
         "error: sample 0 (index 0, text.png): not a JPEG, PNG or WebP file; there is no other sample",
     );
     check(
+        &["search", "photos/99.png", "--images", "photos"],
+        "error: photos/99.png: there is no such image; a text has no ending of an image",
+    );
+    check(&["search", "a", "--images", "photos.npy"], "photos.npy says nothing of the model that wrote it");
+    check(
+        &["embed", "--images", "photos", "--out", "no/x.npy"],
+        "error: no/x.npy: there is no folder no; make it, or write elsewhere",
+    );
+    check(
+        &["embed", "--text", "a\nb", "--out", "x.npy"],
+        r#"error: "a\nb": names beside a .npy are a line each; write .safetensors"#,
+    );
+    check(
         &["embed", "--images", "photos", "--out", "x.txt"],
         "error: --out x.txt: write a file that ends in .safetensors or .npy",
     );
@@ -253,6 +266,10 @@ fn a_spec_with_weights_of_a_file() {
         &[&["embed", "--text", "a", "--out", "x.npy"][..], &with].concat(),
         "error: the words of 'words:512', which `on_photos` reads its texts with, were counted in the data that it was trained on: \
          give the directory of a run, which has kept them",
+    );
+    check(
+        &["weigh", "on_photos.ron", "--weights", checkpoint],
+        "error: the words of 'words:512', which `on_photos` reads its texts with, were counted in the data",
     );
     check(
         &["embed", "--images", "photos", "--out", "x.npy", "--model", "on_photos.ron"],

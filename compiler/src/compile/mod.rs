@@ -43,7 +43,7 @@ pub enum Purpose {
     /// All of them.
     #[default]
     Train,
-    /// Those under `programs`, over the parameters and the state that they read: for weights that somebody else has trained.
+    /// Those under `programs`, over the parameters and the states of modules: for weights that somebody else has trained.
     Inference,
 }
 

@@ -264,8 +264,8 @@ fn resolve_graph(
 }
 
 impl Resolved {
-    /// Without what trains it: the programs under `programs` alone, with all parameters, so that weights of others fit as a whole,
-    /// and the other state that they read.
+    /// Without what trains it: the programs under `programs` alone, with all parameters and states of modules, so that weights of others
+    /// fit as a whole.
     ///
     /// # Errors
     /// None that a spec can cause.
@@ -275,7 +275,8 @@ impl Resolved {
         tables.remove(PROGRAM_TRAIN);
         let init = programs.shift_remove(PROGRAM_INIT);
         let read: BTreeSet<Arc<str>> = programs.values().flat_map(reads_of).collect();
-        state.retain(|path, decl| decl.kind == StateKind::Param || read.contains(path.as_str()));
+        let is_of_model = |kind| matches!(kind, StateKind::Param | StateKind::Buffer);
+        state.retain(|path, decl| is_of_model(decl.kind) || read.contains(path.as_str()));
         if let Some(mut init) = init {
             init.updates.retain(|path, _| state.contains_key(path));
             programs.insert(PROGRAM_INIT.into(), ir::eliminate_dead(&init)?.graph);

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use alip_runtime::data::SampleSource;
+use alip_runtime::eval::measures::Rows;
 use alip_runtime::eval::{Embeddings, ImageFiles, Named, npy};
 use alip_runtime::file::write_bytes;
 
@@ -44,6 +45,17 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// Whether a file can be written at the end of long work, as far as that can be known at its beginning.
+pub(crate) fn in_a_folder(path: &Path) -> Outcome<()> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+        Some(folder) => {
+            let why = format!("there is no folder {}; make it, or write elsewhere", folder.display());
+            Err(Failure::message(format!("{}: {why}", path.display())))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Bytes of names that a header of safetensors, of 100 MB at most, holds with all that stands around them.
 const MOST_NAMES: usize = 40_000_000;
 
@@ -61,12 +73,12 @@ pub(crate) fn run(args: &Args) -> Outcome {
             "--out {out}: one table holds images or texts; write .safetensors for both"
         )));
     }
-    if let Some(text) = texts.iter().find(|text| is_npy && text.contains('\n')) {
-        return Err(Failure::message(format!(
-            "--text {text:?}: names beside a .npy are a line each; write .safetensors"
-        )));
-    }
+    in_a_folder(&args.out)?;
     let images = sources(&args.images)?;
+    let files = images.iter().flat_map(|images| images.files()).map(|file| file.to_string_lossy());
+    if let Some(name) = files.chain(texts.iter().map(|text| text.into())).find(|name| is_npy && name.contains('\n')) {
+        return Err(Failure::message(format!("{name:?}: names beside a .npy are a line each; write .safetensors")));
+    }
     let names = images.iter().flat_map(|images| images.files()).map(|file| file.as_os_str().len()).sum::<usize>();
     if !is_npy && names + texts.iter().map(String::len).sum::<usize>() > MOST_NAMES {
         let why = "names and texts are too long for the header of one file: embed them in parts, or write .npy";
@@ -81,6 +93,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     };
     let rows = opened.texts(&texts, &work)?;
     let found = Embeddings { model: opened.content.clone(), dim, images, texts: Named { names: texts, rows } };
+    for (what, named) in [("image embeddings", &found.images), ("text embeddings", &found.texts)] {
+        Rows::new(what, &named.rows, dim)?;
+    }
     match is_npy {
         true => {
             let named = if found.images.names.is_empty() { &found.texts } else { &found.images };

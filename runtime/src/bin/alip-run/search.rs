@@ -38,6 +38,16 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome {
     let stop = Stop::listen("stopping")?;
     let work = Work { stop: &stop, max_bad: args.bad.max_bad };
+    if is_image(&args.query) && !Path::new(&args.query).is_file() {
+        return Err(Failure::message(format!(
+            "{}: there is no such image; a text has no ending of an image",
+            args.query
+        )));
+    }
+    if args.images.extension().is_some_and(|extension| extension == "npy") {
+        let why = "says nothing of the model that wrote it: search among what `embed` wrote as .safetensors";
+        return Err(Failure::message(format!("{} {why}", args.images.display())));
+    }
     let (mut opened, images) = match args.images.extension().is_some_and(|extension| extension == "safetensors") {
         true => {
             let found = Embeddings::read(&args.images)?;
@@ -61,6 +71,12 @@ pub(crate) fn run(args: &Args) -> Outcome {
         return Err(Failure::message(format!("{} holds no image that can be read", args.images.display())));
     }
     show(args, &images, &query(&mut opened, &args.query, &work)?)
+}
+
+/// Whether a query has the ending of an image.
+fn is_image(query: &str) -> bool {
+    let extension = Path::new(query).extension().map(|extension| extension.to_string_lossy().to_lowercase());
+    extension.is_some_and(|extension| ["jpg", "jpeg", "png", "webp"].contains(&extension.as_str()))
 }
 
 /// The embedding of a text, or of an image if there is a file of that name.

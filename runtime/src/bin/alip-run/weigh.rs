@@ -8,13 +8,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use alip_plan::pipeline::{Mode, Pipeline};
-use alip_runtime::data::{SampleSource, open_source};
-use alip_runtime::eval::Weighed;
+use alip_plan::pipeline::{Mode, Pipeline, Source};
+use alip_runtime::data::{SampleSource, Tokenizer, open_source};
 use alip_runtime::eval::measures::auc;
+use alip_runtime::eval::{EncodeError, Weighed};
 use alip_runtime::file::write_beside;
 
 use self::output::{Kind, Output};
+use crate::embed::in_a_folder;
 use crate::model::{BadArgs, is_data, moved, named};
 use crate::open::{BATCH, Opened, WeightsArgs, Work};
 use crate::stop::Stop;
@@ -69,6 +70,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let kind = Kind::of(&args.out)?;
     let outputs = [Some(&args.out), args.kept.as_ref(), args.html.as_ref()];
     for (at, path) in outputs.iter().enumerate().filter_map(|(at, path)| Some((at, (*path)?))) {
+        in_a_folder(path)?;
         if outputs[..at].contains(&Some(path)) {
             let why = "is to hold two things; give each a name of its own";
             return Err(Failure::message(format!("{} {why}", path.display())));
@@ -81,6 +83,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         let why = "can only be read in sequence, which has no end: `unpack: true` gives its shards random access";
         return Err(Failure::message(format!("the source of `{}` {why}", pipeline.name)));
     }
+    knows_words(&opened, &pipeline)?;
     let work = Work { stop: &stop, max_bad: args.bad.max_bad };
     let mut found = Vec::new();
     let mut left_out = 0;
@@ -98,6 +101,18 @@ pub(crate) fn run(args: &Args) -> Outcome {
         Ok(output.finish()?)
     })?;
     tell(args, &pipeline, source.as_ref(), &found, left_out)
+}
+
+/// Words that are counted in the data that are weighed would have other ids than those that the model was trained with. Rendered
+/// scenes have a list of their own, the same for all.
+fn knows_words(opened: &Opened, pipeline: &Pipeline) -> Outcome<()> {
+    for vocab in pipeline.vocabularies() {
+        let is_known = opened.vocabularies.tokenizer(vocab).is_some() || Tokenizer::without_source(vocab)?.is_some();
+        if !is_known && !matches!(pipeline.source, Source::Shapes { .. }) {
+            return Err(EncodeError::Words { plan: opened.name.clone(), vocab: vocab.to_string() }.into());
+        }
+    }
+    Ok(())
 }
 
 /// The run's own pipeline, on other files or not, or another one.
