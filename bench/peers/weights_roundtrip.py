@@ -1,10 +1,10 @@
-"""Our weights in the programs of others: what `alip-run export` writes loads in open_clip and transformers, and both give the
-features that `alip-run` computes.
+"""Our weights in the programs of others: what `alip-run export` writes loads in open_clip, transformers and ONNX Runtime, and all
+give the features that `alip-run` computes.
 
     python bench/peers/weights_roundtrip.py --alip-run target/release/alip-run
     python bench/peers/weights_roundtrip.py --alip-run target/release/alip-run --run runs/my_clip     # a run, of any size
 
-Run by hand. It needs torch, open_clip_torch, transformers and safetensors, and no network: nothing is loaded from a hub. The models
+Run by hand. It needs torch, open_clip_torch, transformers, onnxruntime and safetensors, and no network: nothing is loaded from a hub. The models
 are those of `tests/goldens/weights`, imported first. Features are ours from `alip-run replay` (the towers in a step of training, before
 its update); a ResNet, whose step normalises by the batch, is held against the features that open_clip stored beside its weights, which
 `cargo test -p alip-tests --test weights` holds against ours.
@@ -18,6 +18,7 @@ import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import onnxruntime
 import open_clip
 import torch
 import transformers
@@ -28,10 +29,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDENS = ROOT / "tests/goldens/weights"
 SPECS = ROOT / "tests/weights"
 MODELS = [
-    ("open_clip_vit", "open_clip_vit.safetensors", ["openai", "huggingface"]),
-    ("openai_vit_quick", "openai_vit_quick.torchscript.pt", ["openai", "huggingface"]),
-    ("openai_vit_quick", "hf_clip", ["openai", "huggingface"]),
-    ("open_clip_rn", "open_clip_rn.pt", ["openai"]),
+    ("open_clip_vit", "open_clip_vit.safetensors", ["openai", "huggingface", "onnx"]),
+    ("openai_vit_quick", "openai_vit_quick.torchscript.pt", ["openai", "huggingface", "onnx"]),
+    ("openai_vit_quick", "hf_clip", ["openai", "huggingface", "onnx"]),
+    ("open_clip_rn", "open_clip_rn.pt", ["openai", "onnx"]),
 ]
 
 
@@ -48,6 +49,10 @@ def unit(features):
 
 def theirs(folder, target, image, text):
     """Features of the program that `target` is for."""
+    if target == "onnx":
+        # Batches of other sizes than any graph was written for.
+        return [torch.cat([onnx(folder, *inputs) for inputs in parts]) for parts in (
+            [("encode_image", image[:1]), ("encode_image", image[1:])], [("encode_text", text[:1]), ("encode_text", text[1:])])]
     with torch.no_grad():
         if target == "openai":
             model = open_clip.create_model(f"local-dir:{folder}").eval()
@@ -57,6 +62,13 @@ def theirs(folder, target, image, text):
         assert not wrong, f"transformers: {wrong}"
         model = model.eval()
         return unit(model.get_image_features(pixel_values=image)), unit(model.get_text_features(input_ids=text))
+
+
+def onnx(folder, program, batch):
+    session = onnxruntime.InferenceSession(folder / f"{program}.onnx", providers=["CPUExecutionProvider"])
+    (port,) = session.get_inputs()
+    batch = batch.numpy().astype("int32") if "int32" in port.type else batch.numpy()
+    return torch.from_numpy(session.run(None, {port.name: batch})[0])
 
 
 def ours(binary, spec, weights, image, text, folder):
@@ -114,5 +126,6 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--alip-run", default="target/release/alip-run", help="the program")
 parser.add_argument("--run", help="a run's directory, in place of the goldens")
 args = parser.parse_args()
-print(f"torch {torch.__version__}, open_clip {open_clip.__version__}, transformers {transformers.__version__}")
+print(f"torch {torch.__version__}, open_clip {open_clip.__version__}, transformers {transformers.__version__}, "
+      f"onnxruntime {onnxruntime.__version__}")
 of_run(args.alip_run, args.run) if args.run else goldens(args.alip_run)

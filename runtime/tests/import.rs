@@ -162,7 +162,7 @@ fn what_does_not_fit_is_listed() {
             "the weights do not fit graph `open_clip_rn`:\n  missing in the file:\n",
             "`visual.bn1.weight` [2]",
             "and ",
-            " more\n  left over, for which the graph has no place:\n    `visual.class_embedding` [32]\n",
+            " more\n  left over, for which the graph has no place:\n    `visual.class_embedding` [32]",
             "of another shape:\n    `visual.conv1.weight` is [32, 3, 8, 8], and [2, 3, 3, 3] in the graph\n",
             "to take a part of the weights alone, select it, as in `visual.*`",
         ],

@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{fine, photos, refused, run, specs};
+use common::{fine, photos, refused, run, specs, weights};
 
 /// A folder with twelve pictures and a run of three steps on them.
 fn trained() -> tempfile::TempDir {
@@ -196,6 +196,11 @@ fn a_data_set_is_weighed_and_packed_without_its_worst() {
     let (out, _) = fine(at, &["pack", "photos_data.ron", "--only", "kept.jsonl", "--to", "clean"]);
     assert!(out.starts_with("clean: 4 samples, "), "{out}");
     assert!(out.ends_with("skipped 0\n4 samples are not on the list kept.jsonl\n"), "{out}");
+    refused(
+        at,
+        &["weigh", "runs/small", "--out", "x.jsonl", "--keep", "1", "--kept", "x.jsonl"],
+        "x.jsonl is to hold two things",
+    );
     fs::write(at.join("kept.jsonl"), "{\"key\": \"other.png\"}\n").unwrap();
     let why = "none of its 8 samples is on the list kept.jsonl; the key of its first is `0.png`";
     refused(at, &["pack", "photos_data.ron", "--only", "kept.jsonl", "--to", "none"], why);
@@ -236,6 +241,13 @@ fn a_spec_with_weights_of_a_file() {
     fine(at, &[&["embed", "--images", "photos", "--out", "file.safetensors"][..], &with].concat());
     assert_eq!(rows(&at.join("run.safetensors"), "images"), rows(&at.join("file.safetensors"), "images"));
 
+    // Another model with the same weights does not take them for its own.
+    let other = ["--set", "parts.visual.act=quick_gelu"];
+    let search = ["search", "photos/1.png", "--images", "file.safetensors"];
+    fine(at, &[&search[..], &with].concat());
+    let why = "file.safetensors was written by another model, or by other weights of this one: embed the images again";
+    refused(at, &[&search[..], &with, &other].concat(), why);
+
     let check = |args: &[&str], message: &str| refused(at, args, message);
     check(
         &[&["embed", "--text", "a", "--out", "x.npy"][..], &with].concat(),
@@ -250,4 +262,38 @@ fn a_spec_with_weights_of_a_file() {
         &["embed", "--images", "photos", "--out", "x.npy", "--model", "runs/small", "--weights", checkpoint],
         "error: runs/small is a run, which has its own weights; --weights is for a graph spec",
     );
+}
+
+#[test]
+fn a_model_as_onnx() {
+    let folder = trained();
+    let at = folder.path();
+    let (out, _) = fine(at, &["export", "runs/small", "--to", "onnx", "-o", "onnx"]);
+    assert_eq!(out, "onnx\n");
+    // The weights stand in the files as they are in the checkpoint.
+    let bytes = weights(&at.join("runs/small"));
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    for (program, weight) in [("encode_image", "visual.proj"), ("encode_text", "text_projection")] {
+        let file = fs::read(at.join(format!("onnx/{program}.onnx"))).unwrap();
+        let wanted = tensors.tensor(weight).unwrap().data();
+        assert!(file.windows(wanted.len()).any(|window| window == wanted), "{weight} is not in {program}");
+    }
+    let checkpoint = "runs/small/checkpoints/step-00000003.safetensors";
+    fine(at, &["export", "runs/small", "--to", "safetensors", "-o", "w.safetensors"]);
+    let check = |args: &[&str], message: &str| refused(at, args, message);
+    check(
+        &["export", "w.safetensors", "--to", "onnx", "-o", "x"],
+        "nothing says what is computed with them; give --graph SPEC",
+    );
+    check(
+        &["export", "runs/small", "--to", "onnx", "--dtype", "f16", "-o", "x"],
+        "--to onnx writes f32; leave --dtype out",
+    );
+    check(&["export", "runs/small", "--to", "onnx", "--average", "-o", "x"], "keeps no averages of weights (`ema`)");
+    check(&["export", checkpoint, "--to", "onnx", "-o", "x"], "is no run; give the run's directory");
+    fine(at, &["export", "w.safetensors", "--graph", "on_photos.ron", "--to", "onnx", "-o", "again"]);
+    for program in ["encode_image", "encode_text"] {
+        let file = |folder: &str| fs::read(at.join(format!("{folder}/{program}.onnx"))).unwrap();
+        assert!(file("onnx") == file("again"), "{program}");
+    }
 }

@@ -112,6 +112,17 @@ fn all_weights_of_a_file() {
     // A checkpoint of a run will do as it is: what of it are weights.
     let checkpoint = newest(&at.join("first")).display().to_string();
     fine(at, &["train", "steady", "--weights", &checkpoint, "--steps", "1", "--out", "again", "--no-eval"]);
+    // Of another model's checkpoint too, but nothing of it is left out in silence: here gates, which a CLIP has not.
+    let clip = r#"Graph(name: "ungated", base: "steady", inputs: { "caption": None },
+        parts: { "lcg": None, "dcg_raw": None, "dcg_caption": None }, body: ["loss = clip_loss(x, tr, s)"],
+        programs: { "weigh": None }, metrics: {
+            "loss_raw": None, "loss_caption": None, "text_sim_mean": None, "raw_sim_mean": None, "caption_sim_mean": None,
+            "text_momentum": None, "raw_momentum": None, "caption_momentum": None, "sample_weight_mean": None,
+            "raw_weight_mean": None, "caption_weight_mean": None, "gate_margin": None })"#;
+    fs::write(at.join("ungated.ron"), clip).unwrap();
+    let from = |file| ["train", "ungated", "--weights", file, "--steps", "1", "--out", "ungated", "--no-eval"];
+    refused(at, &from(&checkpoint), "left over, for which the graph has no place:\n    `dcg_caption.ema` []");
+    fine(at, &from("clip.safetensors"));
     fine(at, &["train", "--resume", "from", "--weights", "clip.safetensors", "--steps", "2", "--no-eval"]);
     fine(at, &["train", "steady", "--steps", "2", "--out", "other", "--no-eval"]);
     fine(at, &["export", "other", "--to", "safetensors", "-o", "other.safetensors"]);

@@ -78,7 +78,8 @@ pub fn training_step(resolved: &Resolved, model: Model, keep: Keep) -> Result<Tr
     if let Some(Step { graph, loss, states, warnings }) = steps.first_mut() {
         let info = info(graph, *loss, train, resolved.batch);
         let start = starts(train, library, model)?;
-        training.info = info.map(|info| TrainInfo { data: resolved.pipeline.clone(), start, ..info });
+        let evaluate = train.evaluate.as_ref().map(|spec| evaluated(spec, library));
+        training.info = info.map(|info| TrainInfo { data: resolved.pipeline.clone(), start, evaluate, ..info });
         training.warnings = std::mem::take(warnings);
         model.state = states.decls();
         let init = states.init_program()?;
@@ -140,13 +141,23 @@ fn info(graph: &Graph, loss: NodeId, train: &TrainSpec, batch: Option<u64>) -> O
         loss: name.clone(),
         metrics: graph.outputs.keys().filter(metric).cloned().collect(),
         data: None,
-        evaluate: train.evaluate.as_ref().map(|evaluate| {
-            let text = |text: &Option<Spanned<String>>| text.as_ref().map(|text| text.node.clone());
-            let EvaluateSpec { every, suite, data, best, .. } = evaluate;
-            Evaluate { every: every.node, suite: text(suite), data: text(data), best: text(best) }
-        }),
+        evaluate: None,
         start: Vec::new(),
     })
+}
+
+/// When the model is measured on the way. Files are seen from the folder of the spec that names them; what begins with an
+/// environment variable is a place of its own.
+fn evaluated(spec: &EvaluateSpec, library: &Library) -> Evaluate {
+    let seen = |text: &Spanned<String>| library.seen_from(text.span.source, &text.node).to_string_lossy().into_owned();
+    let EvaluateSpec { every, suite, data, best, .. } = spec;
+    let is_file = |suite: &Spanned<String>| suite.node.ends_with(".ron");
+    Evaluate {
+        every: every.node,
+        suite: suite.as_ref().map(|suite| if is_file(suite) { seen(suite) } else { suite.node.clone() }),
+        data: data.as_ref().map(|data| if data.node.starts_with("${") { data.node.clone() } else { seen(data) }),
+        best: best.as_ref().map(|best| best.node.clone()),
+    }
 }
 
 /// The parameters that are trained, with their gradients.

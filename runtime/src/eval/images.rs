@@ -8,9 +8,6 @@ use crate::data::{DataError, Field, RawSample, SampleError, SampleSource, read_i
 /// Extensions of image files, in lower case.
 const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 
-/// Folders within folders are looked into so deep; a folder that is linked into itself would never end.
-const MAX_DEPTH: usize = 16;
-
 /// Image files, in a given order. Field: `jpeg`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageFiles {
@@ -41,7 +38,7 @@ impl ImageFiles {
             return ImageFiles::new(vec![path.to_path_buf()]);
         }
         let mut files = Vec::new();
-        collect(path, MAX_DEPTH, &mut files)?;
+        collect(path, &mut Vec::new(), &mut files)?;
         if files.is_empty() {
             let why = format!("holds no images ({})", EXTENSIONS.map(|extension| format!(".{extension}")).join(", "));
             return Err(DataError::file(path, why, "give a folder that does"));
@@ -56,20 +53,25 @@ impl ImageFiles {
     }
 }
 
-fn collect(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
+/// Adds the images in a folder; `above` are the folders that it is in, into which no link leads back.
+fn collect(folder: &Path, above: &mut Vec<PathBuf>, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
     let fail =
         |error: std::io::Error| DataError::file(folder, format!("cannot be read: {error}"), "give a folder of images");
+    let own = folder.canonicalize().map_err(fail)?;
+    if above.contains(&own) {
+        return Ok(());
+    }
+    above.push(own);
     for entry in std::fs::read_dir(folder).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
         let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
         if path.is_dir() {
-            if depth > 0 {
-                collect(&path, depth - 1, files)?;
-            }
+            collect(&path, above, files)?;
         } else if extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str())) {
             files.push(path);
         }
     }
+    above.pop();
     Ok(())
 }
 
@@ -87,5 +89,26 @@ impl SampleSource for ImageFiles {
     fn name(&self, index: u64) -> String {
         let file = &self.files[index as usize];
         file.strip_prefix(&self.root).unwrap_or(file).display().to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn a_link_that_leads_back_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir_all(at("a/b")).unwrap();
+        for name in ["a/1.JPG", "a/b/2.png", "a/b/3.txt"] {
+            std::fs::write(at(name), "").unwrap();
+        }
+        std::os::unix::fs::symlink(folder.path(), at("a/b/back")).unwrap();
+        std::os::unix::fs::symlink(folder.path(), at("a/again")).unwrap();
+        let images = ImageFiles::open(folder.path()).unwrap();
+        let names: Vec<String> = (0..images.len()).map(|index| images.name(index)).collect();
+        assert_eq!(names, ["a/1.JPG", "a/b/2.png"]);
     }
 }

@@ -455,6 +455,12 @@ impl Writer {
         self.kept(self.keep).save(session, header)
     }
 
+    /// Step of the state that is kept as the best, if one is.
+    pub fn best_step(&self) -> Option<u64> {
+        let file = TensorFile::open(&self.root.join(CHECKPOINTS).join(checkpoint::BEST)).ok()?;
+        checkpoint::header(&file).ok().map(|header| header.step)
+    }
+
     /// Saves the state of the session as the best so far: `checkpoints/best.safetensors`.
     ///
     /// # Errors

@@ -20,6 +20,16 @@ pub struct Evaluation {
     pub epoch: Option<f64>,
     /// Values by name; higher is better.
     pub measures: BTreeMap<String, f64>,
+    /// Images that could not be read.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: usize,
+    /// The measure for which the state was kept as the best so far, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<String>,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// All measurements of a run up to where it stands.
@@ -52,9 +62,11 @@ impl Evaluations {
         self.list.last().map_or(0, |evaluation| evaluation.step)
     }
 
-    /// The largest value of a measure so far.
-    pub fn best(&self, measure: &str) -> Option<f64> {
-        self.list.iter().filter_map(|evaluation| evaluation.measures.get(measure).copied()).reduce(f64::max)
+    /// The step whose state is kept as the best, the measure that it was kept for, and its value.
+    pub fn best(&self) -> Option<(u64, &str, f64)> {
+        let kept = self.list.iter().rev().find_map(|evaluation| Some((evaluation, evaluation.best.as_deref()?)));
+        let (evaluation, name) = kept?;
+        Some((evaluation.step, name, *evaluation.measures.get(name)?))
     }
 
     /// Adds one.
@@ -77,21 +89,23 @@ mod tests {
     #[test]
     fn a_run_that_is_continued_forgets_what_comes_again() {
         let folder = folder("evaluations");
-        let evaluation = |step, value| Evaluation {
+        let evaluation = |step, value, best: bool| Evaluation {
             step,
             epoch: Some(step as f64 / 10.0),
             measures: BTreeMap::from([("R@1".to_string(), value)]),
+            skipped: 0,
+            best: best.then(|| "R@1".into()),
         };
         let mut all = Evaluations::open(&folder, 0).unwrap();
-        assert_eq!((all.last(), all.best("R@1")), (0, None));
-        for (step, value) in [(10, 0.25), (20, 0.5), (30, 0.125)] {
-            all.add(evaluation(step, value)).unwrap();
+        assert_eq!((all.last(), all.best()), (0, None));
+        for (step, value, best) in [(10, 0.25, true), (20, 0.5, true), (30, 0.125, false)] {
+            all.add(evaluation(step, value, best)).unwrap();
         }
         assert_eq!(Evaluations::open(&folder, 30).unwrap(), all);
-        assert_eq!((all.last(), all.best("R@1"), all.best("R@5")), (30, Some(0.5), None));
+        assert_eq!((all.last(), all.best()), (30, Some((20, "R@1", 0.5))));
         let mut again = Evaluations::open(&folder, 15).unwrap();
-        assert_eq!((again.last(), again.best("R@1")), (10, Some(0.25)));
-        again.add(evaluation(20, 0.5)).unwrap();
+        assert_eq!((again.last(), again.best()), (10, Some((10, "R@1", 0.25))));
+        again.add(evaluation(20, 0.5, true)).unwrap();
         assert_eq!(fs::read_to_string(folder.join(FILE)).unwrap().lines().count(), 2);
     }
 }

@@ -13,7 +13,7 @@ pub(crate) mod testing;
 mod trainer;
 
 pub use trainer::{
-    Cadence, Divergence, Feed, OnTheWay, Position, Summary, TrainError, Trainer, Unmeasured, Watch, begin,
+    Cadence, Divergence, Feed, Measures, OnTheWay, Position, Summary, TrainError, Trainer, Unmeasured, Watch, begin,
     needs_total_steps, resume,
 };
 

@@ -31,7 +31,7 @@ use crate::run::{RunDir, StepRecord, Writer};
 use crate::tensor::HostTensor;
 
 pub use failure::{Divergence, TrainError};
-pub use on_the_way::{OnTheWay, Unmeasured};
+pub use on_the_way::{Measures, OnTheWay, Unmeasured};
 
 /// Where batches come from: a [`Loader`], or anything that gives one global batch after the other without end.
 pub trait Feed {
@@ -399,12 +399,16 @@ impl Trainer<'_> {
                 }
             } else if let Some(step) = progress.flight.pop_front() {
                 self.land(progress, step)?;
-            } else if measures {
-                self.measure(progress);
-            } else if is_over {
-                return no_data.map_or(Ok(()), Err);
-            } else {
+            } else if saves {
+                // Before it is measured, which may take long and come to an end of its own.
                 self.save_on_the_way(progress);
+            } else if measures {
+                if is_over {
+                    self.save_on_the_way(progress);
+                }
+                self.measure(progress);
+            } else {
+                return no_data.map_or(Ok(()), Err);
             }
         }
     }

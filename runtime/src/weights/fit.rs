@@ -100,7 +100,7 @@ impl Fit {
                 // Moments and averages of a checkpoint of our own.
                 Some(wanted) if !wanted.is_weight() => fit.others.push(name.to_string()),
                 Some(_) => {}
-                None if weights.is_checkpoint() => fit.others.push(name.to_string()),
+                None if weights.is_checkpoint() && is_of_training(name) => fit.others.push(name.to_string()),
                 None => wrong.left_over.push(left_over(name, weights, wanted_names(wanted))),
             }
         }
@@ -146,7 +146,7 @@ impl Fit {
     }
 
     fn take(&mut self, wanted: &Wanted, shape: &[u64], options: &FitOptions<'_>, wrong: &mut Wrong) {
-        let is_one = |shape: &[u64]| shape.iter().product::<u64>() == 1;
+        let is_one = |shape: &[u64]| shape.iter().all(|&size| size == 1);
         let same = shape == wanted.shape || is_one(shape) && is_one(&wanted.shape);
         let resampling = Resampling::between(&wanted.path, shape, &wanted.shape).filter(|_| !same);
         if !same && (resampling.is_none() || !options.resize_positions) {
@@ -204,6 +204,11 @@ impl Fit {
 /// The module that a tensor belongs to.
 fn module(name: &str) -> Option<&str> {
     name.rsplit_once('.').map(|(module, _)| module)
+}
+
+/// Whether a name in a checkpoint of ours is the optimiser's, the step's or an average, as the compiler names them.
+fn is_of_training(name: &str) -> bool {
+    ["optimizer.", "average.", "train.", "loss_scale."].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Counters, and states of modules that are not in the weights at all.

@@ -86,12 +86,12 @@ impl Pattern {
 
 /// Those of `known` that are most like a name, the nearest first: what somebody may have meant.
 pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // Of names of weights much is always the same; what shares most steps is nearest, from either end.
+    // What begins in the same way is of the same part of a model, which says more than the same end.
     let score = |other: &str| {
-        let same = |a: &mut dyn Iterator<Item = (char, char)>| a.take_while(|(a, b)| a == b).count();
+        let same = |a: &mut dyn Iterator<Item = (char, char)>| a.take_while(|(a, b)| a == b).count() as i64;
         let front = same(&mut name.chars().zip(other.chars()));
         let back = same(&mut name.chars().rev().zip(other.chars().rev()));
-        2 * (front + back).min(name.len()) as i64 - (name.len() as i64 - other.len() as i64).abs()
+        3 * front + 2 * back - (name.len() as i64 - other.len() as i64).abs()
     };
     let best = known.into_iter().map(|other| (score(other), other)).max_by_key(|(score, _)| *score)?;
     (best.0 >= name.len() as i64).then_some(best.1)

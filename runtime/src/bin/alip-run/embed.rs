@@ -44,6 +44,9 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// Bytes of names that a header of safetensors, of 100 MB at most, holds with all that stands around them.
+const MOST_NAMES: usize = 40_000_000;
+
 pub(crate) fn run(args: &Args) -> Outcome {
     let stop = Stop::listen("stopping; nothing is written")?;
     let is_npy = has_extension(&args.out, "npy");
@@ -58,7 +61,17 @@ pub(crate) fn run(args: &Args) -> Outcome {
             "--out {out}: one table holds images or texts; write .safetensors for both"
         )));
     }
+    if let Some(text) = texts.iter().find(|text| is_npy && text.contains('\n')) {
+        return Err(Failure::message(format!(
+            "--text {text:?}: names beside a .npy are a line each; write .safetensors"
+        )));
+    }
     let images = sources(&args.images)?;
+    let names = images.iter().flat_map(|images| images.files()).map(|file| file.as_os_str().len()).sum::<usize>();
+    if !is_npy && names + texts.iter().map(String::len).sum::<usize>() > MOST_NAMES {
+        let why = "names and texts are too long for the header of one file: embed them in parts, or write .npy";
+        return Err(Failure::message(format!("--out {}: {why}", args.out.display())));
+    }
     let mut opened = args.model.open(images.as_ref().map_or(0, |images| images.len()).max(texts.len() as u64))?;
     let work = Work { stop: &stop, max_bad: args.bad.max_bad };
     let dim = alip_runtime::eval::Encoder::new(&mut opened.session)?.programs().dim;

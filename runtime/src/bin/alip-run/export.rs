@@ -14,12 +14,14 @@ use crate::{Failure, Outcome};
 
 /// Write a model's weights for others
 ///
-/// `safetensors` is one file with our names, for any model. `openai` is a folder that `open_clip.create_model('local-dir:OUT')`
+/// `safetensors` is one file with our names, for any model. `onnx` is a folder with `encode_image.onnx` and `encode_text.onnx` (opset 18,
+/// f32, batches of any size), for any model with these programs. `openai` is a folder that `open_clip.create_model('local-dir:OUT')`
 /// loads, or its file of weights by `pretrained`; `huggingface` one for `transformers.CLIPModel.from_pretrained(OUT)`: both for what
 /// they can hold, a CLIP, of which gates, averages and the state of the optimiser are no part.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   alip-run export runs/alip_b32 --to huggingface -o alip_b32_hf
+  alip-run export runs/alip_b32 --to onnx -o alip_b32_onnx
   alip-run export runs/alip_b32 --average --to openai -o alip_b32_open_clip
   alip-run export clip.safetensors --graph clip.ron --to openai --dtype f16 -o clip_open_clip")]
 pub(crate) struct Args {
@@ -57,16 +59,23 @@ enum To {
     Safetensors,
     Openai,
     Huggingface,
+    /// ONNX, for runtimes of any kind
+    Onnx,
 }
 
 /// Weights with what is known of them.
 struct Source {
     weights: Weights,
-    /// Of a run: states that are no parameters, and states of modules without any.
+    /// Of a run: what is in its checkpoints beside parameters.
     states: BTreeSet<String>,
+    /// Those of them that belong to modules without parameters, such as gates.
     gates: BTreeSet<String>,
+    /// Those of them that belong to modules with parameters: running statistics.
+    statistics: BTreeSet<String>,
     pipeline: Option<Pipeline>,
-    run: Option<RunDir>,
+    /// What its plan was compiled from, where that is known.
+    #[cfg(feature = "compile")]
+    specs: Option<alip_runtime::run::SpecSources>,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
@@ -75,6 +84,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         To::Safetensors => own(args, &mut source)?,
         To::Openai => foreign(args, &mut source, Format::OpenClip)?,
         To::Huggingface => foreign(args, &mut source, Format::HuggingFace)?,
+        To::Onnx => onnx(args, &mut source)?,
     }
     say!("{}", args.out.display());
     Ok(ExitCode::SUCCESS)
@@ -87,8 +97,16 @@ fn source(args: &Args) -> Outcome<Source> {
             let why = "is no run; give the run's directory, and a checkpoint other than its newest with --checkpoint";
             return Err(Failure::message(format!("{} {why}", args.from.display())));
         }
-        let (states, gates) = Default::default();
-        return Ok(Source { weights, states, gates, pipeline: None, run: None });
+        let (states, gates, statistics) = Default::default();
+        return Ok(Source {
+            weights,
+            states,
+            gates,
+            statistics,
+            pipeline: None,
+            #[cfg(feature = "compile")]
+            specs: None,
+        });
     }
     let run = RunDir::open(&args.from)?;
     let none = || Failure::message(format!("{} holds no checkpoint yet; train it first", args.from.display()));
@@ -98,21 +116,25 @@ fn source(args: &Args) -> Outcome<Source> {
     let module = |path: &str| path.rsplit_once('.').map(|(module, _)| module.to_string());
     let of_kind = |kind| plan.state.iter().filter(move |state| state.kind == kind).map(|state| state.path.clone());
     let with_weights: BTreeSet<Option<String>> = of_kind(StateKind::Param).map(|path| module(&path)).collect();
-    let gates = of_kind(StateKind::Buffer).filter(|path| !with_weights.contains(&module(path))).collect();
+    let (statistics, gates) = of_kind(StateKind::Buffer).partition(|path| with_weights.contains(&module(path)));
     let states = plan.state.iter().filter(|state| state.kind != StateKind::Param);
     let states = states.map(|state| state.path.clone()).collect();
     note!("weights of {}", checkpoint.display());
-    Ok(Source { weights: Weights::open(&checkpoint)?, states, gates, pipeline: run.pipeline(), run: Some(run) })
+    let (weights, pipeline) = (Weights::open(&checkpoint)?, run.pipeline());
+    Ok(Source {
+        weights,
+        states,
+        gates,
+        statistics,
+        pipeline,
+        #[cfg(feature = "compile")]
+        specs: run.sources()?,
+    })
 }
 
 /// One file with our names.
 fn own(args: &Args, source: &mut Source) -> Outcome<()> {
-    let is_weight = |name: &&str| {
-        let is_state = source.states.contains(*name);
-        let is_statistic =
-            is_state && source.run.as_ref().is_some_and(|_| !source.gates.contains(*name)) && !is_extra(name);
-        !is_state || is_statistic
-    };
+    let is_weight = |name: &&str| !source.states.contains(*name) || source.statistics.contains(*name);
     let names: Vec<String> = source.weights.names().filter(is_weight).map(str::to_string).collect();
     let stored = |name: &String| {
         let average = format!("average.{name}");
@@ -122,7 +144,7 @@ fn own(args: &Args, source: &mut Source) -> Outcome<()> {
     if args.average && pairs.iter().all(|(name, stored)| name == stored) {
         return Err(Failure::message(format!("{} keeps no averages of weights (`ema`)", args.from.display())));
     }
-    say_left_out(source.weights.names().filter(|name| names.iter().all(|own| own != name)));
+    say_left_out(&source.gates, source.weights.names().filter(|name| !is_weight(name)));
     let texts = [(
         "alip.import",
         serde_json::json!({ "exported": args.from.file_name().map(|name| name.to_string_lossy()) }).to_string(),
@@ -130,19 +152,14 @@ fn own(args: &Args, source: &mut Source) -> Outcome<()> {
     Ok(save_as(&mut source.weights, &pairs, args.dtype.floats(), &texts, &args.out)?)
 }
 
-/// Whether a state is the optimiser's, the step's or an average.
-fn is_extra(name: &str) -> bool {
-    ["optimizer.", "average.", "train.", "loss_scale."].iter().any(|prefix| name.starts_with(prefix))
-}
-
 /// Says what is no part of what is written.
-fn say_left_out<'a>(names: impl Iterator<Item = &'a str>) {
-    let (extra, others): (Vec<&str>, Vec<&str>) = names.partition(|name| is_extra(name));
-    if !extra.is_empty() {
-        note!("left out: {} tensors of the optimiser, the step and averages", extra.len());
+fn say_left_out<'a>(gates: &BTreeSet<String>, names: impl Iterator<Item = &'a str>) {
+    let (named, counted): (Vec<&str>, Vec<&str>) = names.partition(|name| gates.contains(*name));
+    if !counted.is_empty() {
+        note!("left out: {} tensors of the optimiser, the step and averages", counted.len());
     }
-    if !others.is_empty() {
-        note!("left out: {}", others.join(", "));
+    if !named.is_empty() {
+        note!("left out: {}", named.join(", "));
     }
 }
 
@@ -150,7 +167,7 @@ fn say_left_out<'a>(names: impl Iterator<Item = &'a str>) {
 fn foreign(args: &Args, source: &mut Source, format: Format) -> Outcome<()> {
     let clip = Clip::find(&source.weights, args.average, &source.states)?;
     let described = described(args, source, &clip, format)?;
-    say_left_out(clip.left_out().iter().map(String::as_str));
+    say_left_out(&source.gates, clip.left_out().iter().map(String::as_str));
     clip.write(&mut source.weights, format, &described, args.dtype.floats(), &args.out)?;
     if format == Format::HuggingFace {
         note!(
@@ -158,6 +175,27 @@ fn foreign(args: &Args, source: &mut Source, format: Format) -> Outcome<()> {
         );
     }
     Ok(())
+}
+
+/// A folder with a file for each of the programs that embed.
+#[cfg(feature = "compile")]
+fn onnx(args: &Args, source: &mut Source) -> Outcome<()> {
+    use alip_runtime::run::SpecSources;
+    let given = args.graph.as_ref().map(|spec| SpecSources { spec: spec.clone(), ..SpecSources::default() });
+    let none = || {
+        let why = "the file holds weights alone, and nothing says what is computed with them; give --graph SPEC";
+        Failure::message(format!("{}: {why}", args.from.display()))
+    };
+    let specs = given.or_else(|| source.specs.clone()).ok_or_else(none)?;
+    if args.dtype != Type::Same && args.dtype != Type::F32 {
+        return Err(Failure::message("--to onnx writes f32; leave --dtype out"));
+    }
+    crate::onnx::write(&specs, &mut source.weights, args.average, &args.out)
+}
+
+#[cfg(not(feature = "compile"))]
+fn onnx(_: &Args, _: &mut Source) -> Outcome<()> {
+    Err(Failure::message("this program was built without the compiler, which knows what is computed with the weights"))
 }
 
 /// What images are normalised with.
@@ -217,8 +255,7 @@ fn of_graph(args: &Args, source: &Source, widths: [u64; 2], format: Format) -> O
     use crate::graphs::Graph;
     use alip_compiler::resolve::Options;
     use alip_runtime::weights::NameMap;
-    let sources = source.run.as_ref().map(RunDir::sources).transpose()?.flatten();
-    let graph = match (&args.graph, sources) {
+    let graph = match (&args.graph, &source.specs) {
         (Some(spec), _) => Graph::of(spec, &Options::default())?,
         (None, Some(from)) => {
             let options = Options { batch: from.batch, set: from.set.clone(), files: from.files.clone() };
@@ -249,6 +286,7 @@ fn of_graph(args: &Args, source: &Source, widths: [u64; 2], format: Format) -> O
 }
 
 #[cfg(not(feature = "compile"))]
-fn of_graph(_: &Args, _: &Source, _: [u64; 2], _: Format) -> Outcome<Option<OfGraph>> {
-    Ok(None)
+fn of_graph(args: &Args, _: &Source, _: [u64; 2], _: Format) -> Outcome<Option<OfGraph>> {
+    let why = "this program was built without the compiler (feature `compile`); give --act and --heads";
+    args.graph.as_ref().map_or(Ok(None), |graph| Err(Failure::message(format!("--graph {graph}: {why}"))))
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use alip_plan::DType;
 use alip_runtime::file::write_bytes;
 use alip_runtime::run::read_plan;
-use alip_runtime::weights::{Fit, FitOptions, Floats, GUESSED, Guess, Known, Said, Wanted, Weights, save};
+use alip_runtime::weights::{Fit, FitOptions, Floats, Known, Wanted, Weights, save};
 
 use crate::{Failure, Outcome};
 
@@ -149,6 +149,7 @@ pub(crate) fn opened(file: &Path, map: Option<&str>) -> Outcome<Weights> {
 fn target(args: &Args, weights: &Weights, known: &Known) -> Outcome<Option<Target>> {
     use crate::graphs::Graph;
     use alip_compiler::resolve::Options;
+    use alip_runtime::weights::{GUESSED, Guess, Said};
     let Some(name) = args.graph.as_deref() else { return Ok(None) };
     if Path::new(name).is_dir() {
         return planned(name).map(Some);

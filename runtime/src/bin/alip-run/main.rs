@@ -27,6 +27,8 @@ mod graphs;
 mod import;
 mod model;
 mod on_the_way;
+#[cfg(feature = "compile")]
+mod onnx;
 mod open;
 mod pack;
 mod profile;

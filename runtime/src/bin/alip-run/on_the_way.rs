@@ -1,6 +1,7 @@
 //! What `train: (evaluate: ..)` measures while a model is trained.
 
-use std::path::PathBuf;
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use alip_plan::pipeline::Pipeline;
@@ -12,14 +13,11 @@ use alip_runtime::eval::results::SuiteResults;
 use alip_runtime::eval::suite::Suite;
 use alip_runtime::eval::{EncodeError, Encoder, Preparation, Programs, Reading};
 use alip_runtime::exec::Session;
-use alip_runtime::train::Unmeasured;
 use alip_runtime::train::measure::{MeasureError, Measuring, held_out, measure};
 use alip_runtime::train::summary::Measured;
+use alip_runtime::train::{Measures, Unmeasured};
 
 use crate::{Failure, Outcome};
-
-/// A model's measures by name.
-type Measures = Result<Vec<(String, f64)>, Unmeasured>;
 
 /// What a run trains on, and how that is read.
 #[derive(Clone, Copy)]
@@ -44,7 +42,7 @@ impl<'a> Way<'a> {
     /// What a plan asks for.
     ///
     /// # Errors
-    /// What cannot be done, before the first step.
+    /// What cannot be done: of a new run the spec's fault, of one that goes on no reason to stop.
     pub(crate) fn of(plan: &Plan, data: Data<'a>, epoch_len: Option<u64>) -> Outcome<Option<Way<'a>>> {
         let Some(train) = &plan.train else { return Ok(None) };
         let Some(Evaluate { every, best, suite, data: root }) = &train.evaluate else { return Ok(None) };
@@ -72,27 +70,28 @@ impl<'a> Way<'a> {
     }
 
     /// Measures the model of a session.
-    pub(crate) fn measure(&self, session: &mut Session, step: u64) -> Measures {
+    pub(crate) fn measure(&self, session: &mut Session, step: u64) -> Result<Measures, Unmeasured> {
         match &self.suite {
             Some((suite, root)) => self.on_suite(session, step, suite, root),
             None => self.on_held_out(session, step),
         }
     }
 
-    fn on_held_out(&self, session: &mut Session, step: u64) -> Measures {
+    fn on_held_out(&self, session: &mut Session, step: u64) -> Result<Measures, Unmeasured> {
         let Data { pipeline, vocabularies, workers, max_bad, stop } = self.data;
         let how = Measuring { pipeline, vocabularies, workers, max_bad, step, stop, skipped: &|_| {} };
         match measure(session, &how) {
             Ok(found) => {
                 let found = Measured::new(session.plan(), found, false);
-                Ok(found.measures().into_iter().map(|measure| (measure.name, measure.value)).collect())
+                let values = found.measures().into_iter().map(|measure| (measure.name, measure.value));
+                Ok(Measures { values: values.collect(), skipped: found.results.skipped })
             }
             Err(MeasureError::Encode(EncodeError::Stopped)) => Err(Unmeasured::Stopped),
             Err(error) => Err(Unmeasured::Failed(error.to_string())),
         }
     }
 
-    fn on_suite(&self, session: &mut Session, step: u64, suite: &Suite, root: &std::path::Path) -> Measures {
+    fn on_suite(&self, session: &mut Session, step: u64, suite: &Suite, root: &Path) -> Result<Measures, Unmeasured> {
         let Data { pipeline, vocabularies, workers, max_bad, stop } = self.data;
         let failed = |error: EvalError| match error {
             EvalError::Encode { source: EncodeError::Stopped, .. } => Unmeasured::Stopped,
@@ -103,10 +102,18 @@ impl<'a> Way<'a> {
         let mut encoder = Encoder::new(session).map_err(unfit)?;
         let preparation = Preparation::of(&name, encoder.programs(), Some(pipeline)).map_err(unfit)?;
         let tokenizer = preparation.tokenizer(&name, vocabularies).map_err(unfit)?;
+        let skipped = Cell::new(0);
         let how = Protocol {
             preparation: &preparation,
             tokenizer: &tokenizer,
-            reading: Reading { vocabularies, workers, max_bad, stop, skipped: &|_| {}, progress: &|_| {} },
+            reading: Reading {
+                vocabularies,
+                workers,
+                max_bad,
+                stop,
+                skipped: &|_| skipped.set(skipped.get() + 1),
+                progress: &|_| {},
+            },
             logits: Logits::Exact,
             store: None,
             begins: &|_, _| {},
@@ -114,6 +121,6 @@ impl<'a> Way<'a> {
         let sets = protocol::open(suite, root).map_err(failed)?;
         let found = sets.iter().map(|set| protocol::evaluate(&mut encoder, set, &how)).collect::<Result<Vec<_>, _>>();
         let results = SuiteResults::new(suite, found.map_err(failed)?, (&name, step), false, Logits::Exact);
-        Ok(results.measures())
+        Ok(Measures { values: results.measures(), skipped: skipped.get() })
     }
 }

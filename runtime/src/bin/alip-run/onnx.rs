@@ -10,13 +10,17 @@ use alip_runtime::eval::{ENCODE_IMAGE, ENCODE_TEXT};
 use alip_runtime::file::write_bytes;
 use alip_runtime::run::SpecSources;
 use alip_runtime::run::checkpoint::AVERAGE;
-use alip_runtime::run::tensors::TensorFile;
+use alip_runtime::weights::Weights;
 
 use crate::model::rendered;
 use crate::{Failure, Outcome};
 
-/// Writes `encode_image.onnx` and `encode_text.onnx` into a folder, with the weights of a checkpoint or of a file of weights.
-pub(crate) fn write(from: &SpecSources, weights: &mut TensorFile, average: bool, folder: &Path) -> Outcome<()> {
+/// Writes `encode_image.onnx` and `encode_text.onnx` into a folder, with weights of these names, or with their averages where there are
+/// such.
+pub(crate) fn write(from: &SpecSources, weights: &mut Weights, average: bool, folder: &Path) -> Outcome<()> {
+    if average && !weights.names().any(|name| name.starts_with(AVERAGE)) {
+        return Err(Failure::message(format!("{} keeps no averages of weights (`ema`)", weights.path().display())));
+    }
     let options = Options { batch: None, set: from.set.clone(), files: from.files.clone() };
     std::fs::create_dir_all(folder)
         .map_err(|error| Failure::message(format!("{}: cannot be made: {error}", folder.display())))?;
@@ -30,7 +34,7 @@ pub(crate) fn write(from: &SpecSources, weights: &mut TensorFile, average: bool,
             let averaged = format!("{AVERAGE}{}", weight.path);
             let name = if average && weights.info(&averaged).is_some() { &averaged } else { &weight.path };
             let dtype = if weight.dtype == DType::I32 { DType::I32 } else { DType::F32 };
-            let tensor = weights.read(name, dtype)?;
+            let tensor = weights.read_as(name, dtype)?;
             if tensor.shape() != weight.shape {
                 let (found, wanted) = (tensor.shape(), &weight.shape);
                 let path = weights.path().display();

@@ -11,7 +11,7 @@ use alip_runtime::data::{SampleSource, Tokenizer, Vocabularies};
 use alip_runtime::device::Device;
 use alip_runtime::eval::{Embedded, EncodeError, Encoder, Preparation, Reading, Weighed};
 use alip_runtime::exec::Session;
-use alip_runtime::run::{RunDir, SpecSources};
+use alip_runtime::run::{RunDir, SpecSources, fingerprint};
 use alip_runtime::weights::{Weights, assign};
 
 use crate::model::{DeviceArgs, Feed, Purpose, compile_all};
@@ -61,7 +61,7 @@ pub(crate) struct Opened {
     pub(crate) name: String,
     /// Steps that it was trained; 0 of weights of a file.
     pub(crate) step: u64,
-    /// What tells its weights from others.
+    /// What tells the model from others: its weights, what is computed with them, and how images and texts are prepared.
     pub(crate) content: String,
     /// What cosines are multiplied with in its loss, exp(logit_scale), where it has such a parameter.
     pub(crate) scale: Option<f64>,
@@ -120,10 +120,11 @@ impl WeightsArgs {
     fn of_run(&self, model: &Path, batch: u64) -> Outcome<Opened> {
         let run = RunDir::open(model)?;
         let device = self.device.open_as(Some(&run.info().device))?;
-        let mut session = inference(&run, device.as_ref(), batch)?;
+        let (mut session, code) = inference(&run, device.as_ref(), batch)?;
         let none = || Failure::message(format!("{} holds no checkpoint yet; train it first", model.display()));
         let found = run.restore_part(self.checkpoint.as_deref(), &mut session, self.average)?.ok_or_else(none)?;
-        let content = if self.average { format!("{} average", found.content) } else { found.content };
+        let average = if self.average { "average" } else { "weights" };
+        let content = format!("{code} {average} {}", found.content);
         opened(session, content, found.header.step, (run.pipeline(), run.vocabularies()?))
     }
 
@@ -132,7 +133,7 @@ impl WeightsArgs {
         let folder = std::env::current_dir().unwrap_or_default();
         let (set, batch) = (self.set.clone(), Some(batch));
         let from = SpecSources { spec: spec.into(), folder, batch, set, ..SpecSources::default() };
-        let (plan, pipeline) = used(from, device.as_ref())?;
+        let (plan, pipeline, code) = used(from, device.as_ref())?;
         let mut session = Session::on(device.as_ref(), Arc::new(plan))?;
         let mut weights = Weights::open_as_ours(weights, None)?;
         weights.notes().iter().for_each(|said| note!("{said}"));
@@ -142,7 +143,7 @@ impl WeightsArgs {
         if !assigned.kept.is_empty() {
             note!("not in the file, and left at their first values: {}", assigned.kept.join(", "));
         }
-        let content = weights.fingerprint()?;
+        let content = format!("{code} {}", weights.fingerprint()?);
         opened(session, content, 0, (pipeline, Vocabularies::default()))
     }
 }
@@ -167,6 +168,9 @@ fn opened(
         Some(_) => session.read_state(LOGIT_SCALE)?.first().map(f64::exp),
         None => None,
     };
+    let tokenizer = preparation.tokenizer(&name, &vocabularies).ok();
+    let words = tokenizer.as_ref().and_then(Tokenizer::word_list).unwrap_or_default();
+    let content = fingerprint(format!("{content} {preparation:?} {words:?}").as_bytes());
     Ok(Opened { session, name, step, content, scale, pipeline, vocabularies, preparation })
 }
 
@@ -269,20 +273,25 @@ impl Work<'_> {
     }
 }
 
-/// The programs of a spec that use a model, and its pipeline.
-fn used(from: SpecSources, device: &dyn Device) -> Outcome<(Plan, Option<Pipeline>)> {
-    let (plan, pipeline, _) = compile_all(from, None, device, (Purpose::Inference, Feed::File))?;
-    Ok((plan, pipeline))
+/// The programs of a spec that use a model, its pipeline, and what tells what they compute from what others do: the texts that it was
+/// made from, wherever they lie, and what was changed of them.
+fn used(from: SpecSources, device: &dyn Device) -> Outcome<(Plan, Option<Pipeline>, String)> {
+    let (plan, pipeline, sources) = compile_all(from, None, device, (Purpose::Inference, Feed::File))?;
+    let mut texts: Vec<&String> = sources.files.values().collect();
+    texts.sort();
+    let code = fingerprint(format!("{texts:?} {:?}", sources.set).as_bytes());
+    Ok((plan, pipeline, code))
 }
 
 /// A run's programs that use its model. Where there is no spec to compile them of, they are those of its plan.
-fn inference(run: &RunDir, device: &dyn Device, batch: u64) -> Outcome<Session> {
-    let plan = match run.sources()? {
+fn inference(run: &RunDir, device: &dyn Device, batch: u64) -> Outcome<(Session, String)> {
+    let (plan, code) = match run.sources()? {
         Some(mut sources) => {
             sources.batch = Some(batch);
-            used(sources, device)?.0
+            let (plan, _, code) = used(sources, device)?;
+            (plan, code)
         }
-        None => run.plan()?,
+        None => (run.plan()?, run.info().plan.clone()),
     };
-    Ok(Session::on(device, Arc::new(plan))?)
+    Ok((Session::on(device, Arc::new(plan))?, code))
 }

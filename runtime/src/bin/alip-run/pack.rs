@@ -128,6 +128,9 @@ fn tell(args: &Args, packed: &Packed, time: Duration) {
     if let Some(path) = &args.only {
         let left_out = packed.seen - packed.written - packed.skips.count();
         say!("{left_out} samples are not on the list {}", path.display());
+        if packed.not_found > 0 {
+            say!("{} keys on it are of no sample", packed.not_found);
+        }
     }
     if let (Some((lines, first)), Some(captions)) = (&packed.unused, &args.captions) {
         say!("{lines} captions of {} are of no sample; the first is `{first}`", captions.display());
@@ -138,7 +141,8 @@ fn as_json(args: &Args, packed: &Packed, time: Duration) -> serde_json::Value {
     serde_json::json!({
         "to": args.to, "samples": packed.samples, "resumed": packed.resumed, "seen": packed.seen, "written": packed.written,
         "texts": packed.texts, "bytes": packed.bytes, "skipped": packed.skips.count(), "skipped_by_reason": packed.skips.by_reason(),
-        "unused_captions": packed.unused.as_ref().map_or(0, |(lines, _)| *lines), "is_done": packed.is_done,
+        "not_on_the_list": args.only.as_ref().map(|_| packed.seen - packed.written - packed.skips.count()),
+        "unused_keys": packed.not_found, "unused_captions": packed.unused.as_ref().map_or(0, |(lines, _)| *lines), "is_done": packed.is_done,
         "seconds": time.as_secs_f64(), "workers": args.workers,
     })
 }

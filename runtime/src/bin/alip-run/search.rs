@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use alip_runtime::eval::measures::{Rows, nearest};
-use alip_runtime::eval::{Embeddings, Named};
+use alip_runtime::eval::{Embeddings, Encoder, Named};
 
 use crate::embed::{embedded, sources};
 use crate::model::BadArgs;
@@ -41,8 +41,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let (mut opened, images) = match args.images.extension().is_some_and(|extension| extension == "safetensors") {
         true => {
             let found = Embeddings::read(&args.images)?;
-            let opened = args.model.open(1)?;
-            if found.model != opened.content {
+            let mut opened = args.model.open(1)?;
+            let dim = Encoder::new(&mut opened.session)?.programs().dim;
+            if found.model != opened.content || found.dim != dim {
                 let why = "was written by another model, or by other weights of this one: embed the images again";
                 return Err(Failure::message(format!("{} {why}", args.images.display())));
             }

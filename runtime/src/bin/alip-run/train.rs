@@ -15,7 +15,9 @@ use alip_runtime::run::{
     fingerprint, read_plan,
 };
 use alip_runtime::train::start::{Started, save_start, start_from};
-use alip_runtime::train::{Cadence, OnTheWay, Position, Summary, Trainer, begin, measure, needs_total_steps, resume};
+use alip_runtime::train::{
+    Cadence, Measures, OnTheWay, Position, Summary, Trainer, begin, measure, needs_total_steps, resume,
+};
 use alip_runtime::weights::Weights;
 use indicatif::HumanBytes;
 
@@ -126,10 +128,14 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let cadence =
         Cadence { steps: args.checkpoint_every, time: Duration::from_secs_f64(args.checkpoint_minutes * 60.0) };
     let data = Data { pipeline, vocabularies, workers, max_bad: args.bad.max_bad, stop: stop.flag() };
-    let way = Way::of(&session.plan().clone(), data, loader.epoch_len())?;
+    let way = Way::of(&session.plan().clone(), data, loader.epoch_len()).unwrap_or_else(|why| {
+        // A new run would not have come so far. What one that goes on is measured on may be elsewhere now.
+        note!("warning: not measured on the way: {}", why.to_string().trim_start_matches("error: "));
+        None
+    });
     let mut measure = |session: &mut Session, step| match &way {
         Some(way) => way.measure(session, step),
-        None => Ok(Vec::new()),
+        None => Ok(Measures::default()),
     };
     let evaluation = way.as_ref().map(|way| (way.every, way.best.clone()));
     let mut trainer = Trainer {

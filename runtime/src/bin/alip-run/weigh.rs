@@ -3,6 +3,8 @@
 mod output;
 mod page;
 
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -65,6 +67,13 @@ fn share(text: &str) -> Result<f64, String> {
 pub(crate) fn run(args: &Args) -> Outcome {
     let stop = Stop::listen("stopping; nothing is written")?;
     let kind = Kind::of(&args.out)?;
+    let outputs = [Some(&args.out), args.kept.as_ref(), args.html.as_ref()];
+    for (at, path) in outputs.iter().enumerate().filter_map(|(at, path)| Some((at, (*path)?))) {
+        if outputs[..at].contains(&Some(path)) {
+            let why = "is to hold two things; give each a name of its own";
+            return Err(Failure::message(format!("{} {why}", path.display())));
+        }
+    }
     let mut opened = args.weights.open(&args.run, BATCH)?;
     let pipeline = pipeline(args, &opened)?;
     let source = open_source(&pipeline.source, if args.eval { Mode::Eval } else { Mode::Train })?;
@@ -107,8 +116,10 @@ fn pipeline(args: &Args, opened: &Opened) -> Outcome<Pipeline> {
 /// Writes the list and the page, and prints what was found.
 fn tell(args: &Args, pipeline: &Pipeline, source: &dyn SampleSource, found: &[Weighed], left_out: u64) -> Outcome {
     let ranked = ranked(found);
-    let kept = (args.keep.unwrap_or(1.0) * found.len() as f64).round() as usize;
+    let kept =
+        ((args.keep.unwrap_or(1.0) * found.len() as f64).round() as usize).clamp(1.min(found.len()), found.len());
     if let Some(path) = &args.kept {
+        one_key_each(source, found)?;
         let mut list: Vec<usize> = ranked[found.len() - kept..].to_vec();
         list.sort_unstable();
         output::write_list(path, list.into_iter().map(|at| (source.key(found[at].row), found[at].weight)))?;
@@ -139,6 +150,24 @@ fn tell(args: &Args, pipeline: &Pipeline, source: &dyn SampleSource, found: &[We
         say!("page: {}", path.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A list of keys says which samples are meant only if no two have the same.
+fn one_key_each(source: &dyn SampleSource, found: &[Weighed]) -> Outcome<()> {
+    let mut seen: HashMap<u64, u64> = HashMap::with_capacity(found.len());
+    for sample in found {
+        let key = source.key(sample.row);
+        let mut hasher = DefaultHasher::new();
+        key.hash(&mut hasher);
+        let Some(first) = seen.insert(hasher.finish(), sample.row) else { continue };
+        if source.key(first) == key {
+            let (one, other) = (source.name(first), source.name(sample.row));
+            let why =
+                format!("{one} and {other} have the key `{key}`, so that a list of keys cannot keep one of them alone");
+            return Err(Failure::message(format!("--kept: {why}")));
+        }
+    }
+    Ok(())
 }
 
 /// Places in `found`, the most doubted first: by weight, then by how alike the texts are, then in the data's order.

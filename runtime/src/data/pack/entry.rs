@@ -44,8 +44,10 @@ pub(super) struct Entry {
 pub(super) struct Made {
     /// Its line of the captions.
     pub(super) line: Option<usize>,
-    /// Whether a list says that it is to be packed, if there is one.
-    pub(super) is_listed: bool,
+    /// Its place on the list of those that are packed, behind the lines of the captions.
+    pub(super) listed: Option<usize>,
+    /// Whether there is a list and it is not on it.
+    pub(super) is_left_out: bool,
     pub(super) entry: Result<Entry, SampleError>,
 }
 
@@ -153,9 +155,25 @@ impl Maker {
         self.input.source().name(index)
     }
 
-    /// Captions from a file.
+    /// Captions from a file, and keys on a list, each of which is of one sample.
     pub(super) fn lines(&self) -> usize {
+        self.captioned() + self.only.as_ref().map_or(0, Only::len)
+    }
+
+    fn captioned(&self) -> usize {
         self.captions.as_ref().map_or(0, Captions::len)
+    }
+
+    /// Keys on the list that no sample has.
+    pub(super) fn not_found(&self, used: &Bits) -> u64 {
+        (self.captioned()..self.lines()).filter(|at| !used.has(*at)).count() as u64
+    }
+
+    /// A second sample has a key of the list.
+    pub(super) fn listed_twice(&self, index: u64) -> DataError {
+        let source = self.input.source();
+        let (name, key) = (source.name(index), source.key(index));
+        self.fail(format!("two samples have the key `{key}`, the second is {name}: which of them is meant by --only?"))
     }
 
     /// What the bytes of the output depend on.
@@ -227,11 +245,16 @@ impl Maker {
 
     /// Makes an entry of a sample.
     pub(super) fn make(&self, index: u64) -> Result<Made, DataError> {
-        if let Some(only) = &self.only
-            && !only.has(&self.input.source().key(index))
-        {
-            return Ok(Made { line: None, is_listed: false, entry: Err(SampleError("it is not listed".into())) });
-        }
+        let listed = match &self.only {
+            Some(only) => match only.find(&self.input.source().key(index)) {
+                Some(at) => Some(self.captioned() + at),
+                None => {
+                    let entry = Err(SampleError("it is not listed".into()));
+                    return Ok(Made { line: None, listed: None, is_left_out: true, entry });
+                }
+            },
+            None => None,
+        };
         let found = match &self.captions {
             Some(captions) => captions.find(&self.input.source().key(index))?,
             None => None,
@@ -240,7 +263,7 @@ impl Maker {
         // A decoder that panics on a hostile file loses that sample and nothing else.
         let entry = caught(|| self.entry(index, caption));
         let entry = entry.unwrap_or_else(|words| Err(SampleError(format!("the decoder panicked: {words}"))));
-        Ok(Made { line, is_listed: true, entry })
+        Ok(Made { line, listed, is_left_out: false, entry })
     }
 
     fn entry(&self, index: u64, caption: Option<String>) -> Result<Entry, SampleError> {

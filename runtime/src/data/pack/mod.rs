@@ -83,6 +83,8 @@ pub struct Packed {
     pub skips: Skips,
     /// Lines of captions that no sample has the key of, and the first key of these.
     pub unused: Option<(u64, String)>,
+    /// Keys of the list that no sample has.
+    pub not_found: u64,
     /// Names of the packed texts, and what they were made.
     pub texts: Vec<String>,
     /// Bytes written.
@@ -138,13 +140,14 @@ pub fn pack(packing: &Packing, stop: &AtomicBool, mut watch: impl FnMut(u64, u64
     judge(&mut output, packing.max_bad)?;
     let is_done = output.seen() == samples;
     let unused = if is_done { maker.unused(output.used())? } else { None };
+    let not_found = if is_done { maker.not_found(output.used()) } else { 0 };
     let (seen, written, skips) = (output.seen(), output.written(), output.skips().clone());
     if is_done && written == 0 {
         output.discard()?;
         return Err(maker.nothing(samples, &skips));
     }
     let bytes = if is_done { output.finish()? } else { output.bytes() };
-    Ok(Packed { samples, resumed, seen, written, skips, unused, texts: maker.texts(), bytes, is_done })
+    Ok(Packed { samples, resumed, seen, written, skips, unused, not_found, texts: maker.texts(), bytes, is_done })
 }
 
 /// Prepares samples in parallel and gives them on in order, until nobody takes them any more.
@@ -171,9 +174,14 @@ fn take(output: &mut Output, maker: &Maker, index: u64, made: Made) -> Result<bo
     {
         return Err(maker.twice(index));
     }
-    if !made.is_listed {
+    if made.is_left_out {
         output.pass();
         return Ok(true);
+    }
+    if let Some(at) = made.listed
+        && !output.uses(at)
+    {
+        return Err(maker.listed_twice(index));
     }
     let written = match made.entry {
         Ok(entry) => output.write(entry)?,

@@ -50,9 +50,14 @@ impl Only {
         Ok(Only { path: path.into(), keys, hash })
     }
 
-    /// Whether a sample is on the list.
-    pub(super) fn has(&self, key: &str) -> bool {
-        self.keys.binary_search(&key_hash(key)).is_ok()
+    /// Which key of the list a sample has, if any.
+    pub(super) fn find(&self, key: &str) -> Option<usize> {
+        self.keys.binary_search(&key_hash(key)).ok()
+    }
+
+    /// How many keys there are.
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
     }
 
     /// What is in the file, as a number.
@@ -80,7 +85,8 @@ mod tests {
     #[test]
     fn keys_are_found() {
         let only = open("{\"key\": \"a\", \"weight\": 0.5}\n\n{\"key\": 12}\r\n{\"key\": \"a\"}").unwrap();
-        assert_eq!(["a", "12", "b", ""].map(|key| only.has(key)), [true, true, false, false]);
+        assert_eq!(["a", "12", "b", ""].map(|key| only.find(key).is_some()), [true, true, false, false]);
+        assert_eq!(only.len(), 2);
     }
 
     #[test]

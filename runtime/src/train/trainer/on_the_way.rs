@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use super::{Progress, Trainer};
+use super::{Position, Progress, Trainer};
 use crate::exec::Session;
 use crate::run::evaluations::Evaluation;
 
@@ -16,8 +16,17 @@ pub struct OnTheWay<'a> {
     pub every: u64,
     /// Name of the measure whose best checkpoint is kept; the first of all without.
     pub best: Option<String>,
-    /// Measures the model of a session after so many steps: values by name, of which higher ones are better.
-    pub measure: &'a mut dyn FnMut(&mut Session, u64) -> Result<Vec<(String, f64)>, Unmeasured>,
+    /// Measures the model of a session after so many steps.
+    pub measure: &'a mut dyn FnMut(&mut Session, u64) -> Result<Measures, Unmeasured>,
+}
+
+/// What a model was measured to be.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Measures {
+    /// Values by name, of which higher ones are better.
+    pub values: Vec<(String, f64)>,
+    /// Images that could not be read.
+    pub skipped: usize,
 }
 
 /// Why there are no measures.
@@ -42,7 +51,7 @@ impl Trainer<'_> {
         let at = progress.summary.position;
         progress.measured = at.step;
         let Some(how) = &mut self.evaluation else { return };
-        let found = match (how.measure)(self.session, at.step) {
+        let Measures { values, skipped } = match (how.measure)(self.session, at.step) {
             Ok(found) => found,
             Err(Unmeasured::Stopped) => return,
             Err(Unmeasured::Failed(why)) => {
@@ -50,36 +59,45 @@ impl Trainer<'_> {
                 return;
             }
         };
-        let best = match &how.best {
-            Some(name) => found.iter().find(|(own, _)| own == name),
-            None => found.first(),
+        // A run keeps to the measure that it began with, also where another comes first later.
+        let wanted = how.best.clone().or_else(|| progress.evaluations.best().map(|(_, name, _)| name.to_string()));
+        let found = match &wanted {
+            Some(name) => values.iter().find(|(own, _)| own == name),
+            None => values.first(),
         };
-        let shown = best.map_or_else(String::new, |(name, value)| format!(", {name} {value:.4}"));
-        self.watch.note(&format!("measured at step {}{shown}", at.step));
-        let best = best.cloned();
-        if let Some(name) = how.best.as_ref().filter(|_| best.is_none()) {
-            let known: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
-            let known = known.join(", ");
-            self.watch.note(&format!(
-                "warning: no measure is called `{name}`, so no best checkpoint is kept; there are {known}"
-            ));
+        let shown = found.map_or_else(String::new, |(name, value)| format!(", {name} {value:.4}"));
+        let left_out = if skipped > 0 { format!("; {skipped} images could not be read") } else { String::new() };
+        self.watch.note(&format!("measured at step {}{shown}{left_out}", at.step));
+        if let Some(name) = wanted.as_ref().filter(|_| found.is_none()) {
+            let known = values.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+            let why = format!("no measure is called `{name}`, so no best checkpoint is kept; there are {known}");
+            self.watch.note(&format!("warning: {why}"));
         }
-        let is_best = best.is_some_and(|(name, value)| {
-            value.is_finite() && progress.evaluations.best(&name).is_none_or(|before| value > before)
-        });
-        if is_best {
-            match self.run.save_best(self.session, &self.header(at)) {
-                Ok(_) => {}
-                Err(error) => self.watch.note(&format!("warning: the best checkpoint is not kept: {error}")),
-            }
-        }
-        let measures: BTreeMap<String, f64> = found.into_iter().filter(|(_, value)| value.is_finite()).collect();
+        let best = found.cloned().filter(|found| self.keep_best(progress, at, found)).map(|(name, _)| name);
+        let measures: BTreeMap<String, f64> = values.into_iter().filter(|(_, value)| value.is_finite()).collect();
         let named = measures.iter().map(|(name, value)| (name.as_str(), *value));
         let logged = progress.log.measured(at.step, named);
         let epoch = self.feed.epoch_len().map(|len| at.cursor as f64 / len.max(1) as f64);
-        let logged = logged.and(progress.evaluations.add(Evaluation { step: at.step, epoch, measures }));
-        if let Err(error) = logged {
+        let evaluation = Evaluation { step: at.step, epoch, measures, skipped, best };
+        if let Err(error) = logged.and(progress.evaluations.add(evaluation)) {
             self.watch.note(&format!("warning: {error}; what was measured is not logged"));
+        }
+    }
+
+    /// Keeps the state if the value is above that of the best so far; whether it was kept.
+    fn keep_best(&mut self, progress: &Progress, at: Position, (name, value): &(String, f64)) -> bool {
+        // What is kept may be of steps after a checkpoint that this run went on from, which it may take otherwise.
+        let kept = self.run.best_step().filter(|step| *step <= at.step);
+        let before = progress.evaluations.best().filter(|(step, own, _)| Some(*step) == kept && own == name);
+        if !value.is_finite() || before.is_some_and(|(_, _, before)| *value <= before) {
+            return false;
+        }
+        match self.run.save_best(self.session, &self.header(at)) {
+            Ok(_) => true,
+            Err(error) => {
+                self.watch.note(&format!("warning: the best checkpoint is not kept: {error}"));
+                false
+            }
         }
     }
 }
