@@ -62,7 +62,7 @@ fn lines(table: &Table) -> String {
     });
     out += "</tr></thead><tbody>";
     for Line { title, figure, value, chance, published } in &table.lines {
-        let _ = write!(out, "<tr><td>{}</td><td>{}</td>", escape(title), escape(figure));
+        let _ = write!(out, "<tr><td>{}</td><td class=\"what\">{}</td>", escape(title), escape(figure));
         match value {
             Ok(value) => {
                 let _ = write!(
@@ -81,7 +81,8 @@ fn lines(table: &Table) -> String {
         }
         out += "</tr>";
     }
-    out + "</tbody></table></div><p class=\"label\">Per cent; published figures are those of the tables named below.</p>"
+    let named = if table.methods.is_empty() { "" } else { "; published figures are those of the tables named below" };
+    out + &format!("</tbody></table></div><p class=\"label\">Per cent{named}.</p>")
 }
 
 fn share(value: f64) -> String {
@@ -113,7 +114,7 @@ fn section(set: &SetResults, measured: &Measured, pictures: Pictures<'_>) -> Str
             let (best, worst): (Vec<&Pair>, Vec<&Pair>) = pairs.iter().partition(|pair| pair.rank == 0);
             for (title, pairs) in [("Found first, most surely", best), ("Found last", worst)] {
                 if !pairs.is_empty() {
-                    let _ = write!(out, "<h3>{title}</h3><div class=\"grid roomy\">");
+                    let _ = write!(out, "<h3 class=\"part\">{title}</h3><div class=\"pairs\">");
                     out.extend(pairs.into_iter().map(|pair| shown(pair, |image| pictures(&set.name, image))));
                     out += "</div>";
                 }
@@ -157,7 +158,7 @@ fn classes(names: &[String], accuracy: &ZeroShot, confusion: Option<&[Vec<usize>
 /// A table with a row for each right class and a column for each that was found, darker where there are more.
 fn confused(names: &[String], table: &[Vec<usize>]) -> String {
     let mut out = String::from(
-        "<h3>What was taken for what</h3><div class=\"card wide\"><table class=\"confusion\"><thead><tr><th></th>",
+        "<h3 class=\"part\">What was taken for what</h3><div class=\"card wide\"><table class=\"confusion\"><thead><tr><th></th>",
     );
     names.iter().for_each(|name| {
         let _ = write!(out, "<th>{}</th>", escape(name));
