@@ -26,6 +26,7 @@ fn packed(source: Source, texts: &[(&str, u32)], to: &Path) -> Packed {
         bytes: Default::default(),
     };
     let packing = Packing {
+        only: None,
         pipeline,
         mode: Mode::Train,
         to: PackTo::parse(to.to_str().expect("UTF-8"), None).expect("an output"),
