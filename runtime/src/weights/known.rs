@@ -58,7 +58,7 @@ impl Known {
         let width = vision.get("width").and_then(Value::as_u64);
         let is_resnet = vision.get("layers").is_some_and(Value::is_array);
         // The pooling of a ResNet has 32 times its width.
-        let width = width.map(|width| if is_resnet { 32 * width } else { width });
+        let width = width.map(|width| if is_resnet { width.saturating_mul(32) } else { width });
         let heads = width.filter(|width| head > 0 && width.is_multiple_of(head)).map(|width| width / head);
         Known {
             source: Some("open_clip_config.json".into()),
