@@ -210,6 +210,10 @@ impl<'a> Writer<'a> {
 
     fn reduce(&mut self, kind: ReduceKind, id: NodeId, axes: &[usize]) -> Result<String> {
         let x = self.full(id)?;
+        if axes.is_empty() && !matches!(kind, ReduceKind::ArgMax) {
+            // To ONNX no axes are all of them.
+            return Ok(self.emit("Identity", vec![x], Vec::new()));
+        }
         let drop = AttributeProto::int("keepdims", 0);
         let name = match kind {
             ReduceKind::Sum => "ReduceSum",

@@ -47,6 +47,21 @@ pub enum EncodeError {
         /// What is missing or wrong.
         why: String,
     },
+    /// The table of tokens is smaller than the vocabulary.
+    #[error(
+        "`{plan}` cannot read texts: its table of tokens has {rows} rows, and the vocabulary '{vocab}' {ids} ids; name the vocabulary \
+         that it was trained with in the pipeline of its graph (`data`), as in `tokenize(raw, {{T}}, vocab: 'words:512')`"
+    )]
+    Rows {
+        /// Name of the graph.
+        plan: String,
+        /// Of the table.
+        rows: u64,
+        /// The vocabulary.
+        vocab: String,
+        /// Of the vocabulary.
+        ids: u64,
+    },
     /// The words of a vocabulary belong to a run.
     #[error(
         "the words of '{vocab}', which `{plan}` reads its texts with, were counted in the data that it was trained on: give the \

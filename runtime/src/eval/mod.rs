@@ -19,4 +19,4 @@ pub mod suite;
 pub use embeddings::{Embeddings, Named, npy};
 pub use encoder::{ENCODE_IMAGE, ENCODE_TEXT, Embedded, EncodeError, Encoder, Programs, Reading, WEIGH, Weighed};
 pub use images::ImageFiles;
-pub use preparation::Preparation;
+pub use preparation::{Preparation, normalization, vocabulary};

@@ -24,8 +24,27 @@ pub struct Preparation {
     pub normalization: Normalization,
     /// The tokenizer of the model's texts.
     pub vocab: Vocab,
+    /// Rows of the table that ids are looked up in, where it is known.
+    rows: Option<u64>,
     image_input: String,
     in_bytes: bool,
+}
+
+/// How a pipeline normalises the images that it delivers by this name, where it does so last.
+pub fn normalization(pipeline: &Pipeline, images: &str) -> Option<Normalization> {
+    let value = pipeline.outputs.get(images)?;
+    match pipeline.body(Mode::Eval).iter().find(|node| node.name == *value).map(|node| &node.op) {
+        Some(PipelineOp::NormalizeRgb(NormalizeRgb { mean, std })) => Some(Normalization { mean: *mean, std: *std }),
+        _ => None,
+    }
+}
+
+/// The vocabulary of the texts that a pipeline delivers by this name, or of the first texts that it has.
+pub fn vocabulary(pipeline: &Pipeline, texts: &str) -> Option<Vocab> {
+    let body = pipeline.body(Mode::Eval);
+    let value = pipeline.outputs.get(texts);
+    let own = body.iter().find(|node| Some(&node.name) == value).and_then(|node| node.op.tokenizes());
+    own.or_else(|| body.iter().find_map(|node| node.op.tokenizes())).cloned()
 }
 
 impl Preparation {
@@ -33,7 +52,7 @@ impl Preparation {
     /// one they are CLIP's.
     ///
     /// # Errors
-    /// The plan's images are no squares of three channels, or its table of tokens has fewer rows than the vocabulary.
+    /// The plan's images are no squares of three channels.
     pub fn of(plan: &str, programs: &Programs, trained_on: Option<&Pipeline>) -> Result<Preparation, EncodeError> {
         let fail = |why: String| EncodeError::Program { plan: plan.into(), why };
         let shape = programs.image.shape.as_slice();
@@ -43,24 +62,13 @@ impl Preparation {
             (_, [_, 3, height, width]) if height == width => (*height, false),
             _ => return Err(fail(format!("its images have the shape {shape:?} instead of [B, 3, S, S]"))),
         };
-        let body = trained_on.map(|pipeline| pipeline.body(Mode::Eval)).unwrap_or_default();
-        let [image, text] = [&programs.image_input, &programs.text_input]
-            .map(|name| trained_on.and_then(|pipeline| pipeline.outputs.get(name.as_str())));
-        let made = |value: Option<&String>| body.iter().find(|node| Some(&node.name) == value);
-        let normalization = match made(image).map(|node| &node.op) {
-            Some(PipelineOp::NormalizeRgb(NormalizeRgb { mean, std })) => Normalization { mean: *mean, std: *std },
-            _ => Normalization { mean: CLIP_MEAN, std: CLIP_STD },
-        };
-        let own = made(text).and_then(|node| node.op.tokenizes());
-        let vocab = own.or_else(|| body.iter().find_map(|node| node.op.tokenizes())).cloned().unwrap_or(Vocab::Clip);
-        if let Some(rows) = programs.vocab_rows
-            && rows < u64::from(vocab.size())
-        {
-            let ids = vocab.size();
-            return Err(fail(format!("its table of tokens has {rows} rows, and the vocabulary '{vocab}' {ids} ids")));
-        }
+        let own = trained_on.and_then(|pipeline| normalization(pipeline, &programs.image_input));
+        let normalization = own.unwrap_or(Normalization { mean: CLIP_MEAN, std: CLIP_STD });
+        let own = trained_on.and_then(|pipeline| vocabulary(pipeline, &programs.text_input));
+        let vocab = own.unwrap_or(Vocab::Clip);
         let side = u32::try_from(side).map_err(|_| fail(format!("its images are {side} pixels wide")))?;
-        Ok(Preparation { side, normalization, vocab, image_input: programs.image_input.clone(), in_bytes })
+        let rows = programs.vocab_rows;
+        Ok(Preparation { side, normalization, vocab, rows, image_input: programs.image_input.clone(), in_bytes })
     }
 
     /// The pipeline of a source of image files, whose field is `jpeg`.
@@ -93,8 +101,12 @@ impl Preparation {
     /// The tokenizer, with the words that the model was trained with where it has such.
     ///
     /// # Errors
-    /// Its words are not among `vocabularies` and in no file.
+    /// The model's table of tokens has fewer rows than the vocabulary; its words are not among `vocabularies` and in no file.
     pub fn tokenizer(&self, plan: &str, vocabularies: &Vocabularies) -> Result<Tokenizer, EncodeError> {
+        let ids = u64::from(self.vocab.size());
+        if let Some(rows) = self.rows.filter(|rows| *rows < ids) {
+            return Err(EncodeError::Rows { plan: plan.into(), rows, vocab: self.vocab.to_string(), ids });
+        }
         if let Some(tokenizer) = vocabularies.tokenizer(&self.vocab) {
             return Ok(tokenizer);
         }

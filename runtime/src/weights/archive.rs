@@ -22,6 +22,9 @@ pub(super) struct Archive {
     checked: Vec<bool>,
     /// The member that was unpacked last.
     unpacked: Option<(usize, Vec<u8>)>,
+    /// Bytes that may still be unpacked: tensors that lie now in one packed member and now in another have it unpacked each time.
+    /// PyTorch packs none; of an archive that was packed later, this is enough to read it many times over.
+    left: u64,
 }
 
 impl Archive {
@@ -67,7 +70,10 @@ impl Archive {
             )
         })?;
         let checked = vec![false; names.len()];
-        Ok(Archive { path: path.to_path_buf(), zip, file, prefix, checked, unpacked: None })
+        /// How many times all that the archive may hold is unpacked: a weight is read twice, to be hashed and to be written.
+        const TIMES: u64 = 4;
+        let left = most_bytes(length).saturating_mul(TIMES);
+        Ok(Archive { path: path.to_path_buf(), zip, file, prefix, checked, unpacked: None, left })
     }
 
     /// The member of this name, without what stands before all names.
@@ -107,6 +113,11 @@ impl Archive {
             let mut bytes = Vec::new();
             let size = entry.size();
             self.unpacked = None;
+            self.left = self.left.checked_sub(size).ok_or_else(|| {
+                let why = "its tensors share packed members, which would be unpacked again and again; save it with PyTorch, which \
+                           packs none";
+                WeightsError::Refused { path: path.clone(), why: why.into() }
+            })?;
             let member_stream = self.zip.by_index(member).map_err(|error| ends(&error))?;
             // A byte more than it says would show that it says too little.
             member_stream.take(size + 1).read_to_end(&mut bytes).map_err(|error| ends(&error))?;

@@ -95,7 +95,8 @@ impl Weights {
             parts = weights.add(&inner)?;
         }
         weights.bounded(parts.values())?;
-        let (stripped, parts) = without_prefixes(parts);
+        // Names of our own files begin with what the graph has them begin with.
+        let (stripped, parts) = if weights.is_ours() { (None, parts) } else { without_prefixes(parts) };
         weights.notes.extend(stripped);
         weights.tensors = parts.into_iter().map(|(name, part)| (name, Entry::of(part))).collect();
         Ok(weights)
@@ -116,9 +117,7 @@ impl Weights {
 
     /// The map that knows most of the names; none in particular where that is less than half, or where the file is ours.
     fn recognised(&self) -> Result<NameMap, WeightsError> {
-        let has =
-            |key: &&str| self.files.iter().any(|file| matches!(file, Source::Safe(file) if file.text(key).is_some()));
-        if OUR_KEYS.iter().any(has) {
+        if self.is_ours() {
             return Ok(NameMap::same());
         }
         let known = |map: &NameMap| map.covers(self.names());
@@ -280,6 +279,13 @@ impl Weights {
             hash.add(&tensor.bytes);
         }
         Ok(hash.to_string())
+    }
+
+    /// Whether it is a file of our own, whose names are ours.
+    pub fn is_ours(&self) -> bool {
+        let has =
+            |key: &&str| self.files.iter().any(|file| matches!(file, Source::Safe(file) if file.text(key).is_some()));
+        OUR_KEYS.iter().any(has)
     }
 
     /// Whether it is a checkpoint of a run, which holds moments and counters beside the weights.

@@ -50,6 +50,8 @@ pub struct Described {
     pub mean: [f64; 3],
     /// What they are divided by then.
     pub std: [f64; 3],
+    /// The id that ends a text; the last row of the table of tokens where nothing says it.
+    pub end: Option<u64>,
 }
 
 /// Where a CLIP's weights are in a file.
@@ -265,7 +267,7 @@ fn hugging_face(shapes: &Shapes, described: &Described) -> Result<Value, String>
         None => Err("nobody says what the activation is".into()),
     };
     // The end of a text is the largest id, as in our towers.
-    let end = shapes.vocabulary.saturating_sub(1);
+    let end = described.end.unwrap_or(shapes.vocabulary.saturating_sub(1));
     Ok(json!({
         "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": shapes.embed,
         "logit_scale_init_value": 2.6592, "initializer_factor": 1.0,

@@ -44,25 +44,29 @@ impl Shapes {
         }
         let mut inner = width;
         for (stage, &count) in stages.iter().enumerate() {
-            let planes = width << stage;
+            let planes = width.saturating_mul(1 << stage);
+            let outer = planes.saturating_mul(4);
             for block in 0..count {
                 let path = format!("visual.layer{}.{block}", stage + 1);
                 conv(all, &format!("{path}.conv1"), [planes, inner, 1]);
                 conv(all, &format!("{path}.conv2"), [planes, planes, 3]);
-                conv(all, &format!("{path}.conv3"), [4 * planes, planes, 1]);
-                [planes, planes, 4 * planes]
+                conv(all, &format!("{path}.conv3"), [outer, planes, 1]);
+                [planes, planes, outer]
                     .into_iter()
                     .enumerate()
                     .for_each(|(number, channels)| batch_norm(all, &format!("{path}.bn{}", number + 1), channels));
-                if stage > 0 && block == 0 || inner != 4 * planes {
-                    conv(all, &format!("{path}.downsample.0"), [4 * planes, inner, 1]);
-                    batch_norm(all, &format!("{path}.downsample.1"), 4 * planes);
+                if stage > 0 && block == 0 || inner != outer {
+                    conv(all, &format!("{path}.downsample.0"), [outer, inner, 1]);
+                    batch_norm(all, &format!("{path}.downsample.1"), outer);
                 }
-                inner = 4 * planes;
+                inner = outer;
             }
         }
-        let (attention, side) = (32 * width, image / 32);
-        all.push(("visual.attnpool.positional_embedding".into(), vec![side * side + 1, attention]));
+        let (attention, side) = (width.saturating_mul(32), image / 32);
+        all.push((
+            "visual.attnpool.positional_embedding".into(),
+            vec![side.saturating_mul(side).saturating_add(1), attention],
+        ));
         for (name, out) in [("k", attention), ("q", attention), ("v", attention), ("c", self.embed)] {
             linear(all, &format!("visual.attnpool.{name}_proj"), attention, out);
         }
@@ -95,8 +99,9 @@ fn blocks(all: &mut Layout, path: &str, stack: &Stack) {
         let path = format!("{path}.resblocks.{block}");
         norm(all, &format!("{path}.ln_1"), width);
         norm(all, &format!("{path}.ln_2"), width);
-        all.push((format!("{path}.attn.in_proj_weight"), vec![3 * width, width]));
-        all.push((format!("{path}.attn.in_proj_bias"), vec![3 * width]));
+        let joined = width.saturating_mul(3);
+        all.push((format!("{path}.attn.in_proj_weight"), vec![joined, width]));
+        all.push((format!("{path}.attn.in_proj_bias"), vec![joined]));
         linear(all, &format!("{path}.attn.out_proj"), width, width);
         linear(all, &format!("{path}.mlp.c_fc"), width, stack.hidden);
         linear(all, &format!("{path}.mlp.c_proj"), stack.hidden, width);

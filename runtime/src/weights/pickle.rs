@@ -3,7 +3,8 @@
 //! Invariants:
 //! - Nothing is ever called. A global is one that [`global`] knows, or it is refused by its name where it is met, used or not.
 //! - What is read of a stream is bounded by its length before memory is taken, what it makes by [`MAX_VALUES`]: values lie in one
-//!   list and refer to each other by number, so that no nesting, sharing or circle of them can exhaust anything.
+//!   list and refer to each other by number, and what they hold is counted ([`MAX_ELEMENTS`]), so that no nesting, sharing or circle of
+//!   them can exhaust anything.
 //!
 //! Protocols 2 to 5 of Python's `pickle`, as `torch.save` and `torch.jit.save` write them.
 
@@ -20,8 +21,17 @@ pub(super) const MAX_PICKLE: u64 = 64 << 20;
 /// Most values, entries of the stack and memorised values: several times what so large a checkpoint has.
 const MAX_VALUES: usize = 2 << 20;
 
+/// Most elements of all tuples, lists and dictionaries together: nearly every value lies in one of them, few in two.
+const MAX_ELEMENTS: usize = 2 * MAX_VALUES;
+
 /// Most dimensions of a tensor; that of a video model has six.
 const MAX_RANK: usize = 16;
+
+/// Most arguments of a call; what makes a tensor has eight.
+const MAX_ARGS: usize = 16;
+
+/// Longest name of a global or key of a storage in bytes: longer than any there is, and short enough to be copied for every value.
+const MAX_KEY: usize = 1024;
 
 /// A value by its number.
 pub(super) type Id = u32;
@@ -110,6 +120,7 @@ impl Pickle {
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
+            elements: 0,
         };
         machine.run()
     }
@@ -149,8 +160,10 @@ impl Pickle {
         }
     }
 
+    /// The numbers of a shape.
     fn numbers(&self, id: Id) -> Option<Vec<u64>> {
-        self.items(id)?.iter().map(|&item| self.number(item)).collect()
+        let items = self.items(id).filter(|items| items.len() <= MAX_RANK)?;
+        items.iter().map(|&item| self.number(item)).collect()
     }
 }
 
@@ -159,13 +172,15 @@ struct Machine<'a> {
     /// Bytes that may still be read.
     left: u64,
     pickle: Pickle,
-    /// Storages by key, and the types they are read as.
-    by_key: HashMap<String, u32>,
+    /// Storages by key, several where they are read as several types, and these types.
+    by_key: HashMap<String, Vec<u32>>,
     types: Vec<Option<FileType>>,
     stack: Vec<Id>,
     /// Heights of the stack.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
+    /// Of all that was made.
+    elements: usize,
 }
 
 impl Machine<'_> {
@@ -240,6 +255,7 @@ impl Machine<'_> {
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 match (self.pickle.text(module), self.pickle.text(name)) {
+                    (Some(module), Some(name)) if module.len().max(name.len()) > MAX_KEY => long_name(),
                     (Some(module), Some(name)) => {
                         let (module, name) = (module.to_string(), name.to_string());
                         self.push_global(&module, &name)
@@ -305,22 +321,36 @@ impl Machine<'_> {
     }
 
     fn line(&mut self) -> Result<String> {
-        /// Longer than any name of a class.
-        const LONGEST: usize = 1024;
         let mut line = Vec::new();
         loop {
             match self.bytes::<1>()? {
                 [b'\n'] => return Ok(String::from_utf8_lossy(&line).into_owned()),
-                [_] if line.len() >= LONGEST => return wrong("the name of a global is too long"),
+                [_] if line.len() >= MAX_KEY => return long_name(),
                 [byte] => line.push(byte),
             }
         }
     }
 
     fn push(&mut self, value: Value) -> Result<()> {
+        self.count(match &value {
+            Value::Tuple(items) | Value::List(items) => items.len(),
+            Value::Dict(entries) => entries.len(),
+            Value::Tensor(tensor) => 2 * tensor.shape.len(),
+            _ => 0,
+        })?;
         self.stack.push(self.pickle.values.len() as Id);
         self.pickle.values.push(value);
         Ok(())
+    }
+
+    /// Counts what a value holds, once for each time that it is copied.
+    fn count(&mut self, more: usize) -> Result<()> {
+        self.elements = self.elements.saturating_add(more);
+        if self.elements <= MAX_ELEMENTS {
+            return Ok(());
+        }
+        let why = format!("its tuples, lists and dictionaries have more than {MAX_ELEMENTS} elements");
+        Err(PickleError::Refused(why))
     }
 
     fn pop(&mut self) -> Result<Id> {
@@ -349,6 +379,7 @@ impl Machine<'_> {
     }
 
     fn append(&mut self, more: Vec<Id>) -> Result<()> {
+        self.count(more.len())?;
         let list = self.top()?;
         match self.pickle.values.get_mut(list as usize) {
             Some(Value::List(items)) => items.extend(more),
@@ -359,6 +390,7 @@ impl Machine<'_> {
     }
 
     fn set_items(&mut self, more: Vec<(Id, Id)>) -> Result<()> {
+        self.count(more.len())?;
         let dict = self.top()?;
         match self.pickle.values.get_mut(dict as usize) {
             Some(Value::Dict(entries)) => entries.extend(more),
@@ -394,7 +426,13 @@ impl Machine<'_> {
     /// What the application of a global stands for.
     fn apply(&mut self, callee: Id, args: Id) -> Result<()> {
         let Value::Global(callee) = *self.pickle.get(callee) else { return wrong("it calls what is no global") };
-        let Some(args) = self.pickle.items(args).map(<[Id]>::to_vec) else { return wrong("a call has no arguments") };
+        let Some(given) = self.pickle.items(args) else { return wrong("a call has no arguments") };
+        if callee == Global::Sequence && !given.is_empty() {
+            // A tuple of the arguments is what they are already; nothing is copied.
+            self.stack.push(args);
+            return Ok(());
+        }
+        let args = few(given)?.to_vec();
         let value = self.applied(callee, &args)?;
         self.push(value)
     }
@@ -405,13 +443,11 @@ impl Machine<'_> {
             (Global::Rebuild { dtype_at }, _) => self.tensor(args, dtype_at).map(Value::Tensor),
             (Global::Parameter, Some(value @ Value::Tensor(_))) => Ok(value.clone()),
             (Global::FromType, Some(&Value::Global(Global::Rebuild { dtype_at }))) => {
-                let own = args.get(2).and_then(|&id| self.pickle.items(id)).map(<[Id]>::to_vec);
-                self.tensor(&own.unwrap_or_default(), dtype_at).map(Value::Tensor)
+                let own = args.get(2).and_then(|&id| self.pickle.items(id)).unwrap_or_default();
+                self.tensor(few(own)?, dtype_at).map(Value::Tensor)
             }
             (Global::Dict, _) => self.dict(args),
-            (Global::Sequence, None) => Ok(Value::Tuple(Vec::new())),
-            // A whole list would be copied again and again if it were taken; it is referred to.
-            (Global::Sequence, Some(_)) => Ok(Value::Tuple(args.to_vec())),
+            (Global::Sequence, _) => Ok(Value::Tuple(Vec::new())),
             (Global::Class, _) => Ok(Value::Object(None)),
             (Global::Opaque(name), _) => Ok(Value::Opaque(name)),
             _ => wrong("a call has the wrong arguments"),
@@ -428,7 +464,8 @@ impl Machine<'_> {
         Ok(Value::Dict(given.unwrap_or_default().iter().map(pair).collect::<Result<_>>()?))
     }
 
-    /// `_rebuild_tensor_v2(storage, offset, size, stride, ...)`.
+    /// `_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata)`; the third version has the type before the
+    /// metadata.
     fn tensor(&self, args: &[Id], dtype_at: Option<usize>) -> Result<Tensor> {
         let pickle = &self.pickle;
         let &[storage, offset, shape, strides, ..] = args else { return wrong("a tensor has too few arguments") };
@@ -448,6 +485,17 @@ impl Machine<'_> {
             None => of_storage,
         };
         let Some(dtype) = dtype else { return wrong("a tensor has no type") };
+        // Behind what all tensors have stands whether their elements are to be negated or conjugated.
+        let metadata = args.get(dtype_at.map_or(6, |at| at + 1)).map(|&id| pickle.get(id));
+        if metadata
+            .is_some_and(|data| !matches!(data, Value::None) && !matches!(data, Value::Dict(all) if all.is_empty()))
+        {
+            return Err(PickleError::Refused(
+                "it has a tensor that is a negated or conjugate view, or has other metadata; save `tensor.clone()`, or \
+                 `tensor.resolve_neg().resolve_conj()`"
+                    .into(),
+            ));
+        }
         let tensor = Tensor { storage, dtype, offset, shape, strides };
         match pickle.storages.get(storage as usize) {
             Some(storage) if tensor.end().is_some_and(|end| end <= storage.bytes) => Ok(tensor),
@@ -473,7 +521,7 @@ impl Machine<'_> {
     /// `('storage', type, key, location, elements)`.
     fn storage(&mut self) -> Result<()> {
         let id = self.pop()?;
-        let items = self.pickle.items(id).map(<[Id]>::to_vec).unwrap_or_default();
+        let items = few(self.pickle.items(id).unwrap_or_default())?.to_vec();
         let &[what, kind, key, _, elements, ref view @ ..] = &items[..] else {
             return wrong("what lies outside of it is no storage");
         };
@@ -488,16 +536,20 @@ impl Machine<'_> {
                 "it has a storage that is part of another; save it with a newer PyTorch".into(),
             ));
         }
+        if key.len() > MAX_KEY {
+            return wrong("the key of a storage is too long");
+        }
         let (dtype, key) = (*dtype, key.to_string());
         let element = dtype.map(|dtype| dtype.bitsize() as u64 / 8);
         let Some(bytes) = elements.checked_mul(element.unwrap_or(1)) else { return wrong("a storage has no size") };
         let storage = Storage { key, bytes, element };
-        let number = match self.by_key.get(&storage.key) {
-            // Two types of one storage are two views of the same bytes.
-            Some(&number) if self.types[number as usize] == dtype => number,
-            _ => {
+        let known = self.by_key.entry(storage.key.clone()).or_default();
+        // Two types of one storage are two views of the same bytes.
+        let number = match known.iter().find(|&&number| self.types[number as usize] == dtype) {
+            Some(&number) => number,
+            None => {
                 let number = self.pickle.storages.len() as u32;
-                self.by_key.insert(storage.key.clone(), number);
+                known.push(number);
                 self.pickle.storages.push(storage);
                 self.types.push(dtype);
                 number
@@ -553,6 +605,15 @@ fn pairs(items: Vec<Id>) -> Result<Vec<(Id, Id)>> {
         (pairs, []) => Ok(pairs.iter().map(|&[key, value]| (key, value)).collect()),
         _ => wrong("a key has no value"),
     }
+}
+
+/// The arguments of a call, which are copied.
+fn few(args: &[Id]) -> Result<&[Id]> {
+    if args.len() <= MAX_ARGS { Ok(args) } else { wrong(format!("a call has more than {MAX_ARGS} arguments")) }
+}
+
+fn long_name<T>() -> Result<T> {
+    wrong("the name of a global is too long")
 }
 
 fn too_long() -> PickleError {

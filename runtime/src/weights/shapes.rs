@@ -160,6 +160,7 @@ impl Guess {
     /// # Errors
     /// Something cannot be guessed, or is nothing that our modules have.
     pub fn new(name: &str, source: &str, shapes: &Shapes, known: &Known, said: &Said) -> Result<Guess, String> {
+        let (name, source) = (&plain(name), &plain(source));
         let mut assumed = Vec::new();
         let vision_heads = heads(
             "images",
@@ -214,6 +215,12 @@ impl Guess {
     }
 }
 
+/// The name of a file as it may stand in a string and in a comment of a spec: other characters than letters, digits and the usual
+/// marks are replaced.
+fn plain(name: &str) -> String {
+    name.chars().map(|letter| if letter.is_alphanumeric() || "_-.".contains(letter) { letter } else { '_' }).collect()
+}
+
 /// Heads that divide a width, or such as have the usual one.
 fn heads(of: &str, width: u64, said: Option<u64>, assumed: &mut Vec<String>) -> Result<u64, String> {
     const USUAL: u64 = 64;
@@ -249,5 +256,17 @@ fn ratio(stack: &Stack) -> Result<String, String> {
         _ => {
             Err(format!("the middle of an mlp has {} numbers, no multiple of its width {}", stack.hidden, stack.width))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_names_of_files_do_no_harm_in_a_spec() {
+        let check = |name: &str, written: &str| assert_eq!(plain(name), written);
+        check("ViT-B-32.pt", "ViT-B-32.pt");
+        check("a\nGraph(name: \"x\")", "a_Graph_name___x__");
     }
 }

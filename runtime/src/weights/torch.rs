@@ -29,7 +29,7 @@ const NESTED: [&str; 6] = ["state_dict", "model_state_dict", "model", "module", 
 /// Deepest nesting of modules or of dictionaries around the weights.
 const MAX_DEPTH: usize = 64;
 
-/// Most modules of a TorchScript model, each as often as it is met, and most tensors of any file.
+/// Most attributes of the modules of a TorchScript model, each as often as it is met, and most tensors of any file.
 const MAX_PARTS: usize = 1 << 18;
 
 /// Longest name of a tensor in bytes: what is longer is no name, and could be there a million times.
@@ -157,8 +157,14 @@ impl TorchFile {
             }
             Kept::File(file, places) => {
                 let at = places.get(storage).copied().flatten().ok_or_else(missing)?;
+                let size = file.metadata().map_err(FileError::io(&self.path, "read"))?.len();
+                let from = at.saturating_add(start);
+                if from.checked_add(length).is_none_or(|end| end > size) {
+                    let why = "a tensor reaches beyond the end of the file".into();
+                    return Err(FileError::Damaged { path: self.path.clone(), why }.into());
+                }
                 let mut bytes = vec![0; length as usize];
-                let read = file.seek(SeekFrom::Start(at + start)).and_then(|_| file.read_exact(&mut bytes));
+                let read = file.seek(SeekFrom::Start(from)).and_then(|_| file.read_exact(&mut bytes));
                 read.map_err(FileError::io(&self.path, "read"))?;
                 Ok(bytes)
             }
@@ -187,16 +193,20 @@ fn legacy_places(
     for &key in order {
         let key = keys.text(key).unwrap_or_default();
         let Some(numbers) = by_key.remove(key) else { return Err(damaged(format!("storage `{key}` is of no tensor"))) };
-        let storage = &pickle.storages[numbers[0]];
         let mut count = [0; 8];
         stream.seek(SeekFrom::Start(at)).map_err(FileError::io(path, "read"))?;
         stream.read_exact(&mut count).map_err(|_| damaged("the file is cut short between its storages".into()))?;
         let elements = u64::from_le_bytes(count);
-        if elements.checked_mul(storage.element.unwrap_or(1)) != Some(storage.bytes) {
-            return Err(damaged(format!("storage `{key}` has {elements} elements, other than it says")));
+        let mut bytes = 0;
+        for storage in numbers.iter().map(|&number| &pickle.storages[number]) {
+            bytes = storage.bytes;
+            // PyTorch writes no storage that is read as several types.
+            if elements.checked_mul(storage.element.unwrap_or(1)) != Some(bytes) {
+                return Err(damaged(format!("storage `{key}` has {elements} elements, other than it says")));
+            }
         }
         numbers.iter().for_each(|&number| places[number] = Some(at + 8));
-        at = (at + 8).saturating_add(storage.bytes);
+        at = (at + 8).saturating_add(bytes);
         if at > length {
             return Err(damaged(format!(
                 "the file is cut short: it has {length} bytes, its storages end at {at} or later"
@@ -269,7 +279,7 @@ fn named(path: &Path, pickle: &Pickle) -> Result<(Named, Vec<String>), WeightsEr
         at = inner;
     }
     let tensors = match pickle.get(at) {
-        Value::Object(_) => of_modules(pickle, at),
+        Value::Object(_) => of_modules(path, pickle, at)?,
         Value::Dict(entries) => of_dict(path, pickle, entries, &mut notes)?,
         _ => Vec::new(),
     };
@@ -324,25 +334,124 @@ fn of_dict(path: &Path, pickle: &Pickle, entries: &[(Id, Id)], notes: &mut Vec<S
 }
 
 /// Tensors among the attributes of a module and of those in it, by their paths.
-fn of_modules(pickle: &Pickle, root: Id) -> Named {
-    let mut tensors = Vec::new();
-    let mut open = vec![(root, String::new(), 0)];
-    for _ in 0..MAX_PARTS {
-        let Some((module, path, depth)) = open.pop() else { break };
-        let &Value::Object(Some(attributes)) = pickle.get(module) else { continue };
+fn of_modules(path: &Path, pickle: &Pickle, root: Id) -> Result<Named, WeightsError> {
+    let mut walk = Walk { pickle, tensors: Vec::new(), open: Vec::new(), left: MAX_PARTS };
+    let walked = walk.module(root, "");
+    walked.map_err(|why| WeightsError::Refused { path: path.to_path_buf(), why })?;
+    Ok(walk.tensors)
+}
+
+/// A walk through the modules of a model.
+struct Walk<'a> {
+    pickle: &'a Pickle,
+    tensors: Named,
+    /// Modules in which the walk is. One that holds itself is not entered again.
+    open: Vec<Id>,
+    /// Attributes that may still be looked at: modules may be shared, and lead to as many paths as anyone likes.
+    left: usize,
+}
+
+impl Walk<'_> {
+    fn module(&mut self, module: Id, path: &str) -> Result<(), String> {
+        let pickle = self.pickle;
+        let &Value::Object(Some(attributes)) = pickle.get(module) else { return Ok(()) };
+        if self.open.len() > MAX_DEPTH {
+            return Err(format!("its modules lie in each other more than {MAX_DEPTH} deep"));
+        }
+        self.open.push(module);
         for &(key, value) in pickle.dict(attributes).unwrap_or_default() {
-            let name = match (pickle.text(key), path.as_str()) {
-                (None, _) => continue,
-                (Some(name), "") => name.to_string(),
-                (Some(name), path) => format!("{path}.{name}"),
+            let left = self.left.checked_sub(1);
+            self.left = left.ok_or_else(|| format!("its modules have more than {MAX_PARTS} attributes"))?;
+            let is_part = match pickle.get(value) {
+                Value::Tensor(_) => true,
+                Value::Object(_) => !self.open.contains(&value),
+                _ => false,
             };
+            let Some(name) = pickle.text(key).filter(|_| is_part) else { continue };
+            if path.len() + name.len() >= MAX_NAME {
+                return Err(format!("it has a tensor or a module whose name is longer than {MAX_NAME} bytes"));
+            }
+            let name = if path.is_empty() { name.to_string() } else { format!("{path}.{name}") };
             match pickle.get(value) {
-                _ if name.len() > MAX_NAME || tensors.len() == MAX_PARTS => {}
-                Value::Tensor(tensor) => tensors.push((name, tensor.clone())),
-                Value::Object(_) if depth < MAX_DEPTH => open.push((value, name, depth + 1)),
-                _ => {}
+                Value::Tensor(tensor) => self.tensors.push((name, tensor.clone())),
+                _ => self.module(value, &name)?,
             }
         }
+        self.open.pop();
+        Ok(())
     }
-    tensors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of the older format with this pickle, the list of these keys, and these bytes behind it.
+    fn legacy(pickle: &[u8], keys: &[u8], storages: &[u8]) -> Vec<u8> {
+        let first = [b"\x80\x02", LEGACY, b".", b"\x80\x02M\xe9\x03.", b"\x80\x02}."].concat();
+        [&first[..], b"\x80\x02", pickle, b".", b"\x80\x02](", keys, b"e.", storages].concat()
+    }
+
+    fn refused(file: &[u8], message: &str) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights.pt");
+        std::fs::write(&path, file).unwrap();
+        let error = TorchFile::open_legacy(&path).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+
+    /// A tensor of two elements that lies in storage `0` of this type and size, with this behind its hooks.
+    fn tensor(storage: &str, elements: &[u8], more: &[u8]) -> Vec<u8> {
+        let kind = format!("((X\x07\0\0\0storagectorch\n{storage}\nX\x01\0\0\x000X\x03\0\0\0cpu");
+        let rest = b"tQK\x00K\x02\x85K\x01\x85\x89}";
+        [b"ctorch._utils\n_rebuild_tensor_v2\n", kind.as_bytes(), elements, rest, more, b"tR"].concat()
+    }
+
+    const KEY: &[u8] = b"X\x01\0\0\x000";
+    const TWO: &[u8] = b"\x02\0\0\0\0\0\0\0AAAABBBB";
+
+    #[test]
+    fn negated_views_are_refused() {
+        let file = |more: &[u8]| {
+            let tensor = tensor("FloatStorage", b"K\x02", more);
+            legacy(&[b"}X\x01\0\0\0w", &tensor[..], b"s"].concat(), KEY, TWO)
+        };
+        refused(&file(b"}X\x03\0\0\0neg\x88s"), "it has a tensor that is a negated or conjugate view");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights.pt");
+        for none in [&b""[..], b"N", b"}"] {
+            std::fs::write(&path, file(none)).unwrap();
+            let mut file = TorchFile::open_legacy(&path).unwrap_or_else(|error| panic!("{error}"));
+            let tensor = file.tensors[0].1.clone();
+            assert_eq!(file.read(&tensor).unwrap().bytes, b"AAAABBBB");
+        }
+    }
+
+    /// A storage says how large it is once for each type that it is read as, and the file once.
+    #[test]
+    fn storages_of_two_sizes_are_refused() {
+        let (sound, large) =
+            (tensor("FloatStorage", b"K\x02", b""), tensor("ByteStorage", b"\x8a\x08\0\0\0\0\0\0\0\x40", b""));
+        let pickle = [b"}(X\x01\0\0\0a", &sound[..], b"X\x01\0\0\0b", &large, b"u"].concat();
+        refused(&legacy(&pickle, KEY, TWO), "storage `0` has 2 elements, other than it says");
+    }
+
+    /// What is made of few bytes is counted, so that neither memory nor time can be had for nothing.
+    #[test]
+    fn sharing_is_bounded() {
+        let pairs = b"K\0K\0\x86".repeat(50_000);
+        let again = b"h\x01h\x00\x85R0".repeat(100);
+        let pickle = [b"ccollections\nOrderedDict\nq\x010]q\0(", &pairs[..], b"e0", &again, b"N"].concat();
+        refused(&legacy(&pickle, b"", b""), "its tuples, lists and dictionaries have more than");
+        let many = [b"c__torch__\nM\n(", &b"N".repeat(17)[..], b"tR"].concat();
+        refused(&legacy(&many, b"", b""), "a call has more than 16 arguments");
+        let module = |attributes: &[u8]| {
+            [b"c__torch__\nM\n)\x81q\0X\x01\0\0\0aq\x010}(", attributes, b"uq\x020h\0h\x02b"].concat()
+        };
+        refused(&legacy(&module(b"h\x01h\0"), b"", b""), "it holds no weights");
+        refused(
+            &legacy(&module(&b"h\x01h\0".repeat(300_000)), b"", b""),
+            "its modules have more than 262144 attributes",
+        );
+    }
 }

@@ -33,6 +33,15 @@ impl Floats {
     pub(super) fn apply(self, name: &str, path: &Path, tensor: RawTensor) -> Result<RawTensor, WeightsError> {
         let Floats::As(wanted) = self else { return Ok(tensor) };
         let fail = |source| WeightsError::Tensor { path: path.to_path_buf(), name: name.into(), source };
+        if wanted == DType::F16 && is_float(tensor.dtype) && tensor.dtype != FileType::F16 {
+            /// What is at least half a step above the largest, 65504, is rounded to infinity.
+            const TOO_LARGE: f32 = 65520.0;
+            let values = tensor.to_host(DType::F32).map_err(fail)?;
+            if let Some(value) = values.to_f32().iter().find(|value| value.is_finite() && value.abs() >= TOO_LARGE) {
+                let why = format!("`{name}` has the number {value}, and f16 none above 65504; write bf16 or f32");
+                return Err(WeightsError::Refused { path: path.to_path_buf(), why });
+            }
+        }
         tensor.as_float(wanted).map_err(fail)
     }
 }

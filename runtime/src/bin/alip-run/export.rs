@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use alip_plan::StateKind;
-use alip_plan::pipeline::{CLIP_MEAN, CLIP_STD, NormalizeRgb, Pipeline, PipelineOp};
+use alip_plan::pipeline::{CLIP_MEAN, CLIP_STD, Normalization};
+use alip_runtime::eval::{Programs, normalization, vocabulary};
 use alip_runtime::run::RunDir;
 use alip_runtime::weights::{Clip, Described, Format, Weights, save_as};
 
@@ -72,7 +73,10 @@ struct Source {
     gates: BTreeSet<String>,
     /// Those of them that belong to modules with parameters: running statistics.
     statistics: BTreeSet<String>,
-    pipeline: Option<Pipeline>,
+    /// How its images are normalised, where that is known.
+    normalization: Option<Normalization>,
+    /// Ids of its vocabulary, where that is known; the last ends a text.
+    ids: Option<u64>,
     /// What its plan was compiled from, where that is known.
     #[cfg(feature = "compile")]
     specs: Option<alip_runtime::run::SpecSources>,
@@ -98,15 +102,18 @@ fn source(args: &Args) -> Outcome<Source> {
             return Err(Failure::message(format!("{} {why}", args.from.display())));
         }
         let (states, gates, statistics) = Default::default();
-        return Ok(Source {
+        let mut source = Source {
             weights,
             states,
             gates,
             statistics,
-            pipeline: None,
+            normalization: None,
+            ids: None,
             #[cfg(feature = "compile")]
             specs: None,
-        });
+        };
+        of_file(args, &mut source)?;
+        return Ok(source);
     }
     let run = RunDir::open(&args.from)?;
     let none = || Failure::message(format!("{} holds no checkpoint yet; train it first", args.from.display()));
@@ -120,16 +127,44 @@ fn source(args: &Args) -> Outcome<Source> {
     let states = plan.state.iter().filter(|state| state.kind != StateKind::Param);
     let states = states.map(|state| state.path.clone()).collect();
     note!("weights of {}", checkpoint.display());
-    let (weights, pipeline) = (Weights::open(&checkpoint)?, run.pipeline());
-    Ok(Source {
+    let weights = Weights::open(&checkpoint)?;
+    let (programs, pipeline) = (Programs::of(&plan).ok(), run.pipeline());
+    let known = pipeline.as_ref().zip(programs.as_ref());
+    let source = Source {
         weights,
         states,
         gates,
         statistics,
-        pipeline,
+        normalization: known.and_then(|(pipeline, programs)| normalization(pipeline, &programs.image_input)),
+        ids: known
+            .and_then(|(pipeline, programs)| vocabulary(pipeline, &programs.text_input))
+            .map(|vocab| u64::from(vocab.size())),
         #[cfg(feature = "compile")]
         specs: run.sources()?,
-    })
+    };
+    #[cfg(feature = "compile")]
+    if args.graph.is_some() && source.specs.is_some() {
+        let why = "is a run, which was compiled of a spec of its own; leave --graph out";
+        return Err(Failure::message(format!("{} {why}", args.from.display())));
+    }
+    Ok(source)
+}
+
+/// What the graph of --graph says of a file of weights, which must be those of this graph.
+#[cfg(feature = "compile")]
+fn of_file(args: &Args, source: &mut Source) -> Outcome<()> {
+    use alip_runtime::weights::{Fit, FitOptions};
+    let Some(spec) = &args.graph else { return Ok(()) };
+    let graph = crate::graphs::Graph::of(spec, &Default::default())?;
+    Fit::new(&source.weights, graph.name(), &graph.wanted(), &FitOptions::default())?;
+    source.normalization = graph.normalization();
+    source.ids = graph.vocabulary().map(|vocab| u64::from(vocab.size()));
+    Ok(())
+}
+
+#[cfg(not(feature = "compile"))]
+fn of_file(_: &Args, _: &mut Source) -> Outcome<()> {
+    Ok(())
 }
 
 /// One file with our names.
@@ -198,24 +233,25 @@ fn onnx(_: &Args, _: &mut Source) -> Outcome<()> {
     Err(Failure::message("this program was built without the compiler, which knows what is computed with the weights"))
 }
 
-/// What images are normalised with.
-fn normalization(pipeline: Option<&Pipeline>) -> ([f64; 3], [f64; 3]) {
-    let of_op = |op: &PipelineOp| match op {
-        PipelineOp::NormalizeRgb(NormalizeRgb { mean, std }) => Some((*mean, *std)),
-        _ => None,
-    };
-    let own = pipeline.and_then(|pipeline| pipeline.ops.iter().find_map(|node| of_op(&node.op)));
-    own.unwrap_or((CLIP_MEAN, CLIP_STD))
-}
-
 /// What neither names nor shapes say: of the graph, or of the command line.
 fn described(args: &Args, source: &Source, clip: &Clip, format: Format) -> Outcome<Described> {
     let shapes = clip.shapes();
     let widths = [shapes.vision.attention(), shapes.text.width];
-    let (mean, std) = normalization(source.pipeline.as_ref());
+    let Normalization { mean, std } = source.normalization.clone().unwrap_or_else(|| {
+        note!("nothing says what images are normalised with: CLIP's numbers are written");
+        Normalization { mean: CLIP_MEAN, std: CLIP_STD }
+    });
+    let end = source.ids.filter(|ids| (1..=shapes.vocabulary).contains(ids)).map(|ids| ids - 1);
+    if end.is_none() && format == Format::HuggingFace {
+        let last = shapes.vocabulary.saturating_sub(1);
+        note!("nothing says which id ends a text: {last} is written, the last of the table of tokens");
+    }
     let is_resnet = matches!(shapes.vision, alip_runtime::weights::Vision::Resnet { .. });
     if let Some((heads, acts)) = of_graph(args, source, widths, format)? {
-        return Ok(Described { heads, acts, mean, std });
+        if args.heads.is_some() || args.act.is_some() {
+            return Err(Failure::message("the graph says heads and activations; leave --heads and --act out"));
+        }
+        return Ok(Described { heads, acts, mean, std, end });
     }
     let Some(act) = &args.act else {
         let why =
@@ -241,7 +277,7 @@ fn described(args: &Args, source: &Source, clip: &Clip, format: Format) -> Outco
         return Err(Failure::message(format!("{}: {why}", args.from.display())));
     }
     let vision = if is_resnet { None } else { Some(act.clone()) };
-    Ok(Described { heads, acts: [vision, Some(act.clone())], mean, std })
+    Ok(Described { heads, acts: [vision, Some(act.clone())], mean, std, end })
 }
 
 /// Width of a head in nearly all models.
@@ -257,10 +293,7 @@ fn of_graph(args: &Args, source: &Source, widths: [u64; 2], format: Format) -> O
     use alip_runtime::weights::NameMap;
     let graph = match (&args.graph, &source.specs) {
         (Some(spec), _) => Graph::of(spec, &Options::default())?,
-        (None, Some(from)) => {
-            let options = Options { batch: from.batch, set: from.set.clone(), files: from.files.clone() };
-            Graph::of(&from.spec, &options)?
-        }
+        (None, Some(from)) => Graph::of_sources(from)?,
         (None, None) => return Ok(None),
     };
     let map = NameMap::named(format.map())?;

@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 
 use alip_compiler::diag::SourceMap;
-use alip_compiler::ir::{Model, Node, Origin};
+use alip_compiler::ir::{Model, Node, Op, Origin};
 use alip_compiler::resolve::{Options, resolve};
-use alip_runtime::weights::Wanted;
+use alip_plan::pipeline::{Normalization, Pipeline, Vocab};
+use alip_runtime::eval::{ENCODE_IMAGE, ENCODE_TEXT, normalization, vocabulary};
+use alip_runtime::run::SpecSources;
+use alip_runtime::weights::{Known, Wanted, Weights};
 
 use crate::model::rendered;
 use crate::{Failure, Outcome};
@@ -13,6 +16,7 @@ use crate::{Failure, Outcome};
 /// A graph as it is written, for what is asked of it.
 pub(crate) struct Graph {
     model: Model,
+    pipeline: Option<Pipeline>,
 }
 
 impl Graph {
@@ -21,7 +25,59 @@ impl Graph {
         let mut sources = SourceMap::new();
         let resolved = resolve(&mut sources, spec, options);
         let resolved = resolved.map_err(|errors| Failure::rendered(rendered(&errors, &sources)))?;
-        Ok(Graph { model: resolved.model })
+        Ok(Graph { model: resolved.model, pipeline: resolved.pipeline })
+    }
+
+    /// What a plan was compiled from.
+    pub(crate) fn of_sources(from: &SpecSources) -> Outcome<Graph> {
+        let options = Options { batch: from.batch, set: from.set.clone(), files: from.files.clone() };
+        Graph::of(&from.spec, &options)
+    }
+
+    /// How its own pipeline normalises the images that it embeds.
+    pub(crate) fn normalization(&self) -> Option<Normalization> {
+        normalization(self.pipeline.as_ref()?, self.input(ENCODE_IMAGE)?)
+    }
+
+    /// The vocabulary of the texts of its own pipeline.
+    pub(crate) fn vocabulary(&self) -> Option<Vocab> {
+        vocabulary(self.pipeline.as_ref()?, self.input(ENCODE_TEXT)?)
+    }
+
+    /// The first input of a program.
+    fn input(&self, program: &str) -> Option<&str> {
+        self.nodes(program).find_map(|(node, _)| match &node.op {
+            Op::Input { name, .. } => Some(&**name),
+            _ => None,
+        })
+    }
+
+    /// What weights were trained with and this graph has otherwise, a sentence each, of the towers of images and texts to which they
+    /// come: shapes do not tell it.
+    pub(crate) fn differences(&self, weights: &Weights, known: &Known, towers: [bool; 2]) -> Vec<String> {
+        let Some(source) = &known.source else { return Vec::new() };
+        let widths = weights.shapes().ok().map(|shapes| [shapes.vision.attention(), shapes.text.width]);
+        let mut all = Vec::new();
+        let of = [(ENCODE_IMAGE, "images", &known.vision), (ENCODE_TEXT, "texts", &known.text)];
+        for (at, (program, of, tower)) in of.into_iter().enumerate().filter(|(at, _)| towers[*at]) {
+            let own = self.activations(program);
+            if let Some(act) = tower.act.as_ref().filter(|act| !own.is_empty() && !own.contains(*act)) {
+                let own = own.into_iter().collect::<Vec<_>>().join(", ");
+                all.push(format!(
+                    "the tower of {of} has the activation {own}, but {source} says {act}: features will differ"
+                ));
+            }
+            let own = widths.and_then(|widths| self.heads(program, widths[at]));
+            if let (Some(own), Some(heads)) = (own, tower.heads)
+                && own != heads
+            {
+                all.push(format!("the tower of {of} has {own} heads, but {source} says {heads}: features will differ"));
+            }
+        }
+        if towers[0] {
+            all.extend(known.normalized_otherwise(self.normalization().as_ref()));
+        }
+        all
     }
 
     /// Its name.

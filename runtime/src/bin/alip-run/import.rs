@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use alip_plan::DType;
 use alip_runtime::file::write_bytes;
+use alip_runtime::run::SpecSources;
 use alip_runtime::run::read_plan;
-use alip_runtime::weights::{Fit, FitOptions, Floats, Known, Wanted, Weights, save};
+use alip_runtime::weights::{Fit, FitOptions, Floats, Known, SAME, Wanted, Weights, save};
 
 use crate::{Failure, Outcome};
 
@@ -93,10 +94,20 @@ struct Target {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
+    if args.out.extension().is_none_or(|extension| extension != "safetensors") {
+        let why = "is no name of a safetensors file, which is what is written; give one that ends in .safetensors";
+        return Err(Failure::message(format!("--out {} {why}", args.out.display())));
+    }
     let mut weights = opened(&args.file, args.map.as_deref())?;
     let known = Known::of(&weights);
+    if let Some(source) = &known.source {
+        note!("of the model says: {source}");
+    }
     known.warnings.iter().for_each(|warning| note!("warning: {warning}"));
     let target = target(args, &weights, &known)?;
+    if args.graph.as_deref().is_none_or(|graph| graph == "auto") {
+        known.normalized_otherwise(None).iter().for_each(|otherwise| note!("warning: {otherwise}"));
+    }
     let select = args.select.as_deref();
     let options = FitOptions { select, resize_positions: args.resize_positions };
     let fit = match &target {
@@ -120,7 +131,10 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if !fit.others().is_empty() {
         note!("{} tensors of the file were not selected", fit.others().len());
     }
-    save(&mut weights, &fit, args.dtype.floats(), &[("alip.import", report.to_string())], &args.out)?;
+    // Whoever opens the file takes its names for ours by this key; names that merely stayed may be anybody's.
+    let is_ours = target.is_some() || weights.is_ours() || weights.map() != SAME;
+    let key = if is_ours { "alip.import" } else { "alip.source" };
+    save(&mut weights, &fit, args.dtype.floats(), &[(key, report.to_string())], &args.out)?;
     let made = target.and_then(|target| target.made);
     if let Some((path, spec)) = &made {
         write_bytes(path, spec.as_bytes())?;
@@ -144,6 +158,20 @@ pub(crate) fn opened(file: &Path, map: Option<&str>) -> Outcome<Weights> {
     Ok(weights)
 }
 
+/// Says on stderr what of a graph is otherwise than the source of weights that are put into it says, of the towers that they are of.
+#[cfg(feature = "compile")]
+pub(crate) fn warn(from: &SpecSources, weights: &Weights, towers: [bool; 2]) -> Outcome<()> {
+    let known = Known::of(weights);
+    let differences = crate::graphs::Graph::of_sources(from)?.differences(weights, &known, towers);
+    known.warnings.iter().chain(&differences).for_each(|warning| note!("warning: {warning}"));
+    Ok(())
+}
+
+#[cfg(not(feature = "compile"))]
+pub(crate) fn warn(_: &SpecSources, _: &Weights, _: [bool; 2]) -> Outcome<()> {
+    Ok(())
+}
+
 /// The graph asked for.
 #[cfg(feature = "compile")]
 fn target(args: &Args, weights: &Weights, known: &Known) -> Outcome<Option<Target>> {
@@ -157,18 +185,8 @@ fn target(args: &Args, weights: &Weights, known: &Known) -> Outcome<Option<Targe
     let mut options = Options { set: args.set.clone(), ..Options::default() };
     if name != "auto" {
         let graph = Graph::of(name, &options)?;
-        for (program, of, tower) in [("encode_image", "images", &known.vision), ("encode_text", "texts", &known.text)] {
-            let own = graph.activations(program);
-            if let (Some(act), Some(source)) = (&tower.act, &known.source)
-                && !own.is_empty()
-                && !own.contains(act)
-            {
-                let own = own.into_iter().collect::<Vec<_>>().join(", ");
-                note!(
-                    "warning: the tower of {of} has the activation {own}, but {source} says {act}: features will differ"
-                );
-            }
-        }
+        let differences = graph.differences(weights, known, [true; 2]);
+        differences.iter().for_each(|difference| note!("warning: {difference}"));
         return Ok(Some(Target { name: graph.name().into(), wanted: graph.wanted(), made: None }));
     }
     let stem = args.out.file_stem().map_or_else(|| "imported".into(), |stem| stem.to_string_lossy().into_owned());

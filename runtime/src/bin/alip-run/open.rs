@@ -133,10 +133,11 @@ impl WeightsArgs {
         let folder = std::env::current_dir().unwrap_or_default();
         let (set, batch) = (self.set.clone(), Some(batch));
         let from = SpecSources { spec: spec.into(), folder, batch, set, ..SpecSources::default() };
-        let (plan, pipeline, code) = used(from, device.as_ref())?;
+        let (plan, pipeline, code) = used(from.clone(), device.as_ref())?;
         let mut session = Session::on(device.as_ref(), Arc::new(plan))?;
         let mut weights = Weights::open_as_ours(weights, None)?;
         weights.notes().iter().for_each(|said| note!("{said}"));
+        crate::import::warn(&from, &weights, [true; 2])?;
         // What no weights of others have, such as gates, begins as in training.
         session.init(0)?;
         let assigned = assign(&mut session, &mut weights, None)?;

@@ -21,6 +21,7 @@ use alip_runtime::train::{
 use alip_runtime::weights::Weights;
 use indicatif::HumanBytes;
 
+use crate::import::warn;
 use crate::model::{
     BadArgs, CompileArgs, DeviceArgs, Prepared, bounded, files_now, is_data, moved, order_of, session_on,
 };
@@ -223,7 +224,7 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
     let vocabularies = Vocabularies::open(&pipeline, source.as_ref())?;
     let mut session = Session::new(Arc::new(plan), device)?;
     let position = begin(&mut session, info.seed, info.steps)?;
-    info.start = started(args, &mut session)?;
+    info.start = started(args, &mut session, sources.as_ref())?;
     let loader = load(args, workers, (&pipeline, source, &vocabularies), &info, position)?;
     // Before there is a directory: that it cannot be measured on the way as the spec asks is the spec's fault.
     let (max_bad, stop) = (args.bad.max_bad, &AtomicBool::new(false));
@@ -239,7 +240,7 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
 }
 
 /// Puts the weights to start from into a session that was begun; what they were.
-fn started(args: &Args, session: &mut Session) -> Outcome<Vec<StartIdentity>> {
+fn started(args: &Args, session: &mut Session, sources: Option<&SpecSources>) -> Outcome<Vec<StartIdentity>> {
     let own = session.plan().train.as_ref().map(|train| train.start.clone()).unwrap_or_default();
     let given = args.weights.iter().map(|file| Start { file: file.to_string_lossy().into_owned(), select: None });
     let given: Vec<Start> = given.collect();
@@ -251,6 +252,10 @@ fn started(args: &Args, session: &mut Session) -> Outcome<Vec<StartIdentity>> {
             kept => format!("; not in it, and at their first values: {}", kept.join(", ")),
         };
         note!("started from {identity}: {} tensors{kept}", assigned.assigned.len());
+        if let Some(sources) = sources {
+            let has = |of_images: bool| assigned.assigned.iter().any(|name| name.starts_with("visual.") == of_images);
+            warn(sources, &Weights::open_as_ours(Path::new(&identity.file), None)?, [has(true), has(false)])?;
+        }
     }
     Ok(started.into_iter().map(|started| started.identity).collect())
 }
