@@ -13,7 +13,7 @@ mod table;
 mod tests;
 mod webdataset;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -219,6 +219,13 @@ fn class_names(file: &Path) -> Result<Vec<String>, DataError> {
         }
         None => Ok(names),
     }
+}
+
+/// The first two classes that are called the same. Where classes are told by their names that is an error; where they are numbered
+/// it is not: the names of ImageNet that everybody measures with have two that are called `sunglasses`.
+pub(super) fn twice(names: &[String]) -> Option<(usize, usize)> {
+    let mut seen = HashMap::new();
+    names.iter().enumerate().find_map(|(class, name)| Some((seen.insert(name, class)?, class)))
 }
 
 /// That there are names for the classes of all samples, of which the first without one is named.
