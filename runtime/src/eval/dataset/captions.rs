@@ -32,8 +32,8 @@ pub(super) fn open(list: &Path, images: &Path, split: &str, only: Option<&Path>)
     let text = read_text(list, ADVICE)?;
     let mut found = match text.trim_start().chars().next() {
         Some('{') => of_json(list, &text, images, split)?,
-        Some('[') => of_entries(list, &text, images)?,
-        _ => of_lines(list, &text)?,
+        Some('[') => without(list, split).and_then(|()| of_entries(list, &text, images))?,
+        _ => without(list, split).and_then(|()| of_lines(list, &text))?,
     };
     let mut seen = HashSet::new();
     if let Some(twice) = found.images.iter().find(|image| !seen.insert(*image)) {
@@ -44,6 +44,15 @@ pub(super) fn open(list: &Path, images: &Path, split: &str, only: Option<&Path>)
     }
     let source = ListedFiles::new(list, images, found.images, Known::Captions(found.captions))?;
     Ok(Dataset::of_captions(Arc::new(source)))
+}
+
+/// That no split is asked of a list that has none.
+fn without(list: &Path, split: &str) -> Result<(), DataError> {
+    if split.is_empty() {
+        return Ok(());
+    }
+    let advice = "leave `split` out, or name the images that are meant in a file `only`";
+    Err(DataError::file(list, format!("it says of no image whether it has the split `{split}`"), advice))
 }
 
 impl Listed {
@@ -105,8 +114,8 @@ fn of_json(list: &Path, text: &str, folder: &Path, split: &str) -> Result<Listed
     let fail = |reason: String| DataError::file(list, reason, ADVICE);
     let json: Json = serde_json::from_str(text).map_err(|error| fail(error.to_string()))?;
     match json.annotations {
-        Some(annotations) => of_annotations(list, json.images, annotations),
-        None => of_sentences(list, json.images, folder, split),
+        Some(annotations) => without(list, split).and_then(|()| of_annotations(list, json.images, annotations)),
+        None => of_sentences(list, json.images, folder, if split.is_empty() { "test" } else { split }),
     }
 }
 

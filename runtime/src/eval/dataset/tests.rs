@@ -295,7 +295,7 @@ fn webdatasets_have_captions_a_line_each() {
         vec![("test/0.tar", &none), ("test/nshards.txt", b"1"), ("dataset_type.txt", b"retrieval\n")];
     let root = folder(&files);
     let set = layout(r#"Webdataset(path: "")"#).open(root.path()).unwrap();
-    assert_eq!(set.captions(0).unwrap_err().to_string(), "`a` of 0.tar: no caption; give every image one");
+    assert_eq!(set.captions(0).unwrap_err().to_string(), "`a` of 0.tar: no caption, as all others; give them some");
 }
 
 /// A record of CIFAR: bytes before the image, and an image of which the planes are 10, 20, 30.
@@ -465,6 +465,13 @@ fn captions_of_coco_belong_to_the_ids_of_images() {
         ),
         text,
         Ok("| 2.jpg=two | 1.jpg=one/three"),
+    );
+    check(
+        &list(r#"{"images": [{"id": 7, "file_name": "2.jpg"}], "annotations": []}"#),
+        r#"Captions(path: "list.json", images: "val", split: "val")"#,
+        Err(
+            "ROOT/list.json: it says of no image whether it has the split `val`; leave `split` out, or name the images that are meant in a file `only`",
+        ),
     );
     let again = "get it again: it is not what was published";
     check(
