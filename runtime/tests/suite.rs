@@ -72,7 +72,8 @@ fn prepared() -> tempfile::TempDir {
     folder
 }
 
-const EVAL: [&str; 6] = ["eval", "run", "--suite", "mine.ron", "--data", "data"];
+/// One image of a set of thirteen is none.
+const EVAL: [&str; 8] = ["eval", "run", "--suite", "mine.ron", "--data", "data", "--max-bad", "0.1"];
 
 fn eval<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [&EVAL, more].concat()
@@ -231,12 +232,13 @@ fn a_suite_is_shown_as_a_table_a_file_and_a_page() {
     let (out, _) = fine(at, &eval(&["--features", "kept"]));
     let is_line = |parts: &[&str]| out.lines().any(|line| parts.iter().all(|part| line.contains(part)));
     assert!(is_line(&["Shapes", "mean per class", " %", "33.3", "12.5"]), "{out}");
+    assert!(is_line(&["Shapes: 1 of 13 images could not be read and are left out"]), "{out}");
     assert!(is_line(&["Pets", "not there (data/pets/test, data/more/pets)"]), "{out}");
     assert!(
         is_line(&["four", "image to text R@1"]) && is_line(&["Other: somebody"]) && !out.contains("Unused"),
         "{out}"
     );
-    assert!(is_line(&["all", "1 of 2 sets are not there"]), "{out}");
+    assert!(is_line(&["all", "1 of 2 sets were not measured"]), "{out}");
     assert!(out.starts_with("mine: small after 3 steps\n") && out.ends_with("report: run/suite-mine.html\n"), "{out}");
     let page = fs::read_to_string(at.join("run/suite-mine.html")).unwrap();
     for part in [
@@ -311,6 +313,42 @@ fn what_cannot_be_measured_is_said_before_anything_is() {
         "error: b: data/four/captions.jsonl:1: `0.png` has 0 captions, but 1 are needed",
     );
     assert!(!at.join("run/suite-s.json").exists());
+}
+
+/// The second set has too many images that are none, the first an image without a caption.
+#[test]
+fn a_set_that_cannot_be_measured_loses_no_other() {
+    let folder = prepared();
+    let at = folder.path();
+    for number in [1, 2] {
+        image(&at.join(format!("data/lines/{number}.png")), number);
+    }
+    fs::write(
+        at.join("data/lines.json"),
+        r#"{"images": [{"id": 1, "file_name": "1.png"}, {"id": 2, "file_name": "2.png"}],
+            "annotations": [{"image_id": 1, "caption": "a circle"}]}"#,
+    )
+    .unwrap();
+    fs::write(
+        at.join("mine.ron"),
+        r#"Suite(name: "mine", sets: [
+            (name: "lines", metric: Retrieval, data: [Captions(path: "lines.json", images: "lines")]),
+            (name: "shapes", metric: Top1, data: [Folders(path: "shapes")]),
+        ], means: [])"#,
+    )
+    .unwrap();
+    let (status, out, err) = common::run(at, &EVAL[..6]);
+    assert_eq!(status, Some(1), "{out}{err}");
+    assert!(out.contains("lines: 1 of 2 images have no caption and search for none"), "{out}");
+    let why = "1 of the 13 samples read so far could not be used, more than the allowed share of 0.01";
+    assert!(
+        out.contains(&format!("not measured: {why}")) && err.contains(&format!("error: shapes: {why}")),
+        "{out}{err}"
+    );
+    let file: Value = serde_json::from_str(&fs::read_to_string(at.join("run/suite-mine.json")).unwrap()).unwrap();
+    assert!(file["sets"][1]["found"]["Failed"].as_str().unwrap().starts_with(why), "{file}");
+    assert_eq!(file["figures"]["lines text to image R@5"], 1.0);
+    assert!(fs::read_to_string(at.join("run/suite-mine.html")).unwrap().contains(why));
 }
 
 #[test]

@@ -96,30 +96,47 @@ pub struct Store<'a> {
 /// The key of the header that says what features are of.
 const OF: &str = "features";
 
+/// The key of the header that files are written with their checksums under.
+const CHECKSUMS: &str = "crc32c";
+
 impl Store<'_> {
     fn path(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.safetensors"))
     }
 
-    /// The features of a name, if there are any; they are of what is asked for.
+    /// The features of a name, if there are any; they are of what is asked for: a model with `dim` numbers of an embedding, a data
+    /// set of so many `images`, and texts whose owners are those that `owners` tells of the images that could be read.
     ///
     /// # Errors
-    /// They are of something else, or the file cannot be read.
-    pub fn read(&self, name: &str, wanted: &Identity) -> Result<Option<Features>, FeaturesError> {
+    /// They are of something else, or the file cannot be read or is not one that [`Store::write`] writes.
+    pub fn read(
+        &self,
+        name: &str,
+        wanted: &Identity,
+        (dim, images): (usize, u64),
+        owners: impl Fn(&Features) -> Vec<usize>,
+    ) -> Result<Option<Features>, FeaturesError> {
         let path = self.path(name);
         if !path.exists() {
             return Ok(None);
         }
         let mut file = TensorFile::open(&path)?;
-        file.verify()?;
         let damaged = |why: &str| FileError::Damaged { path: path.clone(), why: why.into() };
+        if file.text(CHECKSUMS).is_none() {
+            return Err(damaged("it has no checksums, which every file of features is written with").into());
+        }
+        file.verify()?;
         let of = file.text(OF).and_then(|text| serde_json::from_str::<(Identity, usize)>(text).ok());
         let (found, skipped) = of.ok_or_else(|| damaged("it does not say what its features are of"))?;
         if let Some(what) = wanted.difference(&found) {
             return Err(FeaturesError::Other { path, what });
         }
-        let images = file.read("images", DType::F32)?;
-        let &[count, dim] = images.shape() else { return Err(damaged("`images` is no table").into()) };
+        let embedded = file.read("images", DType::F32)?;
+        let &[count, width] = embedded.shape() else { return Err(damaged("`images` is no table").into()) };
+        if width != dim as u64 {
+            let why = format!("embeddings of {width} numbers, where the model gives {dim}");
+            return Err(damaged(&why).into());
+        }
         let mut whole = |name: &str| -> Result<Vec<usize>, FeaturesError> {
             let tensor = file.read(name, DType::I32)?;
             let numbers = tensor.as_i32().unwrap_or_default().iter().map(|&number| usize::try_from(number));
@@ -127,12 +144,19 @@ impl Store<'_> {
         };
         let (rows, owner) = (whole("rows")?, whole("owner")?);
         let texts = file.read("texts", DType::F32)?.to_f32().into_owned();
-        if rows.len() as u64 != count || owner.len() as u64 * dim != texts.len() as u64 {
+        if rows.len() as u64 != count || owner.len() * dim != texts.len() {
             return Err(damaged("its tensors have not as many rows as each other").into());
         }
-        let rows = rows.into_iter().map(|row| row as u64).collect();
-        let (dim, images) = (dim as usize, images.to_f32().into_owned());
-        Ok(Some(Features { dim, images, rows, skipped, texts, owner }))
+        let rows: Vec<u64> = rows.into_iter().map(|row| row as u64).collect();
+        if !rows.is_sorted_by(|a, b| a < b) || rows.last().is_some_and(|last| *last >= images) {
+            let why = format!("`rows` does not rise, or goes beyond the {images} images of its set");
+            return Err(damaged(&why).into());
+        }
+        let features = Features { dim, images: embedded.to_f32().into_owned(), rows, skipped, texts, owner };
+        if features.owner != owners(&features) {
+            return Err(damaged("`owner` is not that of the texts of its set").into());
+        }
+        Ok(Some(features))
     }
 
     /// Keeps features under a name.
@@ -212,11 +236,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store { folder: &folder.path().join("kept") };
         let (features, of) = features();
-        assert_eq!(store.read("pets", &of).unwrap(), None);
+        assert_eq!(store.read("pets", &of, (2, 3), |of| of.owner.clone()).unwrap(), None);
         let texts = ["a cat".to_string()];
         let with = Described { names: vec!["x".into(), "y".into()], texts: &texts, labels: &[0, 1], classes: &texts };
         store.write("pets", &features, &of, &with).unwrap();
-        assert_eq!(store.read("pets", &of).unwrap(), Some(features.clone()));
+        assert_eq!(store.read("pets", &of, (2, 3), |of| of.owner.clone()).unwrap(), Some(features.clone()));
         let mut file = TensorFile::open(&store.path("pets")).unwrap();
         assert_eq!(file.text("names"), Some(r#"["x","y"]"#));
         assert_eq!(file.read("labels", DType::I32).unwrap().as_i32(), Some(&[0, 1][..]));
@@ -224,7 +248,7 @@ mod tests {
         let check = |change: fn(&mut Identity), what: &str| {
             let mut other = of.clone();
             change(&mut other);
-            let said = store.read("pets", &other).unwrap_err().to_string();
+            let said = store.read("pets", &other, (2, 3), |of| of.owner.clone()).unwrap_err().to_string();
             let path = store.path("pets");
             let expected = format!(
                 "{} holds features of {what}: remove it, or give another folder with --features",
@@ -239,6 +263,37 @@ mod tests {
         std::fs::copy(store.path("pets"), store.path("cut")).unwrap();
         let bytes = std::fs::read(store.path("cut")).unwrap();
         std::fs::write(store.path("cut"), &bytes[..bytes.len() - 1]).unwrap();
-        assert!(store.read("cut", &of).unwrap_err().to_string().contains("the file is cut short"));
+        assert!(
+            store
+                .read("cut", &of, (2, 3), |of| of.owner.clone())
+                .unwrap_err()
+                .to_string()
+                .contains("the file is cut short")
+        );
+    }
+
+    #[test]
+    fn features_that_fit_nothing_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store { folder: folder.path() };
+        let check = |change: &dyn Fn(&mut Features), fits: (usize, u64), expected: &str| {
+            let (mut features, of) = features();
+            change(&mut features);
+            store.write("pets", &features, &of, &Described::default()).unwrap();
+            let said = store.read("pets", &of, fits, |_| vec![1]).unwrap_err().to_string();
+            assert!(said.contains(expected), "{said}");
+        };
+        check(&|_| (), (3, 3), "embeddings of 2 numbers, where the model gives 3");
+        check(&|_| (), (2, 2), "`rows` does not rise, or goes beyond the 2 images of its set");
+        check(&|of| of.rows = vec![1, 1], (2, 3), "`rows` does not rise, or goes beyond the 3 images of its set");
+        check(&|of| of.owner = vec![7], (2, 3), "`owner` is not that of the texts of its set");
+        let (_, of) = features();
+        let path = store.path("pets");
+        let bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(8).position(|word| word == b"\"crc32c\"").unwrap();
+        let bytes = [&bytes[..at], b"\"crc32x\"", &bytes[at + 8..]].concat();
+        std::fs::write(&path, bytes).unwrap();
+        let said = store.read("pets", &of, (2, 3), |_| vec![1]).unwrap_err().to_string();
+        assert!(said.contains("it has no checksums, which every file of features is written with"), "{said}");
     }
 }

@@ -2,15 +2,17 @@
 //!
 //! Images come as [`Preparation`] says. A class is put into words by templates and is the mean of their unit embeddings, made unit
 //! again; an image is of the class with the highest cosine, which is what logits of 100 times that say. For retrieval any of an image's
-//! captions is right. Ties are settled as [`super::measures`] says. Images that cannot be read are left out and counted.
+//! captions is right; an image without one is among those that are searched, and searches for nothing. Ties are settled as
+//! [`super::measures`] says. Images that cannot be read are left out and counted.
 //!
 //! All sets are opened before any is measured, so that what is wrong with the last comes up first.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::dataset::{CLASS, Classes, Dataset, Layout, Truth};
+use super::dataset::{CLASS, Classes, Dataset, Layout, Truth, twice};
 use super::encoder::{EncodeError, Encoder, Reading};
 use super::features::{Described, Features, FeaturesError, Identity, Store, texts_hash};
 use super::measures::{Classified, Logits, MeasuresError, Ranks, Rows, class_embeddings, classify, nearest};
@@ -18,7 +20,7 @@ use super::preparation::Preparation;
 use super::probe::{ProbeError, probe};
 use super::results::{Figures, Found, MOST_CONFUSED, Measured, Pair, SetResults};
 use super::suite::{Metric, Set, Suite};
-use crate::data::{DataError, SampleSource, Tokenizer};
+use crate::data::{DataError, SampleSource, Skipped, Tokenizer};
 
 /// Ranks at which recall is measured.
 const KS: [usize; 3] = [1, 5, 10];
@@ -103,6 +105,24 @@ pub enum EvalError {
     },
 }
 
+impl EvalError {
+    /// Whether somebody asked to stop.
+    pub fn is_stop(&self) -> bool {
+        matches!(self, EvalError::Encode { source: EncodeError::Stopped, .. })
+    }
+
+    /// What is wrong, without the name of the set.
+    fn why(&self) -> String {
+        match self {
+            EvalError::Encode { source, .. } => source.to_string(),
+            EvalError::Data { source, .. } => source.to_string(),
+            EvalError::Measures { source, .. } => source.to_string(),
+            EvalError::Probe { source, .. } => source.to_string(),
+            other => other.to_string(),
+        }
+    }
+}
+
 /// A set that was looked for.
 pub struct Opened<'s> {
     set: &'s Set,
@@ -115,6 +135,8 @@ struct Here {
     test: Dataset,
     /// What a probe is trained on, with its classes.
     train: Option<(Dataset, Classes)>,
+    /// Of images that are searched by them, as many of each as the suite takes.
+    captions: Vec<Vec<String>>,
 }
 
 impl Opened<'_> {
@@ -126,6 +148,16 @@ impl Opened<'_> {
     /// The images that are measured, if the set is there.
     pub fn source(&self) -> Option<&Arc<dyn SampleSource>> {
         Some(&self.data.as_ref().ok()?.test.source)
+    }
+
+    /// The results of a set that could not be measured: the others are shown beside them.
+    pub fn failed(&self, error: &EvalError) -> SetResults {
+        self.results(Found::Failed(error.why()))
+    }
+
+    fn results(&self, found: Found) -> SetResults {
+        let (name, title, metric) = (self.set.name.clone(), self.set.title().to_string(), self.set.metric);
+        SetResults { name, title, metric, found }
     }
 
     /// How many images it has, of both parts if a probe is trained on one.
@@ -182,7 +214,11 @@ fn open_set<'s>(set: &'s Set, root: &Path) -> Result<Opened<'s>, EvalError> {
         }
     });
     let train = train.transpose()?;
-    Ok(Opened { set, data: Ok(Here { place, test, train }) })
+    let captions = match test.truth {
+        Truth::Captions => test.captions(set.captions).map_err(fail)?,
+        Truth::Classes(_) => Vec::new(),
+    };
+    Ok(Opened { set, data: Ok(Here { place, test, train, captions }) })
 }
 
 /// How sets are measured.
@@ -211,22 +247,19 @@ pub fn evaluate(
     protocol: &Protocol<'_>,
 ) -> Result<SetResults, EvalError> {
     let set = opened.set;
-    let results = |found| {
-        let (name, title, metric) = (set.name.clone(), set.title().to_string(), set.metric);
-        SetResults { name, title, metric, found }
-    };
     let here = match &opened.data {
         Ok(here) => here,
-        Err(places) => return Ok(results(Found::Absent(places.clone()))),
+        Err(places) => return Ok(opened.results(Found::Absent(places.clone()))),
     };
-    let mut work = Work { encoder, set, protocol };
+    let mut work = Work { encoder, set, protocol, remarks: Vec::new() };
     let (features, figures) = match (&here.test.truth, &here.train) {
         (Truth::Classes(classes), Some((train, taught))) => work.probed((&here.test, classes), (train, taught))?,
         (Truth::Classes(classes), None) => work.classified(&here.test, classes)?,
-        (Truth::Captions, _) => work.searched(&here.test)?,
+        (Truth::Captions, _) => work.searched(&here.test, &here.captions)?,
     };
+    let (place, remarks) = (here.place.clone(), work.remarks);
     let (images, skipped) = (features.rows.len(), features.skipped);
-    Ok(results(Found::Measured(Measured { place: here.place.clone(), images, skipped, figures })))
+    Ok(opened.results(Found::Measured(Measured { place, images, skipped, figures, remarks })))
 }
 
 type Result2 = Result<(Features, Figures), EvalError>;
@@ -236,6 +269,8 @@ struct Work<'w, 'e, 's> {
     encoder: &'w mut Encoder<'e>,
     set: &'w Set,
     protocol: &'w Protocol<'s>,
+    /// What is to be said of the figures.
+    remarks: Vec<String>,
 }
 
 impl Work<'_, '_, '_> {
@@ -251,6 +286,11 @@ impl Work<'_, '_, '_> {
             (_, Some(templates)) => templates.clone(),
             _ => vec![TEMPLATE.to_string()],
         };
+        if let Some((first, second)) = twice(names) {
+            let name = &names[first];
+            self.remarks
+                .push(format!("classes {first} and {second} are both `{name}`: no image is taken for the second"));
+        }
         let in_words =
             |name: &String| templates.iter().map(|template| template.replace(CLASS, name)).collect::<Vec<_>>();
         let texts = Texts {
@@ -290,12 +330,14 @@ impl Work<'_, '_, '_> {
     }
 
     /// Images and captions by each other.
-    fn searched(&mut self, data: &Dataset) -> Result2 {
-        let captions = data.captions(self.set.captions);
-        let captions = captions.map_err(|source| EvalError::Data { set: self.set.name.clone(), source })?;
+    fn searched(&mut self, data: &Dataset, captions: &[Vec<String>]) -> Result2 {
+        let without = captions.iter().filter(|own| own.is_empty()).count();
+        if without > 0 {
+            self.remarks.push(format!("{without} of {} images have no caption and search for none", captions.len()));
+        }
         let owner = captions.iter().enumerate().flat_map(|(image, own)| vec![image as u64; own.len()]).collect();
-        let prompted = |caption: String| format!("{}{caption}", self.set.prompt);
-        let texts = Texts { all: captions.into_iter().flatten().map(prompted).collect(), owner, are_of_images: true };
+        let prompted = |caption: &String| format!("{}{caption}", self.set.prompt);
+        let texts = Texts { all: captions.iter().flatten().map(prompted).collect(), owner, are_of_images: true };
         let features = self.features("", data, &texts)?;
         let fail = self.failed();
         let images = rows("image embeddings", &features.images, &features).map_err(&fail)?;
@@ -305,8 +347,18 @@ impl Work<'_, '_, '_> {
         Ok((features, Figures::Retrieval { recall: ranks.recall(&KS), pairs }))
     }
 
-    /// Features of images and texts: those that are kept, or new ones.
+    /// Features of images and texts: those that are kept, or new ones. Images that are left out are remarked on.
     fn features(&mut self, part: &str, data: &Dataset, texts: &Texts) -> Result<Features, EvalError> {
+        let features = self.found(part, data, texts)?;
+        if features.skipped > 0 {
+            let of = if part.is_empty() { "" } else { " that it is trained on" };
+            let all = data.source.len();
+            self.remarks.push(format!("{} of {all} images{of} could not be read and are left out", features.skipped));
+        }
+        Ok(features)
+    }
+
+    fn found(&mut self, part: &str, data: &Dataset, texts: &Texts) -> Result<Features, EvalError> {
         let (set, protocol) = (&self.set.name, self.protocol);
         let name = format!("{set}{part}");
         let in_data = |source| EvalError::Data { set: set.clone(), source };
@@ -318,7 +370,8 @@ impl Work<'_, '_, '_> {
                     set: data.source.list_hash().map_err(in_data)?,
                     texts: texts_hash(&texts.all),
                 };
-                if let Some(features) = store.read(&name, &of)? {
+                let fits = (self.encoder.programs().dim, data.source.len());
+                if let Some(features) = store.read(&name, &of, fits, |features| texts.owners(features))? {
                     (protocol.begins)(&format!("{name}: features from {}", store.folder.display()), 0);
                     return Ok(features);
                 }
@@ -328,10 +381,19 @@ impl Work<'_, '_, '_> {
         };
         let failed = |source| EvalError::Encode { set: set.clone(), source };
         (protocol.begins)(&format!("{name}: images"), data.source.len() as usize);
-        let embedded = self
-            .encoder
-            .samples(&protocol.preparation.pipeline(), Arc::clone(&data.source), &protocol.reading)
-            .map_err(failed)?;
+        let last = RefCell::new(String::new());
+        let told = |skipped: &Skipped| {
+            last.replace(skipped.to_string());
+            (protocol.reading.skipped)(skipped);
+        };
+        let reading = Reading { skipped: &told, ..protocol.reading };
+        let source = Arc::clone(&data.source);
+        let embedded = self.encoder.samples(&protocol.preparation.pipeline(), source, &reading).map_err(failed)?;
+        // A loader judges none of the first thousand; a set that has fewer is judged when all were read.
+        let (bad, seen, allowed) = (embedded.skipped as u64, data.source.len(), protocol.reading.max_bad);
+        if bad as f64 > allowed * seen as f64 {
+            return Err(in_data(DataError::TooManyBad { bad, seen, allowed, from: seen, last: last.take() }));
+        }
         let mut features = Features {
             dim: self.encoder.programs().dim,
             images: embedded.images,

@@ -48,6 +48,8 @@ pub struct SetResults {
 pub enum Found {
     /// It lies at none of these places.
     Absent(Vec<PathBuf>),
+    /// It could not be measured, and why.
+    Failed(String),
     /// It was measured.
     Measured(Measured),
 }
@@ -63,6 +65,9 @@ pub struct Measured {
     pub skipped: usize,
     /// The figures.
     pub figures: Figures,
+    /// What is to be said of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
 }
 
 /// The figures of a set.
@@ -117,9 +122,9 @@ pub struct Pair {
 pub struct MeanResult {
     /// What it is called.
     pub name: String,
-    /// The mean, if all sets are there.
+    /// The mean, if all sets were measured.
     pub value: Option<f64>,
-    /// Names of the sets that are not.
+    /// Names of the sets that were not.
     pub absent: Vec<String>,
     /// How many sets it is over.
     pub of: usize,
@@ -263,13 +268,29 @@ impl SuiteResults {
         )
     }
 
+    /// What is to be said of the figures of single sets, each with what its set is called.
+    pub fn remarks(&self) -> Vec<(&str, &str)> {
+        self.sets
+            .iter()
+            .filter_map(|set| match &set.found {
+                Found::Measured(measured) => Some((set, measured)),
+                Found::Absent(_) | Found::Failed(_) => None,
+            })
+            .flat_map(|(set, measured)| measured.remarks.iter().map(|remark| (set.title.as_str(), remark.as_str())))
+            .collect()
+    }
+
     /// The table, beside those published rows that have a figure of it.
     pub fn table(&self, published: &Published) -> Table {
         let mut lines = Vec::new();
         for set in &self.sets {
-            match &set.found {
-                Found::Absent(places) => {
-                    let value = Err(format!("not there ({})", shown(places)));
+            let missing = match &set.found {
+                Found::Absent(places) => Some(format!("not there ({})", shown(places))),
+                Found::Failed(why) => Some(format!("not measured: {why}")),
+                Found::Measured(_) => None,
+            };
+            match missing.map(Err) {
+                Some(value) => {
                     lines.push((
                         format!("{} ", set.name),
                         Line {
@@ -281,7 +302,7 @@ impl SuiteResults {
                         },
                     ));
                 }
-                Found::Measured(_) => {
+                None => {
                     for figure in set.figures().into_iter().take(set.shown()) {
                         let key = format!("{} {}", set.name, figure.name);
                         let (value, chance) = (Ok(figure.value), Some(figure.chance));
@@ -294,7 +315,8 @@ impl SuiteResults {
             }
         }
         for mean in &self.means {
-            let value = mean.value.ok_or_else(|| format!("{} of {} sets are not there", mean.absent.len(), mean.of));
+            let value =
+                mean.value.ok_or_else(|| format!("{} of {} sets were not measured", mean.absent.len(), mean.of));
             let line = Line { title: mean.name.clone(), figure: String::new(), value, chance: None, published: vec![] };
             lines.push((mean.name.clone(), line));
         }

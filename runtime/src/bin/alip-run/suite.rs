@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use alip_runtime::eval::features::Store;
 use alip_runtime::eval::measures::Logits;
-use alip_runtime::eval::protocol::{self, EvalError, Protocol};
-use alip_runtime::eval::results::{Line, SuiteResults, Table};
+use alip_runtime::eval::protocol::{self, Protocol};
+use alip_runtime::eval::results::{Found, Line, SuiteResults, Table};
 use alip_runtime::eval::suite::{Published, Suite};
-use alip_runtime::eval::{EncodeError, Encoder, Reading};
+use alip_runtime::eval::{Encoder, Reading};
 use alip_runtime::file::write_bytes;
 use alip_runtime::train::report::{self, Picture};
 
@@ -64,15 +64,27 @@ pub(crate) fn run(args: &Args, suite: &str) -> Outcome {
         begins: &begins,
     };
     let mut encoder = Encoder::new(&mut opened.session)?;
-    let found = sets.iter().map(|set| protocol::evaluate(&mut encoder, set, &how)).collect::<Result<Vec<_>, _>>();
-    counter.borrow().finish();
-    let found = match found {
-        Err(EvalError::Encode { source: EncodeError::Stopped, .. }) => {
-            note!("not measured; features that were kept with --features are used the next time");
-            return Ok(stop.status());
+    let mut found = Vec::new();
+    for set in &sets {
+        let measured = protocol::evaluate(&mut encoder, set, &how);
+        counter.borrow().finish();
+        match measured {
+            Ok(results) => found.push(results),
+            Err(error) if error.is_stop() => {
+                note!("not measured; features that were kept with --features are used the next time");
+                return Ok(stop.status());
+            }
+            // What is wrong with one set loses none of the others.
+            Err(error) => {
+                note!("error: {error}");
+                found.push(set.failed(&error));
+            }
         }
-        found => found?,
-    };
+    }
+    let failed = found.iter().any(|set| matches!(set.found, Found::Failed(_)));
+    if failed && !found.iter().any(|set| matches!(set.found, Found::Measured(_))) {
+        return Ok(ExitCode::FAILURE);
+    }
     let results = SuiteResults::new(&suite, found, (&opened.name, opened.step), args.weights.average, logits);
     let table = results.table(&published);
     let own = if args.run.is_dir() { args.run.as_path() } else { Path::new(".") };
@@ -98,7 +110,7 @@ pub(crate) fn run(args: &Args, suite: &str) -> Outcome {
     if !args.json {
         say!("report: {}", page.display());
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// What files of results are called, by what makes them other results.
@@ -141,6 +153,9 @@ fn text(results: &SuiteResults, table: &Table) -> String {
     }
     for (methods, source) in &table.sources {
         out += &format!("{}: {source}\n", methods.join(", "));
+    }
+    for (title, remark) in results.remarks() {
+        out += &format!("{title}: {remark}\n");
     }
     if let Some(caution) = results.caution() {
         out += &format!("{caution}\n");

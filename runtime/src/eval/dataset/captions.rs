@@ -3,6 +3,7 @@
 //! Which it is is told by what is in the file. All captions of an image are taken, in their order: who wants the first five of
 //! COCO's, which some images have six or seven of, says so in the suite.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -31,8 +32,8 @@ pub(super) fn open(list: &Path, images: &Path, split: &str, only: Option<&Path>)
     let text = read_text(list, ADVICE)?;
     let mut found = match text.trim_start().chars().next() {
         Some('{') => of_json(list, &text, images, split)?,
-        Some('[') => of_entries(list, &text, images)?,
-        _ => of_lines(list, &text)?,
+        Some('[') => without(list, split).and_then(|()| of_entries(list, &text, images))?,
+        _ => without(list, split).and_then(|()| of_lines(list, &text))?,
     };
     let mut seen = HashSet::new();
     if let Some(twice) = found.images.iter().find(|image| !seen.insert(*image)) {
@@ -43,6 +44,15 @@ pub(super) fn open(list: &Path, images: &Path, split: &str, only: Option<&Path>)
     }
     let source = ListedFiles::new(list, images, found.images, Known::Captions(found.captions))?;
     Ok(Dataset::of_captions(Arc::new(source)))
+}
+
+/// That no split is asked of a list that has none.
+fn without(list: &Path, split: &str) -> Result<(), DataError> {
+    if split.is_empty() {
+        return Ok(());
+    }
+    let advice = "leave `split` out, or name the images that are meant in a file `only`";
+    Err(DataError::file(list, format!("it says of no image whether it has the split `{split}`"), advice))
 }
 
 impl Listed {
@@ -104,8 +114,8 @@ fn of_json(list: &Path, text: &str, folder: &Path, split: &str) -> Result<Listed
     let fail = |reason: String| DataError::file(list, reason, ADVICE);
     let json: Json = serde_json::from_str(text).map_err(|error| fail(error.to_string()))?;
     match json.annotations {
-        Some(annotations) => of_annotations(list, json.images, annotations),
-        None => of_sentences(list, json.images, folder, split),
+        Some(annotations) => without(list, split).and_then(|()| of_annotations(list, json.images, annotations)),
+        None => of_sentences(list, json.images, folder, if split.is_empty() { "test" } else { split }),
     }
 }
 
@@ -179,8 +189,8 @@ fn of_lines(list: &Path, text: &str) -> Result<Listed, DataError> {
     let mut places = HashMap::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let Some((image, caption)) = image_and_caption(line) else {
-            // The names of the columns.
-            if number == 0 {
+            // The names of the columns. A line with an image that cannot be used is none.
+            if number == 0 && image_end(line).is_none() {
                 continue;
             }
             let reason = "no image with its caption, as in `1.jpg,A dog runs.`".into();
@@ -191,25 +201,36 @@ fn of_lines(list: &Path, text: &str) -> Result<Listed, DataError> {
             found.images.push(image.to_string());
             found.captions.push(Vec::new());
         }
-        found.captions[place].push(caption.to_string());
+        found.captions[place].push(caption.into_owned());
     }
     Ok(found)
 }
 
 /// `IMAGE.jpg,caption` as CLIP_benchmark has it, with commas in the caption; `IMAGE.jpg#0<tab>caption` as Flickr30k was published;
 /// `IMAGE.jpg| 0| caption` as it is passed on, in which one line lacks the second bar.
-fn image_and_caption(line: &str) -> Option<(&str, &str)> {
-    let end = ENDINGS.iter().filter_map(|ending| Some(line.find(ending)? + ending.len())).min()?;
+fn image_and_caption(line: &str) -> Option<(&str, Cow<'_, str>)> {
+    let end = image_end(line)?;
     let (image, rest) = (line[..end].trim(), &line[end..]);
     let numbered = |rest: &'_ str| rest.trim_start().trim_start_matches(|letter: char| letter.is_ascii_digit()).len();
     let caption = match rest.chars().next()? {
-        ',' => &rest[1..],
-        '#' => &rest[rest.len() - numbered(&rest[1..])..],
-        '|' => rest[rest.len() - numbered(&rest[1..])..].trim_start().trim_start_matches('|'),
+        ',' => unquoted(rest[1..].trim()),
+        '#' => Cow::from(rest[rest.len() - numbered(&rest[1..])..].trim()),
+        '|' => Cow::from(rest[rest.len() - numbered(&rest[1..])..].trim_start().trim_start_matches('|').trim()),
         _ => return None,
     };
-    let caption = caption.trim();
-    // CSV has quotes around a caption with commas.
-    let caption = caption.strip_prefix('"').and_then(|caption| caption.strip_suffix('"')).unwrap_or(caption);
-    (!caption.is_empty()).then_some((image, caption))
+    (!caption.trim().is_empty()).then_some((image, caption))
+}
+
+/// Where the name of an image ends, in small letters or capitals.
+fn image_end(line: &str) -> Option<usize> {
+    let small = line.to_ascii_lowercase();
+    ENDINGS.iter().filter_map(|ending| Some(small.find(ending)? + ending.len())).min()
+}
+
+/// CSV has quotes around a caption with commas, in which a quote is two.
+fn unquoted(caption: &str) -> Cow<'_, str> {
+    match caption.strip_prefix('"').and_then(|caption| caption.strip_suffix('"')) {
+        Some(inner) => Cow::from(inner.replace("\"\"", "\"")),
+        None => Cow::from(caption),
+    }
 }

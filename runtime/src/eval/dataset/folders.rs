@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::files::{Known, ListedFiles};
-use super::{Dataset, class_names};
+use super::{Dataset, class_names, twice};
 use crate::data::{DataError, read_text};
 
 /// Extensions of image files.
@@ -38,7 +38,17 @@ pub(super) fn open(path: &Path, names: Option<&Path>, skip: usize, take: usize) 
         labels.resize(files.len(), class as u32);
     }
     let names = match names {
-        None => folders.iter().map(|folder| folder.replace('_', " ")).collect(),
+        None => {
+            let names: Vec<String> = folders.iter().map(|folder| folder.replace('_', " ")).collect();
+            if let Some((first, second)) = twice(&names) {
+                let reason = format!(
+                    "`{}` and `{}` in it are both the class `{}`",
+                    folders[first], folders[second], names[first]
+                );
+                return Err(DataError::file(path, reason, "rename one, or set `names` in the suite"));
+            }
+            names
+        }
         Some(file) if file.extension().is_some_and(|extension| extension == "json") => {
             named_by_json(file, path, &folders)?
         }

@@ -13,7 +13,7 @@ mod table;
 mod tests;
 mod webdataset;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -102,8 +102,8 @@ pub enum Layout {
         path: String,
         /// The folder of the images.
         images: String,
-        /// Which images of Karpathy's JSON.
-        #[serde(default = "test")]
+        /// Which images of Karpathy's JSON; empty means `test`. Other lists have none.
+        #[serde(default)]
         split: String,
         /// A text with the images that are meant, a line each; empty means all.
         #[serde(default)]
@@ -167,21 +167,24 @@ impl Dataset {
         Ok(Dataset { source, truth: Truth::Classes(Classes { names, labels }), templates })
     }
 
-    /// The captions of every image, the first `most` of them unless that is 0.
+    /// The captions of every image, the first `most` of them unless that is 0. An image may have none.
     ///
     /// # Errors
-    /// They cannot be read; an image has none.
+    /// They cannot be read; no image has one.
     pub fn captions(&self, most: usize) -> Result<Vec<Vec<String>>, DataError> {
         let most = if most == 0 { usize::MAX } else { most };
         let captions = |index: u64| {
             let mut own = self.source.captions(index)?;
             own.truncate(most);
-            match own.is_empty() {
-                true => Err(DataError::file(Path::new(&self.source.name(index)), "no caption", "give every image one")),
-                false => Ok(own),
-            }
+            Ok(own)
         };
-        (0..self.source.len()).map(captions).collect()
+        let all: Vec<Vec<String>> = (0..self.source.len()).map(captions).collect::<Result<_, DataError>>()?;
+        match all.iter().all(Vec::is_empty) {
+            true => {
+                Err(DataError::file(Path::new(&self.source.name(0)), "no caption, as all others", "give them some"))
+            }
+            false => Ok(all),
+        }
     }
 
     /// A data set of images with captions.
@@ -219,6 +222,13 @@ fn class_names(file: &Path) -> Result<Vec<String>, DataError> {
         }
         None => Ok(names),
     }
+}
+
+/// The first two classes that are called the same. Where classes are told by their names that is an error; where they are numbered
+/// it is not: the names of ImageNet that everybody measures with have two that are called `sunglasses`.
+pub(super) fn twice(names: &[String]) -> Option<(usize, usize)> {
+    let mut seen = HashMap::new();
+    names.iter().enumerate().find_map(|(class, name)| Some((seen.insert(name, class)?, class)))
 }
 
 /// That there are names for the classes of all samples, of which the first without one is named.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use alip_plan::pipeline::{Mode, Source};
 
 use super::files::{Known, no_words};
-use super::{Dataset, Layout, check_labels, class_names, class_of, sample_of};
+use super::{Dataset, Layout, check_labels, class_names, class_of, sample_of, twice};
 use crate::data::{DataError, Field, ListHash, RawSample, SampleError, SampleSource, TableSource, Texts, literal};
 
 /// Names of the text fields, in the order in which the source gives them.
@@ -115,16 +115,35 @@ fn numbered(path: &Path, values: &[String], file: Option<&Path>) -> Result<(Vec<
     };
     let names = class_names(file)?;
     let known = by_name(&names);
-    let label = |(row, value): (usize, &String)| {
-        number(value).or_else(|| known.get(value.trim()).copied()).ok_or_else(|| {
-            let reason =
-                format!("row {} is of class `{}`, which {} does not name", row + 1, value.trim(), file.display());
-            DataError::file(path, reason, "name the class there")
-        })
+    // A class may be called `1`: a column has names or numbers, never both.
+    let named: Vec<Option<u32>> = values.iter().map(|value| known.get(value.trim()).copied()).collect();
+    if let Some(labels) = named.iter().copied().collect() {
+        if let Some((first, second)) = twice(&names) {
+            let reason = format!("lines {} and {} are both `{}`", first + 1, second + 1, names[first]);
+            let advice = format!("{} tells classes by their names: give each its own", path.display());
+            return Err(DataError::file(file, reason, advice));
+        }
+        return Ok((names, labels));
+    }
+    let numbers: Vec<Option<u32>> = values.iter().map(number).collect();
+    let Some(labels) = numbers.iter().copied().collect::<Option<Vec<u32>>>() else {
+        return Err(neither(path, values, &named, &numbers, file));
     };
-    let labels: Vec<u32> = values.iter().enumerate().map(label).collect::<Result<_, _>>()?;
     check_labels(&names, &labels, file, |row| format!("row {} of {}", row + 1, path.display()))?;
     Ok((names, labels))
+}
+
+/// Why classes are neither all names nor all numbers.
+fn neither(path: &Path, values: &[String], named: &[Option<u32>], numbers: &[Option<u32>], file: &Path) -> DataError {
+    let row = |is: &dyn Fn(usize) -> bool| (0..values.len()).find(|&row| is(row));
+    let shown = |row: usize| format!("row {} is of class `{}`", row + 1, values[row].trim());
+    if let Some(unknown) = row(&|row| named[row].is_none() && numbers[row].is_none()) {
+        let reason = format!("{}, which {} does not name", shown(unknown), file.display());
+        return DataError::file(path, reason, "name the class there");
+    }
+    let both = [row(&|row| numbers[row].is_none()), row(&|row| named[row].is_none())];
+    let both: Vec<String> = both.into_iter().flatten().map(shown).collect();
+    DataError::file(path, both.join(", a name, and ") + ", a number", "write names in all rows, or numbers in all")
 }
 
 /// Rows of a table, the first of every image.

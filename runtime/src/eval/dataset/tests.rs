@@ -126,6 +126,13 @@ fn folders_have_a_class_each() {
     check(&four, r#"Folders(path: "", skip: 1, take: 1)"#, Ok("a, b | a/2.png=0 b/2.png=1"));
     check(&four, r#"Folders(path: "", skip: 1)"#, Ok("a, b | a/2.png=0 a/3.png=0 b/2.png=1 b/3.png=1"));
 
+    check(
+        &[("set/sea horse/a.png", b""), ("set/sea_horse/a.png", b"")],
+        r#"Folders(path: "set")"#,
+        Err(
+            "ROOT/set: `sea horse` and `sea_horse` in it are both the class `sea horse`; rename one, or set `names` in the suite",
+        ),
+    );
     let advice = "give a folder that has a folder of images for each class";
     check(
         &files,
@@ -288,7 +295,7 @@ fn webdatasets_have_captions_a_line_each() {
         vec![("test/0.tar", &none), ("test/nshards.txt", b"1"), ("dataset_type.txt", b"retrieval\n")];
     let root = folder(&files);
     let set = layout(r#"Webdataset(path: "")"#).open(root.path()).unwrap();
-    assert_eq!(set.captions(0).unwrap_err().to_string(), "`a` of 0.tar: no caption; give every image one");
+    assert_eq!(set.captions(0).unwrap_err().to_string(), "`a` of 0.tar: no caption, as all others; give them some");
 }
 
 /// A record of CIFAR: bytes before the image, and an image of which the planes are 10, 20, 30.
@@ -369,7 +376,8 @@ fn tables_have_a_class_or_captions() {
     let classes = r#"Table(path: "t.csv", root: "img", image: "file", class: "label")"#;
     let named = r#"Table(path: "t.csv", root: "img", image: "file", class: "label", names: "names.txt")"#;
     check(&table("file,label\nb.png,dog\na.png, cat\n"), classes, Ok("cat, dog | b.png=1 a.png=0"));
-    check(&table("file,label\nb.png,1\na.png,cat\n"), named, Ok("cat, dog | b.png=1 a.png=0"));
+    check(&table("file,label\nb.png,dog\na.png,cat\n"), named, Ok("cat, dog | b.png=1 a.png=0"));
+    check(&table("file,label\nb.png,1\na.png,0\n"), named, Ok("cat, dog | b.png=1 a.png=0"));
     let split = r#"Table(path: "t.csv", root: "img", image: "file", captions: "text", split_column: "split")"#;
     check(
         &table(
@@ -398,6 +406,26 @@ fn tables_have_a_class_or_captions() {
         named,
         Err("ROOT/t.csv: row 1 is of class `cow`, which ROOT/names.txt does not name; name the class there"),
     );
+    check(
+        &table("file,label\nb.png,1\na.png,cat\n"),
+        named,
+        Err(
+            "ROOT/t.csv: row 2 is of class `cat`, a name, and row 1 is of class `1`, a number; write names in all rows, or numbers in all",
+        ),
+    );
+    let called = |text: &'static str, names: &'static str| {
+        [&images[..], &[("t.csv", text.as_bytes()), ("names.txt", names.as_bytes())]].concat()
+    };
+    // Names that are numbers are names.
+    check(&called("file,label\na.png,1\nb.png,0\n", "1\n0\n"), named, Ok("1, 0 | a.png=0 b.png=1"));
+    check(
+        &called("file,label\na.png,crane\n", "crane\ndog\ncrane\n"),
+        named,
+        Err(
+            "ROOT/names.txt: lines 1 and 3 are both `crane`; ROOT/t.csv tells classes by their names: give each its own",
+        ),
+    );
+    check(&called("file,label\na.png,2\n", "crane\ndog\ncrane\n"), named, Ok("crane, dog, crane | a.png=2"));
     check(
         &table("file,label\na.png,cat\na.png,dog\n"),
         classes,
@@ -437,6 +465,13 @@ fn captions_of_coco_belong_to_the_ids_of_images() {
         ),
         text,
         Ok("| 2.jpg=two | 1.jpg=one/three"),
+    );
+    check(
+        &list(r#"{"images": [{"id": 7, "file_name": "2.jpg"}], "annotations": []}"#),
+        r#"Captions(path: "list.json", images: "val", split: "val")"#,
+        Err(
+            "ROOT/list.json: it says of no image whether it has the split `val`; leave `split` out, or name the images that are meant in a file `only`",
+        ),
     );
     let again = "get it again: it is not what was published";
     check(
@@ -544,6 +579,15 @@ fn lines_have_an_image_and_a_caption() {
         Ok("| 1.jpg=A dog ./B"),
     );
     check(&lines("1.jpg,A\n2.jpg,B\n"), r#"Captions(path: "l.txt", images: "i", only: "only.txt")"#, Ok("| 2.jpg=B"));
+    check(&[("i/1.JPG", b""), ("l.txt", b"1.JPG,\"A \"\"dog\"\", big\"\n")], text, Ok(r#"| 1.JPG=A "dog", big"#));
+    check(&lines("1.jpg#0\t\"Stop\" says, \"go\"\n"), text, Ok(r#"| 1.jpg="Stop" says, "go""#));
+    check(&lines("1.jpg| 0| \"Stop\" says, \"go\"\n"), text, Ok(r#"| 1.jpg="Stop" says, "go""#));
+    check(&lines("1.jpg,\n2.jpg,B\n"), text, Err("ROOT/l.txt:1: no image with its caption, as in `1.jpg,A dog runs.`"));
+    check(
+        &lines("1.jpg,\"\"\n2.jpg,B\n"),
+        text,
+        Err("ROOT/l.txt:1: no image with its caption, as in `1.jpg,A dog runs.`"),
+    );
 
     check(
         &lines("1.jpg,A\nno image\n"),

@@ -24,7 +24,7 @@ pub fn render(results: &SuiteResults, table: &Table, pictures: Pictures<'_>) -> 
     let there = results.sets.iter().filter(|set| matches!(set.found, Found::Measured(_))).count();
     let (images, skipped) = results.sets.iter().fold((0, 0), |sum, set| match &set.found {
         Found::Measured(measured) => (sum.0 + measured.images, sum.1 + measured.skipped),
-        Found::Absent(_) => sum,
+        Found::Absent(_) | Found::Failed(_) => sum,
     });
     body += &facts(&[
         ("suite".into(), results.suite.clone()),
@@ -36,6 +36,9 @@ pub fn render(results: &SuiteResults, table: &Table, pictures: Pictures<'_>) -> 
     body += &lines(table);
     for (methods, source) in &table.sources {
         let _ = write!(body, "<p class=\"soft\">{}: {}.</p>", escape(&methods.join(", ")), escape(source));
+    }
+    for (title, remark) in results.remarks() {
+        let _ = write!(body, "<p class=\"soft\">{}: {}.</p>", escape(title), escape(remark));
     }
     for set in &results.sets {
         if let Found::Measured(measured) = &set.found {
