@@ -62,7 +62,7 @@ impl Line<'_> {
 pub(super) enum Output<'a> {
     Lines(&'a Path, BufWriter<&'a mut File>),
     #[cfg(feature = "parquet")]
-    Parquet(table::Table<'a>),
+    Parquet(Box<table::Table<'a>>),
 }
 
 impl<'a> Output<'a> {
@@ -71,7 +71,7 @@ impl<'a> Output<'a> {
         match kind {
             Kind::Lines => Ok(Output::Lines(path, BufWriter::new(file))),
             #[cfg(feature = "parquet")]
-            Kind::Parquet => Ok(Output::Parquet(table::Table::begin(path, file)?)),
+            Kind::Parquet => Ok(Output::Parquet(Box::new(table::Table::begin(path, file)?))),
         }
     }
 

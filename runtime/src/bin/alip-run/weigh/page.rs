@@ -17,6 +17,9 @@ const SHOWN: usize = 48;
 /// Bins of weights and of cosines.
 const BINS: usize = 40;
 
+/// A number that every sample has, with its name.
+type Column<'a> = (&'a str, fn(&Weighed) -> f32);
+
 /// Writes the page; `ranked` has places in `found`, the most doubted first.
 pub(super) fn write(
     path: &Path,
@@ -25,7 +28,7 @@ pub(super) fn write(
     found: &[Weighed],
     ranked: &[usize],
 ) -> Outcome<()> {
-    let bars = |title: &str, axis: &str, low: f64, columns: &[(&str, fn(&Weighed) -> f32)]| Bars {
+    let bars = |title: &str, axis: &str, low: f64, columns: &[Column<'_>]| Bars {
         title: title.into(),
         axis: axis.into(),
         groups: columns
