@@ -57,9 +57,10 @@ fn what_is_exported_is_imported_again() {
         let (_, said) = fine(at, &["import", to, "--graph", "clip.ron", "--dtype", "same", "-o", "again.safetensors"]);
         assert!(said.contains(&format!("names: those of map `{map}`")) && !said.contains("warning"), "{said}");
         assert!(tensors(&at.join("again.safetensors")) == tensors(&at.join("clip.safetensors")), "{to}");
-        // Heads and activation are read of the configuration: nothing is assumed.
+        // Heads and activation are read of the configuration: nothing is assumed. A guess has no pipeline that normalises as this.
         let (_, said) = fine(at, &["import", to, "--graph", "auto", "-o", "guess.safetensors"]);
-        assert!(!said.contains("warning"), "{said}");
+        assert!(said.contains("says that images are normalised with mean [0.5, 0.5, 0.5]"), "{said}");
+        assert_eq!(said.matches("warning").count(), 1, "{said}");
         let guess = fs::read_to_string(at.join("guess.ron")).unwrap();
         let vit = "vit(image: 16, patch: 8, width: 16, layers: 1, heads: 2, out: D, act: quick_gelu)";
         assert!(guess.contains(vit) && guess.contains("heads: 4"), "{guess}");
@@ -123,11 +124,24 @@ fn of_a_file_of_weights() {
         "open_clip has gelu or quick_gelu in both towers, and this model silu",
     );
     refused(at, &with(&["--average", "--graph", "clip.ron"]), "it holds no averages of weights; the spec has no `ema`");
+    refused(
+        at,
+        &with(&["--act", "gelu", "--graph", "clip.ron"]),
+        "the graph says heads and activations; leave --heads and --act out",
+    );
+    refused(at, &with(&["--graph", "alip_tiny"]), "the weights do not fit graph `alip_tiny`:\n  ");
+    let why = "run is a run, which was compiled of a spec of its own; leave --graph out";
+    refused(at, &["export", "run", "--graph", "clip.ron", "--to", "openai", "-o", "out"], why);
     assert!(!at.join("out").exists());
     fine(at, &with(&["--graph", "clip.ron"]));
     let of_graph = json(&at.join("out/open_clip_config.json"));
-    fine(at, &with(&["--act", "quick_gelu", "--heads", "2,4"]));
-    assert_eq!(json(&at.join("out/open_clip_config.json")), of_graph);
+    let (_, said) = fine(at, &with(&["--act", "quick_gelu", "--heads", "2,4"]));
+    let said_here = json(&at.join("out/open_clip_config.json"));
+    assert_eq!(said_here["model_cfg"], of_graph["model_cfg"]);
+    // Of the graph's pipeline, and CLIP's where there is none.
+    assert_eq!(of_graph["preprocess_cfg"]["mean"], serde_json::json!([0.5, 0.5, 0.5]));
+    assert_eq!(said_here["preprocess_cfg"]["mean"][0], 0.48145466);
+    assert!(said.contains("nothing says what images are normalised with: CLIP's numbers are written"), "{said}");
 }
 
 /// What a format cannot hold is refused, and nothing is written.

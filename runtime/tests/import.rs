@@ -194,6 +194,10 @@ fn what_does_not_fit_is_listed() {
         &["the graph cannot be guessed: the activation `mish` is none of ours: gelu, quick_gelu, relu, silu"],
     );
     fails(
+        &[vit, "-o", "out.ron"],
+        &["error: --out out.ron is no name of a safetensors file, which is what is written"],
+    );
+    fails(
         &[vit, "--map", "openclip", "-o", "out.safetensors"],
         &["map of names `openclip`: there is none; give a file, or one of"],
     );
@@ -214,6 +218,36 @@ fn an_activation_that_differs_is_warned_of() {
         &[path.to_str().unwrap(), "--graph", &graph("open_clip_vit"), "-o", "out.safetensors"],
         &[said],
     );
+}
+
+#[test]
+fn heads_that_differ_are_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = golden("hf_clip");
+    let spec = r#"Graph(name: "heads", base: "alip_tiny", parts: {
+        "visual": (set: { "width": 32, "heads": 2, "image": 56 }), "text": (set: { "width": 24, "heads": 4 }) },
+        inputs: { "image": (dtype: F32, shape: "[B, 3, 56, 56]") })"#;
+    fs::write(folder.path().join("heads.ron"), spec).unwrap();
+    let args = [path.to_str().unwrap(), "--graph", "heads.ron", "--resize-positions", "-o", "out.safetensors"];
+    done(
+        folder.path(),
+        &args,
+        &[
+            "of the model says: config.json",
+            "warning: the tower of texts has 4 heads, but config.json says 3: features will differ",
+        ],
+    );
+}
+
+/// Names that stayed are still those of others, and are known again.
+#[test]
+fn names_that_stay_are_not_taken_for_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = golden("hf_clip");
+    done(folder.path(), &[path.to_str().unwrap(), "--map", "same", "-o", "same.safetensors"], &["map `same`"]);
+    done(folder.path(), &["same.safetensors", "-o", "ours.safetensors"], &["map `huggingface_clip`"]);
+    done(folder.path(), &["ours.safetensors", "-o", "again.safetensors"], &["map `same`"]);
+    assert!(tensors(&folder.path().join("again.safetensors")) == tensors(&folder.path().join("ours.safetensors")));
 }
 
 /// Gates, which nobody else has, keep their first values; positions are resampled only when asked for, and a part can be taken.

@@ -281,6 +281,22 @@ fn a_spec_with_weights_of_a_file() {
     );
 }
 
+/// Images need no vocabulary; texts are told when its ids are more than the table has rows.
+#[test]
+fn a_table_smaller_than_the_vocabulary() {
+    let folder = trained();
+    let at = folder.path();
+    fine(at, &["export", "runs/small", "--to", "safetensors", "-o", "w.safetensors"]);
+    fs::write(at.join("bare.ron"), r#"Graph(name: "bare", base: "on_photos", data: None)"#).unwrap();
+    let with = ["--model", "bare.ron", "--weights", "w.safetensors"];
+    fine(at, &[&["embed", "--images", "photos", "--out", "x.npy"][..], &with].concat());
+    refused(
+        at,
+        &[&["embed", "--text", "a", "--out", "y.npy"][..], &with].concat(),
+        "error: `bare` cannot read texts: its table of tokens has 512 rows, and the vocabulary 'clip' 49408 ids; name the vocabulary",
+    );
+}
+
 #[test]
 fn a_model_as_onnx() {
     let folder = trained();

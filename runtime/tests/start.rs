@@ -121,8 +121,20 @@ fn all_weights_of_a_file() {
             "raw_weight_mean": None, "caption_weight_mean": None, "gate_margin": None })"#;
     fs::write(at.join("ungated.ron"), clip).unwrap();
     let from = |file| ["train", "ungated", "--weights", file, "--steps", "1", "--out", "ungated", "--no-eval"];
-    refused(at, &from(&checkpoint), "left over, for which the graph has no place:\n    `dcg_caption.ema` []");
-    fine(at, &from("clip.safetensors"));
+    let (_, said) = fine(at, &from(&checkpoint));
+    let gates = "states of gates, which the graph has not, left out: dcg_caption.ema, dcg_raw.ema, lcg.ema";
+    assert!(said.contains(gates), "{said}");
+    // A parameter is no gate.
+    fs::write(
+        at.join("extra.ron"),
+        r#"Graph(name: "extra", base: "steady", params: { "extra": (shape: "[D]", init: "ones") },
+            body: ["x = normalize(visual(image) * extra)"])"#,
+    )
+    .unwrap();
+    fine(at, &["train", "extra", "--steps", "1", "--out", "extra", "--no-eval"]);
+    let extra = newest(&at.join("extra")).display().to_string();
+    let onto = ["train", "steady", "--weights", &extra, "--steps", "1", "--out", "onto", "--no-eval"];
+    refused(at, &onto, "left over, for which the graph has no place:\n    `extra` [16]");
     fine(at, &["train", "--resume", "from", "--weights", "clip.safetensors", "--steps", "2", "--no-eval"]);
     fine(at, &["train", "steady", "--steps", "2", "--out", "other", "--no-eval"]);
     fine(at, &["export", "other", "--to", "safetensors", "-o", "other.safetensors"]);

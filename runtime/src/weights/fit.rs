@@ -57,6 +57,7 @@ pub struct FitOptions<'a> {
 pub struct Fit {
     taken: Vec<Taken>,
     kept: Vec<String>,
+    gates: Vec<String>,
     others: Vec<String>,
 }
 
@@ -101,6 +102,7 @@ impl Fit {
                 Some(wanted) if !wanted.is_weight() => fit.others.push(name.to_string()),
                 Some(_) => {}
                 None if weights.is_checkpoint() && is_of_training(name) => fit.others.push(name.to_string()),
+                None if weights.is_checkpoint() && is_gate(name, weights) => fit.gates.push(name.to_string()),
                 None => wrong.left_over.push(left_over(name, weights, wanted_names(wanted))),
             }
         }
@@ -167,6 +169,11 @@ impl Fit {
         &self.kept
     }
 
+    /// States of a checkpoint's gates, for which the graph has no place.
+    pub fn gates(&self) -> &[String] {
+        &self.gates
+    }
+
     /// Names of the weights that were not selected, or are no weights: moments, averages.
     pub fn others(&self) -> &[String] {
         &self.others
@@ -209,6 +216,14 @@ fn module(name: &str) -> Option<&str> {
 /// Whether a name in a checkpoint of ours is the optimiser's, the step's or an average, as the compiler names them.
 fn is_of_training(name: &str) -> bool {
     ["optimizer.", "average.", "train.", "loss_scale."].iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Whether a name in a checkpoint of ours is a gate's state: of a module that has numbers alone, none of which was trained.
+fn is_gate(name: &str, weights: &Weights) -> bool {
+    let is_number = |name: &str| weights.info(name).is_some_and(|(_, shape)| shape.is_empty());
+    let of_gate = |other: &str| module(other) != module(name) || is_number(other);
+    let is_trained = |other: &str| other.starts_with("optimizer.") && other.contains(name);
+    module(name).is_some() && weights.names().all(of_gate) && !weights.names().any(is_trained)
 }
 
 /// Counters, and states of modules that are not in the weights at all.
@@ -280,6 +295,8 @@ pub struct Assigned {
     pub assigned: Vec<String>,
     /// Paths of states that no source of weights has, such as gates'; they are as they were.
     pub kept: Vec<String>,
+    /// States of a checkpoint's gates, for which the graph has no place.
+    pub gates: Vec<String>,
     /// Names in the file that were not asked for.
     pub others: Vec<String>,
 }
@@ -306,5 +323,10 @@ pub fn assign(session: &mut Session, weights: &mut Weights, select: Option<&str>
             session.write_state(&average, &tensor)?;
         }
     }
-    Ok(Assigned { assigned: fit.taken().map(str::to_string).collect(), kept: fit.kept, others: fit.others })
+    Ok(Assigned {
+        assigned: fit.taken().map(str::to_string).collect(),
+        kept: fit.kept,
+        gates: fit.gates,
+        others: fit.others,
+    })
 }

@@ -96,3 +96,22 @@ pub fn save_as(
         Ok(floats.apply(&entry.name, weights.path(), tensor)?.bytes)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Infinities that were there stay; none are made.
+    #[test]
+    fn numbers_that_f16_cannot_hold_are_refused() {
+        let write = |value: f32| {
+            let bytes = [1.0, value].into_iter().flat_map(f32::to_le_bytes).collect();
+            Floats::As(DType::F16).apply("w", Path::new("x"), RawTensor { dtype: FileType::F32, shape: vec![2], bytes })
+        };
+        let error = write(-65520.0).unwrap_err().to_string();
+        assert_eq!(error, "x: `w` has the number -65520, and f16 none above 65504; write bf16 or f32");
+        for value in [65519.0, f32::INFINITY] {
+            assert!(write(value).is_ok(), "{value}");
+        }
+    }
+}

@@ -147,18 +147,20 @@ fn source(args: &Args) -> Outcome<Source> {
         let why = "is a run, which was compiled of a spec of its own; leave --graph out";
         return Err(Failure::message(format!("{} {why}", args.from.display())));
     }
+    let mut source = source;
+    of_file(args, &mut source)?;
     Ok(source)
 }
 
-/// What the graph of --graph says of a file of weights, which must be those of this graph.
+/// What the graph of --graph says of weights that have none of their own, and which must be those of this graph.
 #[cfg(feature = "compile")]
 fn of_file(args: &Args, source: &mut Source) -> Outcome<()> {
     use alip_runtime::weights::{Fit, FitOptions};
     let Some(spec) = &args.graph else { return Ok(()) };
     let graph = crate::graphs::Graph::of(spec, &Default::default())?;
     Fit::new(&source.weights, graph.name(), &graph.wanted(), &FitOptions::default())?;
-    source.normalization = graph.normalization();
-    source.ids = graph.vocabulary().map(|vocab| u64::from(vocab.size()));
+    source.normalization = graph.normalization().or(source.normalization.take());
+    source.ids = graph.vocabulary().map(|vocab| u64::from(vocab.size())).or(source.ids);
     Ok(())
 }
 

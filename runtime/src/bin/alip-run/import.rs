@@ -128,6 +128,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if !fit.kept().is_empty() {
         note!("not in the file, and left at their first values: {}", fit.kept().join(", "));
     }
+    say_gates(fit.gates());
     if !fit.others().is_empty() {
         note!("{} tensors of the file were not selected", fit.others().len());
     }
@@ -156,6 +157,13 @@ pub(crate) fn opened(file: &Path, map: Option<&str>) -> Outcome<Weights> {
     weights.notes().iter().for_each(|text| note!("{text}"));
     note!("names: those of map `{}`", weights.map());
     Ok(weights)
+}
+
+/// Names what of a checkpoint has no place in a graph, and is no weight.
+pub(crate) fn say_gates(gates: &[String]) {
+    if !gates.is_empty() {
+        note!("states of gates, which the graph has not, left out: {}", gates.join(", "));
+    }
 }
 
 /// Says on stderr what of a graph is otherwise than the source of weights that are put into it says, of the towers that they are of.

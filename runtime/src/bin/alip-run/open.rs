@@ -144,6 +144,7 @@ impl WeightsArgs {
         if !assigned.kept.is_empty() {
             note!("not in the file, and left at their first values: {}", assigned.kept.join(", "));
         }
+        crate::import::say_gates(&assigned.gates);
         let content = format!("{code} {}", weights.fingerprint()?);
         opened(session, content, 0, (pipeline, Vocabularies::default()))
     }

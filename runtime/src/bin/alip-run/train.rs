@@ -252,6 +252,7 @@ fn started(args: &Args, session: &mut Session, sources: Option<&SpecSources>) ->
             kept => format!("; not in it, and at their first values: {}", kept.join(", ")),
         };
         note!("started from {identity}: {} tensors{kept}", assigned.assigned.len());
+        crate::import::say_gates(&assigned.gates);
         if let Some(sources) = sources {
             let has = |of_images: bool| assigned.assigned.iter().any(|name| name.starts_with("visual.") == of_images);
             warn(sources, &Weights::open_as_ours(Path::new(&identity.file), None)?, [has(true), has(false)])?;
