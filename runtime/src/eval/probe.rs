@@ -8,8 +8,9 @@
 //! is the same objective, and far fewer steps. Sums are split by shapes, so a probe has the same bits on any number of threads.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use argmin::core::{CostFunction, Error, Executor, Gradient};
+use argmin::core::{CostFunction, Error, Executor, Gradient, State, TerminationReason};
 use argmin::solver::linesearch::MoreThuenteLineSearch;
 use argmin::solver::quasinewton::LBFGS;
 use rayon::prelude::*;
@@ -50,6 +51,9 @@ pub struct Probe {
     pub accuracy: ZeroShot,
     /// The share of images whose class is among the first five.
     pub top5: f64,
+    /// Whether the last fit took as many steps as it may and was not done.
+    #[serde(default)]
+    pub unfinished: bool,
 }
 
 /// Why there is no probe.
@@ -66,19 +70,24 @@ pub enum ProbeError {
         /// How many there are.
         classes: usize,
     },
+    /// Somebody asked to stop.
+    #[error("stopped before the probe was fitted")]
+    Stopped,
     /// The optimiser failed.
     #[error("the probe could not be fitted: {0}")]
     Optimiser(String),
 }
 
-/// Trains a classifier on embeddings with their classes and measures it on others.
+/// Trains a classifier on embeddings with their classes and measures it on others; `stop` is set from outside to end it between two
+/// steps.
 ///
 /// # Errors
-/// Counts or columns do not fit, a label does not exist, a class has no training image, or the optimiser fails.
+/// Counts or columns do not fit, a label does not exist, a class has no training image, the optimiser fails, or somebody stopped it.
 pub fn probe(
     train: (Rows<'_>, &[usize]),
     test: (Rows<'_>, &[usize]),
     classes: usize,
+    stop: &AtomicBool,
 ) -> Result<(Probe, Classified), ProbeError> {
     for (images, labels) in [train, test] {
         if labels.len() != images.count() {
@@ -105,7 +114,7 @@ pub fn probe(
         if tried.iter().any(|(known, _)| *known == power) {
             return Ok(());
         }
-        start = fitted.fit(10f64.powf(power), &start)?;
+        start = fitted.fit(10f64.powf(power), &start, stop)?.0;
         tried.push((power, validated.classified(&start).top(1)));
         Ok(())
     };
@@ -120,7 +129,7 @@ pub fn probe(
     let power = best(&tried).unwrap_or(0.0);
     tried.sort_by(|a, b| a.0.total_cmp(&b.0));
     let c = 10f64.powf(power);
-    let weights = all.fit(c, &vec![0.0; classes * all.width])?;
+    let (weights, is_done) = all.fit(c, &vec![0.0; classes * all.width], stop)?;
     let classified = Samples::new(test, &units, classes).classified(&weights);
     let probe = Probe {
         c,
@@ -128,6 +137,7 @@ pub fn probe(
         trained_on: train.1.len(),
         accuracy: classified.accuracy(test.1, classes),
         top5: classified.top(5),
+        unfinished: !is_done,
     };
     Ok((probe, classified))
 }
@@ -211,17 +221,23 @@ impl Samples {
         1.0 / (c * self.labels.len() as f64 * self.spread.powi(2))
     }
 
-    /// The weights [classes, width] that are best for a penalty, found from others.
-    fn fit(&self, c: f64, start: &[f64]) -> Result<Vec<f64>, ProbeError> {
-        let objective = Objective { samples: self, penalty: self.penalty(c), last: RefCell::default() };
-        let fail = |error: Error| ProbeError::Optimiser(error.to_string());
+    /// The weights [classes, width] that are best for a penalty, found from others, and whether the search for them came to its end
+    /// within [`MOST_STEPS`].
+    fn fit(&self, c: f64, start: &[f64], stop: &AtomicBool) -> Result<(Vec<f64>, bool), ProbeError> {
+        let objective = Objective { samples: self, penalty: self.penalty(c), stop, last: RefCell::default() };
+        let fail = |error: Error| match stop.load(Ordering::Relaxed) {
+            true => ProbeError::Stopped,
+            false => ProbeError::Optimiser(error.to_string()),
+        };
         let solver = LBFGS::new(MoreThuenteLineSearch::new(), MEMORY).with_tolerance_grad(TOLERANCE).map_err(fail)?;
         let run = Executor::new(objective, solver)
             .configure(|state| state.param(start.to_vec()).max_iters(MOST_STEPS))
             .run()
             .map_err(fail)?;
         let mut state = run.state;
-        state.take_best_param().ok_or_else(|| ProbeError::Optimiser("it took no step".into()))
+        let is_done = state.get_termination_reason() != Some(&TerminationReason::MaxItersReached);
+        let weights = state.take_best_param().ok_or_else(|| ProbeError::Optimiser("it took no step".into()))?;
+        Ok((weights, is_done))
     }
 }
 
@@ -229,18 +245,23 @@ impl Samples {
 struct Objective<'a> {
     samples: &'a Samples,
     penalty: f64,
+    /// Looked at whenever a solver asks.
+    stop: &'a AtomicBool,
     /// The weights that were asked for last, with value and gradient: a solver asks for them one after the other.
     last: RefCell<(Vec<f64>, f64, Vec<f64>)>,
 }
 
 impl Objective<'_> {
-    fn at<T>(&self, weights: &[f64], take: impl Fn(f64, &Vec<f64>) -> T) -> T {
+    fn at<T>(&self, weights: &[f64], take: impl Fn(f64, &Vec<f64>) -> T) -> Result<T, Error> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(ProbeError::Stopped.into());
+        }
         let mut last = self.last.borrow_mut();
         if last.0 != weights {
             let (value, gradient) = self.evaluated(weights);
             *last = (weights.to_vec(), value, gradient);
         }
-        take(last.1, &last.2)
+        Ok(take(last.1, &last.2))
     }
 
     fn evaluated(&self, weights: &[f64]) -> (f64, Vec<f64>) {
@@ -306,7 +327,7 @@ impl CostFunction for Objective<'_> {
     type Output = f64;
 
     fn cost(&self, weights: &Vec<f64>) -> Result<f64, Error> {
-        Ok(self.at(weights, |value, _| value))
+        self.at(weights, |value, _| value)
     }
 }
 
@@ -315,13 +336,15 @@ impl Gradient for Objective<'_> {
     type Gradient = Vec<f64>;
 
     fn gradient(&self, weights: &Vec<f64>) -> Result<Vec<f64>, Error> {
-        Ok(self.at(weights, |_, gradient| gradient.clone()))
+        self.at(weights, |_, gradient| gradient.clone())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    static NEVER: AtomicBool = AtomicBool::new(false);
 
     /// Points of `classes` clouds on a circle, a row each; every seventh is labelled as the next class.
     fn clouds(count: usize, classes: usize, phase: f64) -> (Vec<f32>, Vec<usize>) {
@@ -348,7 +371,7 @@ mod tests {
         let moved: Vec<f32> = data.iter().map(|value| value * 0.25 + 8.0).collect();
         let c = 3.0;
         let own = samples(&moved, 2, &labels, 3);
-        let fitted = own.fit(c, &[0.0; 9]).unwrap();
+        let (fitted, _) = own.fit(c, &[0.0; 9], &NEVER).unwrap();
         let units = Units::of(Rows::new("points", &moved, 2).unwrap());
         let plain_units = Units { mean: vec![0.0; 2], spread: 1.0 };
         let plain = Samples::new((Rows::new("points", &moved, 2).unwrap(), &labels), &plain_units, 3);
@@ -360,7 +383,7 @@ mod tests {
         };
         let weights: Vec<f64> = fitted.chunks(3).flat_map(as_plain).collect();
         let value = |of: &Samples, weights: &[f64]| {
-            Objective { samples: of, penalty: of.penalty(c), last: RefCell::default() }.evaluated(weights)
+            Objective { samples: of, penalty: of.penalty(c), stop: &NEVER, last: RefCell::default() }.evaluated(weights)
         };
         let ((ours, _), (plainly, gradient)) = (value(&own, &fitted), value(&plain, &weights));
         assert!((ours - plainly).abs() < 1e-12, "{ours} and {plainly}");
@@ -371,7 +394,7 @@ mod tests {
     fn the_gradient_is_that_of_the_objective() {
         let (data, labels) = clouds(40, 3, 0.0);
         let samples = samples(&data, 2, &labels, 3);
-        let objective = Objective { samples: &samples, penalty: 0.1, last: RefCell::default() };
+        let objective = Objective { samples: &samples, penalty: 0.1, stop: &NEVER, last: RefCell::default() };
         let weights: Vec<f64> = (0..9).map(|at| f64::from(at).sin()).collect();
         let (_, gradient) = objective.evaluated(&weights);
         for at in 0..weights.len() {
@@ -390,11 +413,12 @@ mod tests {
         let (data, labels) = clouds(90, 3, 0.0);
         let samples = samples(&data, 2, &labels, 3);
         for c in [0.01, 1.0, 1e4] {
-            let weights = samples.fit(c, &[0.0; 9]).unwrap();
-            let objective = Objective { samples: &samples, penalty: samples.penalty(c), last: RefCell::default() };
+            let (weights, is_done) = samples.fit(c, &[0.0; 9], &NEVER).unwrap();
+            let objective =
+                Objective { samples: &samples, penalty: samples.penalty(c), stop: &NEVER, last: RefCell::default() };
             let (_, gradient) = objective.evaluated(&weights);
             let norm = gradient.iter().map(|part| part * part).sum::<f64>().sqrt();
-            assert!(norm < TOLERANCE, "c {c}: a gradient of {norm}");
+            assert!(is_done && norm < TOLERANCE, "c {c}: a gradient of {norm}");
         }
     }
 
@@ -402,7 +426,7 @@ mod tests {
     fn a_probe_learns_what_can_be_told_by_a_line() {
         let ((train, labels), (test, right)) = (clouds(140, 4, 0.0), clouds(80, 4, 1.0));
         let [train, test] = [&train, &test].map(|data| Rows::new("points", data, 2).unwrap());
-        let (probe, _) = super::probe((train, &labels), (test, &right), 4).unwrap();
+        let (probe, _) = super::probe((train, &labels), (test, &right), 4, &NEVER).unwrap();
         // One in seven is labelled wrongly, also among those that are measured.
         let wrong = (0..80).filter(|at| at % 7 == 3).count();
         assert_eq!(probe.accuracy.top1, (80 - wrong) as f64 / 80.0);
@@ -424,10 +448,18 @@ mod tests {
     fn mistakes_are_errors_that_say_what_is_wrong() {
         let rows = Rows::new("points", &[0.0, 1.0], 1).unwrap();
         let check = |train: &[usize], test: &[usize], message: &str| {
-            assert_eq!(super::probe((rows, train), (rows, test), 2).unwrap_err().to_string(), message);
+            assert_eq!(super::probe((rows, train), (rows, test), 2, &NEVER).unwrap_err().to_string(), message);
         };
         check(&[0], &[0, 1], "labels: 1 where 2 are needed");
         check(&[0, 1], &[0, 2], "class 2 does not exist, there are 2");
         check(&[0, 0], &[0, 1], "class 1 has no training image that could be read, of 2 classes");
+    }
+
+    #[test]
+    fn a_fit_can_be_stopped() {
+        let (data, labels) = clouds(30, 3, 0.0);
+        let rows = Rows::new("points", &data, 2).unwrap();
+        let found = super::probe((rows, &labels), (rows, &labels), 3, &AtomicBool::new(true));
+        assert_eq!(found.unwrap_err().to_string(), "stopped before the probe was fitted");
     }
 }

@@ -323,8 +323,15 @@ impl Work<'_, '_, '_> {
         let train = rows("embeddings of training images", &trained.images, &trained).map_err(&fail)?;
         let test = rows("image embeddings", &features.images, &features).map_err(&fail)?;
         let set = self.set.name.clone();
-        let (probe, found) =
-            probe((train, &taught), (test, &labels), names.len()).map_err(|source| EvalError::Probe { set, source })?;
+        let stop = self.protocol.reading.stop;
+        let fitted = probe((train, &taught), (test, &labels), names.len(), stop);
+        let (probe, found) = fitted.map_err(|source| match source {
+            ProbeError::Stopped => EvalError::Encode { set, source: EncodeError::Stopped },
+            source => EvalError::Probe { set, source },
+        })?;
+        if probe.unfinished {
+            self.remarks.push("the fit of the probe was ended after the most steps that it may take".into());
+        }
         let confusion = confusion(&found, &labels, names.len());
         Ok((features, Figures::Probe { names: names.clone(), probe, confusion }))
     }

@@ -91,7 +91,7 @@ impl FolderSource {
                 advice: "use `Folder`".into(),
             });
         };
-        let root = PathBuf::from(paths::expand(path)?);
+        let root = paths::folder(path)?;
         let (chosen, option) = match mode {
             Mode::Train => (split, "split"),
             Mode::Eval => (eval_split, "eval_split"),

@@ -101,6 +101,26 @@ pub fn all_folders(folder: &str) -> String {
     in_folder(folder, "*")
 }
 
+/// The one folder of a path without patterns: as it is written, or as [`literal`] writes it.
+pub(super) fn folder(path: &str) -> Result<PathBuf, DataError> {
+    let path = expand(path)?;
+    if Path::new(&path).is_dir() {
+        return Ok(path.into());
+    }
+    let mut out = String::new();
+    let mut rest = path.as_str();
+    while let Some(letter) = rest.chars().next() {
+        let inner = rest.strip_prefix('[').and_then(|rest| rest.chars().next().filter(|c| "*?[]{}".contains(*c)));
+        let (letter, length) = match inner {
+            Some(inner) if rest[2..].starts_with(']') => (inner, 3),
+            _ => (letter, letter.len_utf8()),
+        };
+        out.push(letter);
+        rest = &rest[length..];
+    }
+    Ok(out.into())
+}
+
 /// A pattern that stands for this path alone.
 pub(crate) fn literal(path: &str) -> String {
     let mut out = String::new();

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use alip_plan::pipeline::{Mode, Source};
 use serde::{Deserialize, Serialize};
 
-use crate::data::{DataError, FolderSource, SampleSource, read_text};
+use crate::data::{DataError, FolderSource, SampleSource, literal, read_text};
 
 /// Name of the file that some layouts hold their templates in, a line each, and that any may have beside its images.
 pub const TEMPLATES: &str = "zeroshot_classification_templates.txt";
@@ -278,7 +278,7 @@ impl Layout {
                 captions::open(&place, &root.join(images), split, only.as_deref())
             }
             Layout::Folder { split, .. } => {
-                let path = place.to_string_lossy().into_owned();
+                let path = literal(&place.to_string_lossy());
                 let (eval_split, split) = (split.clone(), String::new());
                 let (raw, caption, swap_raw, swap_seed) = (0, 0, 0.0, 0);
                 let source = Source::Folder { path, split, eval_split, raw, caption, swap_raw, swap_seed };

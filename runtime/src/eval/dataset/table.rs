@@ -37,7 +37,7 @@ pub(super) fn open(layout: &Layout, data: &Path) -> Result<Dataset, DataError> {
             eval_path: String::new(),
             image: image.clone(),
             texts,
-            root: if root.is_empty() { String::new() } else { absolute(&data.join(root)) },
+            root: if root.is_empty() { String::new() } else { literal(&absolute(&data.join(root))) },
             key: String::new(),
             separator: separator.clone(),
         },

@@ -618,6 +618,16 @@ fn a_folder_has_the_captions_of_training() {
     assert_eq!(set.captions(1).unwrap(), [["one"]]);
 }
 
+/// What a suite names is there by that name: no variable, no pattern.
+#[test]
+fn paths_of_a_suite_are_taken_as_they_are() {
+    let lines = br#"{"image": "1.png", "captions": ["one"], "split": "test"}"#;
+    let files: [File<'_>; 2] = [("a${b}[*]/1.png", b""), ("a${b}[*]/captions.jsonl", lines)];
+    check(&files, r#"Folder(path: "a${b}[*]")"#, Ok("| 1.png=one"));
+    let files: [File<'_>; 2] = [("a${b}[*]/1.png", b""), ("t.csv", b"filepath,label\n1.png,cat\n")];
+    check(&files, r#"Table(path: "t.csv", root: "a${b}[*]", class: "label")"#, Ok("cat | 1.png=0"));
+}
+
 /// Sets that are told apart where features are kept.
 #[test]
 fn lists_that_differ_have_other_hashes() {

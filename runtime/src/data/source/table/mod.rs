@@ -109,7 +109,7 @@ impl TableSource {
         let own_key = Some(key).filter(|key| !key.is_empty());
         let wanted: Vec<String> = std::iter::once(image).chain(texts.values()).chain(own_key).cloned().collect();
         let separator = separator.bytes().next();
-        let root = PathBuf::from(paths::expand(root)?);
+        let root = paths::folder(root)?;
         let open = |path: &PathBuf| Table::open(path, &root, separator, &wanted);
         // Of several that are wrong the first is named.
         let tables: Vec<Result<Table, DataError>> = files.par_iter().map(open).collect();
