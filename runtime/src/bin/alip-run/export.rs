@@ -239,7 +239,7 @@ fn onnx(_: &Args, _: &mut Source) -> Outcome<()> {
 fn described(args: &Args, source: &Source, clip: &Clip, format: Format) -> Outcome<Described> {
     let shapes = clip.shapes();
     let widths = [shapes.vision.attention(), shapes.text.width];
-    let Normalization { mean, std } = source.normalization.clone().unwrap_or_else(|| {
+    let Normalization { mean, std } = source.normalization.unwrap_or_else(|| {
         note!("nothing says what images are normalised with: CLIP's numbers are written");
         Normalization { mean: CLIP_MEAN, std: CLIP_STD }
     });
