@@ -5,6 +5,7 @@ pub mod compiled;
 pub mod fuzz;
 pub mod goldens;
 pub mod inlined;
+pub mod mutated;
 pub mod packing;
 pub mod skip;
 pub mod small;

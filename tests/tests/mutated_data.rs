@@ -16,12 +16,10 @@ use std::time::Duration;
 
 use alip_plan::pipeline::{Mode, Source};
 use alip_runtime::data::{DecodeLimits, Field, RawSample, SampleSource, decode_rgb, open_source};
+use alip_tests::mutated::{Draws, HANGS, number};
 
 /// Cases that run with the other tests.
 const SHARE: u64 = 600;
-
-/// No case takes a hundredth of it, whatever else the machine does.
-const HANGS: Duration = Duration::from_secs(120);
 
 /// Samples of a sound source.
 const SAMPLES: usize = 8;
@@ -36,23 +34,6 @@ struct Sound {
     source: fn(&Path) -> Source,
     /// What is cut off at the end of its first file cannot be noticed.
     ends_anywhere: bool,
-}
-
-/// Random numbers: splitmix64.
-struct Draws(u64);
-
-impl Draws {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
 }
 
 fn photograph(number: usize) -> Vec<u8> {
@@ -231,7 +212,7 @@ fn damage(bytes: &mut Vec<u8>, draws: &mut Draws) -> (Range<usize>, bool) {
             (at..at + 1, false)
         }
         2 => {
-            bytes[at..at + span].iter_mut().for_each(|byte| *byte = draws.next() as u8);
+            bytes[at..at + span].iter_mut().for_each(|byte| *byte = draws.any() as u8);
             (at..at + span, false)
         }
         3 => {
@@ -248,7 +229,7 @@ fn damage(bytes: &mut Vec<u8>, draws: &mut Draws) -> (Range<usize>, bool) {
             (at..at + span, false)
         }
         6 => {
-            let more: Vec<u8> = (0..span).map(|_| draws.next() as u8).collect();
+            let more: Vec<u8> = (0..span).map(|_| draws.any() as u8).collect();
             bytes.splice(at..at, more);
             (at..at + 1, false)
         }
@@ -331,10 +312,6 @@ fn case(sound: &Sound, expected: &[Vec<Field>], folder: &Path, seed: u64) -> Res
         ));
     }
     Ok(if counted.is_empty() { Outcome::Sound } else { Outcome::Counted })
-}
-
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
 }
 
 /// The campaign, in a process of its own: what sources keep in the user's cache goes into a folder that is removed.

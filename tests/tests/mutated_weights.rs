@@ -15,12 +15,10 @@ use std::time::{Duration, Instant};
 
 use alip_runtime::weights::Weights;
 use alip_tests::goldens;
+use alip_tests::mutated::{Draws, HANGS, number};
 
 /// Cases that run with the other tests.
 const SHARE: u64 = 1500;
-
-/// No case takes a hundredth of it, whatever else the machine does.
-const HANGS: Duration = Duration::from_secs(120);
 
 /// What the goldens, the values of the largest pickle that is read, and the rest of the process have room in many times.
 const MEMORY_KIB: u64 = 2 << 20;
@@ -37,23 +35,6 @@ const FILES: [&str; 8] = [
     "containers/legacy_protocol_4.pt",
 ];
 
-/// Random numbers: splitmix64.
-struct Draws(u64);
-
-impl Draws {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-}
-
 /// Damages bytes in a few places, most of them where sizes and names are: at the beginning, the pickles, and the end.
 fn mutated(sound: &[u8], draws: &mut Draws) -> Vec<u8> {
     /// The pickles of the goldens, and the directory of an archive.
@@ -67,7 +48,7 @@ fn mutated(sound: &[u8], draws: &mut Draws) -> Vec<u8> {
             _ => draws.below(bytes.len()),
         };
         match draws.below(8) {
-            0..3 => bytes[at] = draws.next() as u8,
+            0..3 => bytes[at] = draws.any() as u8,
             3 => bytes[at] ^= 1 << draws.below(8),
             4 => {
                 // Lengths and counts that are too large.
@@ -101,10 +82,6 @@ fn read(path: &Path) -> Result<usize, String> {
     }
     let _ = weights.shapes();
     Ok(names.len())
-}
-
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
 }
 
 /// The most memory that this process had at a time, where the system says it.

@@ -248,31 +248,20 @@ impl<'a> Encoder<'a> {
             let inputs = self.session.plan().programs[WEIGH].batch_inputs();
             inputs.into_iter().all(|(name, _)| pipeline.outputs.contains_key(name))
         });
-        let vocabularies = reading.vocabularies.clone();
-        let Reading { workers, max_bad, .. } = *reading;
-        let options = LoaderOptions { workers, max_bad, vocabularies, ..LoaderOptions::eval(self.programs.batch) };
-        let mut loader = Loader::new(pipeline, source, &options)?;
+        let output = self.programs.image_output.clone();
         let mut all = Embedded::default();
-        while let Some(batch) = loader.next()? {
-            go_on(reading)?;
-            batch.skipped.iter().for_each(reading.skipped);
-            for program in [ENCODE_IMAGE, WEIGH] {
-                check_indices(self.session.plan(), program, &batch, |index| loader.name(index))?;
-            }
-            let keep = usable(&batch);
-            all.skipped += batch.valid - keep.len();
-            let output = self.programs.image_output.clone();
-            all.images.extend(self.run(ENCODE_IMAGE, &output, &batch.tensors, &keep)?);
-            if let Some(output) = &weight_output {
-                all.weights.extend(self.run(WEIGH, output, &batch.tensors, &keep)?);
-            }
-            all.rows.extend(keep.iter().map(|&row| batch.rows[row]));
-            for (name, labels) in &batch.labels {
-                all.labels.entry(name.clone()).or_default().extend(keep.iter().map(|&row| labels[row]));
-            }
-            (reading.progress)(all.rows.len() + all.skipped);
-            loader.give_back(batch);
-        }
+        all.skipped =
+            self.each_batch(pipeline, source, reading, |encoder, batch, keep| -> Result<(), EncodeError> {
+                all.images.extend(encoder.run(ENCODE_IMAGE, &output, &batch.tensors, keep)?);
+                if let Some(output) = &weight_output {
+                    all.weights.extend(encoder.run(WEIGH, output, &batch.tensors, keep)?);
+                }
+                all.rows.extend(keep.iter().map(|&row| batch.rows[row]));
+                for (name, labels) in &batch.labels {
+                    all.labels.entry(name.clone()).or_default().extend(keep.iter().map(|&row| labels[row]));
+                }
+                Ok(())
+            })?;
         Ok(all)
     }
 
@@ -288,9 +277,41 @@ impl<'a> Encoder<'a> {
         source: Arc<dyn SampleSource>,
         reading: &Reading<'_>,
         mut each: impl FnMut(Weighed) -> Result<(), E>,
-    ) -> Result<u64, E> {
+    ) -> Result<usize, E> {
         let (weight_output, caption_input) = self.gates(pipeline)?;
         let Programs { image_output, text_input, text_output, .. } = self.programs.clone();
+        self.each_batch(pipeline, source, reading, |encoder, batch, keep| {
+            let captions = batch.tensors.get(&caption_input).cloned();
+            let captions = captions.into_iter().map(|ids| (text_input.clone(), ids)).collect();
+            let weights = encoder.run(WEIGH, &weight_output, &batch.tensors, keep).map_err(EncodeError::from)?;
+            let images = encoder.run(ENCODE_IMAGE, &image_output, &batch.tensors, keep).map_err(EncodeError::from)?;
+            let raw = encoder.run(ENCODE_TEXT, &text_output, &batch.tensors, keep).map_err(EncodeError::from)?;
+            let captions = encoder.run(ENCODE_TEXT, &text_output, &captions, keep).map_err(EncodeError::from)?;
+            let rows = [&images, &raw, &captions].map(|of| of.chunks_exact(encoder.programs.dim));
+            let [images, raw, captions] = rows;
+            let samples = keep.iter().zip(weights).zip(images.zip(raw).zip(captions));
+            for ((&place, weight), ((image, raw), caption)) in samples {
+                each(Weighed {
+                    row: batch.rows[place],
+                    weight,
+                    text_similarity: inner(raw, caption),
+                    raw_similarity: inner(image, raw),
+                    caption_similarity: inner(image, caption),
+                })?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Goes over a source once, as the pipeline's evaluation body prepares it, a batch at a time, with the rows of each that hold their
+    /// own sample; samples that cannot be read are told, and how many they are is returned.
+    fn each_batch<E: From<EncodeError>>(
+        &mut self,
+        pipeline: &Pipeline,
+        source: Arc<dyn SampleSource>,
+        reading: &Reading<'_>,
+        mut visit: impl FnMut(&mut Encoder<'a>, &Batch, &[usize]) -> Result<(), E>,
+    ) -> Result<usize, E> {
         let vocabularies = reading.vocabularies.clone();
         let Reading { workers, max_bad, .. } = *reading;
         let options = LoaderOptions { workers, max_bad, vocabularies, ..LoaderOptions::eval(self.programs.batch) };
@@ -304,25 +325,9 @@ impl<'a> Encoder<'a> {
                 checked.map_err(EncodeError::from)?;
             }
             let keep = usable(&batch);
-            let captions = batch.tensors.get(&caption_input).cloned();
-            let captions = captions.into_iter().map(|ids| (text_input.clone(), ids)).collect();
-            let weights = self.run(WEIGH, &weight_output, &batch.tensors, &keep).map_err(EncodeError::from)?;
-            let images = self.run(ENCODE_IMAGE, &image_output, &batch.tensors, &keep).map_err(EncodeError::from)?;
-            let raw = self.run(ENCODE_TEXT, &text_output, &batch.tensors, &keep).map_err(EncodeError::from)?;
-            let captions = self.run(ENCODE_TEXT, &text_output, &captions, &keep).map_err(EncodeError::from)?;
-            let row = |of: &[f32], at: usize| of[at * self.programs.dim..(at + 1) * self.programs.dim].to_vec();
-            for (at, &place) in keep.iter().enumerate() {
-                let [image, raw, caption] = [&images, &raw, &captions].map(|of| row(of, at));
-                each(Weighed {
-                    row: batch.rows[place],
-                    weight: weights[at],
-                    text_similarity: inner(&raw, &caption),
-                    raw_similarity: inner(&image, &raw),
-                    caption_similarity: inner(&image, &caption),
-                })?;
-            }
+            visit(self, &batch, &keep)?;
             seen += batch.valid;
-            left_out += (batch.valid - keep.len()) as u64;
+            left_out += batch.valid - keep.len();
             (reading.progress)(seen);
             loader.give_back(batch);
         }

@@ -96,9 +96,6 @@ pub struct Store<'a> {
 /// The key of the header that says what features are of.
 const OF: &str = "features";
 
-/// The key of the header that files are written with their checksums under.
-const CHECKSUMS: &str = "crc32c";
-
 impl Store<'_> {
     fn path(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.safetensors"))
@@ -122,7 +119,7 @@ impl Store<'_> {
         }
         let mut file = TensorFile::open(&path)?;
         let damaged = |why: &str| FileError::Damaged { path: path.clone(), why: why.into() };
-        if file.text(CHECKSUMS).is_none() {
+        if !file.has_checksums() {
             return Err(damaged("it has no checksums, which every file of features is written with").into());
         }
         file.verify()?;

@@ -1,12 +1,18 @@
 //! Image files as a source.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::data::{DataError, Field, RawSample, SampleError, SampleSource, read_image};
+use super::dataset::sample_of;
+use crate::data::{DataError, RawSample, SampleError, SampleSource, read_image};
 
 /// Extensions of image files, in lower case.
-const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+pub(super) const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+
+/// Whether a path has the ending of an image.
+pub fn is_image(path: &Path) -> bool {
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
+    extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
+}
 
 /// Image files, in a given order. Field: `jpeg`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,10 +70,9 @@ fn collect(folder: &Path, above: &mut Vec<PathBuf>, files: &mut Vec<PathBuf>) ->
     above.push(own);
     for entry in std::fs::read_dir(folder).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
-        let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
         if path.is_dir() {
             collect(&path, above, files)?;
-        } else if extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str())) {
+        } else if is_image(&path) {
             files.push(path);
         }
     }
@@ -81,9 +86,7 @@ impl SampleSource for ImageFiles {
     }
 
     fn sample(&self, index: u64) -> Result<RawSample, SampleError> {
-        let bytes = read_image(&self.files[index as usize])?;
-        let fields = BTreeMap::from([("jpeg".to_string(), Field::Encoded(bytes))]);
-        Ok(RawSample { fields, ..RawSample::default() })
+        Ok(sample_of(read_image(&self.files[index as usize])?, None))
     }
 
     fn name(&self, index: u64) -> String {

@@ -18,5 +18,5 @@ pub mod suite;
 
 pub use embeddings::{Embeddings, Named, npy};
 pub use encoder::{ENCODE_IMAGE, ENCODE_TEXT, Embedded, EncodeError, Encoder, Programs, Reading, WEIGH, Weighed};
-pub use images::ImageFiles;
+pub use images::{ImageFiles, is_image};
 pub use preparation::{Preparation, normalization, vocabulary};

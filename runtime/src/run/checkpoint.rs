@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use alip_plan::{Buffer, Plan, STATE_STEP};
+use alip_plan::{Buffer, Plan, STATE_STEP, StateKind};
 use safetensors::tensor::{Dtype as FileType, TensorInfo};
 use serde::{Deserialize, Serialize};
 
@@ -322,6 +322,23 @@ pub fn restore_part(path: &Path, session: &mut Session, average: bool) -> Result
         session.write_state(&state.path, &file.read(&name, state.buffer.dtype)?)?;
     }
     Ok(Restored { path: path.to_path_buf(), header, content: file.content()? })
+}
+
+/// Puts the averages of the weights, which the training step keeps beside them, in their place.
+///
+/// # Errors
+/// The plan keeps none, or the device fails.
+pub fn use_average(session: &mut Session) -> Result<(), CheckpointError> {
+    let plan = session.plan().clone();
+    let averages = plan.state.iter().filter(|state| state.kind == StateKind::Average);
+    let mut found = false;
+    for average in averages {
+        let Some(path) = average.path.strip_prefix(AVERAGE) else { continue };
+        let value = session.read_state(&average.path)?;
+        session.write_state(path, &value)?;
+        found = true;
+    }
+    if found { Ok(()) } else { Err(CheckpointError::NoAverage { plan: plan.name.clone() }) }
 }
 
 /// What the path of the average of a parameter begins with.

@@ -91,6 +91,11 @@ impl TensorFile {
         self.metadata.metadata().as_ref().and_then(|texts| texts.get(key)).map(String::as_str)
     }
 
+    /// Whether it has checksums, as every file of ours.
+    pub fn has_checksums(&self) -> bool {
+        self.checksums.is_some()
+    }
+
     /// What is in the file, told from other files by a short hash: of the checksums, where it has them, and of every byte else.
     ///
     /// # Errors

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use alip_plan::Plan;
 use alip_plan::pipeline::{Mode, Pipeline, Source};
-use alip_plan::{Plan, StateKind};
 use serde::{Deserialize, Serialize};
 
 use super::report::{Found, Picture, Sample, Weights};
@@ -36,12 +36,6 @@ pub enum MeasureError {
     NotHeldOut {
         /// The kind of source.
         kind: &'static str,
-    },
-    /// The average of the weights was asked for.
-    #[error("the run of `{plan}` keeps no average of its weights: its graph has no `train: (ema: (decay: 0.999))`")]
-    NoAverage {
-        /// Name of the graph.
-        plan: String,
     },
 }
 
@@ -162,23 +156,6 @@ pub fn measure(session: &mut Session, how: &Measuring<'_>) -> Result<(Results, V
         weights: weight_results(&embedded),
     };
     Ok((results, samples))
-}
-
-/// Puts the averages of the weights, which the training step keeps beside them, in their place.
-///
-/// # Errors
-/// The plan keeps none, or the device fails.
-pub fn use_average(session: &mut Session) -> Result<(), MeasureError> {
-    let plan = Arc::clone(session.plan());
-    let averages = plan.state.iter().filter(|state| state.kind == StateKind::Average);
-    let mut found = false;
-    for average in averages {
-        let Some(path) = average.path.strip_prefix("average.") else { continue };
-        let value = session.read_state(&average.path)?;
-        session.write_state(path, &value)?;
-        found = true;
-    }
-    if found { Ok(()) } else { Err(MeasureError::NoAverage { plan: plan.name.clone() }) }
 }
 
 /// Every true caption of the samples, and the row each belongs to.

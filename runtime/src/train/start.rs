@@ -13,12 +13,11 @@ use crate::run::{StartIdentity, Writer};
 use crate::weights::{Assigned, Weights, WeightsError, assign};
 
 /// Weights that a session was started from.
-#[derive(Clone, Debug, PartialEq)]
 pub struct Started {
     /// What they were.
     pub identity: StartIdentity,
-    /// What was said when the file was opened.
-    pub notes: Vec<String>,
+    /// The file, open.
+    pub weights: Weights,
     /// What of it went where.
     pub assigned: Assigned,
 }
@@ -33,7 +32,7 @@ pub fn start_from(session: &mut Session, starts: &[Start]) -> Result<Vec<Started
         let assigned = assign(session, &mut weights, start.select.as_deref())?;
         let identity =
             StartIdentity { file: start.file.clone(), select: start.select.clone(), hash: weights.fingerprint()? };
-        Ok(Started { identity, notes: weights.notes().to_vec(), assigned })
+        Ok(Started { identity, weights, assigned })
     };
     starts.iter().map(start).collect()
 }

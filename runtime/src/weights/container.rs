@@ -17,6 +17,7 @@ use super::torch::{FIRST, TorchFile, is_legacy};
 use super::{most_bytes, safe};
 use crate::data::ListHash;
 use crate::file::FileError;
+use crate::run::checkpoint::AVERAGE;
 use crate::run::tensors::TensorFile;
 use crate::tensor::HostTensor;
 
@@ -339,6 +340,12 @@ impl Weights {
             if whole.bytes.is_empty() { whole.bytes = tensor.bytes } else { whole.bytes.extend(tensor.bytes) }
         }
         Ok(whole)
+    }
+
+    /// The name of a weight in the file, or that of its average if averages are asked for and it has one.
+    pub fn stored(&self, name: &str, average: bool) -> String {
+        let averaged = format!("{AVERAGE}{name}");
+        if average && self.info(&averaged).is_some() { averaged } else { name.to_string() }
     }
 
     /// Reads a tensor as the runtime holds it, converted as [`HostTensor::from_view`] does.

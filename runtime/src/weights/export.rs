@@ -13,6 +13,7 @@ use super::raw::RawTensor;
 use super::shapes::{Shapes, Stack, Vision};
 use super::write::Floats;
 use crate::file::{FileError, write_bytes};
+use crate::run::checkpoint::AVERAGE;
 use crate::run::tensors::{self, Entry};
 
 /// Whose files are written.
@@ -75,8 +76,7 @@ impl Clip {
         let shapes = weights.shapes()?;
         let (mut tensors, mut known) = (Vec::new(), BTreeSet::new());
         for (name, shape) in shapes.layout() {
-            let averaged = format!("average.{name}");
-            let stored = if average && weights.info(&averaged).is_some() { averaged } else { name.clone() };
+            let stored = weights.stored(&name, average);
             match weights.info(&stored) {
                 Some((_, found)) if found == shape => {}
                 Some((_, found)) => {
@@ -89,7 +89,7 @@ impl Clip {
             known.insert(name.clone());
             tensors.push((name, stored));
         }
-        if average && !tensors.iter().any(|(_, stored)| stored.starts_with("average.")) {
+        if average && !tensors.iter().any(|(_, stored)| stored.starts_with(AVERAGE)) {
             return Err(refused("it holds no averages of weights; the spec has no `ema`".into()));
         }
         let counters = weights.names().filter(|name| name.ends_with(".num_batches_tracked"));

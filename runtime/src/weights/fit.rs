@@ -11,6 +11,7 @@ use super::names::{Pattern, nearest};
 use super::positions::Resampling;
 use super::raw::RawTensor;
 use crate::exec::Session;
+use crate::run::checkpoint::AVERAGE;
 
 /// Most lines of one kind in a message.
 const SHOWN: usize = 8;
@@ -215,7 +216,7 @@ fn module(name: &str) -> Option<&str> {
 
 /// Whether a name in a checkpoint of ours is the optimiser's, the step's or an average, as the compiler names them.
 fn is_of_training(name: &str) -> bool {
-    ["optimizer.", "average.", "train.", "loss_scale."].iter().any(|prefix| name.starts_with(prefix))
+    ["optimizer.", AVERAGE, "train.", "loss_scale."].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Whether a name in a checkpoint of ours is a gate's state: of a module that has numbers alone, none of which was trained.
@@ -318,7 +319,7 @@ pub fn assign(session: &mut Session, weights: &mut Weights, select: Option<&str>
             |source| WeightsError::Tensor { path: weights.path().to_path_buf(), name: taken.path.clone(), source };
         let tensor = raw.to_host(state.buffer.dtype).map_err(fail)?;
         session.write_state(&taken.path, &tensor)?;
-        let average = format!("average.{}", taken.path);
+        let average = format!("{AVERAGE}{}", taken.path);
         if plan.state(&average).is_some_and(|state| state.kind == StateKind::Average) {
             session.write_state(&average, &tensor)?;
         }

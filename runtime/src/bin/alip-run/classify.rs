@@ -49,7 +49,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let stop = Stop::listen("stopping")?;
     // An image that cannot be read is told below; it spoils no other.
     let work = Work { stop: &stop, max_bad: 1.0 };
-    let images = sources(&args.images)?.ok_or_else(|| Failure::message("no image is named"))?;
+    let images = sources(&args.images)?;
     let texts = labels.iter().flat_map(|label| args.prompt.iter().map(move |prompt| prompt.replace("{c}", label)));
     let texts: Vec<String> = texts.collect();
     let mut opened = args.model.open((images.files().len() as u64).max(texts.len() as u64))?;

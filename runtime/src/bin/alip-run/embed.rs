@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         )));
     }
     in_a_folder(&args.out)?;
-    let images = sources(&args.images)?;
+    let images = (!args.images.is_empty()).then(|| sources(&args.images)).transpose()?;
     let files = images.iter().flat_map(|images| images.files()).map(|file| file.to_string_lossy());
     if let Some(name) = files.chain(texts.iter().map(|text| text.into())).find(|name| is_npy && name.contains('\n')) {
         return Err(Failure::message(format!("{name:?}: names beside a .npy are a line each; write .safetensors")));
@@ -124,15 +124,12 @@ pub(crate) fn embedded(opened: &mut Opened, images: Arc<ImageFiles>, work: &Work
 }
 
 /// The images of all folders and files that were named.
-pub(crate) fn sources(paths: &[PathBuf]) -> Outcome<Option<Arc<ImageFiles>>> {
-    if paths.is_empty() {
-        return Ok(None);
-    }
+pub(crate) fn sources(paths: &[PathBuf]) -> Outcome<Arc<ImageFiles>> {
     let mut files = Vec::new();
     for path in paths {
         files.extend(ImageFiles::open(path)?.files().iter().cloned());
     }
-    Ok(Some(Arc::new(ImageFiles::new(files)?)))
+    Ok(Arc::new(ImageFiles::new(files)?))
 }
 
 fn has_extension(path: &Path, wanted: &str) -> bool {

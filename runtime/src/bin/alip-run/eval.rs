@@ -8,7 +8,8 @@ use alip_runtime::data::Vocabularies;
 use alip_runtime::eval::EncodeError;
 use alip_runtime::exec::Session;
 use alip_runtime::run::RunDir;
-use alip_runtime::train::measure::{MeasureError, Measuring, measure, use_average};
+use alip_runtime::run::checkpoint::use_average;
+use alip_runtime::train::measure::{MeasureError, Measuring, measure};
 use alip_runtime::train::report::{self, Measure, Unit};
 use alip_runtime::train::summary::{Measured, Shown, report, report_name};
 

@@ -173,11 +173,8 @@ fn of_file(_: &Args, _: &mut Source) -> Outcome<()> {
 fn own(args: &Args, source: &mut Source) -> Outcome<()> {
     let is_weight = |name: &&str| !source.states.contains(*name) || source.statistics.contains(*name);
     let names: Vec<String> = source.weights.names().filter(is_weight).map(str::to_string).collect();
-    let stored = |name: &String| {
-        let average = format!("average.{name}");
-        if args.average && source.weights.info(&average).is_some() { average } else { name.clone() }
-    };
-    let pairs: Vec<(String, String)> = names.iter().map(|name| (name.clone(), stored(name))).collect();
+    let stored = |name: &String| (name.clone(), source.weights.stored(name, args.average));
+    let pairs: Vec<(String, String)> = names.iter().map(stored).collect();
     if args.average && pairs.iter().all(|(name, stored)| name == stored) {
         return Err(Failure::message(format!("{} keeps no averages of weights (`ema`)", args.from.display())));
     }

@@ -31,10 +31,9 @@ pub(crate) fn write(from: &SpecSources, weights: &mut Weights, average: bool, fo
             error => Failure::message(error),
         })?;
         let file = exported.file(|weight| -> Outcome<Vec<u8>> {
-            let averaged = format!("{AVERAGE}{}", weight.path);
-            let name = if average && weights.info(&averaged).is_some() { &averaged } else { &weight.path };
+            let name = weights.stored(&weight.path, average);
             let dtype = if weight.dtype == DType::I32 { DType::I32 } else { DType::F32 };
-            let tensor = weights.read_as(name, dtype)?;
+            let tensor = weights.read_as(&name, dtype)?;
             if tensor.shape() != weight.shape {
                 let (found, wanted) = (tensor.shape(), &weight.shape);
                 let path = weights.path().display();

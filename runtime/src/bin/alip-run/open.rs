@@ -201,9 +201,9 @@ impl Opened {
         source: &Arc<dyn SampleSource>,
         work: &Work<'_>,
         each: impl FnMut(Weighed) -> Outcome<()>,
-    ) -> Outcome<u64> {
+    ) -> Outcome<usize> {
         let Opened { session, vocabularies, .. } = self;
-        work.counted("sample", source.len(), vocabularies, |reading| -> Outcome<u64> {
+        work.counted("sample", source.len(), vocabularies, |reading| -> Outcome<usize> {
             Encoder::new(session)?.weigh(pipeline, Arc::clone(source), reading, each)
         })
     }

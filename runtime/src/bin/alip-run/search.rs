@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use alip_runtime::eval::measures::{Rows, nearest};
-use alip_runtime::eval::{Embeddings, Encoder, Named};
+use alip_runtime::eval::{Embeddings, Encoder, Named, is_image};
 
 use crate::embed::{embedded, sources};
 use crate::model::BadArgs;
@@ -38,7 +38,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome {
     let stop = Stop::listen("stopping")?;
     let work = Work { stop: &stop, max_bad: args.bad.max_bad };
-    if is_image(&args.query) && !Path::new(&args.query).is_file() {
+    if is_image(Path::new(&args.query)) && !Path::new(&args.query).is_file() {
         return Err(Failure::message(format!(
             "{}: there is no such image; a text has no ending of an image",
             args.query
@@ -61,7 +61,6 @@ pub(crate) fn run(args: &Args) -> Outcome {
         }
         false => {
             let images = sources(std::slice::from_ref(&args.images))?;
-            let images = images.ok_or_else(|| Failure::message("no images"))?;
             let mut opened = args.model.open(BATCH)?;
             let images = embedded(&mut opened, images, &work)?.0;
             (opened, images)
@@ -73,19 +72,12 @@ pub(crate) fn run(args: &Args) -> Outcome {
     show(args, &images, &query(&mut opened, &args.query, &work)?)
 }
 
-/// Whether a query has the ending of an image.
-fn is_image(query: &str) -> bool {
-    let extension = Path::new(query).extension().map(|extension| extension.to_string_lossy().to_lowercase());
-    extension.is_some_and(|extension| ["jpg", "jpeg", "png", "webp"].contains(&extension.as_str()))
-}
-
 /// The embedding of a text, or of an image if there is a file of that name.
 fn query(opened: &mut Opened, query: &str, work: &Work<'_>) -> Outcome<Vec<f32>> {
     if !Path::new(query).is_file() {
         return opened.texts(&[query.to_string()], work);
     }
-    let images = sources(&[PathBuf::from(query)])?.ok_or_else(|| Failure::message("no image"))?;
-    let (found, skipped) = embedded(opened, images, work)?;
+    let (found, skipped) = embedded(opened, sources(&[PathBuf::from(query)])?, work)?;
     match skipped {
         0 => Ok(found.rows),
         _ => Err(Failure::message(format!("{query}: this image cannot be read"))),

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use alip_plan::pipeline::{Mode, Pipeline};
@@ -15,9 +14,7 @@ use alip_runtime::run::{
     fingerprint, read_plan,
 };
 use alip_runtime::train::start::{Started, save_start, start_from};
-use alip_runtime::train::{
-    Cadence, Measures, OnTheWay, Position, Summary, Trainer, begin, measure, needs_total_steps, resume,
-};
+use alip_runtime::train::{Cadence, OnTheWay, Position, Summary, Trainer, begin, measure, needs_total_steps, resume};
 use alip_runtime::weights::Weights;
 use indicatif::HumanBytes;
 
@@ -119,7 +116,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         None => first(args, workers)?,
     };
     let measurable = !args.no_eval && is_measurable(&ready);
-    let Ready { session, run, loader, position, pipeline, vocabularies } = &mut ready;
+    let Ready { session, run, loader, position, pipeline, vocabularies, way } = &mut ready;
     if let Some(warning) = run.warning() {
         note!("warning: {warning}");
     }
@@ -129,16 +126,13 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let cadence =
         Cadence { steps: args.checkpoint_every, time: Duration::from_secs_f64(args.checkpoint_minutes * 60.0) };
     let data = Data { pipeline, vocabularies, workers, max_bad: args.bad.max_bad, stop: stop.flag() };
-    let way = Way::of(&session.plan().clone(), data, loader.epoch_len()).unwrap_or_else(|why| {
-        // A new run would not have come so far. What one that goes on is measured on may be elsewhere now.
-        note!("warning: not measured on the way: {}", why.to_string().trim_start_matches("error: "));
-        None
+    let measure = |way| move |session: &mut Session, step| Way::measure(way, session, step, data);
+    let mut measure = way.as_ref().map(measure);
+    let evaluation = way.as_ref().zip(measure.as_mut()).map(|(way, measure)| OnTheWay {
+        every: way.every,
+        best: way.best.clone(),
+        measure,
     });
-    let mut measure = |session: &mut Session, step| match &way {
-        Some(way) => way.measure(session, step),
-        None => Ok(Measures::default()),
-    };
-    let evaluation = way.as_ref().map(|way| (way.every, way.best.clone()));
     let mut trainer = Trainer {
         session: &mut *session,
         feed: loader,
@@ -146,7 +140,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         cadence,
         stop: stop.flag(),
         watch: &mut progress,
-        evaluation: evaluation.map(|(every, best)| OnTheWay { every, best, measure: &mut measure }),
+        evaluation,
     };
     let trained = trainer.train(*position);
     progress.finish();
@@ -189,6 +183,8 @@ struct Ready {
     vocabularies: Vocabularies,
     loader: Loader,
     position: Position,
+    /// How it is measured on the way, if it is.
+    way: Option<Way>,
 }
 
 /// A new run. Its directory is made last, so that whatever is wrong leaves no trace.
@@ -227,16 +223,14 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
     info.start = started(args, &mut session, sources.as_ref())?;
     let loader = load(args, workers, (&pipeline, source, &vocabularies), &info, position)?;
     // Before there is a directory: that it cannot be measured on the way as the spec asks is the spec's fault.
-    let (max_bad, stop) = (args.bad.max_bad, &AtomicBool::new(false));
-    let data = Data { pipeline: &pipeline, vocabularies: &vocabularies, workers, max_bad, stop };
-    Way::of(session.plan(), data, loader.epoch_len())?;
+    let way = Way::of(session.plan(), (&pipeline, &vocabularies), loader.epoch_len())?;
     let new =
         NewRun { info: &info, plan: &session.plan().clone(), sources: sources.as_ref(), vocabularies: &vocabularies };
     let run = Writer::create(&root, &new, args.keep as usize)?;
     if !info.start.is_empty() {
         save_start(&mut session, &run)?;
     }
-    Ok(Ready { session, run, pipeline, vocabularies, loader, position })
+    Ok(Ready { session, run, pipeline, vocabularies, loader, position, way })
 }
 
 /// Puts the weights to start from into a session that was begun; what they were.
@@ -245,8 +239,8 @@ fn started(args: &Args, session: &mut Session, sources: Option<&SpecSources>) ->
     let given = args.weights.iter().map(|file| Start { file: file.to_string_lossy().into_owned(), select: None });
     let given: Vec<Start> = given.collect();
     let started = start_from(session, if given.is_empty() { &own } else { &given })?;
-    for Started { identity, notes, assigned } in &started {
-        notes.iter().for_each(|text| note!("{}: {text}", identity.file));
+    for Started { identity, weights, assigned } in &started {
+        weights.notes().iter().for_each(|text| note!("{}: {text}", identity.file));
         let kept = match assigned.kept.as_slice() {
             [] => String::new(),
             kept => format!("; not in it, and at their first values: {}", kept.join(", ")),
@@ -255,7 +249,7 @@ fn started(args: &Args, session: &mut Session, sources: Option<&SpecSources>) ->
         crate::import::say_gates(&assigned.gates);
         if let Some(sources) = sources {
             let has = |of_images: bool| assigned.assigned.iter().any(|name| name.starts_with("visual.") == of_images);
-            warn(sources, &Weights::open_as_ours(Path::new(&identity.file), None)?, [has(true), has(false)])?;
+            warn(sources, weights, [has(true), has(false)])?;
         }
     }
     Ok(started.into_iter().map(|started| started.identity).collect())
@@ -355,7 +349,12 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
     if position.step == info.steps {
         note!("all its steps are taken; --steps N or --epochs N extends it");
     }
-    Ok(Ready { session, run, pipeline, vocabularies, loader, position })
+    let way = Way::of(session.plan(), (&pipeline, &vocabularies), loader.epoch_len()).unwrap_or_else(|why| {
+        // What it is measured on may be elsewhere now, which is no reason to stop.
+        note!("warning: not measured on the way: {}", why.to_string().trim_start_matches("error: "));
+        None
+    });
+    Ok(Ready { session, run, pipeline, vocabularies, loader, position, way })
 }
 
 /// A spec that is given with --resume is the one that the run was started with: what was changed in it since would not count.

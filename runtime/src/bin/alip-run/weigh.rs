@@ -129,7 +129,7 @@ fn pipeline(args: &Args, opened: &Opened) -> Outcome<Pipeline> {
 }
 
 /// Writes the list and the page, and prints what was found.
-fn tell(args: &Args, pipeline: &Pipeline, source: &dyn SampleSource, found: &[Weighed], left_out: u64) -> Outcome {
+fn tell(args: &Args, pipeline: &Pipeline, source: &dyn SampleSource, found: &[Weighed], left_out: usize) -> Outcome {
     let ranked = ranked(found);
     let kept =
         ((args.keep.unwrap_or(1.0) * found.len() as f64).round() as usize).clamp(1.min(found.len()), found.len());

@@ -10,9 +10,7 @@ use serde_json::Value;
 use super::files::{Known, ListedFiles};
 use super::{Dataset, class_names, twice};
 use crate::data::{DataError, read_text};
-
-/// Extensions of image files.
-const IMAGES: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+use crate::eval::images::{EXTENSIONS, is_image};
 
 const ADVICE: &str = "give a folder that has a folder of images for each class";
 
@@ -27,7 +25,7 @@ pub(super) fn open(path: &Path, names: Option<&Path>, skip: usize, take: usize) 
     for (class, folder) in folders.iter().enumerate() {
         let all = entries(&path.join(folder), false)?;
         if all.is_empty() {
-            let known = IMAGES.join("`, `.");
+            let known = EXTENSIONS.join("`, `.");
             return Err(DataError::file(&path.join(folder), format!("no file `.{known}` in it"), ADVICE));
         }
         if all.len() <= skip {
@@ -72,10 +70,9 @@ fn entries(path: &Path, folders: bool) -> Result<Vec<String>, DataError> {
     for entry in fs::read_dir(path).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let extension = Path::new(&name).extension().map(|extension| extension.to_string_lossy().to_lowercase());
-        let is_image = extension.is_some_and(|extension| IMAGES.contains(&extension.as_str()));
         // Links are followed: sets are put together of them.
-        let is_wanted = if folders { entry.path().is_dir() } else { is_image && entry.path().is_file() };
+        let is_wanted =
+            if folders { entry.path().is_dir() } else { is_image(Path::new(&name)) && entry.path().is_file() };
         if is_wanted && !name.starts_with('.') {
             found.push(name);
         }

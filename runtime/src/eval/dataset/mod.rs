@@ -289,7 +289,7 @@ impl Layout {
 }
 
 /// A sample with nothing but its image.
-fn sample_of(image: Vec<u8>, class: Option<u32>) -> crate::data::RawSample {
+pub(super) fn sample_of(image: Vec<u8>, class: Option<u32>) -> crate::data::RawSample {
     let fields = BTreeMap::from([("jpeg".to_string(), crate::data::Field::Encoded(image))]);
     let labels = class.map(|class| ("class".to_string(), i64::from(class))).into_iter().collect();
     crate::data::RawSample { fields, labels }
