@@ -161,6 +161,11 @@ pub enum Vocab {
         /// training texts, ties in alphabetical order (`Folder`).
         file: Option<String>,
     },
+    /// What a `tokenizer.json` of Hugging Face's tokenizers says; how many ids it has only who reads it knows.
+    File {
+        /// The file.
+        file: String,
+    },
 }
 
 impl fmt::Display for Vocab {
@@ -169,24 +174,42 @@ impl fmt::Display for Vocab {
             Vocab::Clip => f.write_str("clip"),
             Vocab::Words { size, file: None } => write!(f, "words:{size}"),
             Vocab::Words { size, file: Some(file) } => write!(f, "words:{size}:{file}"),
+            Vocab::File { file } => write!(f, "file:{file}"),
         }
     }
 }
 
 impl Vocab {
-    /// Number of ids, the rows of the token embedding.
-    pub fn size(&self) -> u32 {
+    /// Number of ids, the rows of the token embedding; none of a file, which nobody has read.
+    pub fn size(&self) -> Option<u32> {
         match self {
-            Vocab::Clip => 49_408,
-            Vocab::Words { size, .. } => *size,
+            Vocab::Clip => Some(49_408),
+            Vocab::Words { size, .. } => Some(*size),
+            Vocab::File { .. } => None,
         }
     }
 
-    /// Reads `clip`, `words:SIZE` or `words:SIZE:FILE`.
+    /// The file that it is in, if it is in one.
+    pub fn file(&self) -> Option<&str> {
+        match self {
+            Vocab::Clip => None,
+            Vocab::Words { file, .. } => file.as_deref(),
+            Vocab::File { file } => Some(file),
+        }
+    }
+
+    /// Reads `clip`, `words:SIZE`, `words:SIZE:FILE` or `file:FILE`.
     pub fn parse(text: &str) -> Result<Vocab, String> {
-        let mistaken = || format!("unknown vocabulary '{text}': write 'clip', 'words:SIZE' or 'words:SIZE:FILE'");
+        let mistaken = || {
+            format!(
+                "unknown vocabulary '{text}': write 'clip', 'words:SIZE', 'words:SIZE:FILE' or 'file:FILE' for a tokenizer.json"
+            )
+        };
         if text == "clip" {
             return Ok(Vocab::Clip);
+        }
+        if let Some(file) = text.strip_prefix("file:").filter(|file| !file.is_empty()) {
+            return Ok(Vocab::File { file: file.into() });
         }
         let rest = text.strip_prefix("words:").ok_or_else(mistaken)?;
         let (size, file) = match rest.split_once(':') {
@@ -420,8 +443,13 @@ impl Pipeline {
         }
     }
 
-    /// How many ids a training value has rows of, where an op makes token ids: all are below.
+    /// How many ids a training value has rows of, where an op makes token ids and it is known: all are below.
     pub fn ids(&self, value: &str) -> Option<u32> {
+        self.vocabulary_of(value).and_then(Vocab::size)
+    }
+
+    /// The vocabulary of a training value, where an op makes token ids.
+    pub fn vocabulary_of(&self, value: &str) -> Option<&Vocab> {
         let made = |name: &str| self.ops.iter().find(|node| node.name == name);
         let mut node = made(value)?;
         if let (PipelineOp::Further { .. }, [maker]) = (&node.op, node.inputs.as_slice()) {
@@ -431,7 +459,7 @@ impl Pipeline {
         if let (PipelineOp::MaskTokens { .. }, [masked]) = (&node.op, node.inputs.as_slice()) {
             node = made(masked)?;
         }
-        node.op.tokenizes().map(Vocab::size)
+        node.op.tokenizes()
     }
 
     /// The vocabularies that the pipeline tokenises with, each once, in order of use.

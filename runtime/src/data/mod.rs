@@ -50,6 +50,7 @@ pub use source::{
     Field, FilesSource, FolderSource, ListHash, MixSource, RawSample, RecordioSource, RgbImage, SampleSource, Sequence,
     ShardError, ShardReader, TableSource, Texts, WebdatasetOptions, WebdatasetSource, open_source, shapes,
 };
+pub use tables::check_tokenizers;
 pub(crate) use tables::{Beyond, beyond_table, check_indices};
 pub use text::{Tokenizer, Vocabularies, WordVocabulary, clean, split_words};
 pub use throughput::{Throughput, measure};

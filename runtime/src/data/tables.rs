@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use alip_plan::{Plan, Program};
+use alip_plan::pipeline::Pipeline;
+use alip_plan::{PROGRAM_TRAIN, Plan, Program};
 
-use super::{Batch, DataError};
+use super::{Batch, DataError, Vocabularies};
 use crate::tensor::HostTensor;
 
 /// An index that no row of its table has. A program would take the nearest row that there is, and compute something else
@@ -45,4 +46,35 @@ pub(crate) fn check_indices(
         }
         None => Ok(()),
     }
+}
+
+/// Whether the tables of a plan have a row for every id of the files' tokenizers that its pipeline makes inputs with; what whoever
+/// trains with them must know. How many ids others have the compiler knows.
+///
+/// # Errors
+/// A table with fewer rows than there are ids.
+pub fn check_tokenizers(
+    plan: &Plan,
+    pipeline: &Pipeline,
+    vocabularies: &Vocabularies,
+) -> Result<Vec<String>, DataError> {
+    let mut warnings: Vec<String> = Vec::new();
+    let inputs = plan.programs.get(PROGRAM_TRAIN).into_iter().flat_map(|program| &program.inputs);
+    for (port, rows) in inputs.filter_map(|port| Some((port, port.rows?))) {
+        let vocab = pipeline.outputs.get(&port.name).and_then(|value| pipeline.vocabulary_of(value));
+        let Some(vocab) = vocab.filter(|vocab| vocab.size().is_none()) else { continue };
+        let Some(tokenizer) = vocabularies.tokenizer(vocab)? else { continue };
+        let ids = u64::from(tokenizer.vocab_size());
+        if ids > rows {
+            let (input, largest) = (&port.name, ids - 1);
+            let reason = format!(
+                "`{input}` has ids of '{vocab}', up to {largest}, but the table of `{}` that they index has {rows} rows; give \
+                 the table {ids} rows, or a tokenizer of at most {rows} ids",
+                plan.name
+            );
+            return Err(DataError::Pipeline { pipeline: pipeline.name.clone(), reason });
+        }
+        warnings.extend(tokenizer.warning().filter(|warning| !warnings.contains(warning)));
+    }
+    Ok(warnings)
 }

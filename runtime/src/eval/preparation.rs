@@ -101,18 +101,21 @@ impl Preparation {
     /// The tokenizer, with the words that the model was trained with where it has such.
     ///
     /// # Errors
-    /// The model's table of tokens has fewer rows than the vocabulary; its words are not among `vocabularies` and in no file.
+    /// The model's table of tokens has fewer rows than the vocabulary; it is not among `vocabularies` and in no file that can be read.
     pub fn tokenizer(&self, plan: &str, vocabularies: &Vocabularies) -> Result<Tokenizer, EncodeError> {
-        let ids = u64::from(self.vocab.size());
-        if let Some(rows) = self.rows.filter(|rows| *rows < ids) {
-            return Err(EncodeError::Rows { plan: plan.into(), rows, vocab: self.vocab.to_string(), ids });
-        }
-        if let Some(tokenizer) = vocabularies.tokenizer(&self.vocab) {
-            return Ok(tokenizer);
-        }
-        match Tokenizer::without_source(&self.vocab)? {
-            Some(tokenizer) => Ok(tokenizer),
-            None => Err(EncodeError::Words { plan: plan.into(), vocab: self.vocab.to_string() }),
-        }
+        let check = |ids: u64| match self.rows.filter(|rows| *rows < ids) {
+            Some(rows) => Err(EncodeError::Rows { plan: plan.into(), rows, vocab: self.vocab.to_string(), ids }),
+            None => Ok(()),
+        };
+        // What is known of a vocabulary without reading it is told first.
+        self.vocab.size().map_or(Ok(()), |ids| check(ids.into()))?;
+        let known = vocabularies.tokenizer(&self.vocab)?;
+        let tokenizer = match known {
+            Some(tokenizer) => tokenizer,
+            None => Tokenizer::without_source(&self.vocab)?
+                .ok_or_else(|| EncodeError::Words { plan: plan.into(), vocab: self.vocab.to_string() })?,
+        };
+        check(tokenizer.vocab_size().into())?;
+        Ok(tokenizer)
     }
 }

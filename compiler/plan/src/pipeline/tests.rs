@@ -69,8 +69,8 @@ fn outputs_of_the_recipe() {
     assert_eq!(stated, expected);
     let crop = RandomAreaCrop { area: (0.7, 1.0), aspect: (0.8, 1.25), attempts: 100 };
     assert_eq!(recipe().ops[0].op, crop.into());
-    let sizes: Vec<u32> = recipe().vocabularies().iter().map(|vocab| vocab.size()).collect();
-    assert_eq!(sizes, [49_408, 512]);
+    let sizes: Vec<Option<u32>> = recipe().vocabularies().iter().map(|vocab| vocab.size()).collect();
+    assert_eq!(sizes, [Some(49_408), Some(512)]);
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn errors_of_calls() {
         ),
         (
             ("", "tokenize", &[name("raw")], &[("vocab", text("bert"))]),
-            "unknown vocabulary 'bert': write 'clip', 'words:SIZE' or 'words:SIZE:FILE'",
+            "unknown vocabulary 'bert': write 'clip', 'words:SIZE', 'words:SIZE:FILE' or 'file:FILE' for a tokenizer.json",
         ),
         (("", "tokenize", &[name("raw"), n(2.0)], &[]), "`context` must be at least 3, not 2"),
         (("", "crop", &[name("rgb")], &[]), "`crop` needs a value `window` as its second argument"),
@@ -325,6 +325,11 @@ fn errors_of_calls() {
         (
             ("", "mask_tokens", &[name("ids"), n(49_406.0)], &[]),
             "argument `mask` of `mask_tokens` is a whole number from 0 to 49405, not 49406",
+        ),
+        (
+            ("", "mask_tokens", &[name("ids"), n(3.0)], &[("vocab", text("file:t.json"))]),
+            "`mask_tokens` needs start and end of text to be the last ids, which nobody knows of 'file:t.json'; mask ids of 'clip' \
+             or 'words:SIZE'",
         ),
         (("", "prefix", &[name("raw"), n(1.0)], &[]), "argument `words` of `prefix` is a string, not 1"),
     ];

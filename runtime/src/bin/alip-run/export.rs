@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use alip_plan::StateKind;
 use alip_plan::pipeline::{CLIP_MEAN, CLIP_STD, Normalization};
+use alip_runtime::data::Tokenizer;
 use alip_runtime::eval::{Programs, normalization, vocabulary};
+use alip_runtime::file::write_bytes;
 use alip_runtime::run::RunDir;
 use alip_runtime::weights::{Clip, Described, Format, Weights, save_as};
 
@@ -75,8 +77,8 @@ struct Source {
     statistics: BTreeSet<String>,
     /// How its images are normalised, where that is known.
     normalization: Option<Normalization>,
-    /// Ids of its vocabulary, where that is known; the last ends a text.
-    ids: Option<u64>,
+    /// The tokenizer of its texts, where it is known.
+    tokenizer: Option<Tokenizer>,
     /// What its plan was compiled from, where that is known.
     #[cfg(feature = "compile")]
     specs: Option<alip_runtime::run::SpecSources>,
@@ -108,7 +110,7 @@ fn source(args: &Args) -> Outcome<Source> {
             gates,
             statistics,
             normalization: None,
-            ids: None,
+            tokenizer: None,
             #[cfg(feature = "compile")]
             specs: None,
         };
@@ -130,15 +132,21 @@ fn source(args: &Args) -> Outcome<Source> {
     let weights = Weights::open(&checkpoint)?;
     let (programs, pipeline) = (Programs::of(&plan).ok(), run.pipeline());
     let known = pipeline.as_ref().zip(programs.as_ref());
+    let vocab = known.and_then(|(pipeline, programs)| vocabulary(pipeline, &programs.text_input));
+    let tokenizer = match &vocab {
+        Some(vocab) => run
+            .vocabularies()?
+            .tokenizer(vocab)?
+            .map_or_else(|| Tokenizer::without_source(vocab), |own| Ok(Some(own)))?,
+        None => None,
+    };
     let source = Source {
         weights,
         states,
         gates,
         statistics,
         normalization: known.and_then(|(pipeline, programs)| normalization(pipeline, &programs.image_input)),
-        ids: known
-            .and_then(|(pipeline, programs)| vocabulary(pipeline, &programs.text_input))
-            .map(|vocab| u64::from(vocab.size())),
+        tokenizer,
         #[cfg(feature = "compile")]
         specs: run.sources()?,
     };
@@ -160,7 +168,10 @@ fn of_file(args: &Args, source: &mut Source) -> Outcome<()> {
     let graph = crate::graphs::Graph::of(spec, &Default::default())?;
     Fit::new(&source.weights, graph.name(), &graph.wanted(), &FitOptions::default())?;
     source.normalization = graph.normalization().or(source.normalization.take());
-    source.ids = graph.vocabulary().map(|vocab| u64::from(vocab.size())).or(source.ids);
+    if let Some(vocab) = graph.vocabulary() {
+        // Of counted words nobody knows here which they are.
+        source.tokenizer = Tokenizer::without_source(&vocab)?.or(source.tokenizer.take());
+    }
     Ok(())
 }
 
@@ -204,9 +215,17 @@ fn foreign(args: &Args, source: &mut Source, format: Format) -> Outcome<()> {
     say_left_out(&source.gates, clip.left_out().iter().map(String::as_str));
     clip.write(&mut source.weights, format, &described, args.dtype.floats(), &args.out)?;
     if format == Format::HuggingFace {
-        note!(
-            "no tokenizer is written; for texts of CLIP's own words transformers has that of openai/clip-vit-base-patch32"
-        );
+        let Some(tokenizer) = &source.tokenizer else {
+            note!(
+                "nothing says what its texts are tokenized with, and no tokenizer is written; CLIP's own words have that of \
+                   openai/clip-vit-base-patch32"
+            );
+            return Ok(());
+        };
+        tokenizer.warning().iter().for_each(|warning| note!("warning: {warning}"));
+        for (name, text) in tokenizer.files(clip.shapes().context as usize) {
+            write_bytes(&args.out.join(name), text.as_bytes())?;
+        }
     }
     Ok(())
 }
@@ -240,7 +259,7 @@ fn described(args: &Args, source: &Source, clip: &Clip, format: Format) -> Outco
         note!("nothing says what images are normalised with: CLIP's numbers are written");
         Normalization { mean: CLIP_MEAN, std: CLIP_STD }
     });
-    let end = source.ids.filter(|ids| (1..=shapes.vocabulary).contains(ids)).map(|ids| ids - 1);
+    let end = source.tokenizer.as_ref().and_then(Tokenizer::end).map(u64::from).filter(|end| *end < shapes.vocabulary);
     if end.is_none() && format == Format::HuggingFace {
         let last = shapes.vocabulary.saturating_sub(1);
         note!("nothing says which id ends a text: {last} is written, the last of the table of tokens");

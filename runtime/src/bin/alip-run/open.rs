@@ -171,7 +171,7 @@ fn opened(
         None => None,
     };
     let tokenizer = preparation.tokenizer(&name, &vocabularies).ok();
-    let words = tokenizer.as_ref().and_then(Tokenizer::word_list).unwrap_or_default();
+    let words = tokenizer.as_ref().map(Tokenizer::content).unwrap_or_default();
     let content = fingerprint(format!("{content} {preparation:?} {words:?}").as_bytes());
     Ok(Opened { session, name, step, content, scale, pipeline, vocabularies, preparation })
 }

@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// Ids of a token row, in place of the pipeline's [default: 77]
     #[arg(long, value_name = "IDS", value_parser = clap::value_parser!(u32).range(3..=1 << 16))]
     context: Option<u32>,
-    /// Vocabulary in place of the pipeline's: `clip` or `words:SIZE:FILE` [default: clip]
+    /// Vocabulary in place of the pipeline's: `clip`, `words:SIZE:FILE`, or `file:FILE` with a tokenizer.json [default: clip]
     #[arg(long, value_parser = Vocab::parse)]
     vocab: Option<Vocab>,
     /// Synthetic captions, lines `{"key": "...", "caption": "..."}`: they are the text `caption` of the samples whose keys these

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use alip_plan::pipeline::{Mode, Pipeline};
 use alip_plan::{Plan, Start};
-use alip_runtime::data::{Loader, LoaderOptions, SampleSource, Vocabularies, open_source};
+use alip_runtime::data::{Loader, LoaderOptions, SampleSource, Vocabularies, check_tokenizers, open_source};
 use alip_runtime::exec::Session;
 use alip_runtime::run::{
     DataIdentity, DeviceIdentity, Difference, NewRun, RunDir, RunError, RunInfo, SpecSources, StartIdentity, Writer,
@@ -218,6 +218,7 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
     );
     note!("{} of memory; in {}", HumanBytes(plan.report.peak_bytes()), root.display());
     let vocabularies = Vocabularies::open(&pipeline, source.as_ref())?;
+    check_tokenizers(&plan, &pipeline, &vocabularies)?.iter().for_each(|warning| note!("warning: {warning}"));
     let mut session = Session::new(Arc::new(plan), device)?;
     let position = begin(&mut session, info.seed, info.steps)?;
     info.start = started(args, &mut session, sources.as_ref())?;
@@ -270,6 +271,17 @@ fn same_start(args: &Args, run: &RunDir) -> Outcome<()> {
         "{} was started from {then}, not from {} ({hash}); {advice}",
         run.root().display(),
         file.display()
+    )))
+}
+
+/// The files of tokenizers say what they said, where they are still there: whoever changed one may expect it to count.
+fn same_tokenizers(run: &RunDir, vocabularies: &Vocabularies) -> Outcome<()> {
+    let Some((file, then, now)) = vocabularies.changed() else { return Ok(()) };
+    let advice =
+        "put it back, or take it away, since the run goes on with the copy that it keeps; begin another with --out";
+    Err(Failure::message(format!(
+        "{} was started with another {file}: it had the hash {then} then, and has {now} now; {advice}",
+        run.root().display()
     )))
 }
 
@@ -329,6 +341,7 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
         note!("{why}");
     }
     let vocabularies = run.vocabularies()?;
+    same_tokenizers(&run, &vocabularies)?;
     let mut session = session_on(&run, device.as_ref())?;
     let before = run.info().clone();
     if info != before {

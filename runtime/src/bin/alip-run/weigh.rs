@@ -107,7 +107,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
 /// scenes have a list of their own, the same for all.
 fn knows_words(opened: &Opened, pipeline: &Pipeline) -> Outcome<()> {
     for vocab in pipeline.vocabularies() {
-        let is_known = opened.vocabularies.tokenizer(vocab).is_some() || Tokenizer::without_source(vocab)?.is_some();
+        let is_known = opened.vocabularies.tokenizer(vocab)?.is_some() || Tokenizer::without_source(vocab)?.is_some();
         if !is_known && !matches!(pipeline.source, Source::Shapes { .. }) {
             return Err(EncodeError::Words { plan: opened.name.clone(), vocab: vocab.to_string() }.into());
         }

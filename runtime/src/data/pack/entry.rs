@@ -5,7 +5,7 @@ use std::io::Cursor;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use alip_plan::pipeline::{Filter, Mode, Source, ValueKind, Vocab, shorter_side};
+use alip_plan::pipeline::{Filter, Mode, Source, ValueKind, shorter_side};
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
@@ -13,7 +13,7 @@ use image::{ExtendedColorType, ImageEncoder};
 use super::captions::Captions;
 use super::journal::{About, Bits};
 use super::only::Only;
-use super::texts::{CAPTION, Form, KEY, Text, choose, without_caption};
+use super::texts::{CAPTION, Form, KEY, Text, choose, fits_records, without_caption};
 use super::{DataError, Packing};
 use crate::data::panics::caught;
 use crate::data::source::paths::files as source_files;
@@ -119,7 +119,12 @@ impl Maker {
         let mut texts = Vec::new();
         for text in chosen {
             let tokenizer = match &text.form {
-                Form::Tokens { vocab, .. } => Some(Tokenizer::open(vocab, input.source())?),
+                Form::Tokens { context, vocab } => {
+                    let tokenizer = Tokenizer::open(vocab, input.source())?;
+                    fits_records(tokenizer.vocab_size()).map_err(fail)?;
+                    tokenizer.fits(*context as usize).map_err(|why| fail(format!("'{vocab}': {why}")))?;
+                    Some(tokenizer)
+                }
                 Form::Row | Form::Plain => None,
             };
             texts.push((text, tokenizer));
@@ -183,10 +188,7 @@ impl Maker {
         if let Some(path) = source.path_mut() {
             path.clear();
         }
-        let words = self.texts.iter().filter_map(|(text, tokenizer)| match &text.form {
-            Form::Tokens { vocab: Vocab::Words { .. }, .. } => tokenizer.as_ref()?.word_list(),
-            _ => None,
-        });
+        let words = self.texts.iter().filter_map(|(_, tokenizer)| tokenizer.as_ref().map(Tokenizer::content));
         let mut hash = crate::data::ListHash::default();
         words.flatten().for_each(|word| hash.add(word.as_bytes()));
         let about = [

@@ -185,12 +185,19 @@ fn tokens(packing: &Packing, fields: &Fields, name: &str) -> Result<Form, String
             "'words:{size}' has the words that are most frequent in the source, which nobody who reads the records would know; \
              give --vocab clip, or --vocab words:{size}:FILE with a file of words"
         )),
-        vocab if i64::from(vocab.size()) > i64::from(LARGEST_ID) + 1 => Err(format!(
-            "a vocabulary of {} ids: labels of records are f32, which has no whole numbers above {LARGEST_ID}",
-            vocab.size()
-        )),
-        _ => Ok(Form::Tokens { context, vocab }),
+        _ => {
+            vocab.size().map_or(Ok(()), fits_records)?;
+            Ok(Form::Tokens { context, vocab })
+        }
     }
+}
+
+/// Whether all ids of a vocabulary can stand in records.
+pub(super) fn fits_records(ids: u32) -> Result<(), String> {
+    let why = || {
+        format!("a vocabulary of {ids} ids: labels of records are f32, which has no whole numbers above {LARGEST_ID}")
+    };
+    if i64::from(ids) > i64::from(LARGEST_ID) + 1 { Err(why()) } else { Ok(()) }
 }
 
 /// Length and vocabulary of captions from a file that the pipeline does not tokenize: those of the row that they replace, or of
@@ -239,11 +246,7 @@ impl std::fmt::Display for Text {
         match &self.form {
             Form::Plain => write!(f, "{}", self.name),
             Form::Row => write!(f, "{} (token ids as they are)", self.name),
-            Form::Tokens { context, vocab: Vocab::Clip } => write!(f, "{} ({context} ids of 'clip')", self.name),
-            Form::Tokens { context, vocab: Vocab::Words { size, file } } => {
-                let file = file.as_deref().unwrap_or_default();
-                write!(f, "{} ({context} ids of 'words:{size}:{file}')", self.name)
-            }
+            Form::Tokens { context, vocab } => write!(f, "{} ({context} ids of '{vocab}')", self.name),
         }
     }
 }

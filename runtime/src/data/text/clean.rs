@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::repair::{repair, unescape};
 
 /// Texts are cut here before cleaning. No caption is that long, and the time of the cleaning grows faster than the length.
-const MAX_BYTES: usize = 64 << 10;
+pub(super) const MAX_BYTES: usize = 64 << 10;
 
 /// The text that is split into words: mojibake repaired, entities decoded, one space between words, lower case.
 pub fn clean(text: &str) -> String {

@@ -1,4 +1,4 @@
-//! CLIP's byte-pair tokenizer: the crate `instant-clip-tokenizer`, which carries the vocabulary.
+//! CLIP's byte-pair tokenizer: the crate `instant-clip-tokenizer` on the published merges.
 
 use std::sync::LazyLock;
 
@@ -6,6 +6,16 @@ use instant_clip_tokenizer::{Token, Tokenizer};
 use regex::Regex;
 
 use super::clean::{clean, cut};
+
+/// Number of ids.
+pub(super) const IDS: u32 = 49_408;
+
+/// The merges of the vocabulary that OpenAI published with CLIP (MIT), best first, as Hugging Face writes them: a line about the
+/// format, then two symbols each.
+pub(super) const MERGES: &str = include_str!("clip_merges.txt");
+
+/// What stands for start and end of a text in Hugging Face's files.
+pub(super) const FRAME: [&str; 2] = ["<|startoftext|>", "<|endoftext|>"];
 
 /// Id of `'` inside a word: byte 39 is the seventh of the printable bytes.
 const APOSTROPHE: i32 = 6;
@@ -26,7 +36,8 @@ pub(super) struct ClipTokenizer {
 
 impl ClipTokenizer {
     pub(super) fn new() -> ClipTokenizer {
-        ClipTokenizer { inner: Tokenizer::new() }
+        let inner = Tokenizer::with_vocabulary(MERGES.as_bytes(), IDS as u16);
+        ClipTokenizer { inner: inner.expect("the published merges are well formed") }
     }
 
     /// The first tokens of a text, at least `room` where it has as many.
@@ -66,4 +77,16 @@ impl ClipTokenizer {
 fn long_s_contractions(text: &str) -> Vec<usize> {
     let Some(word) = WORD.as_ref().filter(|_| text.contains("'ſ")) else { return Vec::new() };
     word.find_iter(text).filter(|word| word.as_str() == "'ſ").map(|word| word.start()).collect()
+}
+
+/// The symbols of all ids, in their order: bytes by printable characters, the same at the end of a word, merges, start and end.
+pub(super) fn symbols() -> Vec<String> {
+    let printable = |byte: &u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let as_they_are = (0..256).filter(printable);
+    // The others stand behind all bytes.
+    let others = (0..256).filter(|byte| !printable(byte)).zip(256..).map(|(_, place)| place);
+    let bytes: Vec<String> = as_they_are.chain(others).filter_map(char::from_u32).map(String::from).collect();
+    let at_ends: Vec<String> = bytes.iter().map(|byte| format!("{byte}</w>")).collect();
+    let merges = MERGES.lines().skip(1).map(|merge| merge.replace(' ', ""));
+    bytes.into_iter().chain(at_ends).chain(merges).chain(FRAME.map(String::from)).collect()
 }

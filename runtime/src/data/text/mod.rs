@@ -2,11 +2,18 @@
 //!
 //! Invariants:
 //! - [`Tokenizer::encode`] gives exactly `context` ids: start, the text's tokens, end, zeros. A longer text is cut and its
-//!   last id is the end. The end is the largest id of the vocabulary, so the first largest id marks the end of the text.
+//!   last id is the end. The end is the largest id of the vocabulary, so the first largest id marks the end of the text. Of a
+//!   tokenizer of a file, start, end and padding are what the file says.
 //! - It never fails: every string has ids. No text, however long or strange, takes more than bounded time.
 
 mod clean;
 mod clip;
+mod files;
+#[cfg(feature = "tokenizers")]
+mod hugging_face;
+#[cfg(not(feature = "tokenizers"))]
+#[path = "no_hugging_face.rs"]
+mod hugging_face;
 mod repair;
 mod vocabularies;
 mod words;
@@ -20,8 +27,10 @@ pub use clean::clean;
 pub use vocabularies::Vocabularies;
 pub use words::{WordVocabulary, split_words};
 
-use super::{DataError, SampleSource};
+use super::lines::read_text;
+use super::{DataError, SampleSource, expand};
 use clip::ClipTokenizer;
+use hugging_face::FileTokenizer;
 
 /// Turns texts into rows of token ids. Cheap to clone.
 #[derive(Clone)]
@@ -33,6 +42,7 @@ pub struct Tokenizer {
 enum Kind {
     Clip(&'static ClipTokenizer),
     Words(Arc<WordVocabulary>),
+    File(Arc<FileTokenizer>),
 }
 
 impl Tokenizer {
@@ -55,14 +65,14 @@ impl Tokenizer {
         if let Some(tokenizer) = Tokenizer::without_source(vocab)? {
             return Ok(tokenizer);
         }
-        let words = source.words(WordVocabulary::room(vocab.size()))?;
-        Ok(Tokenizer::words(WordVocabulary::new(words, vocab.size())))
+        let size = vocab.size().unwrap_or_default();
+        Ok(Tokenizer::words(WordVocabulary::new(source.words(WordVocabulary::room(size))?, size)))
     }
 
     /// The tokenizer of a vocabulary whose words are not counted in a source; none of one whose words are.
     ///
     /// # Errors
-    /// A word list cannot be read.
+    /// A word list or a tokenizer's file cannot be read.
     pub fn without_source(vocab: &Vocab) -> Result<Option<Tokenizer>, DataError> {
         match vocab {
             Vocab::Clip => Ok(Some(Tokenizer::clip())),
@@ -70,22 +80,67 @@ impl Tokenizer {
                 Ok(Some(Tokenizer::words(WordVocabulary::read(Path::new(file), *size)?)))
             }
             Vocab::Words { file: None, .. } => Ok(None),
+            Vocab::File { file } => {
+                let file = expand(file)?;
+                let text = read_text(Path::new(&file), hugging_face::ADVICE)?;
+                Tokenizer::of_file(Path::new(&file), text).map(Some)
+            }
         }
+    }
+
+    /// The tokenizer that the text of a `tokenizer.json` describes; `path` is where it was read.
+    ///
+    /// # Errors
+    /// It is none that gives every text the same ids at any time.
+    pub fn of_file(path: &Path, text: String) -> Result<Tokenizer, DataError> {
+        Ok(Tokenizer { kind: Kind::File(Arc::new(FileTokenizer::parse(path, text)?)) })
     }
 
     /// Number of ids.
     pub fn vocab_size(&self) -> u32 {
         match &self.kind {
-            Kind::Clip(_) => Vocab::Clip.size(),
+            Kind::Clip(_) => clip::IDS,
             Kind::Words(vocabulary) => vocabulary.size(),
+            Kind::File(file) => file.size(),
         }
     }
 
-    /// The word list, where this is a tokenizer of whole words. It belongs to the trained model ([`Vocabularies`]).
-    pub fn word_list(&self) -> Option<&[String]> {
+    /// What it was made of, which belongs to the trained model ([`Vocabularies`]): the word list, or the text of the file; nothing
+    /// of a tokenizer that is part of this program.
+    pub fn content(&self) -> &[String] {
         match &self.kind {
-            Kind::Clip(_) => None,
-            Kind::Words(vocabulary) => Some(vocabulary.list()),
+            Kind::Clip(_) => &[],
+            Kind::Words(vocabulary) => vocabulary.list(),
+            Kind::File(file) => file.content(),
+        }
+    }
+
+    /// Whether rows of `context` ids have room for a token beside those that every text gets.
+    ///
+    /// # Errors
+    /// They have not, in a sentence.
+    pub fn fits(&self, context: usize) -> Result<(), String> {
+        let frame = match &self.kind {
+            Kind::Clip(_) | Kind::Words(_) => 2,
+            Kind::File(file) => file.frame(),
+        };
+        let why = || format!("rows of {context} ids have no room for a text: {frame} stand around every one");
+        if context > frame { Ok(()) } else { Err(why()) }
+    }
+
+    /// The id that ends a text, if there is one.
+    pub fn end(&self) -> Option<u32> {
+        match &self.kind {
+            Kind::Clip(_) | Kind::Words(_) => self.vocab_size().checked_sub(1),
+            Kind::File(file) => file.end(),
+        }
+    }
+
+    /// What whoever reads a text at its largest id, as CLIP's towers do, must know of it.
+    pub fn warning(&self) -> Option<String> {
+        match &self.kind {
+            Kind::Clip(_) | Kind::Words(_) => None,
+            Kind::File(file) => file.warning(),
         }
     }
 
@@ -100,10 +155,13 @@ impl Tokenizer {
     /// cannot be told.
     pub fn decode(&self, ids: &[i32]) -> String {
         let end = self.vocab_size() as i32 - 1;
-        let inner: Vec<i32> = ids.iter().copied().skip_while(|&id| id == end - 1).take_while(|&id| id != end).collect();
+        let inner = || -> Vec<i32> {
+            ids.iter().copied().skip_while(|&id| id == end - 1).take_while(|&id| id != end).collect()
+        };
         match &self.kind {
-            Kind::Clip(clip) => clip.text(&inner),
-            Kind::Words(vocabulary) => vocabulary.text(&inner),
+            Kind::Clip(clip) => clip.text(&inner()),
+            Kind::Words(vocabulary) => vocabulary.text(&inner()),
+            Kind::File(file) => file.text(ids),
         }
     }
 
@@ -114,6 +172,7 @@ impl Tokenizer {
         let mut ids = match &self.kind {
             Kind::Clip(clip) => clip.tokens(text, room),
             Kind::Words(vocabulary) => vocabulary.tokens(text, room),
+            Kind::File(file) => return file.encode_into(text, row),
         };
         ids.truncate(room);
         row.fill(0);

@@ -26,16 +26,16 @@ fn captions_of_a_peer() {
 }
 
 #[derive(serde::Deserialize)]
-struct Case {
+pub(super) struct Case {
     index: usize,
     kind: String,
-    text: String,
-    cleaned: String,
+    pub(super) text: String,
+    pub(super) cleaned: String,
     token_count: usize,
-    ids: Vec<i32>,
+    pub(super) ids: Vec<i32>,
 }
 
-fn cases() -> Vec<Case> {
+pub(super) fn cases() -> Vec<Case> {
     include_str!("../../../../tests/goldens/tokenizer/captions.jsonl")
         .lines()
         .map(|line| serde_json::from_str(line).expect("golden line"))
@@ -157,7 +157,7 @@ fn words_have_ids_between_padding_and_end() {
     ] {
         assert_eq!(words.encode(text, 6), expected, "{text}");
     }
-    assert_eq!(words.word_list().map(<[String]>::len), Some(4));
+    assert_eq!(words.content().len(), 4);
     assert_eq!(split_words("IMG_2041.jpg Two—dogs!"), ["img", "2", "0", "4", "1", "jpg", "two", "dogs"]);
 }
 

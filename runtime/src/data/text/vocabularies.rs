@@ -1,12 +1,15 @@
-//! The word lists of a pipeline, which belong to whatever was trained with them: another list gives the same words other ids.
+//! The word lists and tokenizers' files of a pipeline, which belong to whatever was trained with them: another one gives the same
+//! words other ids.
+
+use std::path::Path;
 
 use alip_plan::pipeline::{Mode, Pipeline, PipelineOp, Prefix, Source, Vocab};
 use serde::{Deserialize, Serialize};
 
 use super::{Tokenizer, WordVocabulary, clean, split_words};
-use crate::data::{DataError, SampleSource};
+use crate::data::{DataError, ListHash, SampleSource, expand};
 
-/// The words of every tokenizer of whole words.
+/// What every tokenizer was made of that is no part of this program: its words, or the text of its file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vocabularies {
     lists: Vec<(Vocab, Vec<String>)>,
@@ -20,17 +23,18 @@ impl Vocabularies {
     pub fn open(pipeline: &Pipeline, source: &dyn SampleSource) -> Result<Vocabularies, DataError> {
         let mut lists = Vec::new();
         for vocab in pipeline.vocabularies() {
-            if let Some(words) = Vocabularies::count(pipeline, vocab, source)?.word_list() {
-                lists.push((vocab.clone(), words.to_vec()));
+            let tokenizer = Vocabularies::count(pipeline, vocab, source)?;
+            if !tokenizer.content().is_empty() {
+                lists.push((vocab.clone(), tokenizer.content().to_vec()));
             }
         }
         Ok(Vocabularies { lists })
     }
 
-    /// A tokenizer whose words are counted in the source or read from a file now.
+    /// A tokenizer whose words are counted in the source, or that is read from a file now.
     ///
     /// # Errors
-    /// The word list cannot be read, or is a closed one that does not fit.
+    /// The file cannot be read, or the words are a closed list that does not fit.
     pub(in crate::data) fn count(
         pipeline: &Pipeline,
         vocab: &Vocab,
@@ -49,11 +53,36 @@ impl Vocabularies {
         self.lists.is_empty()
     }
 
-    /// The tokenizer of a vocabulary that there are words of.
-    pub fn tokenizer(&self, vocab: &Vocab) -> Option<Tokenizer> {
-        let (vocab, words) = self.lists.iter().find(|(known, _)| known == vocab)?;
-        Some(Tokenizer::words(WordVocabulary::new(words.clone(), vocab.size())))
+    /// The tokenizer of a vocabulary that is known here.
+    ///
+    /// # Errors
+    /// This program was built without what a file's tokenizer needs.
+    pub fn tokenizer(&self, vocab: &Vocab) -> Result<Option<Tokenizer>, DataError> {
+        let Some((vocab, content)) = self.lists.iter().find(|(known, _)| known == vocab) else { return Ok(None) };
+        match vocab {
+            Vocab::Clip => Ok(None),
+            Vocab::Words { size, .. } => Ok(Some(Tokenizer::words(WordVocabulary::new(content.clone(), *size)))),
+            Vocab::File { file } => Tokenizer::of_file(Path::new(file), content.concat()).map(Some),
+        }
     }
+
+    /// The first file that reads otherwise now, with hashes of what it said then and says now. One that is no longer there is not
+    /// needed.
+    pub fn changed(&self) -> Option<(&str, String, String)> {
+        self.lists.iter().find_map(|(vocab, then)| {
+            let file = vocab.file()?;
+            expand(file).ok().filter(|path| Path::new(path).is_file())?;
+            let now = Tokenizer::without_source(vocab);
+            let now = now.as_ref().map_or(&[][..], |tokenizer| tokenizer.as_ref().map_or(&[][..], Tokenizer::content));
+            (now != then.as_slice()).then(|| (file, hash(then), hash(now)))
+        })
+    }
+}
+
+fn hash(content: &[String]) -> String {
+    let mut hash = ListHash::default();
+    content.iter().for_each(|part| hash.add(part.as_bytes()));
+    hash.to_string()
 }
 
 /// Words that a pipeline puts before its texts and that these do not have: every text has them.

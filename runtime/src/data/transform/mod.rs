@@ -57,10 +57,10 @@ struct Node {
 }
 
 impl Transform {
-    /// Resolves the body of a mode; word lists that are not given come from the source or from files.
+    /// Resolves the body of a mode; tokenizers that are not given come from the source or from files.
     ///
     /// # Errors
-    /// The pipeline is not well formed, or a word list cannot be had.
+    /// The pipeline is not well formed, or a tokenizer cannot be had or does not fit its rows.
     pub fn new(
         pipeline: &Pipeline,
         mode: Mode,
@@ -76,16 +76,23 @@ impl Transform {
             names.get(name).copied().ok_or_else(|| fail(format!("unknown value `{name}`")))
         };
         let mut tokenizers: Vec<(Vocab, Tokenizer)> = Vec::new();
-        let mut tokenizer = |vocab: &Vocab| match tokenizers.iter().find(|(known, _)| known == vocab) {
-            Some((_, tokenizer)) => Ok(tokenizer.clone()),
-            None => {
-                let tokenizer = match vocabularies.tokenizer(vocab) {
-                    Some(tokenizer) => tokenizer,
-                    None => Vocabularies::count(pipeline, vocab, source)?,
-                };
-                tokenizers.push((vocab.clone(), tokenizer.clone()));
-                Ok(tokenizer)
+        let mut opened = |vocab: &Vocab| -> Result<Tokenizer, DataError> {
+            match tokenizers.iter().find(|(known, _)| known == vocab) {
+                Some((_, tokenizer)) => Ok(tokenizer.clone()),
+                None => {
+                    let tokenizer = match vocabularies.tokenizer(vocab)? {
+                        Some(tokenizer) => tokenizer,
+                        None => Vocabularies::count(pipeline, vocab, source)?,
+                    };
+                    tokenizers.push((vocab.clone(), tokenizer.clone()));
+                    Ok(tokenizer)
+                }
             }
+        };
+        let mut tokenizer = |vocab: &Vocab, context: u32| -> Result<Tokenizer, DataError> {
+            let tokenizer = opened(vocab)?;
+            tokenizer.fits(context as usize).map_err(|why| fail(format!("'{vocab}': {why}")))?;
+            Ok(tokenizer)
         };
         let mut nodes: Vec<Node> = Vec::new();
         // Ops by the values that are their first results, which further ones name them by.

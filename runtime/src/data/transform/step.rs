@@ -31,11 +31,11 @@ pub(super) enum Step {
     Further { maker: usize, index: usize },
 }
 
-/// A node as a step; `tokenizer` opens vocabularies, `maker` is the position of the op that a further result is of.
+/// A node as a step; `tokenizer` opens vocabularies for rows of a length, `maker` is the position of the op that a further result is of.
 pub(super) fn step(
     op: PipelineOp,
     maker: Option<usize>,
-    mut tokenizer: impl FnMut(&Vocab) -> Result<Tokenizer, DataError>,
+    mut tokenizer: impl FnMut(&Vocab, u32) -> Result<Tokenizer, DataError>,
 ) -> Result<Step, DataError> {
     fn apply(op: impl Apply + 'static) -> Step {
         Step::Apply(Box::new(op))
@@ -63,9 +63,11 @@ pub(super) fn step(
         PipelineOp::Choose(op) => apply(op),
         PipelineOp::DropWords(op) => apply(op),
         PipelineOp::SwapWords(op) => apply(op),
-        PipelineOp::Tokenize(op) => apply(Tokens { tokenizer: tokenizer(&op.vocab)?, context: op.context as usize }),
+        PipelineOp::Tokenize(op) => {
+            apply(Tokens { tokenizer: tokenizer(&op.vocab, op.context)?, context: op.context as usize })
+        }
         PipelineOp::TokenizeAll(op) => apply(AllTokens {
-            tokenizer: tokenizer(&op.vocab)?,
+            tokenizer: tokenizer(&op.vocab, op.context)?,
             count: op.count as usize,
             context: op.context as usize,
         }),

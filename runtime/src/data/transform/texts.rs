@@ -121,7 +121,9 @@ impl Apply for AllTokens {
 impl Apply for MaskTokens {
     fn apply(&self, inputs: &mut Inputs<'_>, draws: &Draws) -> Result<Made, SampleError> {
         let ids = inputs.ids(0)?;
-        let end = self.vocab.size() as i32 - 1;
+        // An op is bound to none whose size nobody knows.
+        let Some(size) = self.vocab.size() else { return mismatch("ids of a file", "ids of a known vocabulary") };
+        let end = size as i32 - 1;
         let (mut masked, mut targets, mut drawn) = (ids.to_vec(), vec![0; ids.len()], vec![0.0; ids.len()]);
         let mut inside = false;
         for (place, &id) in ids.iter().enumerate() {

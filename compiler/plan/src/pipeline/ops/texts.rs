@@ -184,7 +184,8 @@ impl Rule for Tokenize {
         args: &[("context", "77"), ("vocab", "'clip'")],
         further: &[],
         doc: "Token ids i32 [context]: start, the text's tokens, end, zeros; a longer text is cut and its last id is the end. \
-              `vocab` is 'clip', 'words:SIZE' or 'words:SIZE:FILE'.",
+              `vocab` is 'clip', 'words:SIZE', 'words:SIZE:FILE', or 'file:FILE' with a `tokenizer.json` of Hugging Face's \
+              tokenizers, which says start, end and padding itself.",
     };
 
     fn bind(arguments: &Arguments<'_>) -> Result<Self, String> {
@@ -274,8 +275,11 @@ impl Rule for MaskTokens {
 
     fn bind(arguments: &Arguments<'_>) -> Result<Self, String> {
         let vocab = arguments.vocab()?;
+        let ids = vocab.size().ok_or_else(|| {
+            format!("`mask_tokens` needs start and end of text to be the last ids, which nobody knows of '{vocab}'; mask ids of 'clip' or 'words:SIZE'")
+        })?;
         // Start and end are the last two.
-        let mask = arguments.index("mask", vocab.size() - 3)?;
+        let mask = arguments.index("mask", ids - 3)?;
         Ok(MaskTokens { mask, p: arguments.probability("p")?, vocab })
     }
 
