@@ -132,7 +132,109 @@ fn what_cannot_be_measured_is_told_before_the_first_step() {
     );
     assert!(!at.join("runs").exists());
     measured(at, "misnamed", r#"every: "2 steps", best: "accuracy""#);
-    let (_, err) = fine(at, &["train", "misnamed", "--steps", "2", "--no-eval"]);
-    let why = "warning: no measure is called `accuracy`, so no best checkpoint is kept; there are image to text R@1, ";
-    assert!(err.contains(why), "{err}");
+    let why = "error: `evaluate` of graph `misnamed` keeps the best by `accuracy`, which is no measure; there are image to text R@1, ";
+    refused(at, &["train", "misnamed", "--steps", "2"], why);
+    assert!(!at.join("runs").exists());
+}
+
+/// What is measured after the last step is what is shown of the run: it is not measured again.
+#[test]
+fn the_last_step_is_measured_once() {
+    let folder = specs();
+    let at = folder.path();
+    measured(at, "watched", r#"every: "3 steps""#);
+    let (_, err) = fine(at, &["train", "watched", "--steps", "4", "--out", "watched"]);
+    assert_eq!(err.matches("measured at step ").count(), 2, "{err}");
+    let results = fs::read(at.join("watched/results.json")).unwrap();
+    fine(at, &["eval", "watched"]);
+    assert!(fs::read(at.join("watched/results.json")).unwrap() == results);
+    // Every measure has the name that a spec can call it by.
+    let names = |line: &serde_json::Value| line["measures"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let found = names(evaluations(&at.join("watched")).last().unwrap());
+    for (number, name) in found.iter().enumerate() {
+        measured(at, &format!("by_{number}"), &format!(r#"every: "3 steps", best: "{name}""#));
+        let (_, err) = fine(
+            at,
+            &["train", &format!("by_{number}"), "--steps", "1", "--no-eval", "--out", &format!("by/{number}")],
+        );
+        assert!(err.contains(&format!("measured at step 1, {name} ")), "{err}");
+    }
+}
+
+/// Averages are measured in the place of the weights, which stay as they are.
+#[test]
+fn averages_are_measured() {
+    let folder = specs();
+    let at = folder.path();
+    let graph = |name: &str, train: &str| {
+        let text = format!(r#"Graph(name: "{name}", base: "small", train: ({train}))"#);
+        fs::write(at.join(format!("{name}.ron")), text).unwrap();
+    };
+    graph("plain", "ema: (decay: 0.5)");
+    graph("averaged", r#"ema: (decay: 0.5), evaluate: (every: "3 steps", average: true)"#);
+    let steps = ["--steps", "7", "--no-eval"];
+    fine(at, &[&["train", "plain", "--out", "plain"][..], &steps[..]].concat());
+    fine(at, &[&["train", "averaged", "--out", "averaged"][..], &steps[..]].concat());
+    assert_eq!(tensors(&weights(&at.join("plain"))), tensors(&weights(&at.join("averaged"))));
+    let last = evaluations(&at.join("averaged")).pop().unwrap();
+    let eval = |more: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&fine(at, &[&["eval", "averaged", "--json", "--out", "r"], more].concat()).0).unwrap()
+    };
+    let recall = |of: &serde_json::Value| of["retrieval"]["text_to_image"][1]["recall"].clone();
+    assert_eq!(last["measures"]["text to image R@5"], recall(&eval(&["--average"])));
+    graph("none_kept", r#"evaluate: (every: "3 steps", average: true)"#);
+    refused(
+        at,
+        &["train", "none_kept", "--steps", "2"],
+        "averages of the weights are to be measured, and none are kept",
+    );
+}
+
+/// The suite that a run is measured on is part of what it is.
+#[test]
+fn the_suite_is_the_runs() {
+    let folder = specs();
+    let at = folder.path();
+    photos(&at.join("photos"), |n| format!("shape {n}"));
+    for (image, class) in [(0, "red"), (1, "red"), (2, "blue")] {
+        fs::create_dir_all(at.join("sets/colours").join(class)).unwrap();
+        fs::copy(at.join(format!("photos/{image}.png")), at.join(format!("sets/colours/{class}/{image}.png"))).unwrap();
+    }
+    let suite = |title: &str| {
+        let absent = r#"(name: "absent", metric: Top1, data: [Folders(path: "absent")])"#;
+        let colours = format!(r#"(name: "colours", title: "{title}", metric: Top1, data: [Folders(path: "colours")])"#);
+        let mean = r#"means: [(name: "mean", of: ["colours", "absent"])]"#;
+        fs::write(at.join("mine.ron"), format!(r#"Suite(name: "mine", sets: [{colours}, {absent}], {mean})"#)).unwrap();
+    };
+    suite("Colours");
+    let steady = |name: &str, evaluate: &str| {
+        let graph = format!(r#"Graph(name: "{name}", base: "steady", train: (evaluate: ({evaluate})))"#);
+        fs::write(at.join(format!("{name}.ron")), graph).unwrap();
+    };
+    let on = r#"every: "2 steps", suite: "mine.ron", data: "sets""#;
+    for (best, why) in [
+        ("top-1", "keeps the best by `top-1`, which is no measure; there are mean, colours top-1, absent top-1"),
+        ("absent top-1", "keeps the best by `absent top-1`, and the set `absent` is not in "),
+        ("mean", "keeps the best by `mean`, and the set `absent` is not in "),
+    ] {
+        steady("misnamed", &format!(r#"{on}, best: "{best}""#));
+        refused(at, &["train", "misnamed", "--steps", "2"], &format!("error: `evaluate` of graph `misnamed` {why}"));
+    }
+    steady("on_sets", on);
+    fine(at, &["train", "on_sets", "--steps", "2", "--no-eval", "--out", "run"]);
+    let resume = |steps| ["train", "--resume", "run", "--no-eval", "--steps", steps];
+    suite("Other colours");
+    let why = "run was started with something else: suite that it is measured on: ";
+    refused(at, &resume("4"), why);
+    refused(at, &resume("4"), "or accept the change with --suite-changed");
+    fine(at, &[&resume("4")[..], &["--suite-changed"]].concat());
+    // What was accepted is the run's now.
+    fine(at, &resume("6"));
+    fs::remove_file(at.join("mine.ron")).unwrap();
+    refused(at, &resume("8"), "mine.ron: ");
+    suite("Other colours");
+    // Data sets may be elsewhere, which stops nothing.
+    fs::rename(at.join("sets"), at.join("elsewhere")).unwrap();
+    let (_, err) = fine(at, &resume("8"));
+    assert!(err.contains("warning: not measured on the way: none of the 2 sets of `mine` is in "), "{err}");
 }

@@ -11,7 +11,7 @@ use crate::pipeline::Pipeline;
 use crate::target::Target;
 
 /// Version of the plan's byte format; a reader accepts exactly its own.
-pub const FORMAT_VERSION: u32 = 8;
+pub const FORMAT_VERSION: u32 = 9;
 
 /// First bytes of a plan file.
 const MAGIC: &[u8; 8] = b"alipplan";
@@ -292,6 +292,8 @@ pub struct Evaluate {
     pub data: Option<String>,
     /// Name of the measure whose best checkpoint is kept; the first of all without.
     pub best: Option<String>,
+    /// Whether the averages of the weights are measured in their place.
+    pub average: bool,
 }
 
 /// A distance between two moments of a run.

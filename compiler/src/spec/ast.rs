@@ -225,6 +225,8 @@ pub struct EvaluateSpec {
     pub data: Option<Spanned<String>>,
     /// The measure whose best checkpoint is kept.
     pub best: Option<Spanned<String>>,
+    /// Whether the averages of the weights (`ema`) are measured in their place.
+    pub average: Option<Spanned<bool>>,
 }
 
 /// `(select: "visual.*", freeze: true)`: what is different for the parameters that a selector names.

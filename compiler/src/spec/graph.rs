@@ -281,7 +281,8 @@ fn ema(cx: &mut Reader, node: &Node) -> Option<EmaSpec> {
 }
 
 fn evaluate(cx: &mut Reader, node: &Node) -> Option<EvaluateSpec> {
-    let fields = cx.fields(node, "`evaluate`", &["every", "suite", "data", "best"], "(every: \"1 epoch\")")?;
+    let fields =
+        cx.fields(node, "`evaluate`", &["every", "suite", "data", "best", "average"], "(every: \"1 epoch\")")?;
     let every = fields.required(cx, "every", "\"1 epoch\"").and_then(|node| cx.string(node, "every"))?;
     let wrong = |why: String| Diagnostic::error(why).label(every.span, "how often the model is measured");
     let parsed = cx.ok(Every::parse(&every.node).map_err(wrong))?;
@@ -291,7 +292,8 @@ fn evaluate(cx: &mut Reader, node: &Node) -> Option<EvaluateSpec> {
         let error = Diagnostic::error("`data` is where the data sets of a suite lie, and no suite is named");
         cx.ok::<()>(Err(error.label(data.span, "").help("name one: `suite: \"alip_table\"`")));
     }
-    Some(EvaluateSpec { span: fields.span, every: Spanned::new(parsed, every.span), suite, data, best })
+    let average = fields.get("average").and_then(|node| cx.truth(node, "average"));
+    Some(EvaluateSpec { span: fields.span, every: Spanned::new(parsed, every.span), suite, data, best, average })
 }
 
 fn start(cx: &mut Reader, node: &Node) -> Option<StartSpec> {

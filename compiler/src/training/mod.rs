@@ -79,6 +79,12 @@ pub fn training_step(resolved: &Resolved, model: Model, keep: Keep) -> Result<Tr
         let info = info(graph, *loss, train, resolved.batch);
         let start = starts(train, library, model)?;
         let evaluate = train.evaluate.as_ref().map(|spec| evaluated(spec, library));
+        if let (Some(average), None) = (train.evaluate.as_ref().and_then(|spec| spec.average), &train.ema)
+            && average.node
+        {
+            let error = Diagnostic::error("averages of the weights are to be measured, and none are kept");
+            return Err(error.label(average.span, "").help("keep them: `ema: (decay: 0.999)`").into());
+        }
         training.info = info.map(|info| TrainInfo { data: resolved.pipeline.clone(), start, evaluate, ..info });
         training.warnings = std::mem::take(warnings);
         model.state = states.decls();
@@ -150,13 +156,14 @@ fn info(graph: &Graph, loss: NodeId, train: &TrainSpec, batch: Option<u64>) -> O
 /// environment variable is a place of its own.
 fn evaluated(spec: &EvaluateSpec, library: &Library) -> Evaluate {
     let seen = |text: &Spanned<String>| library.seen_from(text.span.source, &text.node).to_string_lossy().into_owned();
-    let EvaluateSpec { every, suite, data, best, .. } = spec;
+    let EvaluateSpec { every, suite, data, best, average, .. } = spec;
     let is_file = |suite: &Spanned<String>| suite.node.ends_with(".ron");
     Evaluate {
         every: every.node,
         suite: suite.as_ref().map(|suite| if is_file(suite) { seen(suite) } else { suite.node.clone() }),
         data: data.as_ref().map(|data| if data.node.starts_with("${") { data.node.clone() } else { seen(data) }),
         best: best.as_ref().map(|best| best.node.clone()),
+        average: average.is_some_and(|average| average.node),
     }
 }
 

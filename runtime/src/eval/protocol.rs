@@ -23,7 +23,7 @@ use super::suite::{Metric, Set, Suite};
 use crate::data::{DataError, SampleSource, Skipped, Tokenizer};
 
 /// Ranks at which recall is measured.
-const KS: [usize; 3] = [1, 5, 10];
+pub(super) const KS: [usize; 3] = [1, 5, 10];
 
 /// How a class is put into words where nobody says.
 const TEMPLATE: &str = "a photo of a {c}.";

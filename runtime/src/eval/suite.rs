@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::dataset::{Layout, check_templates};
+use super::protocol::KS;
 
 static SHIPPED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../eval");
 
@@ -81,6 +82,22 @@ pub enum Metric {
     Retrieval,
     /// The share of images whose class is found by a linear classifier, trained on the embeddings of other images.
     LinearProbe,
+}
+
+impl Metric {
+    /// Names of the figures that it asks for.
+    pub(super) fn figures(self) -> Vec<String> {
+        let named = |name: &str| vec![name.to_string()];
+        match self {
+            Metric::Top1 => named("top-1"),
+            Metric::MeanPerClass => named("mean per class"),
+            Metric::LinearProbe => named("linear probe"),
+            Metric::Retrieval => {
+                let of = |direction: &'static str| KS.iter().map(move |k| format!("{direction} R@{k}"));
+                ["image to text", "text to image"].into_iter().flat_map(of).collect()
+            }
+        }
+    }
 }
 
 /// A mean of figures.
@@ -260,12 +277,29 @@ impl Suite {
     /// # Errors
     /// There is none, or what is wrong with it, with its place.
     pub fn open(wanted: &str) -> Result<Suite, SuiteError> {
+        Suite::read(wanted).map(|(suite, _)| suite)
+    }
+
+    /// The same, with its text.
+    ///
+    /// # Errors
+    /// As [`Suite::open`].
+    pub fn read(wanted: &str) -> Result<(Suite, String), SuiteError> {
         let file = File::open(wanted)?;
         let suite: Suite = file.parse()?;
         match suite.mistake() {
             Some((name, what)) => Err(file.wrong(&what, file.line_of(&name), None)),
-            None => Ok(suite),
+            None => Ok((suite, file.text)),
         }
+    }
+
+    /// Names of all its measures, as [`super::results::SuiteResults::measures`] has them where all sets are there.
+    pub fn measures(&self) -> Vec<String> {
+        let means = self.means.iter().map(|mean| mean.name.clone());
+        let of = |set: &Set| -> Vec<String> {
+            set.metric.figures().into_iter().map(|figure| format!("{} {figure}", set.name)).collect()
+        };
+        means.chain(self.sets.iter().flat_map(of)).collect()
     }
 
     /// Names of those that are shipped.

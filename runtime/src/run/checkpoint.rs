@@ -341,6 +341,23 @@ pub fn use_average(session: &mut Session) -> Result<(), CheckpointError> {
     if found { Ok(()) } else { Err(CheckpointError::NoAverage { plan: plan.name.clone() }) }
 }
 
+/// Does some work with the averages of the weights in their place, and puts the weights back, whatever came of it.
+///
+/// # Errors
+/// The plan keeps none, or the device fails.
+pub fn with_average<T>(session: &mut Session, work: impl FnOnce(&mut Session) -> T) -> Result<T, CheckpointError> {
+    let plan = session.plan().clone();
+    let averages = plan.state.iter().filter(|state| state.kind == StateKind::Average);
+    let averaged = averages.filter_map(|average| average.path.strip_prefix(AVERAGE));
+    let kept =
+        averaged.map(|path| Ok((path, session.read_state(path)?))).collect::<Result<Vec<_>, CheckpointError>>()?;
+    let done = use_average(session).map(|()| work(session));
+    for (path, value) in &kept {
+        session.write_state(path, value)?;
+    }
+    done
+}
+
 /// What the path of the average of a parameter begins with.
 pub const AVERAGE: &str = "average.";
 

@@ -41,6 +41,9 @@ pub struct RunInfo {
     /// What its weights were before the first step, where that is not what the seed makes of them.
     #[serde(default)]
     pub start: Vec<StartIdentity>,
+    /// The suite that it is measured on while it is trained, if it is.
+    #[serde(default)]
+    pub suite: Option<SuiteIdentity>,
 }
 
 impl RunInfo {
@@ -58,7 +61,23 @@ impl RunInfo {
             vocabulary: None,
             sources: None,
             start: Vec::new(),
+            suite: None,
         }
+    }
+}
+
+/// A suite that a run is measured on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuiteIdentity {
+    /// Its name, or its path.
+    pub name: String,
+    /// [`fingerprint`] of its text.
+    pub hash: String,
+}
+
+impl fmt::Display for SuiteIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.hash)
     }
 }
 

@@ -22,6 +22,6 @@ mod sources;
 pub mod tensors;
 
 pub use dir::{NewRun, PLAN, RunDir, RunError, Writer, read_plan};
-pub use identity::{DataIdentity, DeviceIdentity, Difference, RunInfo, StartIdentity, fingerprint};
+pub use identity::{DataIdentity, DeviceIdentity, Difference, RunInfo, StartIdentity, SuiteIdentity, fingerprint};
 pub use log::StepRecord;
 pub use sources::{SpecFile, SpecSources};

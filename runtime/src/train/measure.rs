@@ -17,7 +17,7 @@ use crate::eval::{ENCODE_IMAGE, Embedded, EncodeError, Encoder, Programs, Readin
 use crate::exec::{ExecError, Session};
 
 /// Ranks at which recall is measured.
-const KS: [usize; 3] = [1, 5, 10];
+pub(super) const KS: [usize; 3] = [1, 5, 10];
 
 /// Samples shown in a report.
 const SHOWN: usize = 8;

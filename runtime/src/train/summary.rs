@@ -3,10 +3,13 @@
 use std::path::Path;
 
 use alip_plan::Plan;
+use alip_plan::pipeline::{Pipeline, Source};
 use serde::{Deserialize, Serialize};
 
-use super::measure::Results;
+use super::measure::{KS, Results};
 use super::report::{Chart, Measure, Other, Report, Sample, Series, Unit};
+use crate::data::shapes::Kind;
+use crate::eval::WEIGH;
 use crate::file::{FileError, write_bytes};
 use crate::run::{RunDir, log};
 
@@ -22,6 +25,30 @@ pub fn report_name(average: bool) -> &'static str {
 
 /// Most points of a line; a chart is a few hundred pixels wide.
 const POINTS: usize = 300;
+
+/// What is searched for by what.
+const DIRECTIONS: [&str; 2] = ["image to text", "text to image"];
+
+/// The measure of sample weights.
+const AREA: &str = "sample weight tells right raw texts from wrong (AUC)";
+
+fn recall_at(direction: &str, k: usize) -> String {
+    format!("{direction} R@{k}")
+}
+
+fn accuracy_of(classes: usize) -> String {
+    format!("zero-shot accuracy of {classes} classes")
+}
+
+/// Names of all that a model may be measured to be on the held-out samples of a pipeline, as [`Measured::measures`] has them.
+pub fn measures_of(plan: &Plan, pipeline: &Pipeline) -> Vec<String> {
+    let recalls = DIRECTIONS.into_iter().flat_map(|direction| KS.map(|k| recall_at(direction, k)));
+    let has_classes = matches!(pipeline.source, Source::Shapes { .. });
+    let accuracy = has_classes.then(|| accuracy_of(Kind::COUNT));
+    // Where the source knows which texts are wrong, which it says of each sample.
+    let area = plan.programs.contains_key(WEIGH).then(|| AREA.to_string());
+    recalls.chain(accuracy).chain(area).collect()
+}
 
 /// What is kept of a measured run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,24 +105,25 @@ impl Measured {
     pub fn measures(&self) -> Vec<Measure> {
         let results = &self.results;
         let mut measures = Vec::new();
+        let [images, texts] = DIRECTIONS;
         let directions = [
-            ("image to text", &results.retrieval.image_to_text, results.retrieval.images),
-            ("text to image", &results.retrieval.text_to_image, results.retrieval.texts),
+            (images, &results.retrieval.image_to_text, results.retrieval.images),
+            (texts, &results.retrieval.text_to_image, results.retrieval.texts),
         ];
         for (direction, recalls, count) in directions {
             for recall in recalls {
-                let name = format!("{direction} R@{}", recall.k);
+                let name = recall_at(direction, recall.k);
                 let (value, chance) = (recall.recall, recall.chance);
                 measures.push(Measure { name, value, chance, other: None, count, unit: Unit::Share });
             }
         }
         if let Some(zero_shot) = &results.zero_shot {
-            let name = format!("zero-shot accuracy of {} classes", zero_shot.per_class.len());
+            let name = accuracy_of(zero_shot.per_class.len());
             let (value, chance, count) = (zero_shot.top1, zero_shot.chance, zero_shot.images);
             measures.push(Measure { name, value, chance, other: None, count, unit: Unit::Share });
         }
         if let Some(found) = &results.weights {
-            let name = "sample weight tells right raw texts from wrong (AUC)".to_string();
+            let name = AREA.to_string();
             let count = found.weights.right.len().min(found.weights.wrong.len());
             measures.push(Measure { name, value: found.auc, chance: 0.5, other: None, count, unit: Unit::Area });
         }

@@ -101,7 +101,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         out: args.out.as_deref().unwrap_or(run.root()),
         json: args.json,
     };
-    measured(&mut session, &run, &what, &stop)
+    measured(&mut session, &run, &what, (None, &stop))
 }
 
 /// What to measure a model on, and where results go.
@@ -117,7 +117,14 @@ pub(crate) struct Measurement<'a> {
 }
 
 /// Measures the model in a session. Results are shown also where a disk refuses them, and written also where a terminal does.
-pub(crate) fn measured(session: &mut Session, run: &RunDir, what: &Measurement<'_>, stop: &Stop) -> Outcome {
+///
+/// What is `known` already is not measured again.
+pub(crate) fn measured(
+    session: &mut Session,
+    run: &RunDir,
+    what: &Measurement<'_>,
+    (known, stop): (Option<Measured>, &Stop),
+) -> Outcome {
     let how = Measuring {
         pipeline: what.pipeline,
         vocabularies: what.vocabularies,
@@ -127,14 +134,15 @@ pub(crate) fn measured(session: &mut Session, run: &RunDir, what: &Measurement<'
         stop: stop.flag(),
         skipped: &|skipped| note!("left out {skipped}"),
     };
-    let found = match measure(session, &how) {
+    let measured = known
+        .map_or_else(|| measure(session, &how).map(|found| Measured::new(session.plan(), found, what.average)), Ok);
+    let measured = match measured {
         Err(MeasureError::Encode(EncodeError::Stopped)) => {
             note!("not measured; `alip-run eval {}` does it", run.root().display());
             return Ok(stop.status());
         }
-        found => found?,
+        measured => measured?,
     };
-    let measured = Measured::new(session.plan(), found, what.average);
     let saved = std::fs::create_dir_all(what.out)
         .map_err(|error| Failure::message(format!("{}: {error}", what.out.display())))
         .and_then(|()| Ok(measured.save(what.out)?));

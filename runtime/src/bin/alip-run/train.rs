@@ -65,6 +65,9 @@ pub(crate) struct Args {
     /// With --resume: go on though device or instruction set are others than the run was started on
     #[arg(long, requires = "resume")]
     device_changed: bool,
+    /// With --resume: go on though the suite that the model is measured on is another than the run was started with
+    #[arg(long, requires = "resume")]
+    suite_changed: bool,
     /// Steps of the run, in place of the spec's epochs; with --resume, to extend it
     #[arg(long, conflicts_with = "epochs")]
     steps: Option<u64>,
@@ -125,7 +128,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let mut progress = Progress::new(first, info.steps, &loss);
     let cadence =
         Cadence { steps: args.checkpoint_every, time: Duration::from_secs_f64(args.checkpoint_minutes * 60.0) };
-    let data = Data { pipeline, vocabularies, workers, max_bad: args.bad.max_bad, stop: stop.flag() };
+    let steps = info.steps;
+    let data = Data { pipeline, vocabularies, workers, max_bad: args.bad.max_bad, stop: stop.flag(), steps };
     let measure = |way| move |session: &mut Session, step| Way::measure(way, session, step, data);
     let mut measure = way.as_ref().map(measure);
     let evaluation = way.as_ref().zip(measure.as_mut()).map(|(way, measure)| OnTheWay {
@@ -146,7 +150,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     progress.finish();
     let summary = trained?;
     say_trained(&summary, &progress, &loss, first);
-    let Ready { mut session, run, pipeline, vocabularies, loader, .. } = ready;
+    let Ready { mut session, run, pipeline, vocabularies, loader, way, .. } = ready;
     if !loader.skips().is_empty() {
         note!("{}", loader.skips());
     }
@@ -167,7 +171,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
             out: run.root(),
             json: args.json,
         };
-        return eval::measured(&mut session, &run, &what, &stop);
+        let known = way.and_then(|way| way.found_at(info.steps));
+        return eval::measured(&mut session, &run, &what, (known, &stop));
     }
     if args.json {
         say!("{}", as_json(&info, &summary, &progress, first));
@@ -225,6 +230,10 @@ fn first(args: &Args, workers: usize) -> Outcome<Ready> {
     let loader = load(args, workers, (&pipeline, source, &vocabularies), &info, position)?;
     // Before there is a directory: that it cannot be measured on the way as the spec asks is the spec's fault.
     let way = Way::of(session.plan(), (&pipeline, &vocabularies), loader.epoch_len())?;
+    if let Some(way) = &way {
+        way.finds_data(session.plan(), &pipeline)?;
+        info.suite = way.suite().cloned();
+    }
     let new =
         NewRun { info: &info, plan: &session.plan().clone(), sources: sources.as_ref(), vocabularies: &vocabularies };
     let run = Writer::create(&root, &new, args.keep as usize)?;
@@ -343,6 +352,16 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
     let vocabularies = run.vocabularies()?;
     same_tokenizers(&run, &vocabularies)?;
     let mut session = session_on(&run, device.as_ref())?;
+    let way = Way::of(session.plan(), (&pipeline, &vocabularies), Some(source.epoch_len()).filter(|len| *len > 0))?;
+    let suite = way.as_ref().and_then(Way::suite);
+    if let (Some(then), Some(now)) = (&info.suite, suite)
+        && then.hash != now.hash
+    {
+        let (then, now) = (then.to_string(), now.to_string());
+        let difference = Difference { what: "suite that it is measured on", then, now };
+        accept(&run, difference, (args.suite_changed, "--suite-changed"))?;
+    }
+    info.suite = suite.cloned();
     let before = run.info().clone();
     if info != before {
         run.set_info(info)?;
@@ -362,10 +381,13 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
     if position.step == info.steps {
         note!("all its steps are taken; --steps N or --epochs N extends it");
     }
-    let way = Way::of(session.plan(), (&pipeline, &vocabularies), loader.epoch_len()).unwrap_or_else(|why| {
+    let way = way.filter(|way| match way.finds_data(session.plan(), &pipeline) {
+        Ok(()) => true,
         // What it is measured on may be elsewhere now, which is no reason to stop.
-        note!("warning: not measured on the way: {}", why.to_string().trim_start_matches("error: "));
-        None
+        Err(why) => {
+            note!("warning: not measured on the way: {}", why.to_string().trim_start_matches("error: "));
+            false
+        }
     });
     Ok(Ready { session, run, pipeline, vocabularies, loader, position, way })
 }
