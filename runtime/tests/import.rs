@@ -250,6 +250,24 @@ fn names_that_stay_are_not_taken_for_ours() {
     assert!(tensors(&folder.path().join("again.safetensors")) == tensors(&folder.path().join("ours.safetensors")));
 }
 
+/// A tower of texts whose names stand behind `text.`, as open_clip's `custom_text` has it.
+#[test]
+fn a_custom_tower_of_texts_has_its_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let plain = fs::read(golden("open_clip_vit.safetensors")).unwrap();
+    let tensors_of = safetensors::SafeTensors::deserialize(&plain).unwrap();
+    let custom = |name: &str| match name.starts_with("visual.") || name == "logit_scale" {
+        true => name.to_string(),
+        false => format!("text.{name}"),
+    };
+    let renamed = tensors_of.iter().map(|(name, tensor)| (custom(name), tensor));
+    safetensors::serialize_to_file(renamed, None, &at.join("custom.safetensors")).unwrap();
+    done(at, &["custom.safetensors", "-o", "a.safetensors"], &["names: those of map `open_clip_custom_text`"]);
+    done(at, &[golden("open_clip_vit.safetensors").to_str().unwrap(), "-o", "b.safetensors"], &["map `openai`"]);
+    assert!(tensors(&at.join("a.safetensors")) == tensors(&at.join("b.safetensors")));
+}
+
 /// Gates, which nobody else has, keep their first values; positions are resampled only when asked for, and a part can be taken.
 #[test]
 fn what_was_done_is_said() {

@@ -330,3 +330,60 @@ fn a_model_as_onnx() {
         assert!(file("onnx") == file("again"), "{program}");
     }
 }
+
+/// Images of kinds that are not read are counted, and so told.
+#[test]
+fn other_images_are_told() {
+    let folder = trained();
+    let at = folder.path();
+    for name in ["a.gif", "b.HEIC", "c.gif", "notes.txt"] {
+        fs::write(at.join("photos").join(name), "").unwrap();
+    }
+    let (_, err) = fine(at, &["embed", "--images", "photos", "--out", "all.safetensors"]);
+    let told = "left out of photos: 2 .gif, 1 .heic, which are images of other kinds than .jpg, .png and .webp\n";
+    assert!(err.contains(told), "{err}");
+    fs::create_dir(at.join("animated")).unwrap();
+    fs::copy(at.join("photos/a.gif"), at.join("animated/a.gif")).unwrap();
+    let why = "error: animated: holds no images (.jpg, .jpeg, .png, .webp) but 1 .gif; give a folder that does";
+    refused(at, &["embed", "--images", "animated", "--out", "none.safetensors"], why);
+}
+
+/// Whoever stops a command gets the status that shells give for it, and no half of a file.
+#[test]
+#[cfg(unix)]
+fn stopped_commands_say_so() {
+    use std::io::{BufRead, BufReader, Read};
+    let folder = trained();
+    let at = folder.path();
+    // More than are embedded or weighed in the time that a signal takes.
+    for n in 0..4000 {
+        fs::hard_link(at.join("photos/0.png"), at.join(format!("photos/more_{n}.png"))).unwrap();
+    }
+    let line =
+        |n: u32| format!("{{\"image\": \"more_{n}.png\", \"captions\": [\"a\", \"b\"], \"split\": \"train\"}}\n");
+    fs::write(at.join("photos/captions.jsonl"), (0..4000).map(line).collect::<String>()).unwrap();
+    for args in [
+        &["embed", "--images", "photos", "--out", "out"][..],
+        &["weigh", "runs/small", "--out", "out"],
+        &["search", "a shape", "--images", "photos"],
+    ] {
+        let args: Vec<&str> = args
+            .iter()
+            .map(|arg| match *arg {
+                "out" if args[0] == "embed" => "out.safetensors",
+                "out" => "out.jsonl",
+                arg => arg,
+            })
+            .collect();
+        let mut child = common::program(at, &args).spawn().unwrap();
+        let mut err = BufReader::new(child.stderr.take().unwrap());
+        // It listens before it says anything.
+        let mut said = String::new();
+        err.read_line(&mut said).unwrap();
+        common::signal(&child, "INT");
+        err.read_to_string(&mut said).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{args:?}: {said}");
+        assert!(said.contains("error: stopped before all was embedded"), "{said}");
+        assert!(!at.join("out.safetensors").exists() && !at.join("out.jsonl").exists());
+    }
+}

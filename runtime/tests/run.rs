@@ -479,3 +479,43 @@ fn another_pipeline_is_found_by_its_path() {
     refused(at, &["train", "alip_shapes", "--steps", "2", "--data", "./clip_data.ron"], "image");
     refused(at, &["train", "small", "--steps", "2", "--data", "clip_data.ron"], why);
 }
+
+/// Results of another checkpoint do not take the place of the run's own.
+#[test]
+fn results_of_another_checkpoint_lie_beside() {
+    let folder = specs();
+    let at = folder.path();
+    fine(at, &["train", "small", "--steps", "4", "--checkpoint-every", "2", "--out", "a"]);
+    let own = || fs::read(at.join("a/results.json")).unwrap();
+    let before = own();
+    let (out, _) = fine(at, &["eval", "a", "--checkpoint", "a/checkpoints/step-00000002.safetensors"]);
+    assert!(out.ends_with("report: a/step-00000002/report.html\n"), "{out}");
+    assert!(own() == before && at.join("a/step-00000002/results.json").exists());
+    let (out, _) = fine(at, &["eval", "a", "--checkpoint", "a/checkpoints/step-00000004.safetensors"]);
+    assert!(out.ends_with("report: a/report.html\n"), "{out}");
+}
+
+/// A run of another version of plans is compiled again where only its model is needed.
+#[test]
+fn a_plan_of_another_version_is_compiled_again() {
+    let folder = specs();
+    let at = folder.path();
+    fine(at, &["train", "small", "--steps", "3", "--out", "a"]);
+    let results = fs::read(at.join("a/results.json")).unwrap();
+    fine(at, &["export", "a", "--to", "safetensors", "-o", "before.safetensors"]);
+    let plan = at.join("a/plan.alip");
+    let mut bytes = fs::read(&plan).unwrap();
+    let now = alip_plan::FORMAT_VERSION.to_le_bytes();
+    let version = bytes.windows(4).position(|window| window == now).unwrap();
+    bytes[version..version + 4].copy_from_slice(&1u32.to_le_bytes());
+    fs::write(&plan, bytes).unwrap();
+    let again = "compiling `small` again, since the plan of the run is of another version";
+    let (_, err) = fine(at, &["eval", "a"]);
+    assert!(err.contains(again), "{err}");
+    assert!(fs::read(at.join("a/results.json")).unwrap() == results);
+    let (_, err) = fine(at, &["export", "a", "--to", "safetensors", "-o", "after.safetensors"]);
+    assert!(err.contains(again), "{err}");
+    assert!(fs::read(at.join("before.safetensors")).unwrap() == fs::read(at.join("after.safetensors")).unwrap());
+    // To go on with, it is another plan.
+    refused(at, &["train", "--resume", "a", "--steps", "4"], "the run was made by another version of alip-run");
+}

@@ -187,3 +187,36 @@ fn files_are_seen_from_the_spec() {
     let spec = at.join("locked.ron").display().to_string();
     fine(elsewhere.path(), &["train", &spec, "--steps", "1", "--out", "run", "--no-eval"]);
 }
+
+/// What a graph has otherwise than the source of its weights says is told of the towers that the weights come to.
+#[test]
+fn what_the_source_says_otherwise_is_told() {
+    let folder = folder();
+    let at = folder.path();
+    let graph = |name: &str, base: &str, act: &str, heads: u32, train: &str| {
+        let text = format!(
+            r#"Graph(name: "{name}", base: "{base}", use: ["activation"], parts: {{
+                "visual": (set: {{ "act": "{act}" }}),
+                "text": (module: "text_transformer(vocab: 512, context: T, width: 16, layers: 1, heads: {heads}, out: D, act: {act})", path: ""),
+            }}, train: ({train}))"#
+        );
+        fs::write(at.join(format!("{name}.ron")), text).unwrap();
+    };
+    graph("quick", "steady", "quick_gelu", 4, "");
+    graph("plain", "steady", "gelu", 2, "");
+    graph("half", "steady", "gelu", 2, r#"start: [(file: "quick", select: "visual.*")]"#);
+    fine(at, &["train", "quick", "--steps", "1", "--no-eval", "--out", "run"]);
+    fine(at, &["export", "run", "--to", "openai", "-o", "quick"]);
+    let check = |args: &[&str], told: &[&str]| {
+        let (_, err) = fine(at, &[&["train"], args, &["--steps", "1", "--no-eval"]].concat());
+        let warnings: Vec<&str> = err.lines().filter_map(|line| line.strip_prefix("warning: ")).collect();
+        assert_eq!(warnings, told, "{args:?}\n{err}");
+    };
+    let says = "but open_clip_config.json says";
+    let images = format!("the tower of images has the activation gelu, {says} quick_gelu: features will differ");
+    let texts = format!("the tower of texts has the activation gelu, {says} quick_gelu: features will differ");
+    let heads = format!("the tower of texts has 2 heads, {says} 4: features will differ");
+    check(&["quick", "--weights", "quick", "--out", "same"], &[]);
+    check(&["plain", "--weights", "quick", "--out", "plain"], &[&images, &texts, &heads]);
+    check(&["half", "--out", "half"], &[&images]);
+}

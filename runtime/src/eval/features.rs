@@ -6,12 +6,13 @@
 //! stands there too, and has to be the same when they are used.
 
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use alip_plan::DType;
 use safetensors::tensor::Dtype;
 use serde::{Deserialize, Serialize};
 
-use crate::data::ListHash;
+use crate::data::{DataError, ListHash, SampleSource};
 use crate::file::FileError;
 use crate::run::tensors::{Entry, TensorFile, write};
 
@@ -202,6 +203,20 @@ impl Store<'_> {
         })?;
         Ok(())
     }
+}
+
+/// A hash of a data set: of its list, and of length and time of the last change of the file of every image, which tell one that was
+/// changed in place.
+pub(super) fn set_hash(source: &dyn SampleSource) -> Result<String, DataError> {
+    let mut hash = ListHash::default();
+    hash.add(source.list_hash()?.as_bytes());
+    for file in (0..source.len()).filter_map(|index| source.file(index)) {
+        let data = std::fs::metadata(file).ok();
+        let changed = data.as_ref().and_then(|data| data.modified().ok()?.duration_since(UNIX_EPOCH).ok());
+        hash.add(&data.map_or(u64::MAX, |data| data.len()).to_le_bytes());
+        hash.add(&changed.map_or(0, |time| time.as_nanos()).to_le_bytes());
+    }
+    Ok(hash.to_string())
 }
 
 /// A hash of texts.

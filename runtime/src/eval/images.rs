@@ -1,5 +1,6 @@
 //! Image files as a source.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::dataset::sample_of;
@@ -8,10 +9,21 @@ use crate::data::{DataError, RawSample, SampleError, SampleSource, read_image};
 /// Extensions of image files, in lower case.
 pub(super) const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 
+/// Extensions of images that are not read, in lower case: those that cameras, phones and the web write.
+const OTHERS: [&str; 17] = [
+    "arw", "avif", "bmp", "cr2", "dng", "gif", "heic", "heif", "ico", "jfif", "jp2", "jxl", "nef", "psd", "svg", "tif",
+    "tiff",
+];
+
+/// The extension of a path in lower case, if it is one of these.
+fn extension(path: &Path, known: &[&'static str]) -> Option<&'static str> {
+    let extension = path.extension()?.to_string_lossy().to_lowercase();
+    known.iter().find(|known| **known == extension).copied()
+}
+
 /// Whether a path has the ending of an image.
 pub fn is_image(path: &Path) -> bool {
-    let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-    extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
+    extension(path, &EXTENSIONS).is_some()
 }
 
 /// Image files, in a given order. Field: `jpeg`.
@@ -20,6 +32,8 @@ pub struct ImageFiles {
     files: Vec<PathBuf>,
     /// What names are relative to.
     root: PathBuf,
+    /// How many images of kinds that are not read stand beside them, by extension.
+    others: BTreeMap<&'static str, usize>,
 }
 
 impl ImageFiles {
@@ -29,7 +43,7 @@ impl ImageFiles {
     /// There is none.
     pub fn new(files: Vec<PathBuf>) -> Result<ImageFiles, DataError> {
         match files.first() {
-            Some(_) => Ok(ImageFiles { files, root: PathBuf::new() }),
+            Some(_) => Ok(ImageFiles { files, root: PathBuf::new(), others: BTreeMap::new() }),
             None => Err(DataError::file(Path::new("."), "no image is named", "name one, or a folder of images")),
         }
     }
@@ -43,24 +57,41 @@ impl ImageFiles {
         if path.is_file() {
             return ImageFiles::new(vec![path.to_path_buf()]);
         }
-        let mut files = Vec::new();
-        collect(path, &mut Vec::new(), &mut files)?;
+        let (mut files, mut others) = (Vec::new(), BTreeMap::new());
+        collect(path, &mut Vec::new(), &mut |path| {
+            if is_image(&path) {
+                files.push(path);
+            } else if let Some(extension) = extension(&path, &OTHERS) {
+                *others.entry(extension).or_default() += 1;
+            }
+        })?;
         if files.is_empty() {
-            let why = format!("holds no images ({})", EXTENSIONS.map(|extension| format!(".{extension}")).join(", "));
+            let read = EXTENSIONS.map(|extension| format!(".{extension}")).join(", ");
+            let others = if others.is_empty() { String::new() } else { format!(" but {}", counted(&others)) };
+            let why = format!("holds no images ({read}){others}");
             return Err(DataError::file(path, why, "give a folder that does"));
         }
         files.sort();
-        Ok(ImageFiles { files, root: path.to_path_buf() })
+        Ok(ImageFiles { files, root: path.to_path_buf(), others })
     }
 
     /// The files.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
+
+    /// How many images of kinds that are not read stand beside them: `2 .gif, 1 .heic`; nothing if there is none.
+    pub fn others(&self) -> Option<String> {
+        (!self.others.is_empty()).then(|| counted(&self.others))
+    }
 }
 
-/// Adds the images in a folder; `above` are the folders that it is in, into which no link leads back.
-fn collect(folder: &Path, above: &mut Vec<PathBuf>, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
+fn counted(others: &BTreeMap<&'static str, usize>) -> String {
+    others.iter().map(|(extension, count)| format!("{count} .{extension}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Finds the files in a folder; `above` are the folders that it is in, into which no link leads back.
+fn collect(folder: &Path, above: &mut Vec<PathBuf>, found: &mut dyn FnMut(PathBuf)) -> Result<(), DataError> {
     let fail =
         |error: std::io::Error| DataError::file(folder, format!("cannot be read: {error}"), "give a folder of images");
     let own = folder.canonicalize().map_err(fail)?;
@@ -71,9 +102,9 @@ fn collect(folder: &Path, above: &mut Vec<PathBuf>, files: &mut Vec<PathBuf>) ->
     for entry in std::fs::read_dir(folder).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
         if path.is_dir() {
-            collect(&path, above, files)?;
-        } else if is_image(&path) {
-            files.push(path);
+            collect(&path, above, found)?;
+        } else {
+            found(path);
         }
     }
     above.pop();
@@ -113,5 +144,6 @@ mod tests {
         let images = ImageFiles::open(folder.path()).unwrap();
         let names: Vec<String> = (0..images.len()).map(|index| images.name(index)).collect();
         assert_eq!(names, ["a/1.JPG", "a/b/2.png"]);
+        assert_eq!(images.others(), None);
     }
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::dataset::{CLASS, Classes, Dataset, Layout, Truth, twice};
 use super::encoder::{EncodeError, Encoder, Reading};
-use super::features::{Described, Features, FeaturesError, Identity, Store, texts_hash};
+use super::features::{Described, Features, FeaturesError, Identity, Store, set_hash, texts_hash};
 use super::measures::{Classified, Logits, MeasuresError, Ranks, Rows, class_embeddings, classify, nearest};
 use super::preparation::Preparation;
 use super::probe::{ProbeError, probe};
@@ -374,7 +374,7 @@ impl Work<'_, '_, '_> {
                 let of = Identity {
                     model: model.to_string(),
                     preparation: format!("{:?}", protocol.preparation),
-                    set: data.source.list_hash().map_err(in_data)?,
+                    set: set_hash(data.source.as_ref()).map_err(in_data)?,
                     texts: texts_hash(&texts.all),
                 };
                 let fits = (self.encoder.programs().dim, data.source.len());

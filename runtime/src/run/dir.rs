@@ -131,7 +131,7 @@ pub enum RunError {
     /// The run's plan is of another format version: compiling it again would give another plan, and so another run.
     #[error(
         "{}: the run was made by another version of alip-run: its plan has format version {found}, this program reads \
-         {FORMAT_VERSION}. Continue and evaluate it with the version that made it, or start a new run",
+         {FORMAT_VERSION}. Continue it with the version that made it, or start a new run",
         path.display()
     )]
     OtherVersion {

@@ -158,3 +158,79 @@ fn climbs(name: &str) -> bool {
     let absolute = name.starts_with(['/', '\\']) || name.contains(':') || name.contains('\0');
     absolute || name.split(['/', '\\']).any(|step| step == "..")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use zip::ZipWriter;
+    use zip::write::SimpleFileOptions;
+
+    use super::*;
+
+    /// An archive with an empty `data.pkl` and members of so many zeros, deflated, of which next to nothing is left.
+    fn packed(path: &Path, sizes: &[u64]) {
+        let mut zip = ZipWriter::new(File::create(path).unwrap());
+        zip.start_file("a/data.pkl", SimpleFileOptions::default()).unwrap();
+        for (number, size) in sizes.iter().enumerate() {
+            let deflated = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated);
+            zip.start_file(format!("a/data/{number}"), deflated).unwrap();
+            let zeros = vec![0; 1 << 20];
+            (0..size >> 20).for_each(|_| zip.write_all(&zeros).unwrap());
+        }
+        zip.finish().unwrap();
+    }
+
+    /// The bytes that say a size in the directory and before the member, where they stand.
+    fn sizes_of(bytes: &[u8], size: u32) -> Vec<usize> {
+        (0..bytes.len() - 3).filter(|at| bytes[*at..at + 4] == size.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn a_small_file_fills_no_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bomb.pt");
+        packed(&path, &[200 << 20, 200 << 20]);
+        let length = path.metadata().unwrap().len();
+        assert!(length < 1 << 20);
+        let error = Archive::open(&path).err().unwrap().to_string();
+        let said = format!("its members say that they have 419430400 bytes, but the file has {length}");
+        assert!(error.contains(&said), "{error}");
+    }
+
+    #[test]
+    fn members_are_unpacked_a_few_times_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shared.pt");
+        packed(&path, &[96 << 20, 96 << 20]);
+        let mut archive = Archive::open(&path).unwrap();
+        let members = ["data/0", "data/1"].map(|name| archive.find(name).unwrap());
+        let mut read = |member: usize| archive.read(member, 1 << 20, 4);
+        // What lies in the member that is unpacked costs nothing.
+        for _ in 0..100 {
+            assert_eq!(read(members[0]).unwrap(), [0; 4]);
+        }
+        let times = (0..100).take_while(|time| read(members[(time + 1) % 2]).is_ok()).count();
+        let all = 4 * most_bytes(path.metadata().unwrap().len()) / (96 << 20);
+        assert_eq!(times as u64, all - 1);
+        let error = read(members[0]).or_else(|_| read(members[1])).unwrap_err().to_string();
+        assert!(error.contains("its tensors share packed members, which would be unpacked again and again"), "{error}");
+    }
+
+    #[test]
+    fn a_member_has_the_size_that_it_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lies.pt");
+        packed(&path, &[8 << 20]);
+        let mut bytes = std::fs::read(&path).unwrap();
+        for at in sizes_of(&bytes, 8 << 20) {
+            bytes[at..at + 4].copy_from_slice(&(1u32 << 20).to_le_bytes());
+        }
+        std::fs::write(&path, bytes).unwrap();
+        let mut archive = Archive::open(&path).unwrap();
+        let member = archive.find("data/0").unwrap();
+        assert_eq!(archive.size(member), 1 << 20);
+        let error = archive.read(member, 0, 4).unwrap_err().to_string();
+        assert!(error.contains("the archive is damaged ("), "{error}");
+    }
+}

@@ -25,9 +25,10 @@ use super::error::WeightsError;
 use super::names::{Captured, Pattern};
 
 /// The maps that the program has, by name; a file `stdlib/weights/NAME.ron` below the working directory takes the place of one.
-const EMBEDDED: [(&str, &str); 2] = [
+const EMBEDDED: [(&str, &str); 3] = [
     ("openai", include_str!("../../../stdlib/weights/openai.ron")),
     ("huggingface_clip", include_str!("../../../stdlib/weights/huggingface_clip.ron")),
+    ("open_clip_custom_text", include_str!("../../../stdlib/weights/open_clip_custom_text.ron")),
 ];
 
 /// Largest file of a map.
@@ -269,7 +270,7 @@ mod tests {
         let error = NameMap::named("no_such_map").unwrap_err().to_string();
         assert_eq!(
             error,
-            "map of names `no_such_map`: there is none; give a file, or one of openai, huggingface_clip, same"
+            "map of names `no_such_map`: there is none; give a file, or one of openai, huggingface_clip, open_clip_custom_text, same"
         );
     }
 }

@@ -39,6 +39,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
+    let stop = Stop::listen("stopping")?;
+    stop.ended(done(args, &stop))
+}
+
+fn done(args: &Args, stop: &Stop) -> Outcome {
     let labels: Vec<&str> = args.labels.iter().map(|label| label.trim()).filter(|label| !label.is_empty()).collect();
     if labels.len() < 2 {
         return Err(Failure::message("--labels: give two or more, with commas between them: \"cat,dog,boat\""));
@@ -46,9 +51,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if let Some(prompt) = args.prompt.iter().find(|prompt| !prompt.contains("{c}")) {
         return Err(Failure::message(format!("--prompt `{prompt}` has no `{{c}}`, where the label stands")));
     }
-    let stop = Stop::listen("stopping")?;
     // An image that cannot be read is told below; it spoils no other.
-    let work = Work { stop: &stop, max_bad: 1.0 };
+    let work = Work { stop, max_bad: 1.0 };
     let images = sources(&args.images)?;
     let texts = labels.iter().flat_map(|label| args.prompt.iter().map(move |prompt| prompt.replace("{c}", label)));
     let texts: Vec<String> = texts.collect();

@@ -61,6 +61,10 @@ const MOST_NAMES: usize = 40_000_000;
 
 pub(crate) fn run(args: &Args) -> Outcome {
     let stop = Stop::listen("stopping; nothing is written")?;
+    stop.ended(done(args, &stop))
+}
+
+fn done(args: &Args, stop: &Stop) -> Outcome {
     let is_npy = has_extension(&args.out, "npy");
     if !is_npy && !has_extension(&args.out, "safetensors") {
         let out = args.out.display();
@@ -85,7 +89,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         return Err(Failure::message(format!("--out {}: {why}", args.out.display())));
     }
     let mut opened = args.model.open(images.as_ref().map_or(0, |images| images.len()).max(texts.len() as u64))?;
-    let work = Work { stop: &stop, max_bad: args.bad.max_bad };
+    let work = Work { stop, max_bad: args.bad.max_bad };
     let dim = alip_runtime::eval::Encoder::new(&mut opened.session)?.programs().dim;
     let (images, skipped) = match images {
         Some(images) => embedded(&mut opened, images, &work)?,
@@ -127,7 +131,14 @@ pub(crate) fn embedded(opened: &mut Opened, images: Arc<ImageFiles>, work: &Work
 pub(crate) fn sources(paths: &[PathBuf]) -> Outcome<Arc<ImageFiles>> {
     let mut files = Vec::new();
     for path in paths {
-        files.extend(ImageFiles::open(path)?.files().iter().cloned());
+        let found = ImageFiles::open(path)?;
+        if let Some(others) = found.others() {
+            note!(
+                "left out of {}: {others}, which are images of other kinds than .jpg, .png and .webp",
+                path.display()
+            );
+        }
+        files.extend(found.files().iter().cloned());
     }
     Ok(Arc::new(ImageFiles::new(files)?))
 }

@@ -50,7 +50,8 @@ pub(crate) struct Args {
     pub(crate) published_rounding: bool,
     #[command(flatten)]
     pub(crate) bad: BadArgs,
-    /// Where results and report go; the run's directory unless given, or this one for a spec
+    /// Where results and report go; the run's directory unless given, or this one for a spec. Those of a checkpoint other than the
+    /// newest go into a folder of its name there
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Print the results as one JSON object
@@ -91,6 +92,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         use_average(&mut session)?;
     }
     let vocabularies = run.vocabularies()?;
+    let out = results_folder(args, Some(&run));
     let what = Measurement {
         pipeline: &pipeline,
         vocabularies: &vocabularies,
@@ -98,10 +100,22 @@ pub(crate) fn run(args: &Args) -> Outcome {
         max_bad: args.bad.max_bad,
         step: header.step,
         average: *average,
-        out: args.out.as_deref().unwrap_or(run.root()),
+        out: &out,
         json: args.json,
     };
     measured(&mut session, &run, &what, (None, &stop))
+}
+
+/// Where results go. Those of a checkpoint other than the run's newest do not take the place of the run's own.
+pub(crate) fn results_folder(args: &Args, run: Option<&RunDir>) -> PathBuf {
+    let own = run.map_or_else(|| PathBuf::from("."), |run| run.root().to_path_buf());
+    let newest = run.and_then(|run| run.checkpoints().pop()).and_then(|(_, path)| path.canonicalize().ok());
+    let other = args.weights.checkpoint.as_ref().filter(|path| path.canonicalize().ok() != newest);
+    match (&args.out, other.and_then(|path| path.file_stem())) {
+        (Some(out), _) => out.clone(),
+        (None, Some(name)) => own.join(name),
+        (None, None) => own,
+    }
 }
 
 /// What to measure a model on, and where results go.

@@ -13,6 +13,7 @@ use alip_runtime::run::RunDir;
 use alip_runtime::weights::{Clip, Described, Format, Weights, save_as};
 
 use crate::import::{Type, opened};
+use crate::model::plan_of;
 use crate::{Failure, Outcome};
 
 /// Write a model's weights for others
@@ -121,7 +122,7 @@ fn source(args: &Args) -> Outcome<Source> {
     let none = || Failure::message(format!("{} holds no checkpoint yet; train it first", args.from.display()));
     let newest = run.checkpoints().pop().map(|(_, path)| path);
     let checkpoint = args.checkpoint.clone().or(newest).ok_or_else(none)?;
-    let plan = run.plan()?;
+    let plan = plan_of(&run)?;
     let module = |path: &str| path.rsplit_once('.').map(|(module, _)| module.to_string());
     let of_kind = |kind| plan.state.iter().filter(move |state| state.kind == kind).map(|state| state.path.clone());
     let with_weights: BTreeSet<Option<String>> = of_kind(StateKind::Param).map(|path| module(&path)).collect();

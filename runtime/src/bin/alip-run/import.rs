@@ -32,7 +32,8 @@ pub(crate) struct Args {
     /// Change one thing of the graph
     #[arg(long, value_name = "KEY=VALUE", requires = "graph")]
     set: Vec<String>,
-    /// The map of names, in place of the one that knows most: openai, huggingface_clip, `same` for names that stay, or a RON file
+    /// The map of names, in place of the one that knows most: openai, huggingface_clip, open_clip_custom_text, `same` for names
+    /// that stay, or a RON file
     #[arg(long, value_name = "NAME|FILE")]
     map: Option<String>,
     /// Type of floats in OUT

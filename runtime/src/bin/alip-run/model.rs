@@ -10,7 +10,7 @@ use alip_plan::{DType, PROGRAM_TRAIN, Plan};
 use alip_runtime::data::{SampleSource, all_folders, all_in, in_folder};
 use alip_runtime::device::{self, Choice, Device, DeviceError, DeviceOptions};
 use alip_runtime::exec::{ExecError, Session};
-use alip_runtime::run::{DeviceIdentity, RunDir, SpecFile, SpecSources, read_plan};
+use alip_runtime::run::{DeviceIdentity, RunDir, RunError, SpecFile, SpecSources, read_plan};
 
 use crate::{Failure, Outcome};
 
@@ -49,7 +49,8 @@ pub(crate) struct CompileArgs {
 #[derive(clap::Args)]
 pub(crate) struct BadArgs {
     /// Largest share of samples that may be unreadable. Judged whenever one is, over all that this process has read of these data,
-    /// from the 1,000th sample on; training and packing save before they stop. What is skipped is named
+    /// from the 1,000th sample on; training and packing save before they stop. A suite judges each of its sets by itself, shows one
+    /// that has more as not measured, and measures the others. What is skipped is named
     #[arg(long, default_value_t = 0.01, value_name = "SHARE", value_parser = share)]
     pub(crate) max_bad: f64,
 }
@@ -243,7 +244,11 @@ impl CompileArgs {
 /// A run's plan on a device. Where it is of another kind of device, or of an adapter that allows more, the very files it was
 /// compiled from are compiled for the one at hand.
 pub(crate) fn session_on(run: &RunDir, device: &dyn Device) -> Outcome<Session> {
-    let (name, plan) = (&run.info().spec, Arc::new(run.plan()?));
+    let name = &run.info().spec;
+    let plan = match run.plan() {
+        Err(error @ RunError::OtherVersion { .. }) => return compiled_again(run, device, error),
+        plan => Arc::new(plan?),
+    };
     let (why, target) = match Session::on(device, Arc::clone(&plan)) {
         _ if !device.runs(plan.target.kind) => ("another kind of device".into(), None),
         Err(ExecError::Device(DeviceError::Limit { what, needed, allowed, .. })) => {
@@ -258,6 +263,26 @@ pub(crate) fn session_on(run: &RunDir, device: &dyn Device) -> Outcome<Session> 
     note!("compiling `{name}` for {}, since the run was started on {why}", device.name());
     let (plan, _) = compile(sources, target, device, (Purpose::Train(Keep::default()), Feed::Loader))?;
     Ok(Session::on(device, Arc::new(plan))?)
+}
+
+/// A run whose plan only another version of this program reads: what it was compiled from is compiled by this one. That gives another
+/// plan, by which the run cannot go on, but the same model.
+fn compiled_again(run: &RunDir, device: &dyn Device, error: RunError) -> Outcome<Session> {
+    let Some(sources) = run.sources()? else { return Err(error.into()) };
+    note!("compiling `{}` again, since the plan of the run is of another version", run.info().spec);
+    let (plan, _) = compile(sources, None, device, (Purpose::Train(Keep::default()), Feed::Loader))?;
+    Ok(Session::on(device, Arc::new(plan))?)
+}
+
+/// The plan of a run, for what it says of its model; compiled again where only another version of this program reads it.
+pub(crate) fn plan_of(run: &RunDir) -> Outcome<Plan> {
+    match run.plan() {
+        Err(error @ RunError::OtherVersion { .. }) => {
+            let cpu = device::choose("cpu", &DeviceOptions::default())?.device;
+            Ok((**compiled_again(run, cpu.as_ref(), error)?.plan()).clone())
+        }
+        plan => Ok(plan?),
+    }
 }
 
 /// The files that a graph would be compiled from now, itself first; what is wrong with them does not matter here.

@@ -37,7 +37,11 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Outcome {
     let stop = Stop::listen("stopping")?;
-    let work = Work { stop: &stop, max_bad: args.bad.max_bad };
+    stop.ended(done(args, &stop))
+}
+
+fn done(args: &Args, stop: &Stop) -> Outcome {
+    let work = Work { stop, max_bad: args.bad.max_bad };
     if is_image(Path::new(&args.query)) && !Path::new(&args.query).is_file() {
         return Err(Failure::message(format!(
             "{}: there is no such image; a text has no ending of an image",

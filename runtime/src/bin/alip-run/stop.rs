@@ -62,6 +62,17 @@ impl Stop {
         &self.answered
     }
 
+    /// What a command returns that nobody asked to stop, or the status of one that was, whatever became of its work.
+    pub(crate) fn ended(&self, done: Outcome) -> Outcome {
+        match done {
+            Err(failure) if self.flag().load(Ordering::Relaxed) => {
+                note!("{failure}");
+                Ok(self.status())
+            }
+            done => done,
+        }
+    }
+
     /// The exit status of a program that was asked to stop.
     pub(crate) fn status(&self) -> ExitCode {
         let status = self.status.load(Ordering::Relaxed);

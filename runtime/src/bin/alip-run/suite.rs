@@ -11,9 +11,10 @@ use alip_runtime::eval::results::{Found, Line, SuiteResults, Table};
 use alip_runtime::eval::suite::{Published, Suite};
 use alip_runtime::eval::{Encoder, Reading};
 use alip_runtime::file::write_bytes;
+use alip_runtime::run::RunDir;
 use alip_runtime::train::report::{self, Picture};
 
-use crate::eval::Args;
+use crate::eval::{Args, results_folder};
 use crate::progress::Counter;
 use crate::stop::Stop;
 use crate::{Failure, Outcome};
@@ -87,8 +88,8 @@ pub(crate) fn run(args: &Args, suite: &str) -> Outcome {
     }
     let results = SuiteResults::new(&suite, found, (&opened.name, opened.step), args.weights.average, logits);
     let table = results.table(&published);
-    let own = if args.run.is_dir() { args.run.as_path() } else { Path::new(".") };
-    let out = args.out.as_deref().unwrap_or(own);
+    let run = args.run.is_dir().then(|| RunDir::open(&args.run)).transpose()?;
+    let out = &results_folder(args, run.as_ref());
     let name = file_name(&results);
     let saved = std::fs::create_dir_all(out)
         .map_err(|error| Failure::message(format!("{}: {error}", out.display())))

@@ -67,6 +67,10 @@ fn share(text: &str) -> Result<f64, String> {
 
 pub(crate) fn run(args: &Args) -> Outcome {
     let stop = Stop::listen("stopping; nothing is written")?;
+    stop.ended(done(args, &stop))
+}
+
+fn done(args: &Args, stop: &Stop) -> Outcome {
     let kind = Kind::of(&args.out)?;
     let outputs = [Some(&args.out), args.kept.as_ref(), args.html.as_ref()];
     for (at, path) in outputs.iter().enumerate().filter_map(|(at, path)| Some((at, (*path)?))) {
@@ -84,7 +88,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         return Err(Failure::message(format!("the source of `{}` {why}", pipeline.name)));
     }
     knows_words(&opened, &pipeline)?;
-    let work = Work { stop: &stop, max_bad: args.bad.max_bad };
+    let work = Work { stop, max_bad: args.bad.max_bad };
     let mut found = Vec::new();
     let mut left_out = 0;
     write_beside(&args.out, |file| -> Outcome<()> {

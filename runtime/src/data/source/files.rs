@@ -151,6 +151,11 @@ impl SampleSource for FilesSource {
         folder.key(at).to_string()
     }
 
+    fn file(&self, index: u64) -> Option<PathBuf> {
+        let (folder, at) = self.folders.place(index);
+        Some(folder.best(folder.key(at), &self.image).ok()?.1)
+    }
+
     /// Of the names, and of the texts and the sizes of the images of a thousand samples.
     fn list_hash(&self) -> Result<String, DataError> {
         let mut hash = ListHash::default();
@@ -158,11 +163,7 @@ impl SampleSource for FilesSource {
             hash.add(folder.keys.as_bytes());
             folder.ends.iter().for_each(|end| hash.add(&end.to_le_bytes()));
         }
-        let image = |index| {
-            let (folder, at) = self.folders.place(index);
-            Some(folder.best(folder.key(at), &self.image).ok()?.1)
-        };
-        hash_sizes(&mut hash, self.len(), image);
+        hash_sizes(&mut hash, self.len(), |index| self.file(index));
         for index in (0..self.len()).step_by(self.len().div_ceil(HASHED) as usize) {
             let (folder, at) = self.folders.place(index);
             for (_, wanted) in &self.texts {

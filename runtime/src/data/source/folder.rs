@@ -177,6 +177,10 @@ impl SampleSource for FolderSource {
         Some(self)
     }
 
+    fn file(&self, index: u64) -> Option<PathBuf> {
+        self.with_line(index, |line| self.root.join(line.image.as_ref())).ok()
+    }
+
     /// Of the lines of the list: images by name, and their texts; and of the sizes of some images.
     fn list_hash(&self) -> Result<String, DataError> {
         let mut hash = ListHash::default();
@@ -187,8 +191,7 @@ impl SampleSource for FolderSource {
             };
             self.with_line(index, add).map_err(|error| self.lost(error))?;
         }
-        let image = |index| self.with_line(index, |line| self.root.join(line.image.as_ref())).ok();
-        hash_sizes(&mut hash, self.len(), image);
+        hash_sizes(&mut hash, self.len(), |index| self.file(index));
         Ok(hash.to_string())
     }
 }

@@ -14,6 +14,7 @@ pub(super) mod webdataset;
 mod words;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use alip_plan::pipeline::{Mode, Source};
@@ -146,6 +147,11 @@ pub trait SampleSource: Send + Sync {
         None
     }
 
+    /// The file that the image of sample `index` is, where it is one.
+    fn file(&self, _index: u64) -> Option<PathBuf> {
+        None
+    }
+
     /// Hash of what samples there are, in their order: two sources with one hash give the same run. That of the names, unless
     /// the source knows better.
     ///
@@ -178,7 +184,7 @@ pub trait Texts: Send + Sync {
 const SIZED: u64 = 1_000;
 
 /// Adds the sizes of a thousand files, evenly over all, to a hash; one that is missing has none.
-pub(crate) fn hash_sizes(hash: &mut ListHash, len: u64, file: impl Fn(u64) -> Option<std::path::PathBuf>) {
+pub(crate) fn hash_sizes(hash: &mut ListHash, len: u64, file: impl Fn(u64) -> Option<PathBuf>) {
     for index in (0..len).step_by(len.div_ceil(SIZED).max(1) as usize) {
         let size = file(index).and_then(|file| Some(std::fs::metadata(file).ok()?.len()));
         hash.add(&size.unwrap_or(u64::MAX).to_le_bytes());

@@ -74,6 +74,10 @@ impl SampleSource for ListedFiles {
     }
 
     /// Of names, of what is known, and of the sizes of some images.
+    fn file(&self, index: u64) -> Option<PathBuf> {
+        Some(self.path(index))
+    }
+
     fn list_hash(&self) -> Result<String, DataError> {
         let mut hash = ListHash::default();
         self.names.iter().for_each(|name| hash.add(name.as_bytes()));
@@ -84,7 +88,7 @@ impl SampleSource for ListedFiles {
                 own.iter().for_each(|caption| hash.add(caption.as_bytes()));
             }),
         }
-        hash_sizes(&mut hash, self.len(), |index| Some(self.path(index)));
+        hash_sizes(&mut hash, self.len(), |index| self.file(index));
         Ok(hash.to_string())
     }
 }

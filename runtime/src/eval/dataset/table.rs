@@ -1,7 +1,7 @@
 //! Tables of images with a class or with captions, by the source `Table`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use alip_plan::pipeline::{Mode, Source};
@@ -175,6 +175,10 @@ impl SampleSource for Rows {
 
     fn texts(&self) -> Option<&dyn Texts> {
         matches!(self.known, Known::Captions(_)).then_some(self)
+    }
+
+    fn file(&self, index: u64) -> Option<PathBuf> {
+        self.table.file(self.rows[index as usize])
     }
 
     /// Of the table, and which of its rows are meant.

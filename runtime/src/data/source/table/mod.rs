@@ -330,6 +330,11 @@ impl SampleSource for TableSource {
         Some(self)
     }
 
+    fn file(&self, index: u64) -> Option<PathBuf> {
+        let (table, at) = self.tables.place(index);
+        table.image(table.row(at).ok().filter(|_| table.images.is_none())?.first()?).ok()
+    }
+
     /// Of what the rows hold, of which columns are read, and of the sizes of some images.
     fn list_hash(&self) -> Result<String, DataError> {
         let mut hash = ListHash::default();
@@ -343,11 +348,7 @@ impl SampleSource for TableSource {
                 hash_images(images, &mut hash);
             }
         }
-        let image = |index| {
-            let (table, at) = self.tables.place(index);
-            table.image(table.row(at).ok().filter(|_| table.images.is_none())?.first()?).ok()
-        };
-        hash_sizes(&mut hash, self.len(), image);
+        hash_sizes(&mut hash, self.len(), |index| self.file(index));
         Ok(hash.to_string())
     }
 }
