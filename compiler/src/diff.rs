@@ -6,9 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
+use smallvec::SmallVec;
 
 use crate::compile::CompiledSpec;
-use crate::ir::{Graph, Model, describe};
+use crate::hash::HashMap;
+use crate::ir::{Graph, Model, Node, NodeId, Op, commutes, describe};
 
 /// What differs; empty parts are equal in both.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -62,6 +64,43 @@ pub fn diff(a: &CompiledSpec, b: &CompiledSpec) -> Diff {
         }
     }
     found
+}
+
+/// The first operation that leads to a result of a program and that another program does not have on the same operands. Names of
+/// inputs, modules and applications are no difference; those of parameters are. Both are in normal form ([`crate::ir::simplify`]).
+pub fn beyond(program: &Graph, other: &Graph) -> Option<NodeId> {
+    let mut known: HashMap<(Op, Operands), u32> = HashMap::default();
+    let mut numbers = Vec::with_capacity(other.nodes().len());
+    for node in other.nodes() {
+        let number = known.len() as u32;
+        numbers.push(*known.entry(key(node, &numbers)).or_insert(number));
+    }
+    let live = program.live(program.outputs.values());
+    // What nothing reads has any number.
+    let mut numbers = Vec::with_capacity(program.nodes().len());
+    for id in program.ids() {
+        let number = if live[id.index()] { known.get(&key(program.node(id), &numbers)).copied() } else { Some(0) };
+        match number {
+            Some(number) => numbers.push(number),
+            None => return Some(id),
+        }
+    }
+    None
+}
+
+type Operands = SmallVec<[u32; 3]>;
+
+/// An operation on operands by their numbers. Which of two factors comes first is none of its meaning.
+fn key(node: &Node, numbers: &[u32]) -> (Op, Operands) {
+    let mut operands: Operands = node.inputs.iter().map(|input| numbers[input.index()]).collect();
+    if matches!(&node.op, Op::Pointwise(op) if commutes(*op)) {
+        operands.sort_unstable();
+    }
+    let op = match &node.op {
+        Op::Input { ty, .. } => Op::Input { name: "".into(), ty: ty.clone() },
+        op => op.clone(),
+    };
+    (op, operands)
 }
 
 fn union<'a, T: Ord>(a: impl Iterator<Item = &'a T>, b: impl Iterator<Item = &'a T>) -> BTreeSet<&'a T> {

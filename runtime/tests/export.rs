@@ -178,6 +178,12 @@ fn what_is_no_clip_is_refused() {
         body: ["x = normalize(visual(image) * extra)"])"#;
     trained("scaled", scaled);
     check("scaled", "huggingface", "no CLIP as others have them: `extra` is no weight of one");
+    // Arithmetic outside of all modules, of which weights say nothing.
+    let shifted = r#"Graph(name: "shifted", base: "clip", body: ["x = normalize(visual(image) + 0.5)"])"#;
+    trained("shifted", shifted);
+    let why = "graph `shifted`: its tower of images computes `";
+    check("shifted", "openai", why);
+    check("shifted", "huggingface", "outside of all modules, which CLIP's does not");
     let resnet = r#"Graph(name: "resnet", base: "clip", use: ["vision/resnet"], inputs: { "image": (dtype: F32, shape: "[B, 3, 32, 32]") },
         parts: { "visual": "modified_resnet(image: 32, width: 4, blocks: [1, 1, 1, 1], heads: 2, out: D)" }, data: "big")"#;
     let data = fs::read_to_string(at.join("small_data.ron")).unwrap();

@@ -10,7 +10,7 @@ use alip_runtime::data::Tokenizer;
 use alip_runtime::eval::{Programs, normalization, vocabulary};
 use alip_runtime::file::write_bytes;
 use alip_runtime::run::RunDir;
-use alip_runtime::weights::{Clip, Described, Format, Weights, save_as};
+use alip_runtime::weights::{Clip, Described, Format, Shapes, Weights, save_as};
 
 use crate::import::{Type, opened};
 use crate::model::plan_of;
@@ -266,7 +266,7 @@ fn described(args: &Args, source: &Source, clip: &Clip, format: Format) -> Outco
         note!("nothing says which id ends a text: {last} is written, the last of the table of tokens");
     }
     let is_resnet = matches!(shapes.vision, alip_runtime::weights::Vision::Resnet { .. });
-    if let Some((heads, acts)) = of_graph(args, source, widths, format)? {
+    if let Some((heads, acts)) = of_graph(args, source, (shapes, widths), format)? {
         if args.heads.is_some() || args.act.is_some() {
             return Err(Failure::message("the graph says heads and activations; leave --heads and --act out"));
         }
@@ -306,7 +306,12 @@ const HEAD: u64 = 64;
 type OfGraph = ([u64; 2], [Option<String>; 2]);
 
 #[cfg(feature = "compile")]
-fn of_graph(args: &Args, source: &Source, widths: [u64; 2], format: Format) -> Outcome<Option<OfGraph>> {
+fn of_graph(
+    args: &Args,
+    source: &Source,
+    (shapes, widths): (&Shapes, [u64; 2]),
+    format: Format,
+) -> Outcome<Option<OfGraph>> {
     use crate::graphs::Graph;
     use alip_compiler::resolve::Options;
     use alip_runtime::weights::NameMap;
@@ -334,11 +339,36 @@ fn of_graph(args: &Args, source: &Source, widths: [u64; 2], format: Format) -> O
         }
         found.1[tower] = acts.into_iter().next();
     }
+    computes_no_more(&graph, shapes, &found).map_err(fail)?;
     Ok(Some(found))
 }
 
+/// Whether a graph computes what a CLIP of these sizes does: weights and modules do not show what is done between them.
+#[cfg(feature = "compile")]
+fn computes_no_more(graph: &crate::graphs::Graph, shapes: &Shapes, (heads, acts): &OfGraph) -> Result<(), String> {
+    use alip_compiler::resolve::Options;
+    use alip_runtime::weights::{Guess, Known, Said, Tower};
+    let tower = |at: usize| Tower { heads: Some(heads[at]), act: acts[at].clone() };
+    let known = Known { vision: tower(0), text: tower(1), ..Known::default() };
+    // Of sizes that our own CLIP cannot have the modules must do.
+    let Ok(guess) = Guess::new("clip", "export", shapes, &known, &Said::default()) else { return Ok(()) };
+    let name = "clip_as_exported.ron";
+    let options = Options {
+        batch: graph.batch("encode_image"),
+        files: [(name.to_string(), guess.spec)].into(),
+        ..Options::default()
+    };
+    let clip = crate::graphs::Graph::of(name, &options).map_err(|failure| failure.to_string())?;
+    for (program, of) in [("encode_image", "images"), ("encode_text", "texts")] {
+        if let Some(what) = graph.beyond(&clip, program) {
+            return Err(format!("its tower of {of} computes {what}, which CLIP's does not"));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(not(feature = "compile"))]
-fn of_graph(args: &Args, _: &Source, _: [u64; 2], _: Format) -> Outcome<Option<OfGraph>> {
+fn of_graph(args: &Args, _: &Source, _: (&Shapes, [u64; 2]), _: Format) -> Outcome<Option<OfGraph>> {
     let why = "this program was built without the compiler (feature `compile`); give --act and --heads";
     args.graph.as_ref().map_or(Ok(None), |graph| Err(Failure::message(format!("--graph {graph}: {why}"))))
 }

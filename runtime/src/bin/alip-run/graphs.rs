@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use alip_compiler::diag::SourceMap;
-use alip_compiler::ir::{Model, Node, Op, Origin};
+use alip_compiler::diff::beyond;
+use alip_compiler::ir::{Model, Node, Op, Origin, StopGradients, describe, simplify};
 use alip_compiler::resolve::{Options, resolve};
 use alip_plan::pipeline::{Normalization, Pipeline, Vocab};
 use alip_runtime::eval::{ENCODE_IMAGE, ENCODE_TEXT, normalization, vocabulary};
@@ -122,6 +123,33 @@ impl Graph {
             is_apart.then(|| node.ty.shape.size(node.ty.shape.rank() - 1))
         });
         of_head.min().and_then(|head| width.checked_div(head))
+    }
+
+    /// Samples of a batch of a program, by its first input.
+    pub(crate) fn batch(&self, program: &str) -> Option<u64> {
+        self.nodes(program).find_map(|(node, _)| match &node.op {
+            Op::Input { ty, .. } if ty.shape.rank() > 0 => Some(ty.shape.size(0)),
+            _ => None,
+        })
+    }
+
+    /// What a program computes that the one of another graph does not, with where it stands; or a parameter that only the other reads.
+    pub(crate) fn beyond(&self, other: &Graph, program: &str) -> Option<String> {
+        let plain = |graph: &Graph| Some(simplify(graph.model.programs.get(program)?, StopGradients::Drop).ok()?.graph);
+        let (own, theirs) = (plain(self)?, plain(other)?);
+        if let Some(id) = beyond(&own, &theirs) {
+            let path = &own.origin(id).path;
+            let place = if path.is_empty() { "outside of all modules".into() } else { format!("in `{path}`") };
+            return Some(format!("`{}` {place}", describe(&own, id)));
+        }
+        let read = |graph: &alip_compiler::ir::Graph| -> BTreeSet<String> {
+            let paths = graph.nodes().iter().filter_map(|node| match &node.op {
+                Op::State { path, .. } => Some(path.to_string()),
+                _ => None,
+            });
+            paths.collect()
+        };
+        read(&theirs).difference(&read(&own)).next().map(|path| format!("its results without `{path}`"))
     }
 
     /// Nodes of a program with where they come from.
