@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use alip_plan::pipeline::Mode;
 use alip_runtime::data::{LoaderOptions, Mixture, Skips, Throughput, measure, open_source};
 
-use crate::model::{BadArgs, moved, named, order_of};
+use crate::model::{BadArgs, named, order_of};
+use crate::moved::moved;
 use crate::{Failure, Outcome, sheet};
 
 /// Skipped samples that are named one by one.

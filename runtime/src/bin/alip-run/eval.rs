@@ -13,7 +13,8 @@ use alip_runtime::train::measure::{MeasureError, Measuring, measure};
 use alip_runtime::train::report::{self, Measure, Unit};
 use alip_runtime::train::summary::{Measured, Shown, report, report_name};
 
-use crate::model::{BadArgs, moved, session_on};
+use crate::model::{BadArgs, session_on};
+use crate::moved::moved;
 use crate::open::WeightsArgs;
 use crate::stop::Stop;
 use crate::{Failure, Outcome, suite};

@@ -26,6 +26,7 @@ mod export;
 mod graphs;
 mod import;
 mod model;
+mod moved;
 mod on_the_way;
 #[cfg(feature = "compile")]
 mod onnx;

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use alip_plan::pipeline::{Mode, Vocab};
 use alip_runtime::data::{PackTo, Packed, Packing, pack};
 
-use crate::model::{BadArgs, moved, named};
+use crate::model::{BadArgs, named};
+use crate::moved::moved;
 use crate::progress::{Counter, duration};
 use crate::stop::Stop;
 use crate::{Failure, Outcome};

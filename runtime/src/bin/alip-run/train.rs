@@ -19,9 +19,8 @@ use alip_runtime::weights::Weights;
 use indicatif::HumanBytes;
 
 use crate::import::warn;
-use crate::model::{
-    BadArgs, CompileArgs, DeviceArgs, Prepared, bounded, files_now, is_data, moved, order_of, session_on,
-};
+use crate::model::{BadArgs, CompileArgs, DeviceArgs, Prepared, bounded, files_now, order_of, session_on};
+use crate::moved::{is_data, moved};
 use crate::on_the_way::{Data, Way};
 use crate::progress::{Progress, duration};
 use crate::stop::Stop;

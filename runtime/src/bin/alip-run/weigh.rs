@@ -16,7 +16,8 @@ use alip_runtime::file::write_beside;
 
 use self::output::{Kind, Output};
 use crate::embed::in_a_folder;
-use crate::model::{BadArgs, is_data, moved, named};
+use crate::model::{BadArgs, named};
+use crate::moved::{is_data, moved};
 use crate::open::{BATCH, Opened, WeightsArgs, Work};
 use crate::stop::Stop;
 use crate::{Failure, Outcome};
