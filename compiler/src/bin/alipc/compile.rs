@@ -110,19 +110,33 @@ fn compile(args: &Args, sources: &mut SourceMap) -> Result<Done, Diagnostics> {
 fn options(args: &Args) -> Result<SpecOptions, Diagnostic> {
     let mut options = args.spec.options()?;
     let target = &options.compile.target;
-    for (emit, kind, what, wanted) in [
-        (Emit::Wgsl, TargetKind::Wgpu, "wgsl`: the target `{}` has no shaders", "wgpu"),
-        (Emit::Cuda, TargetKind::Cuda, "cuda`: the target `{}` has no such kernels", "sm_80"),
-    ] {
-        if args.emit.contains(&emit) && target.kind != kind {
-            let error = Diagnostic::error(format!("`--emit {}", what.replace("{}", &target.name)));
-            return Err(error.help(format!("add `--target {wanted}`")));
-        }
-    }
+    check_emits(args, Emit::Wgsl, ("wgsl", "shaders", "wgpu"), target.kind == TargetKind::Wgpu, &target.name)?;
+    check_emits(
+        args,
+        Emit::Cuda,
+        ("cuda", "kernels in CUDA C++", "sm_80"),
+        target.kind == TargetKind::Cuda,
+        &target.name,
+    )?;
     options.data = args.data.clone();
     options.compile.dump = args.dump.iter().map(|dump| after(dump).map(str::to_owned)).collect::<Result<_, _>>()?;
     options.compile.stop_after = args.stop_after.clone();
     Ok(options)
+}
+
+/// Refuses to write what the target has not.
+fn check_emits(
+    args: &Args,
+    emit: Emit,
+    (name, what, wanted): (&str, &str, &str),
+    has: bool,
+    target: &str,
+) -> Result<(), Diagnostic> {
+    if has || !args.emit.contains(&emit) {
+        return Ok(());
+    }
+    let error = Diagnostic::error(format!("`--emit {name}`: the target `{target}` has no {what}"));
+    Err(error.help(format!("add `--target {wanted}`")))
 }
 
 /// The pass of `after:PASS`.

@@ -46,11 +46,11 @@ pub(super) fn emit(product: &Product, text: &mut Text<'_>) -> Result<(), EmitErr
     for factor in [&a, &b] {
         text.share(format!("__align__(16) unsigned short t{}[2][{}]", factor.name, factor.stage()));
     }
-    text.lines(&format!(
+    text.lines(
         "const unsigned lane = threadIdx.x % 32u, warp = threadIdx.x / 32u;
          const unsigned warp_m = warp / 4u * 64u, warp_n = warp % 4u * 32u;
-         float sums[4][4][4] = {{}};"
-    ));
+         float sums[4][4][4] = {};",
+    );
     let stages = k.div_ceil(DEPTH);
     text.line("unsigned stage = 0u;");
     a.copy(text, "0u", "0u");
