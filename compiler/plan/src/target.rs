@@ -79,6 +79,21 @@ pub struct Rates {
     pub transcendental: u32,
     /// Scalar operations that a division or a root counts as.
     pub division: u32,
+    /// Whether a kernel computes while it moves memory, so that the longer of both counts.
+    pub overlaps: bool,
+    /// How much slower products of f32 are than `products`.
+    pub wide_products: f64,
+    /// Where products are computed in tiles by many units at a time: the last round takes as long as a full one.
+    pub waves: Option<Waves>,
+}
+
+/// How a card shares out products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waves {
+    /// Rows and columns of a tile.
+    pub tile: u64,
+    /// Tiles at a time: units of the card.
+    pub at_once: u64,
 }
 
 /// When nodes become one kernel, are computed again, or are cut into several.
@@ -180,6 +195,9 @@ impl Target {
                 points: 12e9,
                 transcendental: 4,
                 division: 3,
+                overlaps: false,
+                wide_products: 1.0,
+                waves: None,
             },
             fusion: Fusion {
                 most_members: 192,
@@ -272,6 +290,10 @@ impl Target {
                 products: 0.7 * 312e12,
                 convolutions: 0.5 * 312e12,
                 points: 9.7e12,
+                overlaps: true,
+                // Tensor cores in 16 bits against ordinary ones, which compute 19.5 TFLOP/s in f32.
+                wide_products: 16.0,
+                waves: Some(Waves { tile: 128, at_once: 108 }),
                 ..wgpu.rates
             },
             fusion: Fusion { few_results: 256, ..wgpu.fusion },
@@ -288,6 +310,8 @@ impl Target {
             products: 0.7 * 790e12,
             convolutions: 0.5 * 790e12,
             points: 33e12,
+            wide_products: 12.0, // 67 TFLOP/s in f32
+            waves: Some(Waves { tile: 128, at_once: 132 }),
             ..base.rates
         };
         Target { name: "sm_90a".into(), rates, ..base }
@@ -301,6 +325,8 @@ impl Target {
             products: 0.7 * 2250e12,
             convolutions: 0.5 * 2250e12,
             points: 40e12,
+            wide_products: 28.0, // 80 TFLOP/s in f32
+            waves: Some(Waves { tile: 128, at_once: 148 }),
             ..base.rates
         };
         Target { name: "sm_100".into(), rates, ..base }

@@ -1,9 +1,18 @@
-//! Convolutions: a thread per result, or a block for a weight's gradient, which sums over all images.
+//! Convolutions as products: rows are points of the result, columns its channels, and a sum goes over the window.
+//!
+//! | kind | rows | columns | sum |
+//! | --- | --- | --- | --- |
+//! | forward | image, y, x of the output | output channel | input channel, window |
+//! | image gradient | image, y, x of the input | input channel | output channel, window |
+//! | weight gradient | output channel | input channel, window | image, y, x of the output |
+//!
+//! No matrix of windows is ever stored: elements are gathered as tiles are filled.
 
-use alip_plan::Tiles;
-use alip_plan::kernel::{Conv2d, ConvKind, View};
+use alip_plan::DType;
+use alip_plan::kernel::{Conv2d, ConvKind, ScalarOp, View};
 
 use super::code::{self, Scope};
+use super::matrix::{Element, Matrix, Source, Task, multiply};
 use super::{EmitError, Text};
 
 pub(super) fn emit(conv: &Conv2d, text: &mut Text<'_>) -> Result<(), EmitError> {
@@ -11,131 +20,139 @@ pub(super) fn emit(conv: &Conv2d, text: &mut Text<'_>) -> Result<(), EmitError> 
     let pixel = first(conv, text)?;
     text.globals.push_str(&pixel);
     let (oh, ow) = conv.extent();
-    let Conv2d { n, c, h, w, o, kh, kw, stride, padding, .. } = *conv;
-    // Each sum is cut into rows, whose partial sums are added: rounding errors grow with the root of the rows' number.
-    let term = match conv.kind {
-        ConvKind::Forward => {
-            text.thread_per("point", n * o * oh * ow)?;
-            let at = code::unravel(text, "point", &[n, o, oh, ow], "c");
-            open_sum(text, c, kh);
-            text.line(format!("const int y = (int)({} * {stride}u + ky) - {padding};", at[2]));
-            text.line(format!("if (y < 0 || y >= {h}) continue;"));
-            text.count_to("kx", kw);
-            text.line(format!("const int x = (int)({} * {stride}u + kx) - {padding};", at[3]));
-            text.line(format!("if (x < 0 || x >= {w}) continue;"));
-            let weight = dense(text, &conv.b, &format!("(({} * {c}u + i) * {kh}u + ky) * {kw}u + kx", at[1]));
-            format!("{} * {weight}", at_pixel(conv, &at[0], "i", "(unsigned)y", "(unsigned)x"))
-        }
-        ConvKind::ImageGrad => {
-            text.thread_per("point", n * c * h * w)?;
-            let at = code::unravel(text, "point", &[n, c, h, w], "c");
-            open_sum(text, o, kh);
-            text.line(format!("const int y = (int)({}) + {padding} - (int)ky;", at[2]));
-            text.line(format!("if (y < 0 || y % {stride} != 0 || y / {stride} >= {oh}) continue;"));
-            text.count_to("kx", kw);
-            text.line(format!("const int x = (int)({}) + {padding} - (int)kx;", at[3]));
-            text.line(format!("if (x < 0 || x % {stride} != 0 || x / {stride} >= {ow}) continue;"));
-            let weight = dense(text, &conv.b, &format!("((i * {c}u + {}) * {kh}u + ky) * {kw}u + kx", at[1]));
-            let [y, x] = ["y", "x"].map(|z| format!("(unsigned)({z} / {stride})"));
-            format!("{} * {weight}", at_pixel(conv, &at[0], "i", &y, &x))
-        }
-        ConvKind::WeightGrad => return weight_grad(conv, text),
+    let Conv2d { n, c, h, w, o, kh, kw, .. } = *conv;
+    let image = multiplied_as(conv);
+    let gathered = |name, sizes, dtype, along_sum, write: Write<'_>| {
+        let source = Source::Gathered(Box::new(move |text: &mut Text<'_>, free: &str, deep: &str| {
+            write(conv, text, free, deep)
+        }));
+        Matrix { name, sizes, dtype, along_sum, source }
     };
-    text.line(format!("part += {term};"));
-    text.line("}");
-    text.line("}");
-    text.line("total += part;");
-    text.line("}");
-    store(conv, text, "total");
-    Ok(())
+    let window = c * kh * kw;
+    let (a, b) = match conv.kind {
+        ConvKind::Forward => (
+            gathered("a", [n * oh * ow, window], image, true, &window_of_image),
+            gathered("b", [o, window], conv.b.dtype, true, &weight),
+        ),
+        ConvKind::ImageGrad => (
+            gathered("a", [n * h * w, o * kh * kw], conv.a.dtype, false, &window_of_gradient),
+            gathered("b", [c, o * kh * kw], conv.b.dtype, true, &weight_across),
+        ),
+        ConvKind::WeightGrad => (
+            gathered("a", [o, n * oh * ow], conv.b.dtype, true, &gradient),
+            gathered("b", [window, n * oh * ow], image, true, &|conv, text, free, deep| {
+                window_of_image(conv, text, deep, free)
+            }),
+        ),
+    };
+    multiply(
+        &Task { batches: 1, a, b },
+        text,
+        |_| (),
+        |text| {
+            // Where the channel stands among the dimensions of the result.
+            let (inner, channels) = match conv.kind {
+                ConvKind::Forward => (oh * ow, o),
+                ConvKind::ImageGrad => (h * w, c),
+                ConvKind::WeightGrad => (1, window),
+            };
+            let place = match conv.kind {
+                ConvKind::WeightGrad => format!("row * {channels}u + column"),
+                _ => format!("(row / {inner}u * {channels}u + column) * {inner}u + row % {inner}u"),
+            };
+            let value = code::encode(text, conv.out.dtype, "value");
+            text.line(format!("p{}[{}u + {place}] = {value};", conv.out.operand, conv.out.offset as u32));
+            Ok(())
+        },
+    )
 }
 
-/// Opens the loops over channels and rows of the window; `total` and `part` are their sums.
-fn open_sum(text: &mut Text<'_>, channels: u64, rows: u64) {
-    text.line("float total = 0.0f;");
-    text.count_to("i", channels);
-    text.line("float part = 0.0f;");
-    text.count_to("ky", rows);
+/// Writes what an element of a factor is, for expressions of the free dimension and the sum's.
+type Write<'w> = &'w dyn Fn(&Conv2d, &mut Text<'_>, &str, &str) -> Element;
+
+/// The type in which an image is multiplied: of what its prologue makes, that of its last cast.
+fn multiplied_as(conv: &Conv2d) -> DType {
+    match conv.prologue.instrs.last().map(|instr| instr.op) {
+        None => conv.a.dtype,
+        Some(ScalarOp::Cast(to)) if to.is_float() => to,
+        Some(_) => DType::F32,
+    }
 }
 
-/// Long sums are shared by a block, a thread takes rows of the output.
-fn weight_grad(conv: &Conv2d, text: &mut Text<'_>) -> Result<(), EmitError> {
+/// The pixel that a point of the output sees through a point of the window.
+fn window_of_image(conv: &Conv2d, text: &mut Text<'_>, point: &str, window: &str) -> Element {
     let (oh, ow) = conv.extent();
-    let Conv2d { n, c, h, w, o, kh, kw, stride, padding, .. } = *conv;
-    let (weights, rows) = (o * c * kh * kw, n * oh);
-    let Tiles { long_sum, sum_threads, .. } = text.tiles;
-    let width = if rows * ow > long_sum { sum_threads } else { 1 };
-    if width > 1 {
-        text.launch(weights, width as u32);
-        text.unsigned("point", "blockIdx.x");
-    } else {
-        text.thread_per("point", weights)?;
-    }
-    let at = code::unravel(text, "point", &[o, c, kh, kw], "c");
-    text.line("float total = 0.0f;");
-    let first = if width > 1 { "threadIdx.x" } else { "0u" };
-    text.line(format!("for (unsigned row = {first}; row < {rows}u; row += {width}u) {{"));
-    text.unsigned("i", format!("row / {oh}u"));
-    text.unsigned("oy", format!("row % {oh}u"));
-    text.line(format!("const int y = (int)(oy * {stride}u + {}) - {padding};", at[2]));
-    text.line(format!("if (y < 0 || y >= {h}) continue;"));
-    text.line("float part = 0.0f;");
-    text.count_to("ox", ow);
-    text.line(format!("const int x = (int)(ox * {stride}u + {}) - {padding};", at[3]));
-    text.line(format!("if (x < 0 || x >= {w}) continue;"));
-    let gradient = dense(text, &conv.b, &format!("((i * {o}u + {}) * {oh}u + oy) * {ow}u + ox", at[0]));
-    text.line(format!("part += {} * {gradient};", at_pixel(conv, "i", &at[1], "(unsigned)y", "(unsigned)x")));
-    text.line("}");
-    text.line("total += part;");
-    text.line("}");
-    if width > 1 {
-        text.share(format!("float totals[{width}]"));
-        text.lines(&format!(
-            "totals[threadIdx.x] = total;
-             __syncthreads();
-             for (unsigned half = {}u; half > 0u; half >>= 1) {{
-             if (threadIdx.x < half) totals[threadIdx.x] += totals[threadIdx.x + half];
-             __syncthreads();
-             }}
-             if (threadIdx.x != 0u) return;",
-            width / 2
-        ));
-        store(conv, text, "totals[0]");
-    } else {
-        store(conv, text, "total");
-    }
-    Ok(())
+    let Conv2d { n, c, h, w, kh, kw, stride, padding, .. } = *conv;
+    let at = code::unravel(text, point, &[n, oh, ow], "c");
+    let of = code::unravel(text, window, &[c, kh, kw], "d");
+    text.line(format!("const int y = (int)({} * {stride}u + {}) - {padding};", at[1], of[1]));
+    text.line(format!("const int x = (int)({} * {stride}u + {}) - {padding};", at[2], of[2]));
+    let stored = format!("pixel(p{}, {}, {}, (unsigned)y, (unsigned)x)", conv.a.operand, at[0], of[0]);
+    Element { inside: Some(format!("y >= 0 && y < {h} && x >= 0 && x < {w}")), stored, dtype: pixel_dtype(conv) }
 }
 
-fn store(conv: &Conv2d, text: &mut Text<'_>, value: &str) {
-    let value = code::encode(text, conv.out.dtype, value);
-    text.line(format!("p{}[{}u + point] = {value};", conv.out.operand, conv.out.offset as u32));
+/// The gradient of the output that a point of the input gets through a point of the window.
+fn window_of_gradient(conv: &Conv2d, text: &mut Text<'_>, point: &str, window: &str) -> Element {
+    let (oh, ow) = conv.extent();
+    let Conv2d { n, h, w, o, kh, kw, stride, padding, .. } = *conv;
+    let at = code::unravel(text, point, &[n, h, w], "c");
+    let of = code::unravel(text, window, &[o, kh, kw], "d");
+    text.line(format!("const int y = (int)({} + {padding}u) - (int)({});", at[1], of[1]));
+    text.line(format!("const int x = (int)({} + {padding}u) - (int)({});", at[2], of[2]));
+    let whole = if stride == 1 { String::new() } else { format!(" && y % {stride} == 0 && x % {stride} == 0") };
+    let inside = format!("y >= 0 && y / {stride} < {oh} && x >= 0 && x / {stride} < {ow}{whole}");
+    let [y, x] =
+        ["y", "x"].map(|z| if stride == 1 { format!("(unsigned){z}") } else { format!("(unsigned)({z} / {stride})") });
+    let stored = format!("pixel(p{}, {}, {}, {y}, {x})", conv.a.operand, at[0], of[0]);
+    Element { inside: Some(inside), stored, dtype: pixel_dtype(conv) }
+}
+
+/// The weight of an output channel at a point of the window.
+fn weight(conv: &Conv2d, _: &mut Text<'_>, channel: &str, window: &str) -> Element {
+    stored(&conv.b, &format!("{channel} * {}u + {window}", conv.c * conv.kh * conv.kw))
+}
+
+/// The weight of an input channel at an output channel and a point of the window.
+fn weight_across(conv: &Conv2d, text: &mut Text<'_>, channel: &str, window: &str) -> Element {
+    let points = conv.kh * conv.kw;
+    let of = code::unravel(text, window, &[conv.o, points], "d");
+    stored(&conv.b, &format!("({} * {}u + {channel}) * {points}u + {}", of[0], conv.c, of[1]))
+}
+
+/// The gradient of an output channel at a point of the output.
+fn gradient(conv: &Conv2d, text: &mut Text<'_>, channel: &str, point: &str) -> Element {
+    let (oh, ow) = conv.extent();
+    let at = code::unravel(text, point, &[conv.n, oh * ow], "c");
+    stored(&conv.b, &format!("({} * {}u + {channel}) * {}u + {}", at[0], conv.o, oh * ow, at[1]))
 }
 
 /// An element of a dense operand.
-fn dense(text: &mut Text<'_>, view: &View, at: &str) -> String {
-    code::decode(text, view.dtype, &format!("p{}[{}u + {at}]", view.operand, view.offset as u32))
+fn stored(view: &View, at: &str) -> Element {
+    let stored = format!("p{}[{}u + {at}]", view.operand, view.offset as u32);
+    Element { inside: None, stored, dtype: view.dtype }
 }
 
-/// The first factor as a function `pixel(operand, n, c, y, x)`: as it is stored, or what its prologue makes of it.
+/// What `pixel` gives.
+fn pixel_dtype(conv: &Conv2d) -> DType {
+    if conv.prologue.instrs.is_empty() { conv.a.dtype } else { DType::F32 }
+}
+
+/// The first factor as a function `pixel(operand, n, c, y, x)`: as it is stored, or what its prologue makes of it, in f32.
 fn first(conv: &Conv2d, text: &mut Text<'_>) -> Result<String, EmitError> {
     let mark = text.body.len();
     let coords = ["n", "c", "y", "x"].map(String::from);
     let value = if conv.prologue.instrs.is_empty() {
         let [[_, channels, height, width], ..] = conv.domains();
-        dense(text, &conv.a, &format!("((n * {channels}u + c) * {height}u + y) * {width}u + x"))
+        stored(&conv.a, &format!("((n * {channels}u + c) * {height}u + y) * {width}u + x")).stored
     } else {
         let scope = Scope::plain(std::slice::from_ref(&conv.a), &coords, "v");
         code::write(text, &conv.prologue, &scope)?.pop().unwrap_or_else(|| "0.0f".into())
     };
     text.line(format!("return {value};"));
     let body = text.take_since(mark);
+    let ty = super::storage_type(pixel_dtype(conv));
     let operand = text.parameter(usize::from(conv.a.operand));
     Ok(format!(
-        "static __device__ __forceinline__ float pixel({operand}, unsigned n, unsigned c, unsigned y, unsigned x) {{\n{body}}}\n"
+        "static __device__ __forceinline__ {ty} pixel({operand}, unsigned n, unsigned c, unsigned y, unsigned x) {{\n{body}}}\n"
     ))
-}
-
-fn at_pixel(conv: &Conv2d, n: &str, c: &str, y: &str, x: &str) -> String {
-    format!("pixel(p{}, {n}, {c}, {y}, {x})", conv.a.operand)
 }

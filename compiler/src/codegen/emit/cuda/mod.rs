@@ -15,12 +15,15 @@
 mod attention;
 mod code;
 mod conv;
+mod flash;
 mod map;
+mod matrix;
 mod prelude;
 mod product;
 mod reduction;
 mod scatter;
 mod tensor;
+mod tiles;
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -43,10 +46,10 @@ pub fn emit(kernel: &Loop, target: &Target) -> Result<Implementation, EmitError>
     match kernel {
         Loop::Map(map) => map::emit(map, &mut text)?,
         Loop::Reduction(reduction) => reduction::emit(reduction, &mut text)?,
-        Loop::Product(product) if tensor::serves(product) => tensor::emit(product, &mut text)?,
         Loop::Product(product) => product::emit(product, &mut text)?,
         Loop::Conv2d(conv) => conv::emit(conv, &mut text)?,
         Loop::ScatterAdd(scatter) => scatter::emit(scatter, &mut text)?,
+        Loop::Attention(attention) if flash::serves(attention) => flash::emit(attention, &mut text)?,
         Loop::Attention(attention) => attention::emit(attention, &mut text)?,
     }
     text.finish()

@@ -45,8 +45,13 @@ impl Functions {
     }
 }
 
-const CALLS: &[(&str, &[&str])] =
-    &[("load_bf16", &["of_bf16"]), ("store_bf16", &["bf16_of"]), ("load_f16", &["of_f16"]), ("store_f16", &["f16_of"])];
+const CALLS: &[(&str, &[&str])] = &[
+    ("load_bf16", &["of_bf16"]),
+    ("store_bf16", &["bf16_of"]),
+    ("load_f16", &["of_f16"]),
+    ("store_f16", &["f16_of"]),
+    ("split_bf16", &["bf16_of", "of_bf16"]),
+];
 
 const HELPERS: &[(&str, &str)] = &[
     // To the nearest, ties to even; NaN and infinities keep their upper bits.
@@ -156,6 +161,17 @@ const HELPERS: &[(&str, &str)] = &[
   }
   const unsigned drawn = word == 0u ? c0 : word == 1u ? c1 : word == 2u ? c2 : c3;
   return (float)(drawn >> 8) * 5.9604645e-8f;
+}
+",
+    ),
+    // Two numbers, each as the sum of two of 16 bits, which is off by 2^-17 of it; what is not finite has no rest.
+    (
+        "split_bf16",
+        "static __device__ __forceinline__ void split_bf16(float x, float y, unsigned& high, unsigned& low) {
+  const unsigned short hx = bf16_of(x), hy = bf16_of(y);
+  const float rx = x - of_bf16(hx), ry = y - of_bf16(hy);
+  high = hx | (unsigned)hy << 16;
+  low = (rx == rx ? bf16_of(rx) : 0u) | (unsigned)(ry == ry ? bf16_of(ry) : 0u) << 16;
 }
 ",
     ),
