@@ -2,6 +2,8 @@
 //! judge, how to run a plan, and a loud way to skip.
 
 pub mod compiled;
+#[cfg(target_os = "linux")]
+pub mod cuda;
 pub mod fuzz;
 pub mod goldens;
 pub mod inlined;

@@ -1,0 +1,9 @@
+//! CUDA without a card: kernels' texts compiled by the machine's C++ compiler and run by an emulator
+//! (`tests/cuda_emulator`), which reports what a card would not tell: races, reads of what nobody wrote, accesses outside
+//! their memory, divergent barriers.
+
+mod build;
+mod emulator;
+
+pub use build::Text;
+pub use emulator::{Emulator, Module, Operand, Outcome};
