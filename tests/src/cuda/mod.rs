@@ -3,7 +3,9 @@
 //! their memory, divergent barriers.
 
 mod build;
+mod device;
 mod emulator;
 
 pub use build::Text;
+pub use device::{Open, device, device_for};
 pub use emulator::{Emulator, Module, Operand, Outcome};
