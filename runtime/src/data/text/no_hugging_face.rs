@@ -43,3 +43,15 @@ impl FileTokenizer {
         match *self {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_built_in_is_told() {
+        let error = FileTokenizer::parse(Path::new("t.json"), String::new()).err().unwrap().to_string();
+        let said = "t.json: this program was built without Hugging Face's tokenizers; build this program with `--features tokenizers`";
+        assert_eq!(error, said);
+    }
+}
