@@ -169,7 +169,10 @@ fn what_cannot_be_done_is_said_with_a_way_out() {
     let limit = "there is no limit `foo`, but there are segment, binding, operands, workgroups";
     check(&["--target", "wgpu:foo=3"], &format!("error: `wgpu:foo=3` is no target: {limit}{whole}"));
     check(&["--target", "native"], &format!("error: this compiler sees no device, so `native` says too little{whole}"));
-    check(&["--target", "tpu_v5"], "error: unknown target `tpu_v5`\n |\n = help: targets are cpu, cpu_mixed, wgpu");
+    check(
+        &["--target", "tpu_v5"],
+        "error: unknown target `tpu_v5`\n |\n = help: targets are cpu, cpu_mixed, wgpu, sm_80, sm_90a, sm_100",
+    );
     check(&["--stop-after", "shedule"], "error: unknown pass `shedule`\n |\n = help: did you mean `schedule`?");
     check(&["--dump", "after:lowered"], "error: unknown pass `lowered`\n |\n = help: did you mean `lower`?");
     check(

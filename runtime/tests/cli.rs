@@ -485,7 +485,7 @@ fn targets_are_named() {
     check(
         at,
         &["bench", "small.ron", "--device", "reference", "--target", "gpu"],
-        &["error: --target gpu: the targets of this device are native, cpu, cpu_mixed, wgpu\n"],
+        &["error: --target gpu: the targets of this device are native, cpu, cpu_mixed, wgpu, sm_80, sm_90a, sm_100\n"],
     );
     check(
         at,

@@ -272,7 +272,7 @@ impl<'g> Builder<'g> {
     }
 
     /// What a value of this dtype has been widened to, perhaps seen through views, as it was.
-    fn narrow(&mut self, x: NodeId, dtype: DType) -> Result<Option<NodeId>> {
+    pub(crate) fn narrow(&mut self, x: NodeId, dtype: DType) -> Result<Option<NodeId>> {
         if let Some(narrow) = widened_from(self.graph, x) {
             return Ok(Some(narrow).filter(|id| self.graph.ty(*id).dtype == dtype));
         }

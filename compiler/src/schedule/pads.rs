@@ -5,13 +5,15 @@
 //! where it belongs; and where the sum is only read transposed, the parts are transposed instead, so that they come to lie
 //! as they are read.
 //!
+//! Parts that were widened from 16 bits are joined as they were, and widened together: whoever rounds the whole reads it as it is.
+//!
 //! Exact, but for the sign of a zero.
 
 use std::borrow::Cow;
 
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::hash::HashMap;
-use crate::ir::{Graph, NodeId, OriginId, Shape};
+use crate::ir::{Builder, DType, Graph, NodeId, OriginId, Shape};
 use crate::ops::{Op, OpError, Real, ScalarOp};
 
 /// A sum of paddings along one axis: the padded values, each with where it starts, in order.
@@ -101,7 +103,12 @@ fn rebuild(graph: &Graph, sums: &HashMap<NodeId, Sum>) -> Result<Graph, OpError>
         let inputs = node.inputs.iter().map(|input| moved[input.index()]).collect();
         moved.push(match sums.get(&id) {
             Some(sum) => concat(&mut new, sum, &moved, node.origin)?,
-            None => new.copy(graph, id, inputs)?,
+            None => match node.op {
+                Op::Pointwise(ScalarOp::Cast(to)) if to.is_narrow() => {
+                    Builder::new(&mut new, node.origin).cast(moved[node.inputs[0].index()], to)?
+                }
+                _ => new.copy(graph, id, inputs)?,
+            },
         });
     }
     new.take_names(graph, |id| Some(moved[id.index()]));
@@ -110,19 +117,25 @@ fn rebuild(graph: &Graph, sums: &HashMap<NodeId, Sum>) -> Result<Graph, OpError>
 
 /// The parts, and zeros where none is.
 fn concat(new: &mut Graph, sum: &Sum, moved: &[NodeId], origin: OriginId) -> Result<NodeId, OpError> {
+    let given: Vec<NodeId> = sum.parts.iter().map(|(_, id)| moved[id.index()]).collect();
+    let dtype = new.ty(given[0]).dtype;
+    let (given, narrow) = match as_they_were(new, &given, origin)? {
+        Some((narrow, dtype)) => (narrow, Some(dtype)),
+        None => (given, None),
+    };
     let mut parts = Vec::new();
     let mut end = 0;
     let last = (sum.shape.size(sum.axis), None);
-    for (start, part) in sum.parts.iter().map(|(start, id)| (*start, Some(*id))).chain([last]) {
+    let starts = sum.parts.iter().map(|(start, _)| *start);
+    for (start, part) in starts.zip(given.into_iter().map(Some)).chain([last]) {
         if start > end {
             let mut shape = sum.shape.clone();
             shape.0[sum.axis] = (start - end).into();
-            let dtype = new.ty(moved[sum.parts[0].1.index()]).dtype;
+            let dtype = narrow.unwrap_or(dtype);
             let zero = new.add(Op::Const { value: Real(0.0), dtype }, &[], origin)?;
             parts.push(new.add(Op::Broadcast { shape, dims: vec![] }, &[zero], origin)?);
         }
         if let Some(part) = part {
-            let part = moved[part.index()];
             end = start + new.shape(part).size(sum.axis);
             parts.push(part);
         }
@@ -134,7 +147,20 @@ fn concat(new: &mut Graph, sum: &Sum, moved: &[NodeId], origin: OriginId) -> Res
         }
         axis = perm.iter().position(|from| *from == axis).unwrap_or(axis);
     }
-    new.add(Op::Concat { axis }, &parts, origin)
+    let joined = new.add(Op::Concat { axis }, &parts, origin)?;
+    if narrow.is_none() { Ok(joined) } else { Builder::new(new, origin).cast(joined, dtype) }
+}
+
+/// Values before they were widened, if all were of one type of 16 bits.
+fn as_they_were(new: &mut Graph, wide: &[NodeId], origin: OriginId) -> Result<Option<(Vec<NodeId>, DType)>, OpError> {
+    let mut b = Builder::new(new, origin);
+    for dtype in [DType::Bf16, DType::F16] {
+        let narrow = wide.iter().map(|id| b.narrow(*id, dtype)).collect::<Result<Option<Vec<NodeId>>, _>>()?;
+        if let Some(narrow) = narrow {
+            return Ok(Some((narrow, dtype)));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -142,7 +168,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::ir::{Builder, TensorType, Value, interpret};
+    use crate::ir::{TensorType, Value, interpret};
 
     /// Sums gradients of slices of [n, 6, 2]: is it a concatenation, of how many parts, and the same value?
     fn check(slices: &[(u64, u64)], turned: bool, joined: Option<usize>) {

@@ -13,7 +13,7 @@ pub(crate) struct SpecArgs {
     /// Path of a graph, or name of one that ships with alip
     pub(crate) spec: String,
     /// What to compile for: cpu, cpu_mixed (stores bf16 and f16 where a spec asks for them; slower), wgpu, or one with the limits
-    /// of a machine, as `alip-run devices` prints it
+    /// of a machine, as `alip-run devices` prints it; sm_80, sm_90a, sm_100 (NVIDIA cards from the A100, H100 and B200 on)
     #[arg(long, value_name = "NAME", default_value = "cpu")]
     target: String,
     /// Global batch, in place of the spec's

@@ -32,6 +32,9 @@ pub(super) struct Matrix<'a> {
     pub(super) source: Source<'a>,
 }
 
+/// Writes what an element is, for expressions of the free dimension and the sum's.
+pub(super) type Gather<'a> = Box<dyn Fn(&mut Text<'_>, &str, &str) -> Element + 'a>;
+
 /// Where elements come from.
 pub(super) enum Source<'a> {
     /// An operand, from `base_a` or `base_b` on, by the strides of the free dimension and the sum.
@@ -41,8 +44,8 @@ pub(super) enum Source<'a> {
         /// Whether chunks of 16 bytes of rows begin at multiples of 16 bytes.
         chunks: bool,
     },
-    /// What this writes for expressions of both coordinates.
-    Gathered(Box<dyn Fn(&mut Text<'_>, &str, &str) -> Element + 'a>),
+    /// What this writes.
+    Gathered(Gather<'a>),
 }
 
 /// An element on its way into a tile.
