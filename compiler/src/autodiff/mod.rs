@@ -6,7 +6,8 @@
 //!
 //! Gradients are f32, also of values of 16 bits: they are sums over all readers, and where they round should not depend on
 //! how a graph is spelled. Only the operands of products and of attention have a type to which a gradient that they multiply
-//! is rounded. So the gradient of a weight of 16 bits, or of one that products read in 16 bits, is a sum in f32.
+//! is rounded, and a value that was rounded to 16 bits has a gradient that is rounded alike, once, when all of it has been summed. The
+//! gradient of a weight of 16 bits, or of one that products read in 16 bits, stays a sum in f32.
 //! What each op's gradient is stands with the op (`ops/`).
 
 use crate::diag::Diagnostics;

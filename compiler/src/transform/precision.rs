@@ -9,7 +9,7 @@
 //! - *What such a product makes* is rounded, after its bias, if another such product lies behind it: that is what the
 //!   backward pass keeps, and it takes half the memory. After the last product of a tower nothing is rounded, so that
 //!   embeddings, gates and statistics are f32.
-//! - *Gradients* follow ([`crate::autodiff`]): they are f32, and rounded where a product multiplies them.
+//! - *Gradients* follow ([`crate::autodiff`]): they are f32, and rounded where a product multiplies them or the value was.
 //! - *Products of two computed values* other than attention stay f32. The similarities of the contrastive losses are such:
 //!   exponentials of a hundred times them would amplify a rounding to 2^-8 to errors of order one. So does the logsumexp
 //!   of streamed losses, which is f32 where it is not the gradient of an attention.
