@@ -90,7 +90,7 @@ fn shaders_that_cannot_be_what_they_are_to_compute_are_refused() {
     let refused = |change: fn(&mut String, &mut [u32; 3]), message: &str| {
         let change = |plan: &mut Plan| match &mut plan.kernels[0].implementation {
             Implementation::Wgsl { source, workgroups, .. } => change(source, workgroups),
-            Implementation::AsDescribed => panic!("kernels for wgpu are WGSL"),
+            other => panic!("kernels for wgpu are WGSL, not {other:?}"),
         };
         check_refused(&plan, change, message);
     };

@@ -105,6 +105,13 @@ fn step(plan: &Plan, program: &Program, step: &Step) -> Checked {
     {
         return Err(format!("operand {operand} is written, and lies among the inputs"));
     }
+    let aligned = |operand: &&Buffer| operand.offset.is_multiple_of(plan.target.alignment.max(1));
+    if let (Implementation::Cuda { .. }, Some(operand)) =
+        (&kernel.implementation, operands.iter().find(|operand| !aligned(operand)))
+    {
+        // Its text reads and writes several elements at once.
+        return Err(format!("an operand at {}, which is no multiple of {}", operand.offset, plan.target.alignment));
+    }
     implementation(&kernel.implementation, operands.len())
 }
 
@@ -122,6 +129,20 @@ fn implementation(implementation: &Implementation, operands: usize) -> Checked {
             let bindings = source.matches("@binding(").count();
             if bindings > operands {
                 return Err(format!("a shader of {bindings} operands, applied to {operands}"));
+            }
+            Ok(())
+        }
+        Implementation::Cuda { source, entry, grid, block, .. } => {
+            if grid.contains(&0) || *block == 0 || *block > 1024 {
+                return Err(format!("a kernel of {grid:?} blocks of {block} threads"));
+            }
+            let declaration = format!(" {entry}(");
+            let Some((_, parameters)) = source.split_once(&declaration) else {
+                return Err(format!("a text without its entry `{entry}`"));
+            };
+            let parameters = parameters.split(')').next().unwrap_or_default().matches('*').count();
+            if parameters != operands {
+                return Err(format!("a kernel of {parameters} operands, applied to {operands}"));
             }
             Ok(())
         }

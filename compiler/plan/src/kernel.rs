@@ -52,6 +52,21 @@ pub enum Implementation {
         /// Iterations of all loops together that one thread may take: some drivers end long loops.
         iterations: u64,
     },
+    /// CUDA C++ for NVRTC: self-contained, and all but the entry `static`, so that several texts are one translation unit when
+    /// each stands in a namespace of its own. The entry takes one pointer per operand, in order, each to a multiple of the
+    /// target's alignment.
+    Cuda {
+        /// The text.
+        source: String,
+        /// Name of the kernel function, which is `extern "C"`; no other text has it.
+        entry: String,
+        /// Blocks to launch.
+        grid: [u32; 3],
+        /// Threads of a block.
+        block: u32,
+        /// Dynamic shared memory of a block, in bytes.
+        shared_bytes: u32,
+    },
 }
 
 impl Implementation {
@@ -60,6 +75,7 @@ impl Implementation {
         match self {
             Implementation::AsDescribed => TargetKind::Cpu,
             Implementation::Wgsl { .. } => TargetKind::Wgpu,
+            Implementation::Cuda { .. } => TargetKind::Cuda,
         }
     }
 }

@@ -21,5 +21,5 @@ pub mod pipeline;
 mod target;
 mod types;
 
-pub use target::{Fusion, Packing, Rates, Spacing, Target, TargetKind, Tiles};
+pub use target::{Fusion, Packing, Rates, Spacing, Target, TargetKind, Tiles, Waves};
 pub use types::*;

@@ -11,7 +11,7 @@ use crate::pipeline::Pipeline;
 use crate::target::Target;
 
 /// Version of the plan's byte format; a reader accepts exactly its own.
-pub const FORMAT_VERSION: u32 = 8;
+pub const FORMAT_VERSION: u32 = 9;
 
 /// First bytes of a plan file.
 const MAGIC: &[u8; 8] = b"alipplan";

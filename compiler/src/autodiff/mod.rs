@@ -10,8 +10,8 @@
 //! What each op's gradient is stands with the op (`ops/`).
 
 use crate::diag::Diagnostics;
-use crate::ir::{Builder, DType, Graph, NodeId};
-use crate::ops::{Call, Op, OpError};
+use crate::ir::{Builder, DType, Graph, Node, NodeId};
+use crate::ops::{Call, Op, OpError, ScalarOp};
 
 /// Gradients of a scalar with respect to some nodes, in f32; `None` where there is no path to the loss.
 ///
@@ -73,6 +73,7 @@ fn propagate(
     };
     let inputs = node.inputs.iter().map(|input| widen(&mut b, *input)).collect::<Result<Vec<_>, _>>()?;
     let output = widen(&mut b, id)?;
+    let g = rounded(&mut b, &node, g)?;
     for (position, input) in node.inputs.iter().enumerate() {
         if !depends[input.index()] {
             continue;
@@ -88,6 +89,21 @@ fn propagate(
         adjoints[input.index()] = Some(sum);
     }
     Ok(())
+}
+
+/// The gradient of a value that was rounded to 16 bits, rounded alike: so much of it is kept where the value is, and what sums it (a
+/// bias) reads what a product reads. That of a weight stays the f32 sum that it is.
+fn rounded(b: &mut Builder<'_>, node: &Node, g: NodeId) -> Result<NodeId, OpError> {
+    let Op::Pointwise(ScalarOp::Cast(to)) = node.op else { return Ok(g) };
+    let mut source = node.inputs[0];
+    while b.graph.node(source).op.is_view() {
+        source = b.graph.node(source).inputs[0];
+    }
+    if !to.is_narrow() || matches!(b.graph.node(source).op, Op::State { .. }) {
+        return Ok(g);
+    }
+    let narrow = b.cast(g, to)?;
+    b.cast(narrow, DType::F32)
 }
 
 /// A gradient that breaks an op's rule: a fault of that op's definition, shown at the node it belongs to.

@@ -210,7 +210,9 @@ impl<'a> Assembly<'a> {
             TargetKind::Wgpu => {
                 super::emit::wgsl::emit(&description, self.target).map_err(|error| error.to_string())?
             }
-            TargetKind::Cuda => return Err("target cuda: not built yet".into()),
+            TargetKind::Cuda => {
+                super::emit::cuda::emit(&description, self.target).map_err(|error| error.to_string())?
+            }
         };
         Ok(self.kernels.insert_full(description, implementation).0 as u32)
     }

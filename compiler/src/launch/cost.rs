@@ -1,10 +1,11 @@
 //! What launches cost on a target: the time that the model of a machine predicts.
 //!
 //! A launch pays what it takes to begin one, every element that its views touch once, and its arithmetic, at the rates of
-//! the target's [`Rates`]. Reports state the sum, and the e-graph compares whole programs by it: there is one prediction.
+//! the target's [`Rates`]; of the last two the longer where they overlap. Reports state the sum, and the e-graph compares whole
+//! programs by it: there is one prediction.
 
-use alip_plan::Rates;
-use alip_plan::kernel::{Code, Loop, ScalarOp, Stage};
+use alip_plan::kernel::{Code, Loop, Product, ScalarOp, Stage};
+use alip_plan::{DType, Rates};
 
 use super::{Launch, bytes_moved};
 
@@ -73,11 +74,32 @@ pub(crate) fn weight(op: ScalarOp, rates: &Rates) -> u32 {
 
 /// What the launches of a program cost.
 pub(crate) fn predict(launches: &[Launch], rates: &Rates) -> Cost {
-    let one = |launch: &Launch| {
-        let moved = bytes_moved(&launch.kernel) as f64;
-        rates.launch + moved / rates.bandwidth + arithmetic(launch, rates)
+    Cost { seconds: launches.iter().map(|launch| seconds(launch, rates)).sum(), launches: launches.len() as u32 }
+}
+
+/// What one launch costs.
+fn seconds(launch: &Launch, rates: &Rates) -> f64 {
+    let moved = bytes_moved(&launch.kernel) as f64 / rates.bandwidth;
+    let computed = arithmetic(launch, rates);
+    rates.launch + if rates.overlaps { moved.max(computed) } else { moved + computed }
+}
+
+/// Multiplications and additions of a product, of tiles that are no part of it too where it is computed in rounds of them.
+fn multiplied(product: &Product, rates: &Rates) -> f64 {
+    let batch: u64 = product.batch.iter().product();
+    let results = match rates.waves {
+        Some(waves) => {
+            let tiles = batch * product.m.div_ceil(waves.tile) * product.n.div_ceil(waves.tile);
+            tiles.next_multiple_of(waves.at_once) * waves.tile.pow(2)
+        }
+        None => batch * product.m * product.n,
     };
-    Cost { seconds: launches.iter().map(one).sum(), launches: launches.len() as u32 }
+    2.0 * results as f64 * product.k as f64
+}
+
+/// How much slower factors of this type are multiplied than `products` says.
+fn slower(dtype: DType, rates: &Rates) -> f64 {
+    if dtype == DType::F32 { rates.wide_products } else { 1.0 }
 }
 
 /// Seconds of arithmetic.
@@ -100,11 +122,11 @@ fn arithmetic(launch: &Launch, rates: &Rates) -> f64 {
         }
         Loop::Product(product) => {
             let results: u64 = product.batch.iter().chain([&product.m, &product.n]).product();
-            let products = 2.0 * results as f64 * product.k as f64;
+            let products = multiplied(product, rates) * slower(product.a.dtype, rates);
             products / rates.products + at(&[&[results]], of(&product.code))
         }
         Loop::Conv2d(_) => launch.flops as f64 / rates.convolutions,
-        Loop::Attention(_) => launch.flops as f64 / rates.products,
+        Loop::Attention(attention) => launch.flops as f64 * slower(attention.q.dtype, rates) / rates.products,
         Loop::ScatterAdd(_) => launch.flops as f64 / rates.points,
     }
 }

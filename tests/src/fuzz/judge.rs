@@ -11,7 +11,7 @@ use alip_compiler::trust::rounding::update_of;
 use alip_compiler::trust::{Judged, judged};
 use alip_plan::bounds::F32;
 use alip_plan::{Plan, Target};
-use alip_runtime::device::{DeviceOptions, choose};
+use alip_runtime::device::{Device, DeviceOptions, choose};
 
 use super::levels::{Level, levels};
 use super::{Case, differentiated, gradient};
@@ -96,6 +96,14 @@ pub fn plan(case: &Case, level: &Level, target: &Target) -> Result<(Plan, Used),
 pub fn compare(case: &Case, expected: &Expected, device: &str, plan: Plan) -> Result<(), String> {
     // One thread: cases run in parallel, and no result depends on the number of threads.
     let device = choose(device, &DeviceOptions { threads: Some(1) }).map_err(|error| error.to_string())?.device;
+    compare_on(case, expected, device, plan)
+}
+
+/// The same on a device that is there already.
+///
+/// # Errors
+/// As [`compare`].
+pub fn compare_on(case: &Case, expected: &Expected, device: Box<dyn Device>, plan: Plan) -> Result<(), String> {
     let name = &expected.program.name;
     let (outputs, after): (Numbers, Numbers) = run_on(device, plan, name, &case.inputs, &case.state);
     let updated = |(path, value): (&String, &Vec<f64>)| (update_of(path), value.clone());

@@ -8,8 +8,8 @@ use std::time::Instant;
 use alip_compiler::diag::{Diagnostic, Diagnostics, SourceMap};
 use alip_compiler::picture::dot;
 use alip_compiler::{CompiledSpec, PASSES, SpecOptions, compile_spec, ir};
-use alip_plan::Plan;
 use alip_plan::kernel::Implementation;
+use alip_plan::{Plan, TargetKind};
 
 use crate::figures::{self, Done};
 use crate::files;
@@ -25,10 +25,11 @@ Examples:
   alipc compile alip_b32 -o b32 --batch 16          writes b32/plan.alip
   alipc compile my_graph.ron --set train.epochs=3   writes nothing, says what it costs
   alipc compile alip_tiny --target wgpu -o tiny --emit plan,wgsl,ir,dot
+  alipc compile alip_b32 --target sm_90a -o b32 --emit plan,cuda
   alipc compile alip_tiny --dump after:schedule --stop-after schedule
 
-Files: plan.alip, for alip-run; wgsl/NNNN.wgsl, shaders (--target wgpu); PROGRAM.ir, graphs as text; PROGRAM.dot, graphs
-for Graphviz.
+Files: plan.alip, for alip-run; wgsl/NNNN.wgsl, shaders (--target wgpu); cuda/NNNN.cu, kernels (--target sm_80, sm_90a,
+sm_100); PROGRAM.ir, graphs as text; PROGRAM.dot, graphs for Graphviz.
 Passes: resolve, lift, model, optimize, prepare, schedule, lower, join, memory, assemble.")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -63,6 +64,8 @@ enum Emit {
     Plan,
     /// Shaders
     Wgsl,
+    /// Kernels in CUDA C++
+    Cuda,
     /// Graphs as text
     Ir,
     /// Graphs for Graphviz
@@ -107,14 +110,33 @@ fn compile(args: &Args, sources: &mut SourceMap) -> Result<Done, Diagnostics> {
 fn options(args: &Args) -> Result<SpecOptions, Diagnostic> {
     let mut options = args.spec.options()?;
     let target = &options.compile.target;
-    if args.emit.contains(&Emit::Wgsl) && target.name != "wgpu" {
-        return Err(Diagnostic::error(format!("`--emit wgsl`: the target `{}` has no shaders", target.name))
-            .help("add `--target wgpu`"));
-    }
+    check_emits(args, Emit::Wgsl, ("wgsl", "shaders", "wgpu"), target.kind == TargetKind::Wgpu, &target.name)?;
+    check_emits(
+        args,
+        Emit::Cuda,
+        ("cuda", "kernels in CUDA C++", "sm_80"),
+        target.kind == TargetKind::Cuda,
+        &target.name,
+    )?;
     options.data = args.data.clone();
     options.compile.dump = args.dump.iter().map(|dump| after(dump).map(str::to_owned)).collect::<Result<_, _>>()?;
     options.compile.stop_after = args.stop_after.clone();
     Ok(options)
+}
+
+/// Refuses to write what the target has not.
+fn check_emits(
+    args: &Args,
+    emit: Emit,
+    (name, what, wanted): (&str, &str, &str),
+    has: bool,
+    target: &str,
+) -> Result<(), Diagnostic> {
+    if has || !args.emit.contains(&emit) {
+        return Ok(());
+    }
+    let error = Diagnostic::error(format!("`--emit {name}`: the target `{target}` has no {what}"));
+    Err(error.help(format!("add `--target {wanted}`")))
 }
 
 /// The pass of `after:PASS`.
@@ -138,22 +160,23 @@ fn write(emit: Emit, folder: &Path, compiled: &CompiledSpec) -> Result<Vec<PathB
         (Emit::Ir, _) => programs("ir", ir::print),
         (Emit::Dot, _) => programs("dot", dot),
         (Emit::Plan, Some(plan)) => Ok(vec![files::write(folder, "plan.alip", &plan.to_bytes())?]),
-        (Emit::Wgsl, Some(plan)) => shaders(&folder.join("wgsl"), plan),
+        (Emit::Wgsl, Some(plan)) => texts(&folder.join("wgsl"), "wgsl", plan),
+        (Emit::Cuda, Some(plan)) => texts(&folder.join("cuda"), "cu", plan),
         // After `--stop-after`; `in_words` says so.
-        (Emit::Plan | Emit::Wgsl, None) => Ok(Vec::new()),
+        (Emit::Plan | Emit::Wgsl | Emit::Cuda, None) => Ok(Vec::new()),
     }
 }
 
 /// One file per kernel, named by its index in the plan. Those of a longer plan before this one are removed.
-fn shaders(folder: &Path, plan: &Plan) -> Result<Vec<PathBuf>, Diagnostic> {
+fn texts(folder: &Path, ending: &str, plan: &Plan) -> Result<Vec<PathBuf>, Diagnostic> {
     let mut written = Vec::new();
     for (index, kernel) in plan.kernels.iter().enumerate() {
-        if let Implementation::Wgsl { source, .. } = &kernel.implementation {
-            written.push(files::write(folder, &format!("{index:04}.wgsl"), source.as_bytes())?);
+        if let Implementation::Wgsl { source, .. } | Implementation::Cuda { source, .. } = &kernel.implementation {
+            written.push(files::write(folder, &format!("{index:04}.{ending}"), source.as_bytes())?);
         }
     }
     for index in plan.kernels.len().. {
-        let old = folder.join(format!("{index:04}.wgsl"));
+        let old = folder.join(format!("{index:04}.{ending}"));
         if fs::remove_file(old).is_err() {
             break;
         }

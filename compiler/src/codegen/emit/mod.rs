@@ -4,4 +4,18 @@
 //!
 //! There is no emitter for the cpu target: its device executes loops as they stand.
 
+pub mod cuda;
+mod terms;
 pub mod wgsl;
+
+/// Why a loop cannot become text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmitError(pub String);
+
+impl std::fmt::Display for EmitError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for EmitError {}

@@ -3,6 +3,8 @@
 use alip_plan::DType;
 use alip_plan::kernel::{Code, Gather, Instr, ScalarOp, View};
 
+pub(super) use super::super::terms::offset;
+use super::super::terms::{self, loads};
 use super::{EmitError, Shader};
 
 /// Iterations of the loop in `uniform_f`.
@@ -28,40 +30,9 @@ pub(super) struct Scope<'a> {
     pub(super) shared: bool,
 }
 
-/// `sum(coordinate * stride) + offset` as a u32 expression. Negative numbers wrap around, and so back, modulo 2^32.
-pub(super) fn offset(coords: &[String], strides: &[i64], offset: i64) -> String {
-    let mut terms: Vec<String> = Vec::new();
-    for (coord, stride) in coords.iter().zip(strides) {
-        match stride {
-            0 => {}
-            1 => terms.push(coord.clone()),
-            _ => terms.push(format!("{coord} * {}u", *stride as u32)),
-        }
-    }
-    if offset != 0 || terms.is_empty() {
-        terms.push(format!("{}u", offset as u32));
-    }
-    terms.join(" + ")
-}
-
 /// Splits the linear number `index` over `sizes`, innermost last, into named coordinates.
 pub(super) fn unravel(shader: &mut Shader<'_>, index: &str, sizes: &[u64], name: &str) -> Vec<String> {
-    let mut coords = vec![String::new(); sizes.len()];
-    let mut rest = index.to_string();
-    for (axis, size) in sizes.iter().enumerate().rev() {
-        coords[axis] = if *size == 1 {
-            "0u".into()
-        } else if sizes[..axis].iter().all(|outer| *outer == 1) {
-            rest.clone()
-        } else {
-            let coord = format!("{name}{axis}");
-            shader.line(format!("let {coord} = {rest} % {size}u;"));
-            shader.line(format!("let {name}r{axis} = {rest} / {size}u;"));
-            rest = format!("{name}r{axis}");
-            coord
-        };
-    }
-    coords
+    terms::unravel(index, sizes, name, |name, value| shader.line(format!("let {name} = {value};")))
 }
 
 /// Writes `code` and gives the expression of each value.
@@ -106,12 +77,6 @@ pub(super) fn write(shader: &mut Shader<'_>, code: &Code, scope: &Scope<'_>) -> 
         }
     }
     Ok(values)
-}
-
-/// Whether `code` reads the operand of this view.
-fn loads(code: &[Instr], views: &[View], stored: u16) -> bool {
-    let operand = |view: u16| views[usize::from(view)].operand;
-    code.iter().any(|instr| matches!(instr.op, ScalarOp::Load(view) if operand(view) == operand(stored)))
 }
 
 /// Whether value `index` is the largest finite number: a comparison with it asks for infinities and NaN.

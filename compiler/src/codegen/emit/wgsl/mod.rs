@@ -23,17 +23,7 @@ use std::fmt::Write;
 use alip_plan::kernel::{Implementation, Loop};
 use alip_plan::{DType, Target, Tiles};
 
-/// Why a loop cannot become WGSL.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EmitError(pub String);
-
-impl std::fmt::Display for EmitError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for EmitError {}
+use super::EmitError;
 
 /// The shader of a loop for a target, validated.
 ///

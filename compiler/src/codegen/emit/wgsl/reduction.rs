@@ -4,6 +4,7 @@ use alip_plan::fault::{Fault, planted};
 use alip_plan::kernel::{Lanes, Reduce, ReduceKind, Reduction, Stage};
 use alip_plan::{DType, Tiles};
 
+use super::super::terms::register_dtype;
 use super::archetypes::thread_per;
 use super::code::{self, Scope};
 use super::{EmitError, Shader};
@@ -134,7 +135,7 @@ impl PointsStage<'_> {
         reduce: &[Reduce],
         slots: &[String],
     ) -> Result<(), EmitError> {
-        let dtype = |reduce: &Reduce| code_dtype(code, reduce.value);
+        let dtype = |reduce: &Reduce| register_dtype(code, reduce.value);
         for item in reduce {
             let start = start(shader, item.kind, dtype(item));
             shader.line(format!("var a{} = {start};", self.name(item)));
@@ -206,19 +207,6 @@ impl PointsStage<'_> {
         // A row of NaN has no largest element; its first one stands for it.
         let result = if arg { format!("select({result}, 0i, {result} == {NO_INDEX})") } else { result };
         shader.line(format!("let s{slot} = {result};"));
-    }
-}
-
-/// Dtype of a value in registers.
-fn code_dtype(code: &alip_plan::kernel::Code, value: u16) -> DType {
-    use alip_plan::kernel::ScalarOp::*;
-    let instr = code.instrs[usize::from(value)];
-    match instr.op {
-        Cast(to) => to,
-        Lt | Le | Eq | And | Or | Not => DType::Bool,
-        Index(_) => DType::I32,
-        _ if instr.dtype.is_float() => DType::F32,
-        _ => instr.dtype,
     }
 }
 
