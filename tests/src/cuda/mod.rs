@@ -3,7 +3,10 @@
 //! their memory, divergent barriers.
 
 mod build;
+mod compiler;
 mod emulator;
+mod standin;
 
 pub use build::Text;
 pub use emulator::{Emulator, Module, Operand, Outcome};
+pub use standin::StandIn;
