@@ -248,6 +248,25 @@ fn devices_agree_with_the_interpreter() {
     }
 }
 
+/// Kernels for NVIDIA cards: those of 16 bits on tensor cores, others a row at a time.
+#[cfg(target_os = "linux")]
+#[test]
+fn emulated_cuda_agrees_with_the_interpreter() {
+    let of = |case: &Case| {
+        let graph = case.graph();
+        let plan = plan(&model(case.name, &graph, &Values::new()), Target::sm_80(), true);
+        (case.clone(), graph, plan)
+    };
+    let all: Vec<(Case, Graph, Plan)> = cases().iter().map(of).collect();
+    let Some(device) = alip_tests::cuda::device_for(all.iter().map(|(_, _, plan)| plan)) else { return };
+    for (case, graph, plan) in all {
+        let values = case.values(&graph);
+        let expected = interpret(&graph, &values, &BTreeMap::new()).expect("the interpreter runs it").outputs;
+        let (outputs, _) = run_on(device(), plan, "main", &values, &Values::new());
+        case.check(&outputs, &expected, "emulated cuda", &values);
+    }
+}
+
 /// Scores are never stored, a packed projection is neither taken apart nor its gradient put together.
 #[test]
 fn a_call_is_two_launches() {

@@ -3,6 +3,8 @@
 //! As many random graphs as one likes, from any seed: `ALIP_FUZZ=500 ALIP_FUZZ_SEED=1000 cargo test --release -p alip-tests --test
 //! cuda_emulated -- --nocapture`.
 
+#![cfg(target_os = "linux")]
+
 use alip_plan::{Plan, Target};
 use alip_tests::cuda;
 use alip_tests::fuzz::campaign::STEPS;

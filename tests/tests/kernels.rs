@@ -7,17 +7,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use alip_compiler::codegen::emit::wgsl;
+use alip_compiler::codegen::emit::{cuda, wgsl};
 use alip_plan::kernel::*;
 use alip_plan::philox;
 use alip_plan::*;
 use alip_runtime::device::{self, Device, DeviceOptions};
 use alip_runtime::exec::{Session, Tensors};
-use alip_runtime::tensor::{Data, HostTensor};
+use alip_runtime::tensor::{Data, HostTensor, f32_to_bf16, f32_to_f16};
 use alip_tests::skip;
 
 /// One case in so many runs on the wgpu device too: an adapter takes long to compile a shader that runs once.
 const WGPU_EVERY: u64 = 4;
+/// And one in so many as emulated CUDA, where a kernel takes a C++ compiler a tenth of a second.
+const CUDA_EVERY: u64 = 8;
 
 /// A random number generator for test cases.
 struct Random {
@@ -42,7 +44,7 @@ impl Random {
 }
 
 /// Builds a plan of one step; every operand is an input, the written ones are outputs as well.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Case {
     operands: Vec<(DType, u64)>,
     outputs: Vec<usize>,
@@ -142,7 +144,14 @@ impl Case {
                     let levels = (0..elements).map(|_| random.below(19) as u8 * 13);
                     HostTensor::new(&[elements], Data::U8(levels.collect()))
                 }
-                _ => HostTensor::f32(&[elements], (0..elements).map(|_| random.below(17) as f32 - 8.0).collect()),
+                DType::F32 => {
+                    HostTensor::f32(&[elements], (0..elements).map(|_| random.below(17) as f32 - 8.0).collect())
+                }
+                narrow => {
+                    let round = if narrow == DType::F16 { f32_to_f16 } else { f32_to_bf16 };
+                    let word = |_| round(random.below(17) as f32 - 8.0).to_le_bytes();
+                    HostTensor::from_bytes(narrow, &[elements], &(0..elements).flat_map(word).collect::<Vec<u8>>())
+                }
             };
             inputs.insert(format!("t{index}"), tensor.map_err(|error| error.to_string())?);
         }
@@ -158,16 +167,8 @@ impl Case {
                 .unwrap_or_else(|why| panic!("case {seed}: {why}\n{kernel:#?}"))
         };
         let expected = on_host("reference", 1);
-        let compare = |device: &str, found: Tensors| {
-            for (name, expected) in &expected {
-                let (found, expected) = (found[name].to_f32(), expected.to_f32());
-                let wrong = found.iter().zip(expected.iter()).position(|(a, b)| a != b);
-                if let Some(at) = wrong {
-                    let values = (found[at], expected[at]);
-                    panic!("case {seed}, {device}: {name}[{at}] is {values:?}\n{kernel:#?}");
-                }
-            }
-        };
+        let compare =
+            |device: &str, found: Tensors| compare(&format!("case {seed}, {device}"), &kernel, &expected, &found);
         for threads in [1, 3] {
             compare(&format!("cpu with {threads} threads"), on_host("cpu", threads));
         }
@@ -176,6 +177,13 @@ impl Case {
         {
             compare("wgpu", found);
         }
+    }
+
+    /// What the reference makes of it.
+    fn expected(&self, kernel: &Loop, seed: u64) -> Tensors {
+        let device = device::choose("reference", &DeviceOptions::default()).expect("always there").device;
+        self.run(self.plan(Kernel::as_described(kernel.clone()), Target::cpu()), device, seed)
+            .unwrap_or_else(|why| panic!("case {seed}: {why}\n{kernel:#?}"))
     }
 
     /// None without an adapter, and for more operands than a shader has.
@@ -199,6 +207,48 @@ impl Case {
         let shader = Kernel { description: kernel.clone(), implementation };
         let found = self.run(self.plan(shader, target), device, seed);
         Some(found.unwrap_or_else(|why| panic!("case {seed}: {why}\n{kernel:#?}")))
+    }
+}
+
+fn compare(what: &str, kernel: &Loop, expected: &Tensors, found: &Tensors) {
+    for (name, expected) in expected {
+        let (found, expected) = (found[name].to_f32(), expected.to_f32());
+        if let Some(at) = found.iter().zip(expected.iter()).position(|(a, b)| a != b) {
+            panic!("{what}: {name}[{at}] is {:?}\n{kernel:#?}", (found[at], expected[at]));
+        }
+    }
+}
+
+/// Cases that run as emulated CUDA, all of them compiled together.
+#[derive(Default)]
+struct Cards(Vec<(Case, Loop, u64)>);
+
+impl Cards {
+    fn add(&mut self, case: Case, kernel: Loop, seed: u64) {
+        if seed.is_multiple_of(CUDA_EVERY) {
+            self.0.push((case, kernel, seed));
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn check(self) {}
+
+    /// Checks that they do what the reference does.
+    #[cfg(target_os = "linux")]
+    fn check(self) {
+        let plan = |(case, kernel, seed): &(Case, Loop, u64)| {
+            let target = Target::sm_80();
+            let implementation =
+                cuda::emit(kernel, &target).unwrap_or_else(|why| panic!("case {seed}: {why}\n{kernel:#?}"));
+            case.plan(Kernel { description: kernel.clone(), implementation }, target)
+        };
+        let plans: Vec<Plan> = self.0.iter().map(plan).collect();
+        let Some(device) = alip_tests::cuda::device_for(&plans) else { return };
+        for ((case, kernel, seed), plan) in self.0.into_iter().zip(plans) {
+            let found = case.run(plan, device(), seed);
+            let found = found.unwrap_or_else(|why| panic!("case {seed}, emulated cuda: {why}\n{kernel:#?}"));
+            compare(&format!("case {seed}, emulated cuda"), &kernel, &case.expected(&kernel, seed), &found);
+        }
     }
 }
 
@@ -286,6 +336,7 @@ fn operations(case: &mut Case, random: &mut Random, values: &mut Vec<u16>, count
 
 #[test]
 fn maps() {
+    let mut cards = Cards::default();
     for seed in 0..400 {
         let mut random = Random::new(seed);
         let dims = 1 + random.below(4);
@@ -321,12 +372,15 @@ fn maps() {
         }
         let code = case.code();
         let kernel = Loop::Map(Map { domain, views: case.views.clone(), code });
-        case.check(kernel, seed);
+        case.check(kernel.clone(), seed);
+        cards.add(case, kernel, seed);
     }
+    cards.check();
 }
 
 #[test]
 fn reductions() {
+    let mut cards = Cards::default();
     for seed in 0..400 {
         let mut random = Random::new(seed);
         let dims = 1 + random.below(4);
@@ -377,12 +431,15 @@ fn reductions() {
             slots: 3,
             lanes: random.pick(&[Lanes::Reduced, Lanes::Kept]),
         });
-        case.check(kernel, seed);
+        case.check(kernel.clone(), seed);
+        cards.add(case, kernel, seed);
     }
+    cards.check();
 }
 
 #[test]
 fn products() {
+    let mut cards = Cards::default();
     for seed in 0..200 {
         let mut random = Random::new(seed);
         let batches = random.below(3);
@@ -428,12 +485,15 @@ fn products() {
         case.op(ScalarOp::Store(out), DType::F32, &[value]);
         let code = case.code();
         let kernel = Loop::Product(Product { batch, m, n, k, a, b, views: case.views.clone(), code });
-        case.check(kernel, seed);
+        case.check(kernel.clone(), seed);
+        cards.add(case, kernel, seed);
     }
+    cards.check();
 }
 
 #[test]
 fn convolutions() {
+    let mut cards = Cards::default();
     for seed in 0..150 {
         let mut random = Random::new(seed);
         let mut small = |limit: usize| 1 + random.below(limit) as u64;
@@ -476,13 +536,17 @@ fn convolutions() {
         let out = case.whole(DType::F32, &out, &mut random);
         case.outputs.push(out.operand as usize);
         let prologue = case.code();
-        case.check(Loop::Conv2d(Conv2d { a, b, out, prologue, ..conv }), seed);
+        let kernel = Loop::Conv2d(Conv2d { a, b, out, prologue, ..conv });
+        case.check(kernel.clone(), seed);
+        cards.add(case, kernel, seed);
     }
+    cards.check();
 }
 
 /// Bytes are read one by one, wherever they lie in a word.
 #[test]
 fn bytes() {
+    let mut cards = Cards::default();
     for seed in 0..40 {
         let mut random = Random::new(seed);
         let domain = domain(&mut random, 2);
@@ -495,12 +559,16 @@ fn bytes() {
         let level = case.op(ScalarOp::Load(bytes), DType::F32, &[]);
         case.op(ScalarOp::Store(out), DType::F32, &[level]);
         let code = case.code();
-        case.check(Loop::Map(Map { domain, views: case.views.clone(), code }), seed);
+        let kernel = Loop::Map(Map { domain, views: case.views.clone(), code });
+        case.check(kernel.clone(), seed);
+        cards.add(case, kernel, seed);
     }
+    cards.check();
 }
 
 #[test]
 fn scatters() {
+    let mut cards = Cards::default();
     for seed in 0..50 {
         let mut random = Random::new(seed);
         let mut small = |limit: usize| 1 + random.below(limit) as u64;
@@ -510,6 +578,83 @@ fn scatters() {
         let updates = case.whole(DType::F32, &[batch, count, inner], &mut random);
         let out = case.whole(DType::F32, &[batch, rows, inner], &mut random);
         case.outputs.push(2);
-        case.check(Loop::ScatterAdd(ScatterAdd { batch, count, rows, inner, index, updates, out }), seed);
+        let kernel = Loop::ScatterAdd(ScatterAdd { batch, count, rows, inner, index, updates, out });
+        case.check(kernel.clone(), seed);
+        cards.add(case, kernel, seed);
     }
+    cards.check();
+}
+
+/// Tensor cores: tiles of 128 and their edges, factors along the sum and across it, chunks of 16 bytes and single elements.
+#[test]
+fn products_of_16_bits() {
+    let mut cards = Cards::default();
+    for seed in 0..40 {
+        let mut random = Random::new(seed);
+        let dtype = random.pick(&[DType::Bf16, DType::Bf16, DType::F16]);
+        let batch: Vec<u64> = (0..random.below(2)).map(|_| 1 + random.below(3) as u64).collect();
+        let sizes = [1, 8, 24, 77, 130, 264];
+        let (m, n, k) = (random.pick(&sizes), random.pick(&sizes), random.pick(&[3, 8, 40, 64, 77, 136]));
+        let over = |tail: [u64; 2]| [batch.as_slice(), &tail].concat();
+        let mut case = Case::default();
+        let mut factor = |case: &mut Case, tail| {
+            let mut order: Vec<usize> = (0..batch.len() + 2).collect();
+            if random.chance(50) {
+                order.swap(batch.len(), batch.len() + 1);
+            }
+            let operand = case.operand(dtype, over(tail).iter().product());
+            let mut strides = vec![0; order.len()];
+            let mut stride = 1;
+            for dim in order.into_iter().rev() {
+                strides[dim] = stride;
+                stride *= over(tail)[dim] as i64;
+            }
+            View { operand, dtype, offset: 0, strides, gather: None }
+        };
+        let (a, b) = (factor(&mut case, [m, k]), factor(&mut case, [k, n]));
+        let out = case.whole(DType::F32, &over([m, n]), &mut random);
+        case.outputs.push(out.operand as usize);
+        case.view(out);
+        let value = case.op(ScalarOp::Product, DType::F32, &[]);
+        case.op(ScalarOp::Store(0), DType::F32, &[value]);
+        let code = case.code();
+        let kernel = Loop::Product(Product { batch, m, n, k, a, b, views: case.views.clone(), code });
+        cards.add(case, kernel, CUDA_EVERY * seed);
+    }
+    cards.check();
+}
+
+/// Convolutions on tensor cores, also of images in bytes whose prologue rounds.
+#[test]
+fn convolutions_of_16_bits() {
+    let mut cards = Cards::default();
+    for seed in 0..36 {
+        let mut random = Random::new(seed);
+        let dtype = random.pick(&[DType::Bf16, DType::F16]);
+        let mut small = |limit: usize| 1 + random.below(limit) as u64;
+        let (n, c, o, kh, kw, stride) = (small(3), small(8), small(40), small(3), small(3), small(3));
+        let padding = small(3) - 1;
+        let (h, w) = (kh + small(9) - 1, kw + small(9) - 1);
+        let kind = [ConvKind::Forward, ConvKind::ImageGrad, ConvKind::WeightGrad][seed as usize % 3];
+        let mut case = Case::default();
+        let none = View::dense(0, dtype, &[]);
+        let prologue = Code::default();
+        let (a, b, out) = (none.clone(), none.clone(), none);
+        let conv = Conv2d { kind, n, c, h, w, o, kh, kw, stride, padding, a, b, out, prologue };
+        let [a, b, out] = conv.domains();
+        let image = kind != ConvKind::ImageGrad && random.chance(50);
+        let a = if image {
+            let level = case.op(ScalarOp::Load(0), DType::F32, &[]);
+            case.op(ScalarOp::Cast(dtype), DType::F32, &[level]);
+            case.dense(&mut random, DType::U8, &a, &[0, 2, 3, 1])
+        } else {
+            case.whole(dtype, &a, &mut random)
+        };
+        let b = case.whole(dtype, &b, &mut random);
+        let out = case.whole(DType::F32, &out, &mut random);
+        case.outputs.push(out.operand as usize);
+        let prologue = case.code();
+        cards.add(case, Loop::Conv2d(Conv2d { a, b, out, prologue, ..conv }), CUDA_EVERY * seed);
+    }
+    cards.check();
 }

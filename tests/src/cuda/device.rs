@@ -16,11 +16,14 @@ pub fn device() -> Option<Box<dyn Device>> {
     Some(Box::new(Emulated { emulator: Emulator::get()?, compiled: None }))
 }
 
+/// Opens a device.
+pub type Open = Box<dyn Fn() -> Box<dyn Device>>;
+
 /// The device for any of these plans, whose kernels are compiled together, which takes a fraction of the time.
 ///
 /// # Panics
 /// A kernel that the compiler of this machine refuses.
-pub fn device_for<'p>(plans: impl IntoIterator<Item = &'p Plan>) -> Option<impl Fn() -> Box<dyn Device>> {
+pub fn device_for<'p>(plans: impl IntoIterator<Item = &'p Plan>) -> Option<Open> {
     let emulator = Emulator::get()?;
     let mut texts = BTreeMap::new();
     for kernel in plans.into_iter().flat_map(|plan| &plan.kernels) {
@@ -29,7 +32,7 @@ pub fn device_for<'p>(plans: impl IntoIterator<Item = &'p Plan>) -> Option<impl 
     let texts: Vec<Text<'_>> = texts.into_values().collect();
     let compiled = emulator.compile(&texts).unwrap_or_else(|why| panic!("{why}"));
     let compiled = Arc::new(compiled);
-    Some(move || -> Box<dyn Device> { Box::new(Emulated { emulator, compiled: Some(Arc::clone(&compiled)) }) })
+    Some(Box::new(move || Box::new(Emulated { emulator, compiled: Some(Arc::clone(&compiled)) })))
 }
 
 fn text(kernel: &Kernel) -> Option<Text<'_>> {

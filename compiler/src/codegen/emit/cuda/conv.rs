@@ -22,7 +22,7 @@ pub(super) fn emit(conv: &Conv2d, text: &mut Text<'_>) -> Result<(), EmitError> 
     let (oh, ow) = conv.extent();
     let Conv2d { n, c, h, w, o, kh, kw, .. } = *conv;
     let image = multiplied_as(conv);
-    let gathered = |name, sizes, dtype, along_sum, write: Write<'_>| {
+    let gathered = |name, sizes, dtype, along_sum, write: Write| {
         let source = Source::Gathered(Box::new(move |text: &mut Text<'_>, free: &str, deep: &str| {
             write(conv, text, free, deep)
         }));
@@ -31,18 +31,16 @@ pub(super) fn emit(conv: &Conv2d, text: &mut Text<'_>) -> Result<(), EmitError> 
     let window = c * kh * kw;
     let (a, b) = match conv.kind {
         ConvKind::Forward => (
-            gathered("a", [n * oh * ow, window], image, true, &window_of_image),
-            gathered("b", [o, window], conv.b.dtype, true, &weight),
+            gathered("a", [n * oh * ow, window], image, true, window_of_image),
+            gathered("b", [o, window], conv.b.dtype, true, weight),
         ),
         ConvKind::ImageGrad => (
-            gathered("a", [n * h * w, o * kh * kw], conv.a.dtype, false, &window_of_gradient),
-            gathered("b", [c, o * kh * kw], conv.b.dtype, true, &weight_across),
+            gathered("a", [n * h * w, o * kh * kw], conv.a.dtype, false, window_of_gradient),
+            gathered("b", [c, o * kh * kw], conv.b.dtype, true, weight_across),
         ),
         ConvKind::WeightGrad => (
-            gathered("a", [o, n * oh * ow], conv.b.dtype, true, &gradient),
-            gathered("b", [window, n * oh * ow], image, true, &|conv, text, free, deep| {
-                window_of_image(conv, text, deep, free)
-            }),
+            gathered("a", [o, n * oh * ow], conv.b.dtype, true, gradient),
+            gathered("b", [window, n * oh * ow], image, true, image_of_window),
         ),
     };
     multiply(
@@ -68,7 +66,7 @@ pub(super) fn emit(conv: &Conv2d, text: &mut Text<'_>) -> Result<(), EmitError> 
 }
 
 /// Writes what an element of a factor is, for expressions of the free dimension and the sum's.
-type Write<'w> = &'w dyn Fn(&Conv2d, &mut Text<'_>, &str, &str) -> Element;
+type Write = fn(&Conv2d, &mut Text<'_>, &str, &str) -> Element;
 
 /// The type in which an image is multiplied: of what its prologue makes, that of its last cast.
 fn multiplied_as(conv: &Conv2d) -> DType {
@@ -89,6 +87,11 @@ fn window_of_image(conv: &Conv2d, text: &mut Text<'_>, point: &str, window: &str
     text.line(format!("const int x = (int)({} * {stride}u + {}) - {padding};", at[2], of[2]));
     let stored = format!("pixel(p{}, {}, {}, (unsigned)y, (unsigned)x)", conv.a.operand, at[0], of[0]);
     Element { inside: Some(format!("y >= 0 && y < {h} && x >= 0 && x < {w}")), stored, dtype: pixel_dtype(conv) }
+}
+
+/// The same, by the point of the window.
+fn image_of_window(conv: &Conv2d, text: &mut Text<'_>, window: &str, point: &str) -> Element {
+    window_of_image(conv, text, point, window)
 }
 
 /// The gradient of the output that a point of the input gets through a point of the window.
