@@ -278,7 +278,7 @@ void run_block() {
 
 } // namespace
 
-void launch(const Loaded* what, const uint32_t grid[3], uint32_t block, void* const* given) {
+void launch(const Loaded* what, const uint32_t grid[3], uint32_t block, void* const* given, uint32_t dynamic_bytes) {
     make_stacks();
     kernel = what;
     count = block;
@@ -288,7 +288,7 @@ void launch(const Loaded* what, const uint32_t grid[3], uint32_t block, void* co
     alip_grid_size = {grid[0], grid[1], grid[2]};
     block_starts.clear();
     now.launch_start = epochs + 1;
-    shared_of(what);
+    shared_of(what, dynamic_bytes);
     for (uint32_t z = 0; z < grid[2]; ++z)
         for (uint32_t y = 0; y < grid[1]; ++y)
             for (uint32_t x = 0; x < grid[0]; ++x) {

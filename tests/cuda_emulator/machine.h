@@ -100,15 +100,17 @@ void define(const void* address, uint64_t bytes);
 /// The allocation in or near which an address lies: begin and bytes; false if there is none.
 bool allocation(uintptr_t address, uintptr_t& begin, uint64_t& bytes);
 /// Prepares shared memory: cells and poison for a launch, poison again for every block.
-void shared_of(const Loaded* kernel);
+void shared_of(const Loaded* kernel, uint32_t dynamic_bytes);
 void poison_shared(const Loaded* kernel);
 /// Checks an access of the machine itself, on behalf of the running thread.
 void check_access(uintptr_t address, unsigned bytes, bool write, uintptr_t code, int line);
 /// Marks shared bytes as under way, or as landed now.
 void stamp_shared(uintptr_t address, unsigned bytes, bool under_way);
 
+/// What a block may ask for at launch; an array of this very size has as many bytes as it asks for.
+constexpr uint32_t DYNAMIC_BYTES = 232448;
 /// Runs a kernel; reports are kept until they are taken.
-void launch(const Loaded* kernel, const uint32_t grid[3], uint32_t block, void* const* operands);
+void launch(const Loaded* kernel, const uint32_t grid[3], uint32_t block, void* const* operands, uint32_t dynamic_bytes);
 /// The running thread goes no further.
 [[noreturn]] void abandon();
 /// Waits until all lanes of the mask have asked for the same.

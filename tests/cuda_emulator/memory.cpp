@@ -90,13 +90,15 @@ bool allocation(uintptr_t address, uintptr_t& begin, uint64_t& bytes) {
     return true;
 }
 
-void shared_of(const Loaded* kernel) {
+void shared_of(const Loaded* kernel, uint32_t dynamic_bytes) {
     now.shared = reinterpret_cast<uintptr_t>(kernel->kernel->shared_begin);
     now.shared_bytes = static_cast<uintptr_t>(kernel->kernel->shared_end - kernel->kernel->shared_begin);
     shared_cells.assign(now.shared_bytes / 2 + 1, Cell{0, 0});
-    for (const SharedArray& array : kernel->arrays)
-        for (uintptr_t at = array.begin; at < array.end; ++at)
-            shared_cells[(at - now.shared) / 2] = {NEVER_WRITTEN << 32, 0};
+    for (const SharedArray& array : kernel->arrays) {
+        const bool dynamic = array.end - array.begin == DYNAMIC_BYTES;
+        const uintptr_t end = dynamic ? array.begin + dynamic_bytes : array.end;
+        for (uintptr_t at = array.begin; at < end; ++at) shared_cells[(at - now.shared) / 2] = {NEVER_WRITTEN << 32, 0};
+    }
     now.shared_cells = shared_cells.data();
 }
 

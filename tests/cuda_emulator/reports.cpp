@@ -167,7 +167,7 @@ EXPORTED int emulator_launch(Module* module, const char* entry, const uint32_t g
         addresses.push_back(address);
     }
     if (result == 0) {
-        launch(kernel, grid, block, addresses.data());
+        launch(kernel, grid, block, addresses.data(), 0);
         // Reports name operands by their addresses, so they are made before these are given back.
         taken += take_reports();
     }

@@ -143,7 +143,7 @@ fn accesses_outside_their_memory_are_found() {
         &[("y[blockIdx.x]", "y[(int)blockIdx.x - 1]")],
         "4 bytes at -4 of operand 1, which has 12",
     );
-    check_found(&product(), &[("tile + 1 < 4", "tile + 1 < 5")], "16 bytes at 128 of operand 0");
+    check_found(&product(), &[("tile + 1 < 4", "tile + 1 < 5")], "16 bytes at 4096 of operand 0, which has 4096");
     check_found(&product(), &[("unsigned short a_tile[2][32][24]", "unsigned short a_tile[2][31][24]")], "of shared `");
     let wild = [("x[i]", "x[i + (1ll << 45)]")];
     check_found(&mirror(), &wild, "outside its memory (block 0, thread 0): 4 bytes at an address far from everything");

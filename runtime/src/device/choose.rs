@@ -24,6 +24,8 @@ struct Kind {
 /// Known kinds, in the order `auto` prefers them.
 fn registry() -> Vec<Kind> {
     vec![
+        #[cfg(feature = "cuda")]
+        Kind { name: "cuda", list: Some(super::cuda::list), open: super::cuda::open, auto: |_| Ok(()) },
         #[cfg(feature = "wgpu")]
         Kind { name: "wgpu", list: Some(super::wgpu::list), open: super::wgpu::open, auto: super::wgpu::fit_for_auto },
         Kind { name: "cpu", list: None, open: |_, options| cpu::open(options), auto: |_| Ok(()) },
@@ -119,7 +121,10 @@ fn auto(options: &DeviceOptions) -> Result<Choice, DeviceError> {
 
 fn find(name: &str) -> Result<Kind, String> {
     registry().into_iter().find(|kind| kind.name == name).ok_or_else(|| {
-        let hint = if name == "wgpu" { " (built without the feature `wgpu`)" } else { "" };
+        let hint = match name {
+            "cuda" | "wgpu" => format!(" (built without the feature `{name}`)"),
+            _ => String::new(),
+        };
         format!("this build has {}, and auto{hint}", kinds().join(", "))
     })
 }

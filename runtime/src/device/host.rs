@@ -31,7 +31,7 @@ impl HostMemory {
     /// Allocates the plan's segments, zeroed.
     pub(super) fn new(plan: &Plan, device: &str) -> Result<HostMemory, DeviceError> {
         let allocate = |bytes: u64| {
-            let refused = || DeviceError::OutOfMemory { device: device.to_string(), bytes };
+            let refused = || DeviceError::OutOfMemory { device: device.to_string(), bytes, free: None };
             let size = usize::try_from(bytes).ok().and_then(|size| size.checked_add(ALIGNMENT)).ok_or_else(refused)?;
             // `vec![0; n]` maps zero pages lazily but aborts when there is no room; ask first.
             Vec::<u8>::new().try_reserve_exact(size).map_err(|_| refused())?;

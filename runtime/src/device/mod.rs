@@ -14,6 +14,10 @@
 
 mod choose;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod gathered;
 mod host;
 pub mod reference;
 #[cfg(feature = "wgpu")]
@@ -51,6 +55,15 @@ pub struct MemoryFacts {
     pub segments: u64,
     /// What the device allocated beside them: more copies of the inputs, tile registers, packing and download buffers.
     pub scratch: u64,
+}
+
+/// Memory that was free and memory that was needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Free {
+    /// Bytes that were free.
+    pub bytes: u64,
+    /// Bytes of all that the plan allocates.
+    pub needed: u64,
 }
 
 /// Why a device refused.
@@ -97,12 +110,17 @@ pub enum DeviceError {
     #[error("the plan is not valid: {0}; compile the spec again")]
     InvalidPlan(String),
     /// A segment could not be allocated.
-    #[error("{device} has no room for a memory segment of {bytes} bytes; use a smaller --batch")]
+    #[error(
+        "{device} has no room for a memory segment of {bytes} bytes{}; use a smaller --batch",
+        free.map_or_else(String::new, |free| format!(": {} of the {} that the plan needs are free", HumanBytes(free.bytes), HumanBytes(free.needed)))
+    )]
     OutOfMemory {
         /// Name of the device.
         device: String,
         /// Size of the segment.
         bytes: u64,
+        /// What was free before anything was allocated, where the device can tell.
+        free: Option<Free>,
     },
     /// More than the machine has, whatever else it does.
     #[error("the plan needs {} of memory, and this machine has {}; use a smaller --batch", HumanBytes(*needed), HumanBytes(*there))]

@@ -1,9 +1,10 @@
-//! From texts to libraries: the emulator itself and the kernels that it runs, by the C++ compiler of the machine.
+//! From texts to a library of kernels for the emulator.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
+
+use super::compiler::{KERNEL_FLAGS, SOURCES, run, run_all};
 
 /// A kernel's text, as `Implementation::Cuda` holds it.
 #[derive(Clone, Copy, Debug)]
@@ -18,70 +19,8 @@ pub struct Text<'a> {
     pub shared_bytes: u32,
 }
 
-/// The folder of the emulator's own sources.
-const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda_emulator");
-
 /// Kernels of one translation unit: the header is most of the work for fewer, and more leave cores idle.
 const TEXTS_PER_UNIT: usize = 12;
-
-/// The first C++ compiler of this machine, by the names that people have for it.
-pub(super) fn compiler() -> Option<&'static str> {
-    ["c++", "g++", "clang++"].into_iter().find(|name| {
-        let asked = Command::new(name).arg("--version").output();
-        asked.is_ok_and(|asked| asked.status.success())
-    })
-}
-
-/// Runs a compiler.
-///
-/// # Errors
-/// What it said.
-fn run(command: &mut Command) -> Result<(), String> {
-    let ran = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    if ran.status.success() {
-        return Ok(());
-    }
-    Err(format!("{command:?}:\n{}", String::from_utf8_lossy(&ran.stderr)))
-}
-
-/// Runs commands, as many at a time as the machine has cores.
-fn run_all(commands: Vec<Command>) -> Result<(), String> {
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let queue = Mutex::new(commands.into_iter());
-    let failed = Mutex::new(None);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                loop {
-                    let next = queue.lock().expect("no worker panics").next();
-                    let Some(mut command) = next else { return };
-                    if let Err(why) = run(&mut command) {
-                        failed.lock().expect("no worker panics").get_or_insert(why);
-                    }
-                }
-            });
-        }
-    });
-    failed.into_inner().expect("no worker panics").map_or(Ok(()), Err)
-}
-
-/// The emulator as a library in `folder`.
-pub(super) fn emulator(compiler: &str, folder: &Path) -> Result<PathBuf, String> {
-    let parts = ["machine", "memory", "warp", "modules", "reports"];
-    let object = |part: &str| folder.join(format!("{part}.o"));
-    let compile = |part: &&str| {
-        let mut command = Command::new(compiler);
-        command.args(["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-c"]);
-        command.arg(Path::new(SOURCES).join(format!("{part}.cpp"))).arg("-o").arg(object(part));
-        command
-    };
-    run_all(parts.iter().map(compile).collect())?;
-    let library = folder.join("libalip_emulator.so");
-    let mut link = Command::new(compiler);
-    link.args(["-shared", "-Wl,-soname,libalip_emulator.so", "-o"]).arg(&library);
-    run(link.args(parts.map(object)).arg("-ldl"))?;
-    Ok(library)
-}
 
 /// The text as C++: memory of a size known only at launch becomes an array of that size.
 fn as_cpp(text: &Text) -> String {
@@ -127,9 +66,7 @@ pub(super) fn kernels(compiler: &str, emulator: &Path, texts: &[Text], library: 
         let object = source.with_extension("o");
         std::fs::write(&source, unit(texts, number * TEXTS_PER_UNIT)).map_err(|error| error.to_string())?;
         let mut command = Command::new(compiler);
-        // Without reordering, an array's neighbours are the bytes that belong to none; what is one access in the text stays one.
-        command.args(["-std=c++17", "-O1", "-g1", "-w", "-fPIC", "-fvisibility=hidden", "-fno-toplevel-reorder"]);
-        command.args(["-fsanitize=thread,alignment", "-ffp-contract=off", "-fno-exceptions", "-c"]);
+        command.args(KERNEL_FLAGS).arg("-c");
         command.arg(&source).arg("-o").arg(&object);
         commands.push(command);
         objects.push(object);

@@ -8,6 +8,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 
 use super::build::{self, Text};
+use super::compiler;
 use crate::skip;
 
 /// What an operand of a launch holds.
@@ -78,7 +79,7 @@ impl Emulator {
     pub fn get() -> Option<&'static Emulator> {
         static EMULATOR: OnceLock<Option<Emulator>> = OnceLock::new();
         let found = EMULATOR.get_or_init(|| {
-            let compiler = build::compiler()?;
+            let compiler = compiler::compiler()?;
             Some(Emulator::open(compiler).unwrap_or_else(|why| panic!("the emulator: {why}")))
         });
         if found.is_none() {
@@ -89,7 +90,7 @@ impl Emulator {
 
     fn open(compiler: &'static str) -> Result<Emulator, String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let library = build::emulator(compiler, folder.path())?;
+        let library = compiler::library(compiler, folder.path(), "libalip_emulator.so", &[])?;
         // Safety: its constructors do nothing, and the signatures are those of reports.cpp.
         unsafe {
             let loaded = Library::open(Some(&library), RTLD_NOW | RTLD_GLOBAL).map_err(|error| error.to_string())?;

@@ -3,9 +3,12 @@
 //! their memory, divergent barriers.
 
 mod build;
+mod compiler;
 mod device;
 mod emulator;
+mod standin;
 
 pub use build::Text;
 pub use device::{Open, device, device_for};
 pub use emulator::{Emulator, Module, Operand, Outcome};
+pub use standin::StandIn;

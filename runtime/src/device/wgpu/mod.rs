@@ -189,7 +189,7 @@ impl Device for Wgpu {
             let bytes = plan.segments.iter().map(|segment| segment.bytes).max().unwrap_or(0);
             return match error {
                 DeviceError::Driver { why, .. } if why.to_lowercase().contains("memory") => {
-                    Err(DeviceError::OutOfMemory { device: "wgpu".into(), bytes })
+                    Err(DeviceError::OutOfMemory { device: "wgpu".into(), bytes, free: None })
                 }
                 other => Err(other),
             };

@@ -1,0 +1,147 @@
+//! Launches of a plan's programs, made when a program first runs: a packed program has a dozen versions by number of rows, of
+//! which a run meets a few. Each kernel is compiled once.
+
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use alip_plan::kernel::Implementation;
+use alip_plan::{Buffer, Plan, Step};
+use cudarc::driver::sys::CUdevice_attribute;
+
+use super::super::DeviceError;
+use super::SLOTS;
+use super::compile::{Compiler, Text};
+use super::driver::{Context, Function, Memory, Stream};
+
+/// One launch, ready to be submitted.
+pub(super) struct Launch {
+    function: Function,
+    grid: [u32; 3],
+    block: u32,
+    shared_bytes: u32,
+    /// Addresses of its operands, by slot of the inputs.
+    operands: [Vec<u64>; SLOTS],
+}
+
+impl Launch {
+    /// Submits it, with inputs of this slot; `parameters` is room to be used again.
+    pub(super) fn submit(
+        &self,
+        stream: &Stream,
+        slot: usize,
+        parameters: &mut Vec<*mut c_void>,
+    ) -> Result<(), DeviceError> {
+        parameters.clear();
+        // The driver reads the addresses before it returns, and changes none.
+        parameters.extend(self.operands[slot].iter().map(|address| std::ptr::from_ref(address).cast_mut().cast()));
+        // Safety: `check` has counted the operands of the text and seen that views keep to them.
+        unsafe { self.function.launch(stream, self.grid, self.block, self.shared_bytes, parameters) }
+    }
+}
+
+/// Makes launches from steps.
+pub(super) struct Launcher {
+    context: Arc<Context>,
+    compiler: Arc<Compiler>,
+    plan: Arc<Plan>,
+    /// By the name of their texts.
+    functions: BTreeMap<String, Function>,
+    /// Shared memory that a block may have.
+    most_shared: u32,
+}
+
+impl Launcher {
+    pub(super) fn new(
+        context: Arc<Context>,
+        compiler: Arc<Compiler>,
+        plan: Arc<Plan>,
+    ) -> Result<Launcher, DeviceError> {
+        let most = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let most_shared = context.attribute(most)?.unsigned_abs();
+        Ok(Launcher { context, compiler, plan, functions: BTreeMap::new(), most_shared })
+    }
+
+    /// All steps of a program, whose buffers are slices of the segments of each slot.
+    ///
+    /// # Errors
+    /// A program the plan lacks; a plan that breaks the laws of its format; what the compiler says of a text.
+    pub(super) fn prepare(
+        &mut self,
+        program: &str,
+        slots: &[Vec<Arc<Memory>>; SLOTS],
+    ) -> Result<Vec<Launch>, DeviceError> {
+        let plan = self.plan.clone();
+        let missing = || DeviceError::Misuse(format!("the plan has no program `{program}`"));
+        let program = plan.programs.get(program).ok_or_else(missing)?;
+        self.compile(&plan, &program.steps)?;
+        program.steps.iter().map(|step| self.launch(&plan, &program.buffers, step, slots)).collect()
+    }
+
+    /// Compiles the kernels of steps that are not there yet.
+    fn compile(&mut self, plan: &Plan, steps: &[Step]) -> Result<(), DeviceError> {
+        let mut texts = steps.iter().map(|step| text(plan, step)).collect::<Result<Vec<_>, _>>()?;
+        texts.retain(|text| !self.functions.contains_key(text.entry));
+        texts.sort_unstable();
+        texts.dedup();
+        if let Some(pair) = texts.windows(2).find(|pair| pair[0].entry == pair[1].entry) {
+            return Err(invalid(&format!("two texts have the entry `{}`", pair[0].entry)));
+        }
+        self.functions.extend(self.compiler.load(&self.context, &texts)?);
+        Ok(())
+    }
+
+    fn launch(
+        &self,
+        plan: &Plan,
+        buffers: &[Buffer],
+        step: &Step,
+        slots: &[Vec<Arc<Memory>>; SLOTS],
+    ) -> Result<Launch, DeviceError> {
+        let kernel = plan.kernels.get(step.kernel as usize).map(|kernel| &kernel.implementation);
+        let Some(Implementation::Cuda { entry, grid, block, shared_bytes, .. }) = kernel else {
+            return Err(invalid("a step names a kernel that is not CUDA"));
+        };
+        if *shared_bytes > self.most_shared {
+            return Err(DeviceError::Limit {
+                what: format!("shared memory of `{}` in bytes", step.origin),
+                needed: (*shared_bytes).into(),
+                device: "this card".into(),
+                allowed: self.most_shared.into(),
+                limit: "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN",
+            });
+        }
+        let function = self.functions.get(entry).ok_or_else(|| invalid("a kernel was not compiled"))?.clone();
+        function.allow_shared(*shared_bytes)?;
+        let addresses = |segments: &Vec<Arc<Memory>>| -> Result<Vec<u64>, DeviceError> {
+            step.operands.iter().map(|operand| address(buffers, *operand, segments)).collect()
+        };
+        let mut operands = std::array::from_fn(|_| Vec::new());
+        for (of_slot, segments) in operands.iter_mut().zip(slots) {
+            *of_slot = addresses(segments)?;
+        }
+        Ok(Launch { function, grid: *grid, block: *block, shared_bytes: *shared_bytes, operands })
+    }
+}
+
+/// The text of a step's kernel.
+fn text<'a>(plan: &'a Plan, step: &Step) -> Result<Text<'a>, DeviceError> {
+    match plan.kernels.get(step.kernel as usize).map(|kernel| &kernel.implementation) {
+        Some(Implementation::Cuda { source, entry, .. }) => Ok(Text { entry, source }),
+        _ => Err(invalid("a step names a kernel that is not CUDA")),
+    }
+}
+
+/// Where an operand begins.
+fn address(buffers: &[Buffer], operand: u32, segments: &[Arc<Memory>]) -> Result<u64, DeviceError> {
+    let buffer = buffers.get(operand as usize).ok_or_else(|| invalid("a step names no buffer"))?;
+    let segment = segments.get(buffer.segment as usize).ok_or_else(|| invalid("a buffer names no segment"))?;
+    if buffer.offset.checked_add(buffer.bytes()).is_none_or(|end| end > segment.bytes) {
+        return Err(invalid("a buffer leaves its segment"));
+    }
+    Ok(segment.address + buffer.offset)
+}
+
+fn invalid(what: &str) -> DeviceError {
+    DeviceError::InvalidPlan(what.to_string())
+}

@@ -1,0 +1,224 @@
+//! The device for NVIDIA cards, with stand-ins of the driver and of NVRTC (`tests/cuda_emulator`) where a system has these: what
+//! is found, what is said when something is missing or fails, and that training goes as on the cpu. No card is used.
+
+#![cfg(all(target_os = "linux", feature = "compile", feature = "cuda"))]
+
+mod common;
+#[path = "../../tests/src/cuda/compiler.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod compiler;
+#[path = "../../tests/src/skip.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod skip;
+#[path = "../../tests/src/cuda/standin.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod standin;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::{log, said, specs};
+use standin::StandIn;
+
+fn stand_in() -> Option<&'static StandIn> {
+    let found = StandIn::get();
+    if found.is_none() {
+        skip::skipped_outside_ci("no C++ compiler (c++, g++ or clang++) for the stand-ins of CUDA");
+    }
+    found
+}
+
+/// The program with nothing of CUDA: files that are no libraries hide what the machine has.
+fn bare(folder: &Path, args: &[&str]) -> Command {
+    for name in ["libcuda.so", "libcuda.so.1", "libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"] {
+        fs::write(folder.join(name), "").unwrap();
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_alip-run"));
+    command.current_dir(folder).args(args).env("LD_LIBRARY_PATH", folder).env("PATH", folder);
+    for variable in ["CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "CONDA_PREFIX"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// The program with stand-ins, whose settings these are; what is compiled is kept in the folder.
+fn program(folder: &Path, args: &[&str], settings: &[(&str, &str)]) -> Option<Command> {
+    let mut command = bare(folder, args);
+    stand_in()?.give(&mut command).env("XDG_CACHE_HOME", folder.join("cache"));
+    // The stand-in of NVRTC runs a compiler.
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.env("ALIP_STANDIN_REPORTS", folder.join("reports")).envs(settings.iter().copied());
+    Some(command)
+}
+
+/// The command ends well and says all of this on stdout.
+fn check_says(mut command: Command, parts: &[&str]) -> String {
+    let (status, out, err) = said(command.output().unwrap());
+    assert_eq!(status, Some(0), "{out}{err}");
+    parts.iter().for_each(|part| assert!(out.contains(part), "no {part:?} in\n{out}{err}"));
+    err
+}
+
+/// The command fails, in this order saying all of this.
+fn check_fails(mut command: Command, parts: &[&str]) {
+    let (status, out, err) = said(command.output().unwrap());
+    assert_eq!(status, Some(1), "{out}{err}");
+    assert!(!err.contains("panicked"), "{err}");
+    let mut rest = err.as_str();
+    for part in parts {
+        let Some(at) = rest.find(part) else { panic!("no {part:?} in\n{err}") };
+        rest = &rest[at + part.len()..];
+    }
+}
+
+/// Opening the device with these settings fails so.
+fn check_refused(settings: &[(&str, &str)], parts: &[&str]) {
+    let folder = specs();
+    let Some(command) = program(folder.path(), &["train", "small.ron", "--device", "cuda"], settings) else { return };
+    check_fails(command, parts);
+}
+
+/// What the emulator found in the kernels that ran.
+fn reports(folder: &Path) -> String {
+    fs::read_to_string(folder.join("reports")).unwrap_or_default()
+}
+
+const TRAIN: [&str; 10] =
+    ["train", "small.ron", "--no-eval", "--seed", "3", "--workers", "1", "--checkpoint-every", "2", "--out"];
+
+/// Trains so many steps on a device.
+fn train<'a>(out: &'a str, steps: &'a str, device: &'a str) -> Vec<&'a str> {
+    [&TRAIN[..], &[out, "--steps", steps, "--device", device]].concat()
+}
+
+#[test]
+fn cards_are_listed_with_the_libraries_that_were_found() {
+    let folder = specs();
+    let Some(command) = program(folder.path(), &["devices"], &[("ALIP_STANDIN_CARDS", "2")]) else { return };
+    let card = "(compute capability 9.0, driver for CUDA 12.8), NVRTC 12.8 (libnvrtc.so.12)";
+    let (first, second) = (format!("cuda:0     stand-in 0 {card}"), format!("cuda:1     stand-in 1 {card}"));
+    check_says(command, &[&first, &second, "target sm_90a", "auto       cuda: stand-in 0"]);
+}
+
+#[test]
+fn nvrtc_is_found_in_a_python_environment() {
+    let folder = specs();
+    let lib = folder.path().join("venv/lib/python3.12/site-packages/nvidia/cu13/lib");
+    fs::create_dir_all(&lib).unwrap();
+    let Some(stand_in) = stand_in() else { return };
+    fs::copy(stand_in.nvrtc(), lib.join("libnvrtc.so.12")).unwrap();
+    let mut command = bare(folder.path(), &["devices"]);
+    stand_in.give_driver(&mut command).env("VIRTUAL_ENV", folder.path().join("venv"));
+    if Path::new("/usr/local/cuda").exists() {
+        return skip::skipped("the CUDA toolkit of this machine would be found first");
+    }
+    check_says(command, &["NVRTC 12.8 (", "venv/lib/python3.12/site-packages/nvidia/cu13/lib/libnvrtc.so.12)"]);
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let folder = specs();
+    let train = ["train", "small.ron", "--device", "cuda"];
+    let no_driver = "error: device `cuda` cannot be used: there is no NVIDIA driver (libcuda.so.1 is not where the system looks for \
+                     libraries); install the card's driver";
+    check_fails(bare(folder.path(), &train), &[no_driver]);
+    check_says(
+        bare(folder.path(), &["devices"]),
+        &["cuda       device `cuda` cannot be used: there is no NVIDIA driver"],
+    );
+    let Some(stand_in) = stand_in() else { return };
+    if Path::new("/usr/local/cuda").exists() {
+        return skip::skipped("the CUDA toolkit of this machine would be found");
+    }
+    let environment = folder.path().join("venv/lib/python3.12/site-packages/nvidia/cublas/lib");
+    fs::create_dir_all(&environment).unwrap();
+    let mut command = bare(folder.path(), &train);
+    stand_in.give_driver(&mut command).env("VIRTUAL_ENV", folder.path().join("venv"));
+    let looked = format!("nor in {}); install the CUDA toolkit", environment.display());
+    check_fails(command, &["device `cuda` cannot be used: there is no NVRTC", &looked]);
+}
+
+#[test]
+fn what_is_too_old_is_named_with_its_version() {
+    check_refused(&[("ALIP_STANDIN_DRIVER", "11080")], &["driver is for CUDA 11.8, and 12.0 or newer is needed"]);
+    check_refused(&[("ALIP_STANDIN_CAPABILITY", "75")], &["stand-in 0 has compute capability 7.5", "8.0 (Ampere)"]);
+    check_refused(&[("ALIP_STANDIN_NVRTC", "89")], &["compiles for cards up to sm_89, and this one is sm_90a"]);
+    check_refused(&[("ALIP_STANDIN_CARDS", "0")], &["the NVIDIA driver knows no card"]);
+}
+
+#[test]
+fn a_card_that_is_not_there_is_told_with_those_that_are() {
+    let folder = specs();
+    let Some(command) = program(folder.path(), &["train", "small.ron", "--device", "cuda:1"], &[]) else { return };
+    check_fails(command, &["device `cuda:1` cannot be used: there is cuda:0 (stand-in 0"]);
+}
+
+#[test]
+fn too_little_memory_is_told_with_what_is_free() {
+    let parts = ["cuda has no room for a memory segment of ", "are free; use a smaller --batch"];
+    check_refused(&[("ALIP_STANDIN_MEMORY", "100000")], &parts);
+}
+
+#[test]
+fn a_launch_that_is_refused_is_named() {
+    let parts = ["device `cuda` failed: cuLaunchKernel: CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES (too many resources"];
+    check_refused(&[("ALIP_STANDIN_REFUSE", "3")], &parts);
+}
+
+#[test]
+fn training_goes_as_on_the_cpu_and_kernels_are_sound() {
+    let folder = specs();
+    let at = folder.path();
+    let Some(on_card) = program(at, &train("on_card", "4", "cuda"), &[]) else { return };
+    let Some(on_cpu) = program(at, &train("on_cpu", "4", "cpu"), &[]) else { return };
+    check_says(on_card, &[]);
+    check_says(on_cpu, &[]);
+    assert_eq!(reports(at), "");
+    let logs = [log(&at.join("on_card")), log(&at.join("on_cpu"))];
+    assert_eq!(logs[0].len(), 4);
+    for (card, cpu) in logs[0].iter().zip(&logs[1]) {
+        for (name, value) in cpu.as_object().unwrap() {
+            let (card, cpu) = (card[name].as_f64().unwrap(), value.as_f64().unwrap());
+            assert!((card - cpu).abs() <= 1e-4 * cpu.abs().max(1e-3), "{name}: {card} on the card, {cpu} on the cpu");
+        }
+    }
+    // What was compiled is found, and made again where it is damaged.
+    let kept: Vec<_> = fs::read_dir(at.join("cache/alip/cubins")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(!kept.is_empty());
+    let whole: Vec<Vec<u8>> = kept.iter().map(|path| fs::read(path).unwrap()).collect();
+    fs::write(&kept[0], &whole[0][..whole[0].len() / 2]).unwrap();
+    let Some(again) = program(at, &train("again", "4", "cuda"), &[]) else { return };
+    check_says(again, &[]);
+    assert_eq!(log(&at.join("again")), logs[0]);
+    assert!(fs::read(&kept[0]).unwrap().len() > whole[0].len() / 2);
+}
+
+#[test]
+fn a_card_that_fails_or_is_lost_names_the_last_checkpoint() {
+    let folder = specs();
+    let at = folder.path();
+    let Some(unbroken) = program(at, &train("unbroken", "2", "cuda"), &[]) else { return };
+    check_says(unbroken, &[]);
+    let launches: u64 = fs::read_to_string(at.join("reports.launches")).unwrap().parse().unwrap();
+    // Beyond the steps that were counted, in the fourth.
+    let late = (launches * 7 / 4).to_string();
+    for (setting, error) in
+        [("ALIP_STANDIN_FAIL", "CUDA_ERROR_LAUNCH_FAILED"), ("ALIP_STANDIN_LOSE", "CUDA_ERROR_ECC_UNCORRECTABLE")]
+    {
+        let Some(lost) = program(at, &train(setting, "8", "cuda"), &[(setting, &late)]) else { return };
+        let newest = [
+            "device `cuda` failed: cu",
+            error,
+            "The newest checkpoint is",
+            "step-0000000",
+            "--resume continues from there",
+        ];
+        check_fails(lost, &newest);
+        let resume = ["train", "--resume", setting, "--device", "cuda", "--no-eval"];
+        let Some(resumed) = program(at, &resume, &[]) else { return };
+        check_says(resumed, &[]);
+        assert_eq!(log(&at.join(setting)).len(), 8);
+    }
+    assert_eq!(reports(at), "");
+}

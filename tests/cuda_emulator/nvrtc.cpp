@@ -1,0 +1,154 @@
+// A stand-in of NVRTC: a "cubin" is a library that the machine's C++ compiler makes of the texts for the emulator. It finds the
+// kernels by their form, `extern "C" __global__ void __launch_bounds__(N) ENTRY(`, each within `namespace NAME {`.
+// ALIP_COMPILER and ALIP_SOURCES are given where this is compiled.
+//   ALIP_STANDIN_NVRTC  the newest architecture it knows, as 90
+
+#include "machine.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <dlfcn.h>
+#include <fstream>
+#include <regex>
+#include <unistd.h>
+
+#define NVRTC extern "C" __attribute__((visibility("default"))) int
+
+namespace {
+
+enum : int { SUCCESS = 0, INVALID_INPUT = 3, INVALID_OPTION = 5, COMPILATION = 6 };
+
+struct Program {
+    std::string source, log, cubin;
+};
+
+std::string own_folder() {
+    Dl_info info;
+    dladdr(reinterpret_cast<void*>(&own_folder), &info);
+    const std::string path = info.dli_fname;
+    return path.substr(0, path.rfind('/'));
+}
+
+std::string whole(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return std::string((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+}
+
+/// The text as C++ for the emulator; empty if no kernel is found in it.
+std::string as_cpp(const std::string& source) {
+    static const std::regex space("namespace (\\w+) \\{");
+    static const std::regex kernel("extern \"C\" __global__ void __launch_bounds__\\((\\d+)\\) (\\w+)\\(");
+    static const std::regex dynamic("extern __shared__([^;]*)\\[\\]");
+    const std::string plain = std::regex_replace(
+        source, dynamic, "__shared__ __align__(16) $1[" + std::to_string(emulator::DYNAMIC_BYTES) + "]");
+    std::string cpp = "#include \"" ALIP_SOURCES "/device.h\"\n", ends, name;
+    size_t at = 0, sections = 0;
+    while (at < plain.size()) {
+        const size_t end = std::min(plain.find('\n', at), plain.size() - 1);
+        const std::string line = plain.substr(at, end - at + 1);
+        at = end + 1;
+        std::smatch found;
+        if (line.rfind("namespace ", 0) == 0 && std::regex_search(line, found, space)) {
+            name = found[1];
+            const std::string section = std::to_string(++sections);
+            cpp += "#undef ALIP_SHARED\n#define ALIP_SHARED \"alip_shared_" + section + "\"\n";
+            cpp += "extern \"C\" __attribute__((weak, visibility(\"hidden\"))) unsigned char __start_alip_shared_" + section +
+                   "[], __stop_alip_shared_" + section + "[];\n";
+        } else if (std::regex_search(line, found, kernel)) {
+            const std::string section = std::to_string(sections), block = found[1], entry = found[2];
+            const std::string pointer = "&" + name + "::" + entry;
+            ends += "#undef ALIP_SHARED\n#define ALIP_SHARED \"alip_shared_" + section + "\"\n";
+            ends += "namespace " + name + " { __shared__ unsigned char alip_redzone_last[512]; }\n";
+            ends += "extern \"C\" __attribute__((visibility(\"default\"))) const AlipKernel alip_kernel_" + entry + ";\n";
+            ends += "const AlipKernel alip_kernel_" + entry + " = {\"" + entry + "\", [](void** operands) { alip_call(" + pointer +
+                    ", operands); }, __start_alip_shared_" + section + ", __stop_alip_shared_" + section + ", alip_operands(" +
+                    pointer + "), " + block + "};\n";
+        }
+        cpp += line;
+    }
+    return ends.empty() ? "" : cpp + "\n" + ends;
+}
+
+} // namespace
+
+NVRTC nvrtcVersion(int* major, int* minor) {
+    *major = 12;
+    *minor = 8;
+    return SUCCESS;
+}
+
+NVRTC nvrtcGetNumSupportedArchs(int* count) {
+    *count = 2;
+    return SUCCESS;
+}
+
+NVRTC nvrtcGetSupportedArchs(int* known) {
+    const char* newest = getenv("ALIP_STANDIN_NVRTC");
+    known[0] = 80;
+    known[1] = newest ? atoi(newest) : 90;
+    return SUCCESS;
+}
+
+NVRTC nvrtcCreateProgram(Program** program, const char* source, const char*, int headers, const char* const*, const char* const*) {
+    if (headers) return INVALID_INPUT;
+    *program = new Program{source, "", ""};
+    return SUCCESS;
+}
+
+NVRTC nvrtcDestroyProgram(Program** program) {
+    delete *program;
+    return SUCCESS;
+}
+
+NVRTC nvrtcCompileProgram(Program* program, int count, const char* const* options) {
+    for (int i = 0; i < count; ++i) {
+        const std::string option = options[i];
+        if (option.rfind("--gpu-architecture=sm_", 0) != 0 && option != "--std=c++17") {
+            program->log = "unknown option " + option;
+            return INVALID_OPTION;
+        }
+    }
+    const std::string cpp = as_cpp(program->source);
+    if (cpp.empty()) {
+        program->log = "no kernel was found";
+        return COMPILATION;
+    }
+    const std::string folder = own_folder();
+    std::string base = folder + "/unit-XXXXXX";
+    const int file = mkstemp(&base[0]);
+    if (file < 0) return COMPILATION;
+    close(file);
+    std::ofstream(base + ".cpp") << cpp;
+    const std::string command = ALIP_COMPILER " " ALIP_KERNEL_FLAGS " -shared '" + base + ".cpp' -o '" + base + ".so' '" + folder +
+                                "/libcuda.so.1' >'" + base + ".log' 2>&1";
+    const bool compiled = system(command.c_str()) == 0;
+    program->log = whole(base + ".log");
+    if (compiled) {
+        const std::string library = whole(base + ".so");
+        const uint64_t length = library.size();
+        program->cubin = std::string("standin\0", 8) + std::string(reinterpret_cast<const char*>(&length), 8) + library;
+    }
+    for (const char* ending : {"", ".cpp", ".so", ".log"}) unlink((base + ending).c_str());
+    return compiled ? SUCCESS : COMPILATION;
+}
+
+NVRTC nvrtcGetProgramLogSize(Program* program, size_t* size) {
+    *size = program->log.size() + 1;
+    return SUCCESS;
+}
+
+NVRTC nvrtcGetProgramLog(Program* program, char* log) {
+    memcpy(log, program->log.c_str(), program->log.size() + 1);
+    return SUCCESS;
+}
+
+NVRTC nvrtcGetCUBINSize(Program* program, size_t* size) {
+    *size = program->cubin.size();
+    return SUCCESS;
+}
+
+NVRTC nvrtcGetCUBIN(Program* program, char* cubin) {
+    memcpy(cubin, program->cubin.data(), program->cubin.size());
+    return SUCCESS;
+}

@@ -1,0 +1,70 @@
+//! Stand-ins of NVIDIA's driver and NVRTC on top of the emulator, for programs that load them by name.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use super::compiler::{self, KERNEL_FLAGS, SOURCES};
+
+/// Folders with libraries as a system has them.
+pub struct StandIn {
+    whole: tempfile::TempDir,
+    /// With the driver and without NVRTC.
+    driver_only: tempfile::TempDir,
+}
+
+impl StandIn {
+    /// The stand-ins, made once for a process; none on a machine without a C++ compiler.
+    ///
+    /// # Panics
+    /// They do not compile.
+    pub fn get() -> Option<&'static StandIn> {
+        static STAND_IN: OnceLock<Option<StandIn>> = OnceLock::new();
+        let make = || {
+            let compiler = compiler::compiler()?;
+            Some(StandIn::build(compiler).unwrap_or_else(|why| panic!("the stand-ins: {why}")))
+        };
+        STAND_IN.get_or_init(make).as_ref()
+    }
+
+    fn build(compiler: &str) -> Result<StandIn, String> {
+        let folder = || tempfile::tempdir().map_err(|error| error.to_string());
+        let (whole, driver_only) = (folder()?, folder()?);
+        let driver = compiler::library(compiler, whole.path(), DRIVER, &["driver"])?;
+        let defined = [
+            format!("-DALIP_COMPILER=\"{compiler}\""),
+            format!("-DALIP_SOURCES=\"{SOURCES}\""),
+            format!("-DALIP_KERNEL_FLAGS=\"{}\"", KERNEL_FLAGS.join(" ")),
+        ];
+        let nvrtc = compiler::objects(compiler, whole.path(), &["nvrtc"], &defined)?;
+        compiler::link(compiler, whole.path(), "libnvrtc.so.12", &nvrtc)?;
+        std::fs::copy(driver, driver_only.path().join(DRIVER)).map_err(|error| error.to_string())?;
+        Ok(StandIn { whole, driver_only })
+    }
+
+    /// Lets a child process find the driver and NVRTC.
+    pub fn give<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        give(self.whole.path(), command)
+    }
+
+    /// Lets a child process find the driver only.
+    pub fn give_driver<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        give(self.driver_only.path(), command)
+    }
+
+    /// Where NVRTC is, to put it elsewhere.
+    pub fn nvrtc(&self) -> PathBuf {
+        self.whole.path().join("libnvrtc.so.12")
+    }
+}
+
+const DRIVER: &str = "libcuda.so.1";
+
+/// No library of the machine itself is found beside those in the folder, and nothing is kept where users have it.
+fn give<'c>(folder: &Path, command: &'c mut Command) -> &'c mut Command {
+    command.env("LD_LIBRARY_PATH", folder).env("XDG_CACHE_HOME", folder.join("cache"));
+    for variable in ["CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "CONDA_PREFIX"] {
+        command.env_remove(variable);
+    }
+    command
+}
