@@ -6,9 +6,11 @@ mod build;
 mod compiler;
 mod device;
 mod emulator;
+mod nvrtc;
 mod standin;
 
 pub use build::Text;
 pub use device::{Open, device, device_for};
 pub use emulator::{Emulator, Module, Operand, Outcome};
+pub use nvrtc::{Nvrtc, Taken};
 pub use standin::StandIn;

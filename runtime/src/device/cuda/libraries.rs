@@ -22,9 +22,9 @@ const NVRTC: &[&str] = &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
 
 /// A library that is open, and stays so.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Library {
+pub struct Library {
     /// A name for the loader, or a path.
-    pub(super) name: String,
+    pub name: String,
 }
 
 /// The driver.
@@ -49,7 +49,7 @@ pub(super) fn driver() -> Result<&'static Library, String> {
 ///
 /// # Errors
 /// Where it was looked for, and how to get it.
-pub(super) fn nvrtc() -> Result<&'static Library, String> {
+pub fn nvrtc() -> Result<&'static Library, String> {
     static FOUND: OnceLock<Result<Library, String>> = OnceLock::new();
     FOUND.get_or_init(find_nvrtc).as_ref().map_err(Clone::clone)
 }

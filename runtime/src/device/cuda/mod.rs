@@ -22,6 +22,7 @@ use cudarc::driver::sys::CUdevice_attribute;
 
 use self::compile::Compiler;
 use self::driver::{Context, said};
+pub use self::libraries::{Library, nvrtc};
 use super::{Device, DeviceError, DeviceOptions, LoadedPlan, check_plan};
 
 /// The oldest driver that has all that is called.
