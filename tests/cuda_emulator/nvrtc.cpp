@@ -120,8 +120,10 @@ NVRTC nvrtcCompileProgram(Program* program, int count, const char* const* option
     if (file < 0) return COMPILATION;
     close(file);
     std::ofstream(base + ".cpp") << cpp;
-    const std::string command = ALIP_COMPILER " " ALIP_KERNEL_FLAGS " -shared '" + base + ".cpp' -o '" + base + ".so' '" + folder +
-                                "/libcuda.so.1' >'" + base + ".log' 2>&1";
+    // In two calls: a linker that is told of the instrumentation would add its own library.
+    const std::string command = ALIP_COMPILER " " ALIP_KERNEL_FLAGS " -c '" + base + ".cpp' -o '" + base + ".o' >'" + base +
+                                ".log' 2>&1 && " ALIP_COMPILER " -shared '" + base + ".o' -o '" + base + ".so' '" + folder +
+                                "/libcuda.so.1' >>'" + base + ".log' 2>&1";
     const bool compiled = system(command.c_str()) == 0;
     program->log = whole(base + ".log");
     if (compiled) {
@@ -129,7 +131,7 @@ NVRTC nvrtcCompileProgram(Program* program, int count, const char* const* option
         const uint64_t length = library.size();
         program->cubin = std::string("standin\0", 8) + std::string(reinterpret_cast<const char*>(&length), 8) + library;
     }
-    for (const char* ending : {"", ".cpp", ".so", ".log"}) unlink((base + ending).c_str());
+    for (const char* ending : {"", ".cpp", ".o", ".so", ".log"}) unlink((base + ending).c_str());
     return compiled ? SUCCESS : COMPILATION;
 }
 
