@@ -24,6 +24,7 @@ pub fn small(graph: &str) -> Options {
         batch: Some(4),
         set: set.iter().map(|set| (*set).to_owned()).collect(),
         files: [("small.ron".to_owned(), text)].into(),
+        embedded_only: false,
     };
     let text = ["data: None,", ""].map(data).into_iter().find(|text| {
         // The image's size is not the tower's yet.

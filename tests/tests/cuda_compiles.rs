@@ -5,14 +5,18 @@
 use std::collections::BTreeMap;
 
 use alip_compiler::diag::SourceMap;
+use alip_compiler::resolve::Options;
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
 use alip_plan::kernel::Implementation;
 use alip_plan::{PROGRAM_INIT, Plan, Target};
 use alip_tests::cuda::{Nvrtc, Text};
 
-fn plan(spec: &str, target: Target) -> Plan {
-    let options =
-        SpecOptions { compile: CompileOptions { target, ..CompileOptions::default() }, ..SpecOptions::default() };
+fn plan(spec: &str, batch: u64, target: Target) -> Plan {
+    let options = SpecOptions {
+        spec: Options { batch: Some(batch), ..Options::default() },
+        compile: CompileOptions { target, ..CompileOptions::default() },
+        ..SpecOptions::default()
+    };
     let mut sources = SourceMap::new();
     let compiled = compile_spec(&mut sources, spec, &options);
     compiled.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false))).plan.expect("a plan")
@@ -33,10 +37,10 @@ fn texts(plan: &Plan) -> BTreeMap<&str, Text<'_>> {
     steps.map(|step| text(step.kernel)).collect()
 }
 
-fn check(spec: &str, target: Target) {
+fn check(spec: &str, batch: u64, target: Target) {
     let Some(nvrtc) = Nvrtc::get() else { return };
     let architecture = target.name.clone();
-    let plan = plan(spec, target);
+    let plan = plan(spec, batch, target);
     let texts: Vec<Text<'_>> = texts(&plan).into_values().collect();
     let taken = nvrtc.compile(&texts, &architecture).unwrap_or_else(|why| panic!("{spec}, {architecture}: {why}"));
     assert_eq!(taken.len(), texts.len(), "{spec}: every kernel is spoken of");
@@ -48,10 +52,10 @@ fn check(spec: &str, target: Target) {
 
 #[test]
 fn the_published_model_compiles() {
-    check("alip_b32", Target::sm_90a());
+    check("alip_b32", 512, Target::sm_90a());
 }
 
 #[test]
 fn convolutions_in_f32_compile() {
-    check("alip_tiny_rn", Target::sm_80());
+    check("alip_tiny_rn", 16, Target::sm_80());
 }

@@ -28,6 +28,7 @@ fn plan(target: Target, batch: u64, set: &[&str]) -> Arc<Plan> {
             batch: Some(batch),
             set: set.iter().map(ToString::to_string).collect(),
             files: [("wide.ron".into(), SPEC.into())].into(),
+            embedded_only: false,
         },
         compile: CompileOptions { target, ..CompileOptions::default() },
         ..SpecOptions::default()

@@ -105,7 +105,7 @@ fn step(plan: &Plan, program: &Program, step: &Step) -> Checked {
     {
         return Err(format!("operand {operand} is written, and lies among the inputs"));
     }
-    let aligned = |operand: &&Buffer| operand.offset.is_multiple_of(plan.target.alignment.max(1));
+    let aligned = |operand: &&Buffer| operand.offset.is_multiple_of(plan.target.alignment.max(VECTOR_BYTES));
     if let (Implementation::Cuda { .. }, Some(operand)) =
         (&kernel.implementation, operands.iter().find(|operand| !aligned(operand)))
     {
@@ -114,6 +114,9 @@ fn step(plan: &Plan, program: &Program, step: &Step) -> Checked {
     }
     implementation(&kernel.implementation, operands.len())
 }
+
+/// The widest access of a CUDA kernel.
+const VECTOR_BYTES: u64 = 16;
 
 /// What an implementation needs beside its description, applied to so many operands.
 fn implementation(implementation: &Implementation, operands: usize) -> Checked {
@@ -133,7 +136,8 @@ fn implementation(implementation: &Implementation, operands: usize) -> Checked {
             Ok(())
         }
         Implementation::Cuda { source, entry, grid, block, .. } => {
-            if grid.contains(&0) || *block == 0 || *block > 1024 {
+            // The second and third dimension of a grid are shorter, and no emitter uses them.
+            if grid[0] == 0 || grid[0] > i32::MAX as u32 || grid[1..] != [1, 1] || *block == 0 || *block > 1024 {
                 return Err(format!("a kernel of {grid:?} blocks of {block} threads"));
             }
             let declaration = format!(" {entry}(");

@@ -6,8 +6,8 @@
 //!
 //! Gradients are f32, also of values of 16 bits: they are sums over all readers, and where they round should not depend on
 //! how a graph is spelled. Only the operands of products and of attention have a type to which a gradient that they multiply
-//! is rounded, and a value that was rounded to 16 bits has a gradient that is rounded alike, once, when all of it has been summed. The
-//! gradient of a weight of 16 bits, or of one that products read in 16 bits, stays a sum in f32.
+//! is rounded. So the gradient of a weight of 16 bits, or of one that products read in 16 bits, is a sum in f32.
+//! Mixed precision rounds more ([`gradients_in`]): its casts stand where a pass has put them, and no spelling moves them.
 //! What each op's gradient is stands with the op (`ops/`).
 
 use crate::diag::Diagnostics;
@@ -21,6 +21,20 @@ use crate::ops::{Call, Op, OpError, ScalarOp};
 /// # Errors
 /// The loss is not a scalar float.
 pub fn gradients(graph: &mut Graph, loss: NodeId, wrt: &[NodeId]) -> Result<Vec<Option<NodeId>>, Diagnostics> {
+    gradients_in(graph, loss, wrt, DType::F32)
+}
+
+/// The same where products are of a type of 16 bits by a pass that came before: what was rounded to that type has a gradient that is
+/// rounded to it too, once, when all of it has been summed.
+///
+/// # Errors
+/// As [`gradients`].
+pub fn gradients_in(
+    graph: &mut Graph,
+    loss: NodeId,
+    wrt: &[NodeId],
+    low: DType,
+) -> Result<Vec<Option<NodeId>>, Diagnostics> {
     let ty = graph.ty(loss);
     if !ty.dtype.is_float() || ty.shape.rank() != 0 {
         let error = OpError::new(format!("the loss is {ty}, but only a scalar float can be minimised"));
@@ -34,7 +48,7 @@ pub fn gradients(graph: &mut Graph, loss: NodeId, wrt: &[NodeId]) -> Result<Vec<
     for index in (0..=loss.index()).rev() {
         let id = NodeId(index as u32);
         let Some(g) = adjoints[index].filter(|_| depends[index]) else { continue };
-        propagate(graph, id, g, &depends, &mut adjoints).map_err(|error| fault(graph, id, error))?;
+        propagate(graph, id, (g, low), &depends, &mut adjoints).map_err(|error| fault(graph, id, error))?;
     }
     let reached = |id: &NodeId| adjoints.get(id.index()).copied().flatten().filter(|_| depends[id.index()]);
     Ok(wrt.iter().map(reached).collect())
@@ -57,7 +71,7 @@ fn dependents(graph: &Graph, loss: NodeId, wrt: &[NodeId]) -> Vec<bool> {
 fn propagate(
     graph: &mut Graph,
     id: NodeId,
-    g: NodeId,
+    (g, low): (NodeId, DType),
     depends: &[bool],
     adjoints: &mut [Option<NodeId>],
 ) -> Result<(), OpError> {
@@ -74,7 +88,7 @@ fn propagate(
     };
     let inputs = node.inputs.iter().map(|input| widen(&mut b, *input)).collect::<Result<Vec<_>, _>>()?;
     let output = widen(&mut b, id)?;
-    let g = rounded(&mut b, &node, g)?;
+    let g = rounded(&mut b, &node, g, low)?;
     for (position, input) in node.inputs.iter().enumerate() {
         if !depends[input.index()] {
             continue;
@@ -94,13 +108,13 @@ fn propagate(
 
 /// The gradient of a value that was rounded to 16 bits, rounded alike: so much of it is kept where the value is, and what sums it (a
 /// bias) reads what a product reads. That of a weight stays the f32 sum that it is.
-fn rounded(b: &mut Builder<'_>, node: &Node, g: NodeId) -> Result<NodeId, OpError> {
+fn rounded(b: &mut Builder<'_>, node: &Node, g: NodeId, low: DType) -> Result<NodeId, OpError> {
     let Op::Pointwise(ScalarOp::Cast(to)) = node.op else { return Ok(g) };
     let mut source = node.inputs[0];
     while b.graph.node(source).op.is_view() {
         source = b.graph.node(source).inputs[0];
     }
-    if !to.is_narrow() || matches!(b.graph.node(source).op, Op::State { .. }) {
+    if !to.is_narrow() || to != low || matches!(b.graph.node(source).op, Op::State { .. }) {
         return Ok(g);
     }
     let narrow = b.cast(g, to)?;

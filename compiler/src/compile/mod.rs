@@ -19,7 +19,7 @@ pub use self::report::OptimizeReport;
 use crate::diag::{Diagnostic, Diagnostics, SourceMap};
 use crate::ir::Model;
 use crate::resolve::{Resolved, resolve};
-use crate::training::{Keep, training_step};
+use crate::training::{Keep, training_step_in};
 use crate::transform::{Rewritten, precision};
 use crate::{ir, launch, resolve, schedule, transform};
 
@@ -113,7 +113,8 @@ pub fn compile_spec(sources: &mut SourceMap, spec: &str, options: &SpecOptions) 
         return Ok(CompiledSpec::of(rewritten, resolved, found));
     }
     let mut rewritten = found.timed("model", || precision::apply(&resolved.spec, rewritten, &passes.target))?;
-    let step = found.timed("model", || training_step(&resolved, rewritten.model, options.keep))?;
+    let step =
+        found.timed("model", || training_step_in(&resolved, rewritten.model, options.keep, rewritten.precision))?;
     let info = match options.feed {
         Feed::Caller => step.info,
         Feed::Loader => step.info.map(|info| TrainInfo { data: info.data.map(Pipeline::with_bytes), ..info }),

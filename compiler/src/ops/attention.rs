@@ -16,8 +16,8 @@
 //! `dv = p^T g`, `dS = p (g v^T - delta)`, `dq = scale dS k`, `dk = scale dS^T q`. And for a gradient `g` of `lse`:
 //! `dq = g scale p k`, `dk = scale p^T (g q)`, which are members of the family again.
 //!
-//! Operands of 16 bits are multiplied as they are (the gradient `g` is rounded to their type), `out` and gradients are rounded to it
-//! when all of them have been summed, lse and delta are f32.
+//! Operands of 16 bits are multiplied as they are (the gradient `g` is rounded to their type), `out` is rounded to it when all
+//! of it has been summed, lse, delta and gradients are f32.
 //! Everything in between is f32 (exact, in the interpreter): scores, weights `p`, slopes `dS` are never rounded to fewer bits,
 //! so that the order in which tiles are taken, and the maximum they are scaled by, decide nothing but roundings of f32. Where
 //! a machine multiplies 16 bits alone (tensor cores), a kernel takes each weight as the sum of two numbers of 16 bits.
@@ -230,9 +230,9 @@ impl Primitive for Attention {
         Ok(match (self.result, v, g) {
             (AttentionResult::Lse, ..) => TensorType::new(DType::F32, per_query),
             (AttentionResult::Out, Some(v), _) => TensorType::new(inputs[0].dtype, wide(q, v)),
-            (AttentionResult::GradK, ..) => TensorType::new(inputs[0].dtype, k.clone()),
-            (AttentionResult::GradV, _, Some(g)) => TensorType::new(inputs[0].dtype, wide(k, &g.shape)),
-            _ => TensorType::new(inputs[0].dtype, q.clone()),
+            (AttentionResult::GradK, ..) => TensorType::new(DType::F32, k.clone()),
+            (AttentionResult::GradV, _, Some(g)) => TensorType::new(DType::F32, wide(k, &g.shape)),
+            _ => TensorType::new(DType::F32, q.clone()),
         })
     }
 

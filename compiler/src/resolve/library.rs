@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use include_dir::{Dir, include_dir};
 use indexmap::IndexMap;
 
-use super::check;
+use super::{Options, check};
 use crate::diag::{Diagnostic, Diagnostics, SourceId, SourceMap, Span};
 use crate::spec::{GraphSpec, ModuleSpec, Name, PipelineSpec, SpecFile, parse_file};
 
@@ -78,6 +78,8 @@ impl Root {
 pub(crate) struct Library {
     /// Files in memory, by name.
     memory: BTreeMap<String, String>,
+    /// Whether files on disk do not count.
+    embedded_only: bool,
     modules: Vec<Module>,
     files: HashMap<String, Arc<Scope>>,
     /// Sources by their shown name, so that no file is read twice.
@@ -94,8 +96,8 @@ impl Library {
     }
 
     /// A library that looks for files in memory first.
-    pub(crate) fn new(files: BTreeMap<String, String>) -> Library {
-        Library { memory: files, ..Library::default() }
+    pub(crate) fn new(options: &Options) -> Library {
+        Library { memory: options.files.clone(), embedded_only: options.embedded_only, ..Library::default() }
     }
 
     /// Adds a module that no file can name: a graph.
@@ -297,7 +299,7 @@ impl Library {
 
     /// Whether there is such a file, in memory or on disk.
     fn is_file(&self, path: &Path) -> bool {
-        self.memory.contains_key(&path.display().to_string()) || path.is_file()
+        self.memory.contains_key(&path.display().to_string()) || !self.embedded_only && path.is_file()
     }
 
     fn read(&mut self, sources: &mut SourceMap, path: &Path) -> Result<SourceId, Diagnostic> {

@@ -73,6 +73,9 @@ pub struct Options {
     pub set: Vec<String>,
     /// Files that exist in memory only, by name: `gates.ron`. They come before those on disk.
     pub files: BTreeMap<String, String>,
+    /// No file on disk counts, only those in memory and those embedded in the program: what a user keeps under the name of one of
+    /// ours is then not taken for it.
+    pub embedded_only: bool,
 }
 
 /// A spec in which every name has been resolved.
@@ -102,7 +105,7 @@ pub struct Resolved {
 /// # Errors
 /// Everything that is wrong with the spec or a file it uses, each with its place.
 pub fn resolve(sources: &mut SourceMap, graph: &str, options: &Options) -> Result<Resolved, Diagnostics> {
-    let mut library = Library::new(options.files.clone());
+    let mut library = Library::new(options);
     match library.open(sources, Root::Graphs, graph)? {
         SpecFile::Graph(spec) => resolve_graph(sources, library, spec, options),
         SpecFile::Modules(_) => Err(not_a_graph(graph, "modules, which are applied by graphs").into()),
@@ -116,7 +119,7 @@ pub fn resolve(sources: &mut SourceMap, graph: &str, options: &Options) -> Resul
 /// As [`resolve`].
 pub fn resolve_source(sources: &mut SourceMap, source: SourceId, options: &Options) -> Result<Resolved, Diagnostics> {
     match parse_file(sources, source)? {
-        SpecFile::Graph(spec) => resolve_graph(sources, Library::new(options.files.clone()), spec, options),
+        SpecFile::Graph(spec) => resolve_graph(sources, Library::new(options), spec, options),
         _ => Err(not_a_graph(sources.name(source), "no graph").into()),
     }
 }
@@ -138,7 +141,7 @@ pub enum Any {
 /// # Errors
 /// Everything that is wrong with it, each with its place.
 pub fn resolve_any(sources: &mut SourceMap, spec: &str, options: &Options) -> Result<Any, Diagnostics> {
-    let mut library = Library::new(options.files.clone());
+    let mut library = Library::new(options);
     let file = library.open(sources, Root::Graphs, spec)?;
     any_file(sources, library, file, options)
 }
@@ -166,7 +169,7 @@ fn pipeline_spec(sources: &mut SourceMap, library: &mut Library, spec: &str) -> 
 /// As [`resolve_any`].
 pub fn resolve_any_source(sources: &mut SourceMap, source: SourceId, options: &Options) -> Result<Any, Diagnostics> {
     let file = parse_file(sources, source)?;
-    any_file(sources, Library::new(options.files.clone()), file, options)
+    any_file(sources, Library::new(options), file, options)
 }
 
 fn any_file(

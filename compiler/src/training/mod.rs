@@ -20,7 +20,7 @@ use alip_plan::{PROGRAM_TRAIN, STATE_SEED, STATE_STEP, STATE_TOTAL_STEPS, StateK
 
 use self::loss_scale::objective;
 use self::untrained::no_gradients;
-use crate::autodiff::gradients;
+use crate::autodiff::gradients_in;
 use crate::diag::{Diagnostic, Diagnostics, Span};
 use crate::ir::{DType, Graph, Model, Names, NodeId, TensorType};
 use crate::ops::ReduceKind;
@@ -66,6 +66,15 @@ pub struct Training {
 /// # Errors
 /// A loss, optimiser or schedule that is missing or does not fit; a group that selects nothing; a metric that is wrong.
 pub fn training_step(resolved: &Resolved, model: Model, keep: Keep) -> Result<Training, Diagnostics> {
+    training_step_in(resolved, model, keep, DType::F32)
+}
+
+/// The same where the products of its forward part are of a type of 16 bits ([`crate::transform::precision`]), to which gradients
+/// of what was rounded are rounded too.
+///
+/// # Errors
+/// As [`training_step`].
+pub fn training_step_in(resolved: &Resolved, model: Model, keep: Keep, low: DType) -> Result<Training, Diagnostics> {
     let Resolved { spec, module, instance, library, states, .. } = resolved;
     let mut training = Training { model, info: None, warnings: Vec::new() };
     let Some(train) = &spec.train else { return Ok(training) };
@@ -73,7 +82,7 @@ pub fn training_step(resolved: &Resolved, model: Model, keep: Keep) -> Result<Tr
     let forward: Vec<Graph> = model.all_of_mut(PROGRAM_TRAIN).map(std::mem::take).collect();
     let top = Top { spec, module, instance };
     // Each begins with the states as they are, and adds the same.
-    let steps = parallel::map(forward, |graph| step(top, library, states.clone(), graph, train, keep));
+    let steps = parallel::map(forward, |graph| step(top, library, states.clone(), (graph, low), train, keep));
     let mut steps = steps.into_iter().collect::<Result<Vec<_>, _>>()?;
     if let Some(Step { graph, loss, states, warnings }) = steps.first_mut() {
         let info = info(graph, *loss, train, resolved.batch);
@@ -110,7 +119,7 @@ fn step(
     top: Top<'_>,
     library: &Library,
     mut states: States,
-    mut graph: Graph,
+    (mut graph, low): (Graph, DType),
     train: &TrainSpec,
     keep: Keep,
 ) -> Result<Step, Diagnostics> {
@@ -118,7 +127,7 @@ fn step(
         return Err(missing(train, "loss", "`loss: \"loss\"`, the scalar that is minimised").into());
     };
     let mut warnings = Vec::new();
-    let params = trained(top.spec, &mut states, &mut warnings, &mut graph, train, loss)?;
+    let params = trained(top.spec, &mut states, &mut warnings, (&mut graph, low), train, loss)?;
     // A selector as wide as `*` means the model's statistics, not the moments and the loss scale of the step.
     states.groups = Default::default();
     let mut frame = top.frame(Some(Mode::Train));
@@ -172,7 +181,7 @@ fn trained(
     spec: &GraphSpec,
     states: &mut States,
     warnings: &mut Vec<Diagnostic>,
-    graph: &mut Graph,
+    (graph, low): (&mut Graph, DType),
     train: &TrainSpec,
     loss: NodeId,
 ) -> Result<Vec<Param>, Diagnostics> {
@@ -207,7 +216,7 @@ fn trained(
     }
     let nodes: Vec<NodeId> = found.iter().map(|(_, node, _)| *node).collect();
     let objective = objective(graph, loss, train)?;
-    let grads = gradients(graph, objective, &nodes)?;
+    let grads = gradients_in(graph, objective, &nodes, low)?;
     let mut params = Vec::new();
     for ((path, node, group), grad) in found.into_iter().zip(grads) {
         match grad {

@@ -334,7 +334,8 @@ impl Trainer<'_> {
         let train = plan.train.as_ref().ok_or_else(|| TrainError::NoTraining(plan.name.clone()))?;
         let checkpoint = self.run.checkpoints().pop().map(|(_, path)| path);
         let rows = RowTotals::default();
-        let evaluations = Evaluations::open(self.run.root(), position.step)?;
+        let suite = self.run.info().suite.as_ref().map(|suite| suite.hash.clone());
+        let evaluations = Evaluations::open(self.run.root(), position.step, suite.as_deref())?;
         let mut progress = Progress {
             wanted: Wanted::new(&plan, train),
             log: self.run.log(position.step)?,

@@ -86,8 +86,13 @@ impl Nvrtc {
         let spaces = texts.iter().enumerate();
         let source: String = spaces.map(|(n, text)| format!("namespace n{n} {{\n{}}}\n", text.source)).collect();
         let c = |text: &str| CString::new(text).expect("no zeros");
-        let options = [format!("--gpu-architecture={architecture}"), "--std=c++17".into(), "--ptxas-options=-v".into()]
-            .map(|option| c(&option));
+        let options = [
+            format!("--gpu-architecture={architecture}"),
+            "--std=c++17".into(),
+            "--fmad=false".into(),
+            "--ptxas-options=-v".into(),
+        ]
+        .map(|option| c(&option));
         let options = options.each_ref().map(|option| option.as_ptr());
         let (source, name) = (c(&source), c("kernels.cu"));
         // Safety: the signatures are those of nvrtc.h, and all that is pointed to outlives the calls.

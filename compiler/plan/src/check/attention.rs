@@ -24,7 +24,7 @@ pub(super) fn check(attention: &Attention, operands: &[&Buffer]) -> Checked {
     let access = |name: String, view, domain: Vec<u64>| {
         let wanted = match name.as_str() {
             "extents" => DType::I32,
-            "lse" | "delta" | "Lse" => DType::F32,
+            "lse" | "delta" | "Lse" | "GradQ" | "GradK" | "GradV" => DType::F32,
             _ => attention.q.dtype,
         };
         let range = access(attention, operands, view, &domain, wanted);

@@ -31,7 +31,8 @@ impl Graph {
 
     /// What a plan was compiled from.
     pub(crate) fn of_sources(from: &SpecSources) -> Outcome<Graph> {
-        let options = Options { batch: from.batch, set: from.set.clone(), files: from.files.clone() };
+        let options =
+            Options { batch: from.batch, set: from.set.clone(), files: from.files.clone(), ..Default::default() };
         Graph::of(&from.spec, &options)
     }
 

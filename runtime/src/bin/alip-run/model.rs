@@ -334,7 +334,12 @@ pub(crate) fn compile_all(
     compile.leave_out(&from.no_rule);
     compile.optimize.enabled = !from.no_egraph;
     let options = SpecOptions {
-        spec: resolve::Options { batch: from.batch, set: from.set.clone(), files: from.files.clone() },
+        spec: resolve::Options {
+            batch: from.batch,
+            set: from.set.clone(),
+            files: from.files.clone(),
+            ..Default::default()
+        },
         data: from.data.clone(),
         feed: match feed {
             Feed::File => alip_compiler::Feed::Caller,

@@ -21,7 +21,7 @@ pub(crate) fn write(from: &SpecSources, weights: &mut Weights, average: bool, fo
     if average && !weights.names().any(|name| name.starts_with(AVERAGE)) {
         return Err(Failure::message(format!("{} keeps no averages of weights (`ema`)", weights.path().display())));
     }
-    let options = Options { batch: None, set: from.set.clone(), files: from.files.clone() };
+    let options = Options { batch: None, set: from.set.clone(), files: from.files.clone(), ..Default::default() };
     std::fs::create_dir_all(folder)
         .map_err(|error| Failure::message(format!("{}: cannot be made: {error}", folder.display())))?;
     for program in [ENCODE_IMAGE, ENCODE_TEXT] {

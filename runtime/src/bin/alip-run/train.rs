@@ -351,7 +351,19 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
     let vocabularies = run.vocabularies()?;
     same_tokenizers(&run, &vocabularies)?;
     let mut session = session_on(&run, device.as_ref())?;
-    let way = Way::of(session.plan(), (&pipeline, &vocabularies), Some(source.epoch_len()).filter(|len| *len > 0))?;
+    let epoch_len = Some(source.epoch_len()).filter(|len| *len > 0);
+    let way = match Way::of(session.plan(), (&pipeline, &vocabularies), epoch_len) {
+        Ok(way) => way,
+        // What is measured on may be lost, and steps are not.
+        Err(why) if args.suite_changed => {
+            note!("warning: not measured on the way: {}", why.to_string().trim_start_matches("error: "));
+            None
+        }
+        Err(why) if info.suite.is_some() => {
+            return Err(Failure::message(format!("{why}; with --suite-changed the run goes on and is not measured")));
+        }
+        Err(why) => return Err(why),
+    };
     let suite = way.as_ref().and_then(Way::suite);
     if let (Some(then), Some(now)) = (&info.suite, suite)
         && then.hash != now.hash
@@ -360,7 +372,9 @@ fn again(args: &Args, root: &Path, workers: usize) -> Outcome<Ready> {
         let difference = Difference { what: "suite that it is measured on", then, now };
         accept(&run, difference, (args.suite_changed, "--suite-changed"))?;
     }
-    info.suite = suite.cloned();
+    if suite.is_some() {
+        info.suite = suite.cloned();
+    }
     let before = run.info().clone();
     if info != before {
         run.set_info(info)?;

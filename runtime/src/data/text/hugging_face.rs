@@ -60,12 +60,16 @@ impl FileTokenizer {
         let padding = inner.get_padding().map(|padding| padding.pad_id);
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| fail(error.to_string()))?;
+        // A text that spells the name of an end is a text, and does not end there.
+        inner.set_encode_special_tokens(true);
         let size = inner.get_vocab(true).into_values().max().map_or(0, |id| id.saturating_add(1));
         if i32::try_from(size).is_err() {
             return Err(fail(format!("it has ids up to {}, and those of a graph are of 32 bits", size - 1)));
         }
         let named = || PADDING.iter().find_map(|name| inner.token_to_id(name));
-        let pad = padding.or_else(named).unwrap_or(0) as i32;
+        let pad = padding.or_else(named).unwrap_or(0);
+        let pad =
+            i32::try_from(pad).map_err(|_| fail(format!("it pads with {pad}, and ids of a graph are of 32 bits")))?;
         let ids = |text: &str, framed: bool| match caught(|| encode(&inner, text, framed)) {
             Ok(Ok(ids)) => Ok(ids),
             Ok(Err(error)) => Err(fail(format!("it fails on texts: {error}"))),
@@ -79,6 +83,9 @@ impl FileTokenizer {
         let at = framed.windows(plain.len()).position(|window| window == plain);
         let at = at.ok_or_else(|| fail("what it puts around a text changes the text's own tokens".into()))?;
         let (before, after) = (framed[..at].to_vec(), framed[at + plain.len()..].to_vec());
+        // What stands around texts and behind them need not be of the vocabulary.
+        let beside = before.iter().chain(&after).chain([&pad]).filter_map(|id| u32::try_from(*id).ok());
+        let size = beside.map(|id| id.saturating_add(1)).chain([size]).max().unwrap_or(size);
         let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         Ok(FileTokenizer { inner, before, after, pad, size, content: [text], name })
     }
@@ -144,7 +151,8 @@ impl FileTokenizer {
 /// The ids of a text, with what the post-processor puts around them or without.
 fn encode(tokenizer: &tokenizers::Tokenizer, text: &str, framed: bool) -> Made<Vec<i32>> {
     let encoding = tokenizer.encode_fast(text, framed)?;
-    Ok(encoding.get_ids().iter().map(|id| *id as i32).collect())
+    let ids = encoding.get_ids().iter().map(|id| i32::try_from(*id));
+    ids.collect::<Result<_, _>>().map_err(|_| "an id that is none of 32 bits".into())
 }
 
 #[cfg(test)]

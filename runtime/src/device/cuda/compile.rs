@@ -135,7 +135,9 @@ fn compile(text: &str, architecture: &str) -> Result<Vec<u8>, String> {
     let source = CString::new(text).map_err(|_| "a kernel's text holds a zero".to_string())?;
     let call = |name: &'static str| move |error: result::NvrtcError| format!("{name}: {error}");
     let program = result::create_program(&source, None).map_err(call("nvrtcCreateProgram"))?;
-    let options = [format!("--gpu-architecture={architecture}"), "--std=c++17".to_string()];
+    // A product and a sum become one instruction nowhere or where the text says so, and not where a compiler sees them side by
+    // side: the same value would be another number in another kernel.
+    let options = [format!("--gpu-architecture={architecture}"), "--std=c++17".to_string(), "--fmad=false".to_string()];
     // Safety: the program lives until it is destroyed, once, below.
     let compiled = unsafe { result::compile_program(program, &options) }
         .map_err(|error| format!("nvrtcCompileProgram: {error}\n{}", log(program)))

@@ -132,8 +132,9 @@ impl LoadedPlan for Loaded {
         let address = self.address(slice)?;
         check_length(slice, bytes)?;
         self.follow_uploads()?;
-        // Safety: the slice lies within its segment. Bytes that are not pinned are read before this returns.
-        unsafe { self.stream.upload(address, bytes) }
+        // Safety: the slice lies within its segment, and the bytes live until all of them were read.
+        unsafe { self.stream.upload(address, bytes) }?;
+        self.stream.synchronize()
     }
 
     fn write_inputs(&mut self, inputs: &[(Slice, &[u8])]) -> Result<(), DeviceError> {

@@ -78,7 +78,7 @@ impl Trainer<'_> {
         let named = measures.iter().map(|(name, value)| (name.as_str(), *value));
         let logged = progress.log.measured(at.step, named);
         let epoch = self.feed.epoch_len().map(|len| at.cursor as f64 / len.max(1) as f64);
-        let evaluation = Evaluation { step: at.step, epoch, measures, skipped, best };
+        let evaluation = Evaluation { step: at.step, epoch, measures, skipped, best, suite: None };
         if let Err(error) = logged.and(progress.evaluations.add(evaluation)) {
             self.watch.note(&format!("warning: {error}; what was measured is not logged"));
         }

@@ -115,7 +115,7 @@ impl Writer<'_, '_> {
         let parameters: String = (0..self.text.operands.len()).map(|index| self.text.parameter(index) + ", ").collect();
         self.text.globals += &format!(
             "static __device__ __forceinline__ float {name}({parameters}unsigned s, unsigned i, unsigned j, unsigned h) {{\n  \
-             float sum = 0.0f;\n  for (unsigned x = 0u; x < {width}u; x++) sum += {x} * {y};\n  return {result};\n}}\n"
+             float sum = 0.0f;\n  for (unsigned x = 0u; x < {width}u; x++) sum = fmaf({x}, {y}, sum);\n  return {result};\n}}\n"
         );
     }
 
@@ -320,7 +320,7 @@ impl Writer<'_, '_> {
         self.line("for (unsigned r = 0u; r < rows; r++) {");
         for sum in sums {
             let element = self.element(sum.of, &[s, "begin + tile + r", h, "x"]);
-            self.each(sum, &format!("{}[c] += {}[r] * {element};", sum.name, sum.weights));
+            self.each(sum, &format!("{0}[c] = fmaf({1}[r], {element}, {0}[c]);", sum.name, sum.weights));
         }
         self.line("}");
         self.line("__syncthreads();");

@@ -12,6 +12,9 @@
 //!
 //! with `p = exp(x1 y1 scale - lse)`. What a weight loses as bf16 is a second bf16, so that sums are those of f32 weights. Each side
 //! computes scores of its own: that takes no atomics and no memory, and is always added up in the same order.
+//!
+//! What a row does not see has the weight 0 and is multiplied all the same: NaN and infinities in later rows of a causal tile show.
+//! Edges are taken to rise, as for WGSL; what is found where they do not is not promised.
 
 use alip_plan::DType;
 use alip_plan::kernel::{Attention, AttentionResult, Rows, View};
@@ -35,14 +38,11 @@ pub(super) fn serves(attention: &Attention) -> bool {
     let multiple = |number: i64, of: i64| number.rem_euclid(of) == 0;
     let rows = |view: &View, of: i64| {
         let Some((inner, outer)) = view.strides.split_last() else { return false };
-        view.dtype == DType::Bf16
-            && *inner == 1
-            && multiple(view.offset, of)
-            && outer.iter().all(|stride| multiple(*stride, of))
+        *inner == 1 && multiple(view.offset, of) && outer.iter().all(|stride| multiple(*stride, of))
     };
     let inputs = [Some(&attention.q), Some(&attention.k), attention.v.as_ref(), attention.g.as_ref()];
     let fits = |width: u64| width.is_multiple_of(16) && width <= WIDEST;
-    inputs.into_iter().flatten().all(|view| rows(view, 8))
+    inputs.into_iter().flatten().all(|view| view.dtype == DType::Bf16 && rows(view, 8))
         && attention.results.iter().all(|(result, view)| *result == AttentionResult::Lse || rows(view, 2))
         && fits(attention.d)
         && fits(attention.e)
@@ -198,6 +198,7 @@ impl Side<'_> {
         };
         text.line("const unsigned s = 0u;");
         text.line(format!("if (item >= {}u) {{", segments * heads));
+        text.unsigned("begin", edge(0, "0u", ours));
         text.unsigned("end", edge(0, &format!("{segments}u"), ours));
         text.unsigned("first", format!("(item - {}u) * {ROWS}u", segments * heads));
         self.clear(text);
@@ -212,7 +213,7 @@ impl Side<'_> {
         text.unsigned("limit", if self.of_queries { "others" } else { "owns" });
     }
 
-    /// Writes zeros to the rows of a block from `end` on, for all heads.
+    /// Writes zeros to the rows of a block before `begin` and from `end` on, for all heads.
     fn clear(&self, text: &mut Text<'_>) {
         let Attention { heads, .. } = self.attention;
         let [ours, _] = self.counts();
@@ -227,7 +228,7 @@ impl Side<'_> {
             let at =
                 offset(&["0u", "row", "h", "x"].map(String::from)[..view.strides.len()], &view.strides, view.offset);
             let zero = code::encode(text, view.dtype, "0.0f");
-            text.line(format!("if (row >= end && row < {ours}u) p{}[{at}] = {zero};", view.operand));
+            text.line(format!("if ((row < begin || row >= end) && row < {ours}u) p{}[{at}] = {zero};", view.operand));
             text.line("}");
         }
     }
@@ -351,7 +352,8 @@ impl Side<'_> {
             (false, false) => ("0u".into(), "others".into()),
         };
         text.line(format!("for (unsigned other = {start}; other < {stop}; other += {ROWS}u) {{"));
-        let others = ["other_begin", "other", "others"];
+        // What lies beyond a length is not read: it may be anything.
+        let others = ["other_begin", "other", if self.of_queries { "limit" } else { "others" }];
         self.copy(text, "t1", self.y[0], d, others);
         if self.second() {
             self.copy(text, "t2", self.y[1], e, others);
@@ -544,18 +546,22 @@ impl Side<'_> {
 
     /// Stores a row's elements, two neighbours at a time.
     fn store(text: &mut Text<'_>, view: &View, width: u64, value: &str) {
-        let encode = text.functions.use_("bf16_of");
         let coords = ["s", "(own_begin + row)", "h", "(n * 8u + lane % 4u * 2u)"].map(String::from);
         let at = offset(&coords, &view.strides, view.offset);
         let [left, right] = ["2u * r", "2u * r + 1u"].map(|at| value.replace("AT", at));
+        let pair = match view.dtype {
+            DType::F32 => format!("*(float2*)&p{}[{at}] = make_float2({left}, {right});", view.operand),
+            dtype => {
+                let [encode, _] = text.functions.narrow(dtype);
+                format!("*(unsigned*)&p{}[{at}] = {encode}({left}) | (unsigned){encode}({right}) << 16;", view.operand)
+            }
+        };
         text.lines(&format!(
             "#pragma unroll
              for (unsigned n = 0u; n < {}u; n++) {{
-             const unsigned left = {encode}({left}), right = {encode}({right});
-             *(unsigned*)&p{}[{at}] = left | right << 16;
+             {pair}
              }}",
-            width / 8,
-            view.operand
+            width / 8
         ));
     }
 }

@@ -49,8 +49,7 @@ pub(super) fn emit(reduction: &Reduction, text: &mut Text<'_>) -> Result<(), Emi
     Ok(())
 }
 
-/// Whether a stage and one behind it touch an element in different threads: one stores what the other reads, and not every thread
-/// comes upon its own elements only.
+/// Whether a stage and one behind it may touch an element in different threads: one stores what the other reads.
 fn meet(reduction: &Reduction, stage: &Stage, later: &[Stage]) -> bool {
     let operands = |stage: &Stage, stores: bool| -> BTreeSet<u16> {
         let of = |instr: &Instr| match instr.op {
@@ -61,10 +60,7 @@ fn meet(reduction: &Reduction, stage: &Stage, later: &[Stage]) -> bool {
         stage.code().instrs.iter().filter_map(of).collect()
     };
     let (loads, stores) = (operands(stage, false), operands(stage, true));
-    let per_row = matches!(stage, Stage::Row { .. });
-    later.iter().any(|other| {
-        !stores.is_disjoint(&operands(other, false)) || per_row && !loads.is_disjoint(&operands(other, true))
-    })
+    later.iter().any(|other| !stores.is_disjoint(&operands(other, false)) || !loads.is_disjoint(&operands(other, true)))
 }
 
 /// Runs code once per row: every thread of the row computes, one stores.
@@ -108,8 +104,13 @@ impl Share {
         if length < text.tiles.short_row {
             return Share::Thread;
         }
-        // A large block where a thread would go round often.
-        let long = |threads: u64| if length >= LONG * threads { 4 * warps } else { warps };
+        // A large block where a thread would go round often, if partial results of so many fit shared memory.
+        let fits = |warps: &u64| warps * WARP * 4 * partial_results(reduction) <= text.tiles.workgroup_bytes;
+        let sizes = [4 * warps, warps, warps / 2, warps / 4, 1];
+        let long = |threads: u64| {
+            let most = if length >= LONG * threads { 4 * warps } else { warps };
+            sizes.into_iter().filter(|warps| *warps <= most).find(fits).unwrap_or(1)
+        };
         match reduction.lanes {
             Lanes::Reduced if length <= WARP_ROW => Share::Warp,
             Lanes::Reduced => Share::Block(long(warps * WARP)),
@@ -172,6 +173,16 @@ impl Share {
         }
         Ok(())
     }
+}
+
+/// Numbers of a thread that its block shares, of all reductions together.
+fn partial_results(reduction: &Reduction) -> u64 {
+    let of = |item: &Reduce| if item.kind == ReduceKind::ArgMax { 2 } else { 1 };
+    let stages = reduction.stages.iter().map(|stage| match stage {
+        Stage::Points { reduce, .. } => reduce.iter().map(of).sum(),
+        Stage::Row { .. } => 0,
+    });
+    stages.sum()
 }
 
 struct PointsStage<'a> {

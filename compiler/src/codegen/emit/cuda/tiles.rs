@@ -31,7 +31,7 @@ pub(super) fn multiply(task: &Task<'_>, k: u64, text: &mut Text<'_>) {
     ));
     for (i, x) in ["x", "y", "z", "w"].iter().enumerate() {
         for (j, y) in ["x", "y", "z", "w"].iter().enumerate() {
-            text.line(format!("r[{i}][{j}] += a.{x} * b.{y};"));
+            text.line(format!("r[{i}][{j}] = fmaf(a.{x}, b.{y}, r[{i}][{j}]);"));
         }
     }
     text.line("}");

@@ -55,6 +55,23 @@ fn start_end_and_padding_are_the_files() {
     });
     padded["truncation"] = json!({ "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0 });
     check(&opened(&padded), "a red circle", &[7, 2, 3, 4, 5, 8, 2, 2]);
+    // A text that spells an end does not end there.
+    let mut marked = pieces();
+    marked["added_tokens"] = json!([{
+        "id": 8, "content": "[SEP]", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true,
+    }]);
+    let marked = opened(&marked).encode("a [SEP] red", 12);
+    assert_eq!(marked.iter().filter(|id| **id == 8).count(), 1, "{marked:?}");
+    // Ids around a text and behind it count, though the vocabulary has none of them.
+    let mut beyond = pieces();
+    beyond["post_processor"]["cls"][1] = json!(15);
+    let beyond = opened(&beyond);
+    assert_eq!(beyond.vocab_size(), 16);
+    assert!(beyond.warning().unwrap().contains("has ids up to 15"));
+    let mut behind = pieces();
+    behind["padding"] = padded["padding"].clone();
+    behind["padding"]["pad_id"] = json!(11);
+    assert_eq!(opened(&behind).vocab_size(), 12);
     // Without a post-processor nothing stands around a text.
     let mut bare = pieces();
     bare["post_processor"] = Value::Null;
