@@ -31,6 +31,8 @@ pub(super) fn emit(attention: &Attention, text: &mut Text<'_>) -> Result<(), Emi
         return Err(EmitError(format!("{} rows in one kernel are more than 32 bits number", queries + keys)));
     }
     text.launch(queries + keys, text.tiles.attention as u32);
+    // Small blocks would be given so few registers that some spill.
+    text.roomy = true;
     let mut writer = Writer { attention, text };
     writer.declare();
     match (queries, keys) {
@@ -115,7 +117,7 @@ impl Writer<'_, '_> {
         let parameters: String = (0..self.text.operands.len()).map(|index| self.text.parameter(index) + ", ").collect();
         self.text.globals += &format!(
             "static __device__ __forceinline__ float {name}({parameters}unsigned s, unsigned i, unsigned j, unsigned h) {{\n  \
-             float sum = 0.0f;\n#pragma unroll 8\n  for (unsigned x = 0u; x < {width}u; x++) sum = fmaf({x}, {y}, sum);\n  return {result};\n}}\n"
+             float sum = 0.0f;\n  for (unsigned x = 0u; x < {width}u; x++) sum = fmaf({x}, {y}, sum);\n  return {result};\n}}\n"
         );
     }
 

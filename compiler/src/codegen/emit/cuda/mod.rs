@@ -70,6 +70,8 @@ struct Text<'t> {
     indent: usize,
     block: u32,
     blocks: u64,
+    /// Whether registers come before the number of blocks that a unit of the card holds at a time.
+    roomy: bool,
 }
 
 impl<'t> Text<'t> {
@@ -86,6 +88,7 @@ impl<'t> Text<'t> {
             indent: 1,
             block: target.workgroup_size,
             blocks: 0,
+            roomy: false,
         }
     }
 
@@ -194,10 +197,11 @@ impl<'t> Text<'t> {
         }
         let parameters: Vec<String> = (0..self.operands.len()).map(|index| self.parameter(index)).collect();
         let text = format!(
-            "{}{}extern \"C\" __global__ void __launch_bounds__({}) {ENTRY}({}) {{\n{}{}}}\n",
+            "{}{}extern \"C\" __global__ void __launch_bounds__({}{}) {ENTRY}({}) {{\n{}{}}}\n",
             self.functions.text(),
             self.globals,
             self.block,
+            if self.roomy { ", 1" } else { "" },
             parameters.join(", "),
             self.shared,
             self.body,
