@@ -1,5 +1,5 @@
 // A stand-in of NVRTC: a "cubin" is a library that the machine's C++ compiler makes of the texts for the emulator. It finds the
-// kernels by their form, `extern "C" __global__ void __launch_bounds__(N) ENTRY(`, each within `namespace NAME {`.
+// kernels by their form, `extern "C" __global__ void __launch_bounds__(N) ENTRY(` or with `(N, 1)`, each within `namespace NAME {`.
 // ALIP_COMPILER and ALIP_SOURCES are given where this is compiled.
 //   ALIP_STANDIN_NVRTC  the newest architecture it knows, as 90
 
@@ -38,7 +38,7 @@ std::string whole(const std::string& path) {
 /// The text as C++ for the emulator; empty if no kernel is found in it.
 std::string as_cpp(const std::string& source) {
     static const std::regex space("namespace (\\w+) \\{");
-    static const std::regex kernel("extern \"C\" __global__ void __launch_bounds__\\((\\d+)\\) (\\w+)\\(");
+    static const std::regex kernel("extern \"C\" __global__ void __launch_bounds__\\((\\d+)(?:, 1)?\\) (\\w+)\\(");
     static const std::regex dynamic("extern __shared__([^;]*)\\[\\]");
     const std::string plain = std::regex_replace(
         source, dynamic, "__shared__ __align__(16) $1[" + std::to_string(emulator::DYNAMIC_BYTES) + "]");
