@@ -104,7 +104,8 @@ NVRTC nvrtcDestroyProgram(Program** program) {
 NVRTC nvrtcCompileProgram(Program* program, int count, const char* const* options) {
     for (int i = 0; i < count; ++i) {
         const std::string option = options[i];
-        if (option.rfind("--gpu-architecture=sm_", 0) != 0 && option != "--std=c++17") {
+        const bool known = option == "--std=c++17" || option == "--fmad=false";
+        if (option.rfind("--gpu-architecture=sm_", 0) != 0 && !known) {
             program->log = "unknown option " + option;
             return INVALID_OPTION;
         }
