@@ -109,7 +109,14 @@ impl Case {
             end = (end + elements * dtype.bytes()).next_multiple_of(target.alignment);
         }
         let port = |index: usize| Port::new(format!("t{index}"), index as u32);
-        let step = Step { kernel: 0, operands: (0..buffers.len() as u32).collect(), origin: "case".into(), flops: 0 };
+        let step = Step {
+            kernel: 0,
+            operands: (0..buffers.len() as u32).collect(),
+            origin: "case".into(),
+            flops: 0,
+            bytes: 0,
+            predicted_ns: 0,
+        };
         let program = Program {
             inputs: (0..buffers.len()).map(port).collect(),
             outputs: self.outputs.iter().map(|&index| port(index)).collect(),

@@ -37,7 +37,14 @@ fn plan(kernel: Kernel, target: Target, lengths: [u64; 2]) -> Plan {
         inputs: vec![Port::new("x", 0)],
         outputs: vec![Port::new("y", 1)],
         buffers: lengths.into_iter().zip([0, second]).map(buffer).collect(),
-        steps: vec![Step { kernel: 0, operands: vec![0, 1], origin: "test".into(), flops: 0 }],
+        steps: vec![Step {
+            kernel: 0,
+            operands: vec![0, 1],
+            origin: "test".into(),
+            flops: 0,
+            bytes: 0,
+            predicted_ns: 0,
+        }],
     };
     Plan {
         name: "one".into(),

@@ -39,7 +39,14 @@ fn plan(name: &str, description: &Loop, target: Target, operands: &[Operand]) ->
         inputs: (0..last).map(port).collect(),
         outputs: vec![port(last)],
         buffers,
-        steps: vec![Step { kernel: 0, operands: (0..=last as u32).collect(), origin: "test".into(), flops: 0 }],
+        steps: vec![Step {
+            kernel: 0,
+            operands: (0..=last as u32).collect(),
+            origin: "test".into(),
+            flops: 0,
+            bytes: 0,
+            predicted_ns: 0,
+        }],
     };
     Plan {
         name: "loops".into(),

@@ -98,6 +98,50 @@ pub enum Loop {
 }
 
 impl Loop {
+    /// Name of the archetype.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Loop::Map(_) => "map",
+            Loop::Reduction(_) => "reduction",
+            Loop::Product(_) => "product",
+            Loop::Conv2d(_) => "conv2d",
+            Loop::ScatterAdd(_) => "scatter_add",
+            Loop::Attention(_) => "attention",
+        }
+    }
+
+    /// Its sizes, in words that tell kernels of a kind apart.
+    pub fn sizes(&self) -> String {
+        match self {
+            Loop::Map(map) => {
+                format!("{:?}, {} operands, {} instructions", map.domain, map.views.len(), map.code.instrs.len())
+            }
+            Loop::Reduction(reduction) => {
+                let stages = reduction.stages.len();
+                format!(
+                    "{:?} over {:?}, {stages} stages, {:?} lanes",
+                    reduction.kept, reduction.reduced, reduction.lanes
+                )
+            }
+            Loop::Product(product) => {
+                let strides = (&product.a.strides, &product.b.strides);
+                format!("{:?} {}x{}x{} {strides:?}", product.batch, product.m, product.n, product.k)
+            }
+            Loop::Conv2d(conv) => {
+                let Conv2d { kind, n, c, h, w, o, kh, kw, .. } = conv;
+                format!("{kind:?} of {n}x{c}x{h}x{w} by {o}x{c}x{kh}x{kw}")
+            }
+            Loop::ScatterAdd(scatter) => {
+                let ScatterAdd { batch, count, rows, inner, .. } = scatter;
+                format!("{batch} of {count}x{inner} into {rows}x{inner}")
+            }
+            Loop::Attention(attention) => {
+                let results: Vec<_> = attention.results.iter().map(|(result, _)| result).collect();
+                format!("{results:?} of {:?}, {} keys", attention.q.strides, attention.keys)
+            }
+        }
+    }
+
     /// All views, to give their operands other numbers or places. Operands are bound through views and nothing else,
     /// whatever the archetype.
     pub fn views_mut(&mut self) -> Vec<&mut View> {

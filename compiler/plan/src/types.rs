@@ -11,7 +11,7 @@ use crate::pipeline::Pipeline;
 use crate::target::Target;
 
 /// Version of the plan's byte format; a reader accepts exactly its own.
-pub const FORMAT_VERSION: u32 = 10;
+pub const FORMAT_VERSION: u32 = 11;
 
 /// First bytes of a plan file.
 const MAGIC: &[u8; 8] = b"alipplan";
@@ -259,6 +259,10 @@ pub struct Step {
     pub origin: String,
     /// Floating point operations of the launch.
     pub flops: u64,
+    /// Bytes that it reads and writes, each element that its views touch once.
+    pub bytes: u64,
+    /// Nanoseconds that it is predicted to take, by the rates of the target.
+    pub predicted_ns: u64,
 }
 
 /// Facts of the `train` section that the training loop needs.

@@ -16,7 +16,7 @@ use indexmap::{IndexMap, IndexSet};
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::ir::{Graph, Model, NodeId, StateDecl};
 use crate::launch::trace::Traced;
-use crate::launch::{Launch, Neighbours, bytes_moved, predict};
+use crate::launch::{Launch, Neighbours, bytes_moved, seconds};
 use crate::ops::Op;
 use crate::schedule::check::{Intent, Intents, Value};
 use crate::schedule::memory::{Home, Peak, Placement, fits};
@@ -31,18 +31,6 @@ pub(crate) struct Part {
 impl Part {
     fn arena_bytes(&self) -> u64 {
         self.placement.segments.iter().sum()
-    }
-
-    /// What its kernels read and write; new state that is copied into its place moves twice.
-    fn bytes_moved(&self) -> u64 {
-        let copies = self.placement.copies.iter().map(|(id, _)| 2 * self.graph.bytes(*id));
-        self.launches.iter().map(|launch| bytes_moved(&launch.kernel)).chain(copies).sum()
-    }
-
-    /// Seconds that its launches, and these copies, are predicted to take.
-    fn predicted(&self, rates: &Rates) -> f64 {
-        let copied = |(id, _): &(NodeId, usize)| rates.launch + 2.0 * self.graph.bytes(*id) as f64 / rates.bandwidth;
-        predict(&self.launches, rates).seconds + self.placement.copies.iter().map(copied).sum::<f64>()
     }
 }
 
@@ -137,12 +125,14 @@ impl<'a> Assembly<'a> {
         let Shared { inputs, arena } = &mut self.shared;
         Shared::grow(inputs, &mut self.segments, SegmentKind::Inputs, &placement.inputs);
         Shared::grow(arena, &mut self.segments, SegmentKind::Arena, &placement.segments);
+        let rates = &self.target.rates;
         let mut building = Building {
             graph,
             placement,
             shared: &self.shared,
             state: &self.state,
             alignment: self.target.alignment.max(4),
+            rates,
             buffers: IndexSet::new(),
         };
         let mut intents = Intents { before: building.old_state(), ..Intents::default() };
@@ -178,7 +168,10 @@ impl<'a> Assembly<'a> {
             intents.steps.push(Intent { reads: vec![(from, value)], writes: vec![(to, value)], in_place: vec![] });
             traced.push(Traced { reads: vec![(from, *id)], writes: Vec::new() });
             let origin = graph.origin(*id).path.to_string();
-            program.steps.push(Step { kernel: 0, operands: vec![from, to], origin, flops: 0 });
+            // New state that is copied into its place moves twice.
+            let bytes = 2 * graph.bytes(*id);
+            let predicted_ns = nanoseconds(rates.launch + bytes as f64 / rates.bandwidth);
+            program.steps.push(Step { kernel: 0, operands: vec![from, to], origin, flops: 0, bytes, predicted_ns });
             loops.push(copy(tensor.dtype, tensor.elements()));
         }
         for (name, id) in &graph.outputs {
@@ -284,13 +277,15 @@ impl<'a> Assembly<'a> {
         ];
         report.memory.extend(categories.map(|(category, bytes)| (category.to_owned(), bytes)));
         for (name, program) in programs {
-            let flops = program.steps.iter().map(|step| step.flops).sum();
-            let launches = program.steps.len() as u64;
-            let part = parts.iter().find(|(of, _)| of == name).map(|(_, part)| part);
-            let bytes = part.map_or(0, Part::bytes_moved);
-            let predicted_seconds = part.map_or(0.0, |part| part.predicted(&self.target.rates));
-            let buckets = Vec::new();
-            report.programs.insert(name.clone(), ProgramReport { launches, flops, bytes, predicted_seconds, buckets });
+            let sum = |of: fn(&Step) -> u64| program.steps.iter().map(of).sum::<u64>();
+            let one = ProgramReport {
+                launches: program.steps.len() as u64,
+                flops: sum(|step| step.flops),
+                bytes: sum(|step| step.bytes),
+                predicted_seconds: sum(|step| step.predicted_ns) as f64 / 1e9,
+                buckets: Vec::new(),
+            };
+            report.programs.insert(name.clone(), one);
         }
         report
     }
@@ -325,6 +320,7 @@ struct Building<'a> {
     state: &'a [StateTensor],
     /// Of buffers in their segments, in bytes.
     alignment: u64,
+    rates: &'a Rates,
     buffers: IndexSet<Buffer>,
 }
 
@@ -441,9 +437,15 @@ impl Building<'_> {
             operands: operands.into_iter().collect(),
             origin: launch.origin.clone(),
             flops: launch.flops,
+            bytes: bytes_moved(&launch.kernel),
+            predicted_ns: nanoseconds(seconds(launch, self.rates)),
         };
         Ok((step, kernel))
     }
+}
+
+fn nanoseconds(seconds: f64) -> u64 {
+    (seconds * 1e9).round() as u64
 }
 
 /// Gives operands other numbers; views that become equal become one.

@@ -77,8 +77,8 @@ pub(crate) fn predict(launches: &[Launch], rates: &Rates) -> Cost {
     Cost { seconds: launches.iter().map(|launch| seconds(launch, rates)).sum(), launches: launches.len() as u32 }
 }
 
-/// What one launch costs.
-fn seconds(launch: &Launch, rates: &Rates) -> f64 {
+/// Seconds that one launch is predicted to take.
+pub(crate) fn seconds(launch: &Launch, rates: &Rates) -> f64 {
     let moved = bytes_moved(&launch.kernel) as f64 / rates.bandwidth;
     let computed = arithmetic(launch, rates);
     rates.launch + if rates.overlaps { moved.max(computed) } else { moved + computed }

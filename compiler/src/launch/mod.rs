@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use alip_plan::kernel::Loop;
 
 pub use self::cost::Cost;
-pub(crate) use self::cost::{Effort, predict, weight};
+pub(crate) use self::cost::{Effort, predict, seconds, weight};
 pub use self::neighbours::Neighbours;
 pub(crate) use self::neighbours::{adjoin, joined, path};
 pub(crate) use self::traffic::bytes_moved;

@@ -129,6 +129,8 @@ pub(crate) fn linear() -> Plan {
         operands: operands.to_vec(),
         origin: origin.into(),
         flops: 2 * BATCH * PIXELS,
+        bytes: 0,
+        predicted_ns: 0,
     };
     let steps = vec![
         step(2, &[5, 0, 7], "tower"),
@@ -198,6 +200,8 @@ pub(crate) fn linear_scaled() -> Plan {
         operands: operands.to_vec(),
         origin: origin.into(),
         flops: 1,
+        bytes: 0,
+        predicted_ns: 0,
     };
 
     let start = plan.programs.get_mut(PROGRAM_INIT).unwrap();

@@ -145,7 +145,7 @@ pub(crate) fn size(bytes: u64) -> String {
 }
 
 /// Seconds with a unit.
-fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     if seconds < 1.0 { format!("{:.2} ms", seconds * 1e3) } else { format!("{seconds:.2} s") }
 }
 

@@ -5,7 +5,6 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use alip_plan::PROGRAM_TRAIN;
-use alip_plan::kernel::{Conv2d, Loop, ScatterAdd};
 use alip_runtime::exec::{Session, Tensors};
 
 use crate::Outcome;
@@ -31,7 +30,7 @@ pub(crate) fn profile(session: &mut Session, inputs: &Tensors) -> Outcome<String
     session.run_each(PROGRAM_TRAIN, inputs, |index, time| {
         let Some(step) = train.steps.get(index) else { return };
         let Some(kernel) = plan.kernels.get(step.kernel as usize) else { return };
-        let kind = kind(&kernel.description);
+        let kind = kernel.description.kind();
         let (own, _) = kernels.entry(step.kernel).or_insert_with(|| (Cost::default(), step.origin.clone()));
         for cost in [kinds.entry(kind).or_default(), own, &mut total] {
             cost.time += time;
@@ -50,7 +49,7 @@ pub(crate) fn profile(session: &mut Session, inputs: &Tensors) -> Outcome<String
     kernels.sort_by_key(|(_, (cost, _))| std::cmp::Reverse(cost.time));
     for (kernel, (cost, origin)) in kernels.into_iter().take(ROWS) {
         let what = &plan.kernels[kernel as usize].description;
-        row(&mut text, &cost, &total, &format!("{} {}  {origin}", kind(what), sizes(what)));
+        row(&mut text, &cost, &total, &format!("{} {}  {origin}", what.kind(), what.sizes()));
     }
     Ok(text)
 }
@@ -61,45 +60,4 @@ fn row(text: &mut String, cost: &Cost, total: &Cost, what: &str) {
     let rate = cost.flops as f64 / 1e9 / seconds.max(1e-9);
     let _ =
         writeln!(text, "{:>9.2} ms {share:>5.1} % {:>5} x {rate:>7.1} GFLOP/s  {what}", seconds * 1e3, cost.launches);
-}
-
-/// Kind of a kernel.
-fn kind(description: &Loop) -> &'static str {
-    match description {
-        Loop::Map(_) => "map",
-        Loop::Reduction(_) => "reduction",
-        Loop::Product(_) => "product",
-        Loop::Conv2d(_) => "conv2d",
-        Loop::ScatterAdd(_) => "scatter_add",
-        Loop::Attention(_) => "attention",
-    }
-}
-
-/// Sizes of a kernel.
-fn sizes(description: &Loop) -> String {
-    match description {
-        Loop::Map(map) => {
-            format!("{:?}, {} operands, {} instructions", map.domain, map.views.len(), map.code.instrs.len())
-        }
-        Loop::Reduction(reduction) => {
-            let stages = reduction.stages.len();
-            format!("{:?} over {:?}, {stages} stages, {:?} lanes", reduction.kept, reduction.reduced, reduction.lanes)
-        }
-        Loop::Product(product) => {
-            let strides = (&product.a.strides, &product.b.strides);
-            format!("{:?} {}x{}x{} {strides:?}", product.batch, product.m, product.n, product.k)
-        }
-        Loop::Conv2d(conv) => {
-            let Conv2d { kind, n, c, h, w, o, kh, kw, .. } = conv;
-            format!("{kind:?} of {n}x{c}x{h}x{w} by {o}x{c}x{kh}x{kw}")
-        }
-        Loop::ScatterAdd(scatter) => {
-            let ScatterAdd { batch, count, rows, inner, .. } = scatter;
-            format!("{batch} of {count}x{inner} into {rows}x{inner}")
-        }
-        Loop::Attention(attention) => {
-            let results: Vec<_> = attention.results.iter().map(|(result, _)| result).collect();
-            format!("{results:?} of {:?}, {} keys", attention.q.strides, attention.keys)
-        }
-    }
 }

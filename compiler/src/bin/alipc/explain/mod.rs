@@ -1,5 +1,6 @@
 //! `alipc explain`.
 
+mod dearest;
 mod page;
 mod text;
 
@@ -17,13 +18,14 @@ use crate::options::{SpecArgs, no_program};
 ///
 /// Without NODE: which rewrites of the whole graph were done and where, what was lifted to softmax, attention and the like,
 /// what looked like it and was not, and why; which rules of the e-graph were used; where the kernels, operations and bytes of
-/// a program are, and what keeps kernels apart. With NODE, the path of an application as errors and profiles show it, or the
+/// a program are, what keeps kernels apart, and which launches are predicted to take longest. With NODE, the path of an application as errors and profiles show it, or the
 /// beginning of one: the same for what is inside, and its kernels, what each computes, reads and stores, and why what it
 /// stores is not computed in the kernel that reads it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   alipc explain alip_b32 --batch 16
+  alipc explain alip_b32 --batch 512 --target sm_90a --rows 15648
   alipc explain alip_b32 visual.transformer.resblocks.3.mlp --batch 16
   alipc explain alip_b32 text.ln_final --program encode_text --target wgpu
   alipc explain my_graph.ron my_attention --no-rule packing --json")]
@@ -35,6 +37,9 @@ pub(crate) struct Args {
     /// The program to explain
     #[arg(long, value_name = "NAME", default_value = PROGRAM_TRAIN)]
     program: String,
+    /// Of a packed program, show the launches for so many packed rows, and not for all
+    #[arg(long, value_name = "N")]
+    rows: Option<u64>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -59,7 +64,10 @@ fn explain(args: &Args, sources: &mut SourceMap) -> Result<String, Diagnostics> 
     let names = || compiled.explained.keys().map(String::as_str);
     let program = compiled.explained.get(&args.program).ok_or_else(|| no_program(spec, &args.program, names()))?;
     let node = args.node.as_deref().map(plain_path);
-    let page = Page::new(&compiled, sources, &args.program, program, node.as_deref());
+    let mut page = Page::new(&compiled, sources, &args.program, program, node.as_deref());
+    if let (Some(plan), None) = (&compiled.plan, &node) {
+        page.dearest = Some(dearest::dearest(plan, &args.program, args.rows)?);
+    }
     if let (Some(node), true) = (&node, page.is_empty()) {
         let paths = program.graph.origins().iter().map(|origin| &*origin.path);
         let error = Diagnostic::error(format!("no kernel of `{}` computes anything of `{node}`", args.program));

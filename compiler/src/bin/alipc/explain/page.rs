@@ -13,6 +13,8 @@ use alip_compiler::transform::packing::PACKING;
 use alip_plan::BucketReport;
 use serde::Serialize;
 
+use super::dearest::Dearest;
+
 /// Everything about a program, or about a part of it.
 #[derive(Serialize)]
 pub(super) struct Page {
@@ -35,6 +37,8 @@ pub(super) struct Page {
     pub(super) buckets: Vec<BucketReport>,
     /// Launches of the program; fewer than kernels where several that do the same became one.
     pub(super) launches: u64,
+    /// What its launches are predicted to take; of a whole program only.
+    pub(super) dearest: Option<Dearest>,
     pub(super) kernels: Vec<Kernel>,
 }
 
@@ -150,6 +154,7 @@ impl Page {
             rules: fired(compiled, name, node),
             buckets: report.buckets,
             launches: report.launches,
+            dearest: None,
             kernels: kernels(program, node),
         };
         let packed = page.kernels.iter().any(|kernel| kernel.computes.iter().any(|computed| is_packed(&computed.what)));

@@ -3,14 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
+use super::dearest::Dearest;
 use super::page::{Kernel, Page, Readers};
-use crate::figures::{grouped, in_buckets, operations, rewritten, size};
+use crate::figures::{duration, grouped, in_buckets, operations, rewritten, size};
 
 pub(super) fn text(page: &Page) -> String {
     let mut text = format!("{} for {}: {}\n\n", page.name, page.target, page.program);
     decisions(&mut text, page);
     match page.node {
-        None => overview(&mut text, page),
+        None => {
+            overview(&mut text, page);
+            page.dearest.iter().for_each(|dearest| dear(&mut text, dearest));
+        }
         Some(_) => page.kernels.iter().for_each(|kernel| one(&mut text, kernel)),
     }
     text
@@ -105,8 +109,33 @@ fn overview(text: &mut String, page: &Page) {
     }
 }
 
+/// Kernels whose prediction is shown.
+const DEAREST: usize = 10;
+
+/// The launches that take longest.
+fn dear(text: &mut String, dearest: &Dearest) {
+    let rows: Vec<String> = dearest.rows.iter().map(|rows| grouped(*rows)).collect();
+    let of = if rows.is_empty() { String::new() } else { format!(", of {} rows", rows.join(" + ")) };
+    let (total, launches) = (duration(dearest.seconds), grouped(dearest.launches));
+    let _ = writeln!(text, "\npredicted  {total} for {launches} launches{of}; those that take longest:");
+    let _ =
+        writeln!(text, "{:>9}  {:>8}  {:>7}  {:>14}  {:>12}  of", "time", "share", "launches", "operations", "bytes");
+    for one in dearest.kernels.iter().take(DEAREST) {
+        let (flops, bytes) = (operations(one.flops), size(one.bytes));
+        let share = 100.0 * one.seconds / dearest.seconds.max(f64::MIN_POSITIVE);
+        let (time, launches) = (duration(one.seconds), grouped(one.launches));
+        let _ = writeln!(
+            text,
+            "{time:>9}  {share:>6.1} %  {launches:>8}  {flops:>14}  {bytes:>12}  {} {}  {}",
+            one.kind,
+            one.sizes,
+            at(&one.path)
+        );
+    }
+}
+
 /// Numbers replaced by `*`, so that the layers of a stack and equal reasons at other sizes fall together.
-fn alike(text: &str) -> String {
+pub(super) fn alike(text: &str) -> String {
     let mut out = String::new();
     let mut word = false;
     for c in text.chars() {
