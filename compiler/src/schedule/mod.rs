@@ -34,6 +34,7 @@ mod reads;
 mod recompute;
 mod siblings;
 mod space;
+mod split;
 mod sums;
 
 use alip_plan::Target;

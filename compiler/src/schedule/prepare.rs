@@ -2,12 +2,13 @@
 //!
 //! Afterwards: every node is live (inputs aside) and distinct, there are no identities, the operands of every product are
 //! `[batch.., free.., contracted..]` with the contracted dimensions in one order, no product exists only to be transposed,
-//! and no sum of very many elements into very few results is left in one piece.
+//! and no sum of very many elements into very few results is left in one piece, nor one of products that leaves most of a card idle.
 
-use alip_plan::{Fusion, Target};
+use alip_plan::{Fusion, Rates, Target};
 use smallvec::SmallVec;
 
 use super::commute::Forms;
+use super::split;
 use crate::diag::{Diagnostic, Diagnostics};
 use crate::hash::HashMap;
 use crate::ir::{Graph, NodeId, OriginId, Shape};
@@ -21,8 +22,8 @@ pub fn prepare(graph: &Graph, target: &Target) -> Result<Graph, Diagnostics> {
     let live = graph.live(graph.inputs.values().chain(graph.outputs.values()).chain(graph.updates.values()));
     let turned = turned(graph, &live);
     let (seen, forms) = (HashMap::default(), Forms::default());
-    let fusion = target.fusion;
-    let mut rebuild = Rebuild { graph: graph.successor(), seen, forms, fusion };
+    let Target { fusion, rates, .. } = target;
+    let mut rebuild = Rebuild { graph: graph.successor(), seen, forms, fusion: *fusion, rates: *rates };
     let mut moved: Vec<NodeId> = Vec::with_capacity(graph.nodes().len());
     for id in graph.ids() {
         let node = graph.node(id);
@@ -103,6 +104,7 @@ struct Rebuild {
     seen: HashMap<(Op, SmallVec<[NodeId; 3]>), NodeId>,
     forms: Forms,
     fusion: Fusion,
+    rates: Rates,
 }
 
 impl Rebuild {
@@ -178,19 +180,49 @@ impl Rebuild {
             (dot.batch.iter().map(|pair| pair.1).collect(), contract.iter().map(|pair| pair.1).collect()),
         ];
         let mut operands = Vec::new();
-        let mut ranks = Vec::new();
-        for (input, (batch, contracted)) in inputs.iter().zip(sides) {
+        let mut ranks = [0; 2];
+        for ((input, (batch, contracted)), rank_of) in inputs.iter().zip(sides).zip(&mut ranks) {
             let rank = self.graph.shape(*input).rank();
             let free = (0..rank).filter(|dim| !batch.contains(dim) && !contracted.contains(dim));
             let perm: Vec<usize> = batch.iter().copied().chain(free).chain(contracted.iter().copied()).collect();
             let shape: Shape = perm.iter().map(|from| self.graph.shape(*input).0[*from]).collect();
             operands.push(self.view(&Op::Transpose { perm }, *input, &shape, origin)?);
-            ranks.push(rank);
+            *rank_of = rank;
         }
-        let count = contract.len();
-        let contract = (0..count).map(|i| (ranks[0] - count + i, ranks[1] - count + i)).collect();
-        let batch = (0..dot.batch.len()).map(|i| (i, i)).collect();
-        self.add(Op::Dot(Dot { batch, contract }), &operands, origin)
+        let (count, batches) = (contract.len(), dot.batch.len());
+        let Some(parts) = self.parts(&operands, batches, count) else {
+            return self.add(Op::Dot(aligned(batches, ranks, count)), &operands, origin);
+        };
+        // Parts become the first batch dimension: a sum over it is one of neighbours far apart, which threads read together.
+        for (operand, rank) in operands.iter_mut().zip(&mut ranks) {
+            let shape = self.graph.shape(*operand).clone();
+            let outermost = *rank - count;
+            let inner = (shape.size(outermost) / parts).into();
+            let dims = shape.0.iter().cloned();
+            let cut: Shape =
+                dims.clone().take(outermost).chain([parts.into(), inner]).chain(dims.skip(outermost + 1)).collect();
+            let cut_view = self.view(&Op::Reshape { shape: cut.clone() }, *operand, &cut, origin)?;
+            let perm: Vec<usize> = [outermost].into_iter().chain(0..outermost).chain(outermost + 1..=*rank).collect();
+            let moved: Shape = perm.iter().map(|from| cut.0[*from].clone()).collect();
+            *operand = self.view(&Op::Transpose { perm }, cut_view, &moved, origin)?;
+            *rank += 1;
+        }
+        let partial = self.add(Op::Dot(aligned(batches + 1, ranks, count)), &operands, origin)?;
+        self.add(Op::Reduce { kind: ReduceKind::Sum, axes: vec![0] }, &[partial], origin)
+    }
+
+    /// Into how many parts the sums of a product of `[batch.., free.., contracted..]` are cut, if they are.
+    fn parts(&self, operands: &[NodeId], batches: usize, count: usize) -> Option<u64> {
+        let [a, b] = [0, 1].map(|side| self.graph.shape(operands[side]));
+        let product = |shape: &Shape, dims: std::ops::Range<usize>| dims.map(|dim| shape.size(dim)).product::<u64>();
+        let outermost = a.rank() - count;
+        let sizes = split::Sizes {
+            batch: product(a, 0..batches),
+            m: product(a, batches..outermost),
+            n: product(b, batches..b.rank() - count),
+            k: product(a, outermost..a.rank()),
+        };
+        (count > 0).then(|| split::parts(sizes, a.size(outermost), &self.rates)).flatten()
     }
 
     fn reduce(&mut self, kind: ReduceKind, axes: &[usize], x: NodeId, origin: OriginId) -> Result<NodeId, OpError> {
@@ -232,6 +264,12 @@ impl Rebuild {
         let partial = self.add(Op::Reduce { kind, axes: vec![rank + 1] }, &[cut], origin)?;
         self.reduce(kind, &[rank], partial, origin)
     }
+}
+
+/// The dimensions of a product of `[batch.., free.., contracted..]`.
+fn aligned(batches: usize, ranks: [usize; 2], count: usize) -> Dot {
+    let contract = (0..count).map(|i| (ranks[0] - count + i, ranks[1] - count + i)).collect();
+    Dot { batch: (0..batches).map(|i| (i, i)).collect(), contract }
 }
 
 /// Into how many equal pieces a reduction of this length is cut: the divisor that makes pieces nearest to this long, within
