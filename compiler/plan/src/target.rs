@@ -94,6 +94,17 @@ pub struct Waves {
     pub tile: u64,
     /// Tiles at a time: units of the card.
     pub at_once: u64,
+    /// Terms of the parts that a long sum is cut into: so many pay for writing a tile and reading it again.
+    pub fewest_terms: u64,
+    /// Most such parts, which are all in memory.
+    pub most_parts: u64,
+}
+
+impl Waves {
+    /// Tiles of generated products, on so many units.
+    fn of(at_once: u64) -> Waves {
+        Waves { tile: 128, at_once, fewest_terms: 512, most_parts: 32 }
+    }
 }
 
 /// When nodes become one kernel, are computed again, or are cut into several.
@@ -293,7 +304,7 @@ impl Target {
                 overlaps: true,
                 // Tensor cores in 16 bits against ordinary ones, which compute 19.5 TFLOP/s in f32.
                 wide_products: 16.0,
-                waves: Some(Waves { tile: 128, at_once: 108 }),
+                waves: Some(Waves::of(108)),
                 ..wgpu.rates
             },
             fusion: Fusion { few_results: 256, ..wgpu.fusion },
@@ -311,7 +322,7 @@ impl Target {
             convolutions: 0.5 * 790e12,
             points: 33e12,
             wide_products: 12.0, // 67 TFLOP/s in f32
-            waves: Some(Waves { tile: 128, at_once: 132 }),
+            waves: Some(Waves::of(132)),
             ..base.rates
         };
         Target { name: "sm_90a".into(), rates, ..base }
@@ -326,7 +337,7 @@ impl Target {
             convolutions: 0.5 * 2250e12,
             points: 40e12,
             wide_products: 28.0, // 80 TFLOP/s in f32
-            waves: Some(Waves { tile: 128, at_once: 148 }),
+            waves: Some(Waves::of(148)),
             ..base.rates
         };
         Target { name: "sm_100".into(), rates, ..base }

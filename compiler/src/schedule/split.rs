@@ -6,10 +6,6 @@
 
 use alip_plan::{Rates, Waves};
 
-/// A part has at least so many terms: its tile is written and read again, which so many pay for.
-const FEWEST_TERMS: u64 = 512;
-/// Most parts, which are all in memory.
-const MOST_PARTS: u64 = 32;
 /// What a split must save of the time of the product: the model is not better than that.
 const SAVES: f64 = 0.1;
 
@@ -27,15 +23,15 @@ pub(super) struct Sizes {
 pub(super) fn parts(sizes: Sizes, outermost: u64, rates: &Rates) -> Option<u64> {
     let waves = rates.waves?;
     let whole = seconds(sizes, 1, waves, rates);
-    let candidates =
-        (2..=MOST_PARTS).filter(|parts| outermost.is_multiple_of(*parts) && sizes.k / parts >= FEWEST_TERMS);
+    let possible = |parts: &u64| outermost.is_multiple_of(*parts) && sizes.k / parts >= waves.fewest_terms;
+    let candidates = (2..=waves.most_parts).filter(possible);
     let timed = candidates.map(|parts| (parts, seconds(sizes, parts, waves, rates)));
     let (parts, best) = timed.min_by(|a, b| a.1.total_cmp(&b.1))?;
     (best < (1.0 - SAVES) * whole).then_some(parts)
 }
 
 /// What the product takes, with adding up its parts.
-fn seconds(Sizes { batch, m, n, k }: Sizes, parts: u64, Waves { tile, at_once }: Waves, rates: &Rates) -> f64 {
+fn seconds(Sizes { batch, m, n, k }: Sizes, parts: u64, Waves { tile, at_once, .. }: Waves, rates: &Rates) -> f64 {
     let tiles = batch * m.div_ceil(tile) * n.div_ceil(tile) * parts;
     let multiplied = 2.0 * (tiles.next_multiple_of(at_once) * tile * tile) as f64 * (k / parts) as f64;
     let added = if parts == 1 {
