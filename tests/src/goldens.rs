@@ -40,6 +40,15 @@ impl Tensors {
         self.0.retain(|name, _| keep(name));
     }
 
+    /// Series of which only so many entries are left.
+    pub fn shortened(mut self, entries: usize) -> Self {
+        for tensor in self.0.values_mut() {
+            tensor.values.truncate(entries);
+            tensor.shape = vec![tensor.values.len()];
+        }
+        self
+    }
+
     /// The tensors whose names start with `prefix`, under the rest of their names: `section("f64.")` of a golden file
     /// is the truth, without the prefix.
     pub fn section(&self, prefix: &str) -> Self {

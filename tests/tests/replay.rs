@@ -90,16 +90,16 @@ fn weights(case: &Case, folder: &Path) -> PathBuf {
     path
 }
 
-fn replayed(case: &Case, device: Box<dyn Device>, target: Target, steps: u64) -> Tensors {
+fn replayed(case: &Case, on: &On, steps: u64) -> Tensors {
     let keep = Keep { grads: true, values: true };
-    let options =
-        SpecOptions { keep, compile: CompileOptions { target, ..Default::default() }, ..SpecOptions::default() };
+    let compile = CompileOptions { target: on.target.clone(), ..Default::default() };
+    let options = SpecOptions { keep, compile, ..SpecOptions::default() };
     let mut sources = SourceMap::new();
     let compiled = compile_spec(&mut sources, case.graph, &options)
         .unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false)));
     let plan = compiled.plan.expect("no pass was asked to be the last");
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut session = Session::new(Arc::new(plan), device).expect("the plan loads");
+    let mut session = Session::new(Arc::new(plan), (on.device)()).expect("the plan loads");
     let out = folder.path().join("replay.safetensors");
     let dump = BTreeSet::from([Dump::Outputs, Dump::Grads, Dump::Params, Dump::Metrics]);
     let batches = goldens::path(&format!("{}/inputs.safetensors", case.graph));
@@ -117,12 +117,23 @@ fn replayed(case: &Case, device: Box<dyn Device>, target: Target, steps: u64) ->
     goldens::read(&out).expect("what was just written")
 }
 
-fn check(case: &Case, device: Box<dyn Device>, target: Target) {
+/// Where a golden run is repeated.
+struct On<'a> {
+    name: &'a str,
+    target: Target,
+    /// Opens the device.
+    device: &'a dyn Fn() -> Box<dyn Device>,
+    /// Most steps.
+    steps: usize,
+}
+
+fn check(case: &Case, on: &On) {
     let golden = |name: &str| goldens::load(&format!("{}/{name}.safetensors", case.graph));
     let trajectory = golden(case.trajectory);
-    let steps = trajectory["f64.loss"].values.len() as u64;
-    let what = format!("{} {} on {}", case.graph, case.step1, device.name());
-    let found = replayed(case, device, target, steps);
+    let steps = trajectory["f64.loss"].values.len().min(on.steps);
+    let trajectory = trajectory.shortened(steps);
+    let what = format!("{} {} on {}", case.graph, case.step1, on.name);
+    let found = replayed(case, on, steps as u64);
     let metrics = found.section("metrics.");
     for (name, output, expected) in goldens::step1(&golden(case.step1)) {
         let actual = match found.get(output) {
@@ -139,20 +150,39 @@ fn check(case: &Case, device: Box<dyn Device>, target: Target) {
     goldens::compare_trajectory(&metrics, &trajectory).unwrap_or_else(|wrong| panic!("{what}: trajectory\n{wrong}"));
 }
 
-#[test]
-fn on_cpu() {
+/// A device of this machine; none where there is no such.
+fn on_device(name: &str, target: &Target) {
+    if let Err(why) = choose(name, &DeviceOptions::default()) {
+        return skip::skipped_outside_ci(&why.to_string());
+    }
+    let device = || choose(name, &DeviceOptions::default()).expect("it was there before").device;
     for case in &CASES {
-        let device = choose("cpu", &DeviceOptions::default()).expect("always there").device;
-        check(case, device, Target::cpu());
+        check(case, &On { name, target: target.clone(), device: &device, steps: usize::MAX });
     }
 }
 
 #[test]
+fn on_cpu() {
+    on_device("cpu", &Target::cpu());
+}
+
+#[test]
 fn on_wgpu() {
-    for case in &CASES {
-        match choose("wgpu", &DeviceOptions::default()) {
-            Ok(choice) => check(case, choice.device, Target::wgpu()),
-            Err(why) => return skip::skipped_outside_ci(&why.to_string()),
-        }
+    on_device("wgpu", &Target::wgpu());
+}
+
+/// The beginning of each run under the emulator of CUDA; all of it with `ALIP_EMULATED_STEPS=40`, which takes long.
+#[test]
+#[cfg(target_os = "linux")]
+fn on_emulated_cuda() {
+    if alip_tests::cuda::Emulator::get().is_none() {
+        return;
+    }
+    let steps = std::env::var("ALIP_EMULATED_STEPS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    // Of all the programs for so many rows a run meets one.
+    let device = || alip_tests::cuda::device().expect("it was there before");
+    // What starts in the middle runs the same kernels.
+    for case in CASES.iter().filter(|case| case.grads.is_some()) {
+        check(case, &On { name: "the emulator", target: Target::sm_80(), device: &device, steps });
     }
 }

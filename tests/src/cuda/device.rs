@@ -102,8 +102,10 @@ impl Loaded {
             return Ok(Arc::clone(compiled));
         }
         let used: BTreeSet<u32> = self.plan.programs[program].steps.iter().map(|step| step.kernel).collect();
-        let texts: Vec<Text<'_>> =
-            used.iter().filter_map(|kernel| text(&self.plan.kernels[*kernel as usize])).collect();
+        // Kernels that differ in words only have one text.
+        let texts = used.iter().filter_map(|kernel| text(&self.plan.kernels[*kernel as usize]));
+        let texts: BTreeMap<&str, Text<'_>> = texts.map(|text| (text.entry, text)).collect();
+        let texts: Vec<Text<'_>> = texts.into_values().collect();
         self.emulator.compile(&texts).map(Arc::new).map_err(failed)
     }
 
