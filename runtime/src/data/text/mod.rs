@@ -77,7 +77,7 @@ impl Tokenizer {
         match vocab {
             Vocab::Clip => Ok(Some(Tokenizer::clip())),
             Vocab::Words { size, file: Some(file) } => {
-                Ok(Some(Tokenizer::words(WordVocabulary::read(Path::new(file), *size)?)))
+                Ok(Some(Tokenizer::words(WordVocabulary::read(Path::new(&expand(file)?), *size)?)))
             }
             Vocab::Words { file: None, .. } => Ok(None),
             Vocab::File { file } => {

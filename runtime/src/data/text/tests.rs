@@ -184,6 +184,13 @@ fn word_lists_are_checked() {
     std::fs::write(folder.join("words.txt"), "red\nblue\n").unwrap();
     assert_eq!(WordVocabulary::read(&folder.join("words.txt"), 6).unwrap().list(), ["red", "blue"]);
     std::fs::remove_dir_all(&folder).unwrap();
+    // Its path is written as all paths are.
+    let vocab = Vocab::Words { size: 6, file: Some("${ALIP_UNSET_VARIABLE}/words.txt".into()) };
+    assert_eq!(
+        Tokenizer::without_source(&vocab).err().map(|error| error.to_string()).unwrap_or_default(),
+        "${ALIP_UNSET_VARIABLE}/words.txt: the environment variable `ALIP_UNSET_VARIABLE` is not set; set it, or write the path \
+         itself"
+    );
 }
 
 #[test]

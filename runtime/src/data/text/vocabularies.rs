@@ -66,14 +66,14 @@ impl Vocabularies {
         }
     }
 
-    /// The first file that reads otherwise now, with hashes of what it said then and says now. One that is no longer there is not
-    /// needed.
+    /// The first file that reads otherwise now, with hashes of what it said then and says now. One that is no longer there, or can no
+    /// longer be read, is not needed.
     pub fn changed(&self) -> Option<(&str, String, String)> {
         self.lists.iter().find_map(|(vocab, then)| {
             let file = vocab.file()?;
             expand(file).ok().filter(|path| Path::new(path).is_file())?;
-            let now = Tokenizer::without_source(vocab);
-            let now = now.as_ref().map_or(&[][..], |tokenizer| tokenizer.as_ref().map_or(&[][..], Tokenizer::content));
+            let now = Tokenizer::without_source(vocab).ok()?;
+            let now = now.as_ref().map_or(&[][..], Tokenizer::content);
             (now != then.as_slice()).then(|| (file, hash(then), hash(now)))
         })
     }
