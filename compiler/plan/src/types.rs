@@ -11,7 +11,7 @@ use crate::pipeline::Pipeline;
 use crate::target::Target;
 
 /// Version of the plan's byte format; a reader accepts exactly its own.
-pub const FORMAT_VERSION: u32 = 10;
+pub const FORMAT_VERSION: u32 = 11;
 
 /// First bytes of a plan file.
 const MAGIC: &[u8; 8] = b"alipplan";
@@ -370,6 +370,8 @@ impl Report {
 pub struct ProgramReport {
     /// Kernel launches.
     pub launches: u64,
+    /// Of these, calls of a library.
+    pub library_calls: u64,
     /// Floating point operations.
     pub flops: u64,
     /// Bytes that kernels read and write, each element once per kernel.
@@ -387,6 +389,8 @@ pub struct BucketReport {
     pub rows: Vec<u64>,
     /// Kernel launches.
     pub launches: u64,
+    /// Of these, calls of a library.
+    pub library_calls: u64,
     /// Floating point operations.
     pub flops: u64,
     /// Bytes that kernels read and write.

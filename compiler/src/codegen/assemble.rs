@@ -286,11 +286,18 @@ impl<'a> Assembly<'a> {
         for (name, program) in programs {
             let flops = program.steps.iter().map(|step| step.flops).sum();
             let launches = program.steps.len() as u64;
+            let is_call = |step: &&Step| {
+                self.kernels.get_index(step.kernel as usize).is_some_and(|(_, by)| *by == Implementation::CublasLt)
+            };
+            let library_calls = program.steps.iter().filter(is_call).count() as u64;
             let part = parts.iter().find(|(of, _)| of == name).map(|(_, part)| part);
             let bytes = part.map_or(0, Part::bytes_moved);
             let predicted_seconds = part.map_or(0.0, |part| part.predicted(&self.target.rates));
             let buckets = Vec::new();
-            report.programs.insert(name.clone(), ProgramReport { launches, flops, bytes, predicted_seconds, buckets });
+            report.programs.insert(
+                name.clone(),
+                ProgramReport { launches, library_calls, flops, bytes, predicted_seconds, buckets },
+            );
         }
         report
     }
@@ -305,9 +312,10 @@ pub(crate) fn report_buckets(plan: &mut Plan, parts: &[(String, Part)]) {
         let mut bucket = |bucket: &Bucket| {
             let report =
                 if bucket.program == *name { reports.get(name).cloned() } else { reports.remove(&bucket.program) };
-            let ProgramReport { launches, flops, bytes, predicted_seconds, .. } = report.unwrap_or_default();
+            let ProgramReport { launches, library_calls, flops, bytes, predicted_seconds, .. } =
+                report.unwrap_or_default();
             let (rows, arena_bytes) = (bucket.rows.clone(), arena(&bucket.program));
-            BucketReport { rows, launches, flops, bytes, predicted_seconds, arena_bytes }
+            BucketReport { rows, launches, library_calls, flops, bytes, predicted_seconds, arena_bytes }
         };
         let buckets: Vec<BucketReport> = packed.buckets.iter().map(&mut bucket).collect();
         if let Some(report) = reports.get_mut(name) {
