@@ -191,7 +191,8 @@ impl Case {
         let found = HostTensor::from_bytes(dtype, &[elements], &outcome.operands[out].bytes);
         let found = found.map_err(|why| why.to_string())?;
         for (at, (found, (exact, error))) in found.to_f32().iter().zip(expected).enumerate() {
-            if !(f64::from(found - exact).abs() <= *error) {
+            let off = f64::from(found - exact).abs();
+            if off.is_nan() || off > *error {
                 return Err(format!("element {at} is {found}, not {exact}, which may be off by {error}"));
             }
         }

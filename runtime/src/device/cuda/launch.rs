@@ -25,7 +25,7 @@ pub(super) struct Launch {
 
 enum What {
     Kernel { function: Function, grid: [u32; 3], block: u32, shared_bytes: u32 },
-    Product { call: Call, workspace: Arc<Memory>, origin: String },
+    Product { call: Box<Call>, workspace: Arc<Memory>, origin: String },
 }
 
 impl Launch {
@@ -168,7 +168,7 @@ impl Launcher {
             let help = "compile the spec with `alipc compile --no-library` to do without the library";
             refused(origin, &format!("{why}; {help}"))
         })?;
-        Ok(What::Product { call, workspace: workspace.clone(), origin: origin.to_string() })
+        Ok(What::Product { call: Box::new(call), workspace: workspace.clone(), origin: origin.to_string() })
     }
 }
 
