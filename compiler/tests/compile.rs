@@ -4,7 +4,7 @@ use alip_compiler::diag::SourceMap;
 use alip_compiler::resolve::Options;
 use alip_compiler::{CompileOptions, CompiledSpec, PASSES, SpecOptions, compile_spec};
 use alip_plan::check::check;
-use alip_plan::kernel::Implementation;
+use alip_plan::kernel::{Implementation, Loop, Product};
 use alip_plan::{Buffer, DType, Plan, SegmentKind, Target};
 
 fn compile(options: &SpecOptions) -> Result<CompiledSpec, String> {
@@ -97,6 +97,42 @@ fn shaders_that_cannot_be_what_they_are_to_compute_are_refused() {
     refused(|source, _| source.clear(), "a shader without text");
     refused(|_, workgroups| workgroups[1] = 0, ", 0, 1] workgroups computes nothing");
     refused(|source, _| source.push_str(&"@binding(9)".repeat(9)), " operands, applied to ");
+}
+
+/// The first product of the training step that is a call of cuBLASLt.
+fn called(plan: &mut Plan) -> &mut Product {
+    let called = plan.programs["train"].steps.iter().map(|step| step.kernel as usize);
+    let mut called = called.filter(|kernel| plan.kernels[*kernel].implementation == Implementation::CublasLt);
+    let first = called.next().expect("a product that the library has");
+    match &mut plan.kernels[first].description {
+        Loop::Product(product) => product,
+        other => panic!("a call is no {other:?}"),
+    }
+}
+
+#[test]
+fn calls_that_the_library_does_not_compute_are_refused() {
+    let plan = plan_for(Target::sm_80());
+    let without = |plan: &mut Plan| plan.target.library = None;
+    check_refused(&plan, without, "a call of cuBLASLt, of which the plan's target knows nothing");
+    let sums = |plan: &mut Plan| called(plan).code.instrs.clear();
+    check_refused(&plan, sums, "a call of cuBLASLt, which has it not: what follows it is no epilogue of the library");
+    let other = |plan: &mut Plan| {
+        let is_map = |kernel: &u32| matches!(plan.kernels[*kernel as usize].description, Loop::Map(_));
+        let map = plan.programs["train"].steps.iter().map(|step| step.kernel).find(is_map).expect("a map");
+        plan.kernels[map as usize].implementation = Implementation::CublasLt;
+    };
+    check_refused(&plan, other, "a call of cuBLASLt for what is no product");
+    let leave = |plan: &mut Plan| called(plan).a.offset = 1 << 40;
+    check_refused(&plan, leave, "operand a: elements 1099511627776 to");
+}
+
+#[test]
+fn products_are_no_calls_where_the_library_is_turned_off() {
+    let calls = |target: Target| plan_for(target).report.programs["train"].library_calls;
+    assert!(calls(Target::sm_80()) > 0);
+    assert_eq!(calls(Target { library: None, ..Target::sm_80() }), 0);
+    assert_eq!(calls(Target::wgpu()), 0);
 }
 
 #[test]

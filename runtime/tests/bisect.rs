@@ -179,7 +179,7 @@ fn what_cannot_be_turned_off_is_refused() {
     };
     refused(
         &["--against", "no-thing"],
-        "--against no-thing: there is no-lift, no-rewrites, no-egraph, no-recompute, no-fuse, no-rule NAME",
+        "--against no-thing: there is no-lift, no-rewrites, no-egraph, no-recompute, no-fuse, no-library, no-rule NAME",
     );
     refused(
         &["--against", "no-rule"],

@@ -1,5 +1,5 @@
-//! The device for NVIDIA cards, with stand-ins of the driver and of NVRTC (`tests/cuda_emulator`) where a system has these: what
-//! is found, what is said when something is missing or fails, and that training goes as on the cpu. No card is used.
+//! The device for NVIDIA cards, with stand-ins of the driver, of NVRTC and of cuBLASLt (`tests/cuda_emulator`) where a system has
+//! these: what is found, what is said when something is missing or fails, and that training goes as on the cpu. No card is used.
 
 #![cfg(all(target_os = "linux", feature = "compile", feature = "cuda"))]
 
@@ -18,6 +18,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use alip_compiler::diag::SourceMap;
+use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
+use alip_plan::Target;
 use common::{log, said, specs};
 use standin::StandIn;
 
@@ -31,7 +34,8 @@ fn stand_in() -> Option<&'static StandIn> {
 
 /// The program with nothing of CUDA: files that are no libraries hide what the machine has.
 fn bare(folder: &Path, args: &[&str]) -> Command {
-    for name in ["libcuda.so", "libcuda.so.1", "libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"] {
+    let versions = |library: &str| ["", ".1", ".12", ".13"].map(|version| format!("{library}.so{version}"));
+    for name in ["libcuda", "libnvrtc", "libcublasLt"].into_iter().flat_map(versions) {
         fs::write(folder.join(name), "").unwrap();
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_alip-run"));
@@ -45,11 +49,17 @@ fn bare(folder: &Path, args: &[&str]) -> Command {
 /// The program with stand-ins, whose settings these are; what is compiled is kept in the folder.
 fn program(folder: &Path, args: &[&str], settings: &[(&str, &str)]) -> Option<Command> {
     let mut command = bare(folder, args);
-    stand_in()?.give(&mut command).env("XDG_CACHE_HOME", folder.join("cache"));
+    stand_in()?.give(&mut command);
+    set(&mut command, folder);
+    command.envs(settings.iter().copied());
+    Some(command)
+}
+
+/// Lets stand-ins work in a folder.
+fn set(command: &mut Command, folder: &Path) {
+    command.env("XDG_CACHE_HOME", folder.join("cache")).env("ALIP_STANDIN_REPORTS", folder.join("reports"));
     // The stand-in of NVRTC runs a compiler.
     command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    command.env("ALIP_STANDIN_REPORTS", folder.join("reports")).envs(settings.iter().copied());
-    Some(command)
 }
 
 /// The command ends well and says all of this on stdout.
@@ -96,7 +106,7 @@ fn train<'a>(out: &'a str, steps: &'a str, device: &'a str) -> Vec<&'a str> {
 fn cards_are_listed_with_the_libraries_that_were_found() {
     let folder = specs();
     let Some(command) = program(folder.path(), &["devices"], &[("ALIP_STANDIN_CARDS", "2")]) else { return };
-    let card = "(compute capability 9.0, driver for CUDA 12.8), NVRTC 12.8 (libnvrtc.so.12)";
+    let card = "(compute capability 9.0, driver for CUDA 12.8), NVRTC 12.8 (libnvrtc.so.12), cuBLASLt 12.8.3 (libcublasLt.so.12)";
     let (first, second) = (format!("cuda:0     stand-in 0 {card}"), format!("cuda:1     stand-in 1 {card}"));
     check_says(command, &[&first, &second, "target sm_90a", "auto       cuda: stand-in 0"]);
 }
@@ -137,6 +147,57 @@ fn what_is_missing_is_named() {
     stand_in.give_driver(&mut command).env("VIRTUAL_ENV", folder.path().join("venv"));
     let looked = format!("nor in {}); install the CUDA toolkit", environment.display());
     check_fails(command, &["device `cuda` cannot be used: there is no NVRTC", &looked]);
+}
+
+#[test]
+fn products_need_their_library_unless_the_plan_does_without() {
+    let folder = specs();
+    let at = folder.path();
+    let Some(stand_in) = stand_in() else { return };
+    if Path::new("/usr/local/cuda").exists() {
+        return skip::skipped("the CUDA toolkit of this machine would be found");
+    }
+    let without = |args: &[&str]| {
+        let mut command = bare(at, args);
+        stand_in.give_without_products(&mut command);
+        set(&mut command, at);
+        command
+    };
+    check_says(without(&["devices"]), &["NVRTC 12.8 (libnvrtc.so.12), no cuBLASLt"]);
+    let missing = [
+        "device `cuda` cannot be used: there is no cuBLASLt, which computes products (libcublasLt.so.12 is not where the system \
+         looks for libraries); install the CUDA toolkit and set CUDA_HOME, or `pip install nvidia-cublas` in the Python \
+         environment that is active; a plan that `alipc compile --no-library` writes does without it",
+    ];
+    check_fails(without(&train("none", "2", "cuda")), &missing);
+    let mut target = Target::sm_90a();
+    target.library = None;
+    let options =
+        SpecOptions { compile: CompileOptions { target, ..CompileOptions::default() }, ..SpecOptions::default() };
+    let mut sources = SourceMap::new();
+    let spec = at.join("small.ron");
+    let compiled = compile_spec(&mut sources, spec.to_str().unwrap(), &options);
+    let plan = compiled.unwrap_or_else(|errors| panic!("{}", errors.render(&sources, false))).plan.unwrap();
+    fs::create_dir(at.join("generated")).unwrap();
+    fs::write(at.join("generated/plan.alip"), plan.to_bytes()).unwrap();
+    check_says(without(&["bench", "generated", "--device", "cuda", "--warmup", "0", "--steps", "1"]), &[]);
+    assert_eq!(reports(at), "");
+}
+
+#[test]
+fn what_the_library_refuses_is_named_with_its_place() {
+    let refused = [
+        "device `cuda` failed: `",
+        "`: cublasLtMatmulAlgoGetHeuristic: CUBLAS_STATUS_NOT_SUPPORTED for ",
+        ", f32 to f32; compile the spec with `alipc compile --no-library` to do without the library",
+    ];
+    check_refused(&[("ALIP_STANDIN_CUBLASLT_REFUSE", "1")], &refused);
+    let old =
+        "device `cuda` cannot be used: cuBLASLt is 11.9.2, and 12.0.0 or newer is needed; update CUDA's libraries";
+    check_refused(&[("ALIP_STANDIN_CUBLASLT", "110902")], &[old]);
+    // Enough for the plan, but not for what products use beside it.
+    let workspace = "cuda has no room for a memory segment of 33554432 bytes: ";
+    check_refused(&[("ALIP_STANDIN_MEMORY", "16000000")], &[workspace, "use a smaller --batch"]);
 }
 
 #[test]

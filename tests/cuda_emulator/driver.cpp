@@ -142,6 +142,16 @@ void write_reports() {
     add(std::string(path) + ".launches", "w", std::to_string(run_launches));
 }
 
+/// Runs a launch, unless it is the one that fails.
+int launched(const std::function<void()>& run) {
+    ++run_launches;
+    if (run_launches == setting("ALIP_STANDIN_FAIL", 0)) return LAUNCH_FAILED;
+    if (run_launches == setting("ALIP_STANDIN_LOSE", 0)) return ECC_UNCORRECTABLE;
+    run();
+    write_reports();
+    return SUCCESS;
+}
+
 std::string own_folder() {
     Dl_info info;
     dladdr(reinterpret_cast<void*>(&own_folder), &info);
@@ -421,14 +431,20 @@ CU cuLaunchKernel(Function* function, unsigned x, unsigned y, unsigned z, unsign
     for (unsigned operand = 0; operand < function->kernel->kernel->operands; ++operand)
         operands.push_back(*static_cast<void**>(parameters[operand]));
     stream->work.push_back([=] {
-        ++run_launches;
-        if (run_launches == setting("ALIP_STANDIN_FAIL", 0)) return static_cast<int>(LAUNCH_FAILED);
-        if (run_launches == setting("ALIP_STANDIN_LOSE", 0)) return static_cast<int>(ECC_UNCORRECTABLE);
-        const uint32_t grid[3] = {x, y, z};
-        launch(function->kernel, grid, threads, operands.data(), shared_bytes);
-        write_reports();
-        return static_cast<int>(SUCCESS);
+        return launched([=] {
+            const uint32_t grid[3] = {x, y, z};
+            launch(function->kernel, grid, threads, operands.data(), shared_bytes);
+        });
     });
+    return SUCCESS;
+}
+
+/// Queues a library's work as a launch; 0 if it was taken.
+CU standin_submit(Stream* stream, void (*work)(void*), void* with) {
+    READY;
+    if (!streams.count(stream)) return INVALID_HANDLE;
+    if (++submitted == setting("ALIP_STANDIN_REFUSE", 0)) return LAUNCH_OUT_OF_RESOURCES;
+    stream->work.push_back([=] { return launched([=] { work(with); }); });
     return SUCCESS;
 }
 

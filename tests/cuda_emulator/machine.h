@@ -104,6 +104,8 @@ void shared_of(const Loaded* kernel, uint32_t dynamic_bytes);
 void poison_shared(const Loaded* kernel);
 /// Checks an access of the machine itself, on behalf of the running thread.
 void check_access(uintptr_t address, unsigned bytes, bool write, uintptr_t code, int line);
+/// Makes an access of a library, whose threads nobody sees; what is wrong with it, or null.
+const char* library_access(uintptr_t address, uint64_t bytes, bool write);
 /// Marks shared bytes as under way, or as landed now.
 void stamp_shared(uintptr_t address, unsigned bytes, bool under_way);
 
@@ -134,6 +136,8 @@ struct Finding {
     std::string more;
 };
 void report(Finding finding);
+/// Notes a report that is no kernel's.
+void report(const std::string& text);
 std::string take_reports();
 
 } // namespace emulator

@@ -257,6 +257,18 @@ void check_access(uintptr_t address, unsigned bytes, bool write, uintptr_t code,
     else access<false>(address, bytes, code, line);
 }
 
+const char* library_access(uintptr_t address, uint64_t bytes, bool write) {
+    if (address - now.global >= now.global_bytes || now.global_bytes - (address - now.global) < bytes) return "outside its memory";
+    const uintptr_t first = address - now.global, last = (first + bytes - 1) / 2;
+    for (uintptr_t cell = first / 2; cell <= last; ++cell) {
+        const uint64_t epoch = epoch_of(now.global_cells[cell].write);
+        if (epoch == 0) return "outside its memory";
+        if (!write && epoch == NEVER_WRITTEN) return "read of what was never written";
+        if (write) now.global_cells[cell] = {WRITTEN_BY_HOST << 32, 0};
+    }
+    return nullptr;
+}
+
 } // namespace emulator
 
 using emulator::access;

@@ -92,6 +92,16 @@ void report(Finding finding) {
     }
 }
 
+void report(const std::string& text) {
+    for (Noted& one : noted) {
+        if (one.text != text) continue;
+        ++one.times;
+        return;
+    }
+    if (noted.size() < MOST_REPORTS) noted.push_back({text, 1});
+    else ++beyond;
+}
+
 std::string take_reports() {
     std::string all;
     for (const Noted& one : noted) {
@@ -176,6 +186,27 @@ EXPORTED int emulator_launch(Module* module, const char* entry, const uint32_t g
         release(addresses[i]);
     }
     return result;
+}
+
+/// Memory of the card for a library's call, which `emulator_finish` gives back; null if there is none.
+EXPORTED void* emulator_alloc(const EmulatorOperand* operand) {
+    void* address = alloc(operand->length, operand->written ? WRITTEN_BY_HOST : NEVER_WRITTEN);
+    if (address && operand->written) memcpy(address, operand->bytes, operand->length);
+    return address;
+}
+
+/// What such memory holds now, to where it came from; it is no more. The reports are those of the call.
+EXPORTED void emulator_finish(void* address, const EmulatorOperand* operand) {
+    taken += take_reports();
+    memcpy(operand->bytes, address, operand->length);
+    release(address);
+}
+
+/// Whether a library may make an access; what it may not is reported.
+EXPORTED int emulator_touch(const void* address, uint64_t bytes, int write, const char* who) {
+    const char* wrong = library_access(reinterpret_cast<uintptr_t>(address), bytes, write);
+    if (wrong) report(std::string(who) + ": " + wrong);
+    return !wrong;
 }
 
 /// The reports so far, one a line; with room for all of them they are forgotten.

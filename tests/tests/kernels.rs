@@ -240,21 +240,27 @@ impl Cards {
     #[cfg(not(target_os = "linux"))]
     fn check(self) {}
 
-    /// Checks that they do what the reference does.
+    /// Checks that they do what the reference does, by generated kernels and, where there are, by calls of the library.
     #[cfg(target_os = "linux")]
     fn check(self) {
-        let plan = |(case, kernel, seed): &(Case, Loop, u64)| {
-            let target = Target::sm_80();
+        let plan = |(case, kernel, seed): &(Case, Loop, u64), target: Target| {
             let implementation =
                 cuda::emit(kernel, &target).unwrap_or_else(|why| panic!("case {seed}: {why}\n{kernel:#?}"));
             case.plan(Kernel { description: kernel.clone(), implementation }, target)
         };
-        let plans: Vec<Plan> = self.0.iter().map(plan).collect();
-        let Some(device) = alip_tests::cuda::device_for(&plans) else { return };
-        for ((case, kernel, seed), plan) in self.0.into_iter().zip(plans) {
-            let found = case.run(plan, device(), seed);
-            let found = found.unwrap_or_else(|why| panic!("case {seed}, emulated cuda: {why}\n{kernel:#?}"));
-            compare(&format!("case {seed}, emulated cuda"), &kernel, &case.expected(&kernel, seed), &found);
+        let generated = self.0.iter().map(|of| (of, plan(of, Target { library: None, ..Target::sm_80() })));
+        let calls = self.0.iter().map(|of| (of, plan(of, Target::sm_80())));
+        let calls = calls.filter(|(_, plan)| plan.kernels[0].implementation == Implementation::CublasLt);
+        let all: Vec<(&(Case, Loop, u64), Plan)> = generated.chain(calls).collect();
+        let Some(device) = alip_tests::cuda::device_for(all.iter().map(|(_, plan)| plan)) else { return };
+        for ((case, kernel, seed), plan) in all {
+            let what = match &plan.kernels[0].implementation {
+                Implementation::CublasLt => format!("case {seed}, emulated cuBLASLt"),
+                _ => format!("case {seed}, emulated cuda"),
+            };
+            let found = case.run(plan, device(), *seed);
+            let found = found.unwrap_or_else(|why| panic!("{what}: {why}\n{kernel:#?}"));
+            compare(&what, kernel, &case.expected(kernel, *seed), &found);
         }
     }
 }

@@ -12,8 +12,9 @@ mod packing;
 
 use std::fmt;
 
-use crate::kernel::{Code, Implementation, Instr, Loop, ReduceKind, ScalarOp, Stage, View};
-use crate::{Buffer, DType, Plan, Program, SegmentKind, Step};
+use crate::kernel::{Code, Implementation, Instr, Kernel, Loop, ReduceKind, ScalarOp, Stage, View};
+use crate::library::Matmul;
+use crate::{Buffer, DType, Plan, Program, SegmentKind, Step, Target};
 
 /// A law that a plan breaks, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,21 +107,21 @@ fn step(plan: &Plan, program: &Program, step: &Step) -> Checked {
         return Err(format!("operand {operand} is written, and lies among the inputs"));
     }
     let aligned = |operand: &&Buffer| operand.offset.is_multiple_of(plan.target.alignment.max(VECTOR_BYTES));
-    if let (Implementation::Cuda { .. }, Some(operand)) =
+    if let (Implementation::Cuda { .. } | Implementation::CublasLt, Some(operand)) =
         (&kernel.implementation, operands.iter().find(|operand| !aligned(operand)))
     {
-        // Its text reads and writes several elements at once.
+        // Its text, or the library, reads and writes several elements at once.
         return Err(format!("an operand at {}, which is no multiple of {}", operand.offset, plan.target.alignment));
     }
-    implementation(&kernel.implementation, operands.len())
+    implementation(kernel, operands.len(), &plan.target)
 }
 
 /// The widest access of a CUDA kernel.
 const VECTOR_BYTES: u64 = 16;
 
 /// What an implementation needs beside its description, applied to so many operands.
-fn implementation(implementation: &Implementation, operands: usize) -> Checked {
-    match implementation {
+fn implementation(kernel: &Kernel, operands: usize, target: &Target) -> Checked {
+    match &kernel.implementation {
         Implementation::AsDescribed => Ok(()),
         Implementation::Wgsl { source, workgroups, .. } => {
             if source.trim().is_empty() {
@@ -150,6 +151,15 @@ fn implementation(implementation: &Implementation, operands: usize) -> Checked {
             }
             Ok(())
         }
+        Implementation::CublasLt if target.library.is_none() => {
+            Err("a call of cuBLASLt, of which the plan's target knows nothing".into())
+        }
+        Implementation::CublasLt => match &kernel.description {
+            Loop::Product(product) => {
+                Matmul::of(product).map(drop).map_err(|why| format!("a call of cuBLASLt, which has it not: {why}"))
+            }
+            _ => Err("a call of cuBLASLt for what is no product".into()),
+        },
     }
 }
 

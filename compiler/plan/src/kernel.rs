@@ -67,6 +67,9 @@ pub enum Implementation {
         /// Dynamic shared memory of a block, in bytes.
         shared_bytes: u32,
     },
+    /// A call of cuBLASLt: the one that [`crate::library::Matmul::of`] makes of the description, a product. Operands begin at
+    /// multiples of the target's alignment.
+    CublasLt,
 }
 
 impl Implementation {
@@ -75,7 +78,7 @@ impl Implementation {
         match self {
             Implementation::AsDescribed => TargetKind::Cpu,
             Implementation::Wgsl { .. } => TargetKind::Wgpu,
-            Implementation::Cuda { .. } => TargetKind::Cuda,
+            Implementation::Cuda { .. } | Implementation::CublasLt => TargetKind::Cuda,
         }
     }
 }

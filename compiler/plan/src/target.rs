@@ -54,6 +54,8 @@ pub struct Target {
     pub fusion: Fusion,
     /// How generated kernels share out their work; none where the device brings the loops along.
     pub tiles: Option<Tiles>,
+    /// Whether products are calls of a library where it has what follows them; none where kernels compute all of them.
+    pub library: Option<Library>,
     /// Numbers of rows that packed programs are compiled for.
     pub packing: Packing,
 }
@@ -158,6 +160,13 @@ pub struct Tiles {
     pub workgroup_bytes: u64,
 }
 
+/// A library of products: cuBLASLt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Library {
+    /// Memory that a product may use beside its operands, one after the other: long sums are split there.
+    pub workspace_bytes: u64,
+}
+
 /// Numbers of rows that packed programs are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Packing {
@@ -225,6 +234,7 @@ impl Target {
                 chunk_bytes: 64 << 20,
             },
             tiles: None,
+            library: None, // that of the cpu device is part of it
             packing: Packing {
                 trained: Spacing { per_doubling: [6, 6, 4], multiple: 16, least_step: 32 },
                 untrained: Spacing { per_doubling: [3, 3, 3], multiple: 16, least_step: 32 },
@@ -309,6 +319,7 @@ impl Target {
             },
             fusion: Fusion { few_results: 256, ..wgpu.fusion },
             tiles: wgpu.tiles.map(|tiles| Tiles { kept_rows: 32, workgroup_bytes: 48 << 10, ..tiles }),
+            library: Some(Library { workspace_bytes: 4 << 20 }), // as NVIDIA recommends
             ..wgpu
         }
     }
@@ -325,7 +336,7 @@ impl Target {
             waves: Some(Waves::of(132)),
             ..base.rates
         };
-        Target { name: "sm_90a".into(), rates, ..base }
+        Target { name: "sm_90a".into(), rates, library: Some(LARGE), ..base }
     }
 
     /// A B200, by its published figures.
@@ -340,7 +351,7 @@ impl Target {
             waves: Some(Waves::of(148)),
             ..base.rates
         };
-        Target { name: "sm_100".into(), rates, ..base }
+        Target { name: "sm_100".into(), rates, library: Some(LARGE), ..base }
     }
 
     /// The named descriptions that ship with alip.
@@ -411,6 +422,9 @@ impl Target {
             && self.max_workgroups >= other.max_workgroups
     }
 }
+
+/// With what NVIDIA recommends from Hopper on.
+const LARGE: Library = Library { workspace_bytes: 32 << 20 };
 
 /// How a name calls its limits: bytes of a segment, bytes of an operand, operands of a kernel, workgroups of a dimension.
 const LIMITS: [&str; 4] = ["segment", "binding", "operands", "workgroups"];

@@ -374,6 +374,8 @@ impl Report {
 pub struct ProgramReport {
     /// Kernel launches.
     pub launches: u64,
+    /// Of these, calls of a library.
+    pub library_calls: u64,
     /// Floating point operations.
     pub flops: u64,
     /// Bytes that kernels read and write, each element once per kernel.
@@ -391,6 +393,8 @@ pub struct BucketReport {
     pub rows: Vec<u64>,
     /// Kernel launches.
     pub launches: u64,
+    /// Of these, calls of a library.
+    pub library_calls: u64,
     /// Floating point operations.
     pub flops: u64,
     /// Bytes that kernels read and write.

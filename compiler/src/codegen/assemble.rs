@@ -277,9 +277,13 @@ impl<'a> Assembly<'a> {
         ];
         report.memory.extend(categories.map(|(category, bytes)| (category.to_owned(), bytes)));
         for (name, program) in programs {
+            let is_call = |step: &&Step| {
+                self.kernels.get_index(step.kernel as usize).is_some_and(|(_, by)| *by == Implementation::CublasLt)
+            };
             let sum = |of: fn(&Step) -> u64| program.steps.iter().map(of).sum::<u64>();
             let one = ProgramReport {
                 launches: program.steps.len() as u64,
+                library_calls: program.steps.iter().filter(is_call).count() as u64,
                 flops: sum(|step| step.flops),
                 bytes: sum(|step| step.bytes),
                 predicted_seconds: sum(|step| step.predicted_ns) as f64 / 1e9,
@@ -300,9 +304,10 @@ pub(crate) fn report_buckets(plan: &mut Plan, parts: &[(String, Part)]) {
         let mut bucket = |bucket: &Bucket| {
             let report =
                 if bucket.program == *name { reports.get(name).cloned() } else { reports.remove(&bucket.program) };
-            let ProgramReport { launches, flops, bytes, predicted_seconds, .. } = report.unwrap_or_default();
+            let ProgramReport { launches, library_calls, flops, bytes, predicted_seconds, .. } =
+                report.unwrap_or_default();
             let (rows, arena_bytes) = (bucket.rows.clone(), arena(&bucket.program));
-            BucketReport { rows, launches, flops, bytes, predicted_seconds, arena_bytes }
+            BucketReport { rows, launches, library_calls, flops, bytes, predicted_seconds, arena_bytes }
         };
         let buckets: Vec<BucketReport> = packed.buckets.iter().map(&mut bucket).collect();
         if let Some(report) = reports.get_mut(name) {

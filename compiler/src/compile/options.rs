@@ -43,6 +43,7 @@ pub const SWITCHES: &[Switch] = &[
     Switch { name: "no-egraph", off: |options| options.optimize.enabled = false },
     Switch { name: "no-recompute", off: |options| options.schedule.recompute = false },
     Switch { name: "no-fuse", off: |options| options.schedule.fuse = false },
+    Switch { name: "no-library", off: |options| options.target.library = None },
 ];
 
 impl Default for CompileOptions {

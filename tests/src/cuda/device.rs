@@ -1,15 +1,16 @@
-//! The emulator as a device: plans for NVIDIA cards run on a machine without one, a launch after the other, and whatever the
-//! emulator reports is an error of the step.
+//! The emulator as a device: plans for NVIDIA cards run on a machine without one, a launch or a call of a library after the other,
+//! and whatever the emulator reports is an error of the step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use alip_plan::kernel::{Implementation, Kernel};
+use alip_plan::kernel::{Implementation, Kernel, Loop};
+use alip_plan::library::Matmul;
 use alip_plan::{Buffer, Plan, Target, TargetKind};
 use alip_runtime::device::{Device, DeviceError, Download, LoadedPlan, MemoryFacts, Slice};
 
-use super::{Emulator, Module, Operand, Text};
+use super::{Emulator, Module, Operand, Outcome, Text};
 
 /// The device; none on a machine without a C++ compiler, which says so.
 pub fn device() -> Option<Box<dyn Device>> {
@@ -117,6 +118,20 @@ impl Loaded {
     }
 }
 
+impl Loaded {
+    /// Runs a kernel, or calls the library.
+    fn launch(&self, program: &str, kernel: &Kernel, operands: Vec<Operand>) -> Result<Outcome, String> {
+        match (&kernel.implementation, &kernel.description) {
+            (Implementation::Cuda { entry, grid, .. }, _) => Ok(self.programs[program].launch(entry, *grid, operands)),
+            (Implementation::CublasLt, Loop::Product(product)) => {
+                let workspace = self.plan.target.library.map_or(0, |library| library.workspace_bytes);
+                self.emulator.multiply(&Matmul::of(product)?, operands, workspace)
+            }
+            _ => Err("it is neither a CUDA text nor a call of cuBLASLt".into()),
+        }
+    }
+}
+
 impl LoadedPlan for Loaded {
     fn write(&mut self, slice: Slice, bytes: &[u8]) -> Result<(), DeviceError> {
         self.bytes(slice)?.copy_from_slice(bytes);
@@ -140,16 +155,14 @@ impl LoadedPlan for Loaded {
         let of = &plan.programs[program];
         for step in &of.steps[steps] {
             let kernel = &plan.kernels[step.kernel as usize];
-            let Implementation::Cuda { entry, grid, .. } = &kernel.implementation else {
-                return Err(failed("a kernel without CUDA text"));
-            };
             let buffers: Vec<&Buffer> = step.operands.iter().map(|index| &of.buffers[*index as usize]).collect();
             let operands = buffers.iter().map(|buffer| {
                 let bytes = self.bytes(Slice::from(*buffer))?.to_vec();
                 Ok(Operand { bytes, written: true })
             });
             let operands = operands.collect::<Result<Vec<_>, DeviceError>>()?;
-            let outcome = self.programs[program].launch(entry, *grid, operands);
+            let outcome =
+                self.launch(program, kernel, operands).map_err(|why| failed(format!("{}: {why}", step.origin)))?;
             if !outcome.reports.is_empty() {
                 let source = match &kernel.implementation {
                     Implementation::Cuda { source, .. } => source.as_str(),

@@ -3,8 +3,10 @@
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use alip_plan::library::Matmul;
+use alip_runtime::device::cuda::{Call, CublasLt, cublaslt};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 
 use super::build::{self, Text};
@@ -56,6 +58,8 @@ struct RawOperand {
 type Load = unsafe extern "C" fn(*const c_char, *mut c_char, usize) -> *mut c_void;
 type Unload = unsafe extern "C" fn(*mut c_void);
 type Launch = unsafe extern "C" fn(*mut c_void, *const c_char, *const u32, u32, *const RawOperand, u32) -> c_int;
+type Alloc = unsafe extern "C" fn(*const RawOperand) -> *mut c_void;
+type Finish = unsafe extern "C" fn(*mut c_void, *const RawOperand);
 type Reports = unsafe extern "C" fn(*mut c_char, usize) -> usize;
 
 /// The emulator, loaded once; it runs one launch at a time.
@@ -69,6 +73,10 @@ pub struct Emulator {
     unload: Symbol<Unload>,
     launch: Symbol<Launch>,
     reports: Symbol<Reports>,
+    alloc: Symbol<Alloc>,
+    finish: Symbol<Finish>,
+    /// The stand-in of cuBLASLt, once somebody has asked for it.
+    products: OnceLock<Result<Arc<CublasLt>, String>>,
 }
 
 impl Emulator {
@@ -105,6 +113,9 @@ impl Emulator {
                 unload: loaded.get(b"emulator_unload\0").map_err(get)?,
                 launch: loaded.get(b"emulator_launch\0").map_err(get)?,
                 reports: loaded.get(b"emulator_reports\0").map_err(get)?,
+                alloc: loaded.get(b"emulator_alloc\0").map_err(get)?,
+                finish: loaded.get(b"emulator_finish\0").map_err(get)?,
+                products: OnceLock::new(),
             };
             // It stays as long as the process: kernels that are loaded refer to it.
             std::mem::forget(loaded);
@@ -136,6 +147,81 @@ impl Emulator {
     }
 }
 
+impl Emulator {
+    /// The stand-in of cuBLASLt, through what the runtime calls.
+    fn products(&self) -> Result<&Arc<CublasLt>, String> {
+        let open = || {
+            // The first name by which it is looked for.
+            let name = "libcublasLt.so";
+            let objects = compiler::objects(self.compiler, self.folder.path(), &["cublaslt"], &[])?;
+            let objects = [&objects[..], std::slice::from_ref(&self.library)].concat();
+            let library = compiler::link(self.compiler, self.folder.path(), name, &objects)?;
+            // Safety: its constructors do nothing.
+            let loaded = unsafe { Library::open(Some(&library), RTLD_NOW | RTLD_GLOBAL) };
+            std::mem::forget(loaded.map_err(|error| error.to_string())?);
+            cublaslt()?;
+            CublasLt::new()
+        };
+        self.products.get_or_init(open).as_ref().map_err(Clone::clone)
+    }
+
+    /// Computes a product by the stand-in of cuBLASLt, with the descriptors that the runtime makes.
+    ///
+    /// # Errors
+    /// What the library says to the product.
+    pub fn multiply(
+        &self,
+        matmul: &Matmul,
+        mut operands: Vec<Operand>,
+        workspace_bytes: u64,
+    ) -> Result<Outcome, String> {
+        let library = self.products()?;
+        let mut workspace = Operand::unwritten(workspace_bytes as usize);
+        let raw: Vec<RawOperand> = operands.iter_mut().chain([&mut workspace]).map(RawOperand::of).collect();
+        let _running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // Safety: the operands live until they are given back, below.
+        let addresses: Vec<*mut c_void> = raw.iter().map(|operand| unsafe { (self.alloc)(operand) }).collect();
+        let numbers: Vec<u64> = addresses.iter().map(|address| *address as u64).collect();
+        let called = match numbers.split_last() {
+            Some((workspace, operands)) if !numbers.contains(&0) => {
+                Call::new(library, matmul, operands, workspace_bytes)
+                    // Safety: the stand-in reports what it may not touch, and does not.
+                    .and_then(|call| unsafe { call.submit(operands, *workspace, std::ptr::null_mut()) })
+            }
+            _ => Err("no memory".into()),
+        };
+        for (address, operand) in addresses.into_iter().zip(&raw).filter(|(address, _)| !address.is_null()) {
+            // Safety: it was given for this operand.
+            unsafe { (self.finish)(address, operand) };
+        }
+        let reports = self.take_reports();
+        operands.iter_mut().for_each(|operand| operand.written = true);
+        called.map(|()| Outcome { operands, reports })
+    }
+
+    /// What was found since somebody asked; the caller has the lock.
+    fn take_reports(&self) -> Vec<String> {
+        // Safety: there is room for what is written.
+        let all = unsafe {
+            let length = (self.reports)(std::ptr::null_mut(), 0);
+            let mut all = vec![0u8; length + 1];
+            (self.reports)(all.as_mut_ptr().cast(), all.len());
+            text(&all)
+        };
+        all.lines().map(str::to_string).collect()
+    }
+}
+
+impl RawOperand {
+    fn of(operand: &mut Operand) -> RawOperand {
+        RawOperand {
+            bytes: operand.bytes.as_mut_ptr(),
+            length: operand.bytes.len() as u64,
+            written: operand.written.into(),
+        }
+    }
+}
+
 /// What stands before the first zero.
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
@@ -161,14 +247,7 @@ impl Module {
     pub fn launch(&self, entry: &str, grid: [u32; 3], mut operands: Vec<Operand>) -> Outcome {
         let name = CString::new(entry).expect("a name without zeros");
         let block = *self.blocks.get(entry).unwrap_or_else(|| panic!("no kernel `{entry}` was compiled"));
-        let raw: Vec<RawOperand> = operands
-            .iter_mut()
-            .map(|operand| RawOperand {
-                bytes: operand.bytes.as_mut_ptr(),
-                length: operand.bytes.len() as u64,
-                written: operand.written.into(),
-            })
-            .collect();
+        let raw: Vec<RawOperand> = operands.iter_mut().map(RawOperand::of).collect();
         let _running = self.emulator.running.lock().unwrap_or_else(PoisonError::into_inner);
         // Safety: the operands live until it returns, and it reads and writes their bytes only.
         let failed = unsafe {
@@ -177,14 +256,7 @@ impl Module {
         let why = ["", "it is not in the library", "it takes another number of operands", "no memory", "its block"];
         assert_eq!(failed, 0, "`{entry}` was not launched: {}", why.get(failed as usize).unwrap_or(&""));
         operands.iter_mut().for_each(|operand| operand.written = true);
-        // Safety: there is room for what is written.
-        let all = unsafe {
-            let length = (self.emulator.reports)(std::ptr::null_mut(), 0);
-            let mut all = vec![0u8; length + 1];
-            (self.emulator.reports)(all.as_mut_ptr().cast(), all.len());
-            text(&all)
-        };
-        Outcome { operands, reports: all.lines().map(str::to_string).collect() }
+        Outcome { operands, reports: self.emulator.take_reports() }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Stand-ins of NVIDIA's driver and NVRTC on top of the emulator, for programs that load them by name.
+//! Stand-ins of NVIDIA's driver, NVRTC and cuBLASLt on top of the emulator, for programs that load them by name.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +11,8 @@ pub struct StandIn {
     whole: tempfile::TempDir,
     /// With the driver and without NVRTC.
     driver_only: tempfile::TempDir,
+    /// With all but cuBLASLt.
+    without_products: tempfile::TempDir,
 }
 
 impl StandIn {
@@ -29,7 +31,7 @@ impl StandIn {
 
     fn build(compiler: &str) -> Result<StandIn, String> {
         let folder = || tempfile::tempdir().map_err(|error| error.to_string());
-        let (whole, driver_only) = (folder()?, folder()?);
+        let (whole, driver_only, without_products) = (folder()?, folder()?, folder()?);
         let driver = compiler::library(compiler, whole.path(), DRIVER, &["driver"])?;
         let defined = [
             format!("-DALIP_COMPILER=\"{compiler}\""),
@@ -37,12 +39,19 @@ impl StandIn {
             format!("-DALIP_KERNEL_FLAGS=\"{}\"", KERNEL_FLAGS.join(" ")),
         ];
         let nvrtc = compiler::objects(compiler, whole.path(), &["nvrtc"], &defined)?;
-        compiler::link(compiler, whole.path(), "libnvrtc.so.12", &nvrtc)?;
-        std::fs::copy(driver, driver_only.path().join(DRIVER)).map_err(|error| error.to_string())?;
-        Ok(StandIn { whole, driver_only })
+        let nvrtc = compiler::link(compiler, whole.path(), NVRTC, &nvrtc)?;
+        let mut products = compiler::objects(compiler, whole.path(), &["cublaslt"], &[])?;
+        products.push(driver.clone());
+        compiler::link(compiler, whole.path(), "libcublasLt.so.12", &products)?;
+        for (library, folder, name) in
+            [(&driver, &driver_only, DRIVER), (&driver, &without_products, DRIVER), (&nvrtc, &without_products, NVRTC)]
+        {
+            std::fs::copy(library, folder.path().join(name)).map_err(|error| error.to_string())?;
+        }
+        Ok(StandIn { whole, driver_only, without_products })
     }
 
-    /// Lets a child process find the driver and NVRTC.
+    /// Lets a child process find all of them.
     pub fn give<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         give(self.whole.path(), command)
     }
@@ -52,11 +61,18 @@ impl StandIn {
         give(self.driver_only.path(), command)
     }
 
+    /// Lets a child process find all but cuBLASLt.
+    pub fn give_without_products<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        give(self.without_products.path(), command)
+    }
+
     /// Where NVRTC is, to put it elsewhere.
     pub fn nvrtc(&self) -> PathBuf {
-        self.whole.path().join("libnvrtc.so.12")
+        self.whole.path().join(NVRTC)
     }
 }
+
+const NVRTC: &str = "libnvrtc.so.12";
 
 const DRIVER: &str = "libcuda.so.1";
 

@@ -44,10 +44,13 @@ pub(crate) fn in_words(done: &Done) -> String {
             let _ = writeln!(text, "{:14}{}", "parameters", grouped(plan.report.parameters));
             let _ = writeln!(text, "{:14}{}", "kernels", grouped(plan.kernels.len() as u64));
             for (name, program) in &plan.report.programs {
-                let launches = grouped(program.launches);
+                let mut launches = grouped(program.launches) + " launches";
+                if program.library_calls > 0 {
+                    let _ = write!(launches, " ({} of cuBLASLt)", grouped(program.library_calls));
+                }
                 let (flops, bytes) = (operations(program.flops), size(program.bytes));
                 let time = duration(program.predicted_seconds);
-                let _ = writeln!(text, "{name:13} {launches} launches, {flops}, {bytes} moved, predicted {time}");
+                let _ = writeln!(text, "{name:13} {launches}, {flops}, {bytes} moved, predicted {time}");
                 if !program.buckets.is_empty() {
                     text.push_str(&in_buckets("  by rows", &program.buckets));
                 }

@@ -37,6 +37,9 @@ pub(crate) struct SpecArgs {
     /// Do without the e-graph
     #[arg(long)]
     no_egraph: bool,
+    /// Compute all products by generated kernels (targets for NVIDIA cards)
+    #[arg(long)]
+    no_library: bool,
 }
 
 impl SpecArgs {
@@ -53,6 +56,9 @@ impl SpecArgs {
             ..CompileOptions::default()
         };
         compile.leave_out(&self.no_rule);
+        if self.no_library {
+            compile.target.library = None;
+        }
         let spec = Options { batch: self.batch, set: self.set.clone(), ..Options::default() };
         Ok(SpecOptions { spec, compile, feed: Feed::Loader, ..SpecOptions::default() })
     }

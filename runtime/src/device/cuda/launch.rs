@@ -1,27 +1,31 @@
 //! Launches of a plan's programs, made when a program first runs: a packed program has a dozen versions by number of rows, of
-//! which a run meets a few. Each kernel is compiled once.
+//! which a run meets a few. Each kernel is compiled once; a product that is a call of the library asks it for an algorithm once.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use alip_plan::kernel::Implementation;
+use alip_plan::kernel::{Implementation, Loop};
+use alip_plan::library::Matmul;
 use alip_plan::{Buffer, Plan, Step};
 use cudarc::driver::sys::CUdevice_attribute;
 
 use super::super::DeviceError;
 use super::SLOTS;
 use super::compile::{Compiler, Text};
+use super::cublaslt::{Call, CublasLt};
 use super::driver::{Context, Function, Memory, Stream};
 
 /// One launch, ready to be submitted.
 pub(super) struct Launch {
-    function: Function,
-    grid: [u32; 3],
-    block: u32,
-    shared_bytes: u32,
+    what: What,
     /// Addresses of its operands, by slot of the inputs.
     operands: [Vec<u64>; SLOTS],
+}
+
+enum What {
+    Kernel { function: Function, grid: [u32; 3], block: u32, shared_bytes: u32 },
+    Product { call: Box<Call>, workspace: Arc<Memory>, origin: String },
 }
 
 impl Launch {
@@ -32,12 +36,28 @@ impl Launch {
         slot: usize,
         parameters: &mut Vec<*mut c_void>,
     ) -> Result<(), DeviceError> {
-        parameters.clear();
-        // The driver reads the addresses before it returns, and changes none.
-        parameters.extend(self.operands[slot].iter().map(|address| std::ptr::from_ref(address).cast_mut().cast()));
-        // Safety: `check` has counted the operands of the text and seen that views keep to them.
-        unsafe { self.function.launch(stream, self.grid, self.block, self.shared_bytes, parameters) }
+        let operands = &self.operands[slot];
+        match &self.what {
+            What::Kernel { function, grid, block, shared_bytes } => {
+                parameters.clear();
+                // The driver reads the addresses before it returns, and changes none.
+                parameters.extend(operands.iter().map(|address| std::ptr::from_ref(address).cast_mut().cast()));
+                // Safety: `check` has counted the operands of the text and seen that views keep to them.
+                unsafe { function.launch(stream, *grid, *block, *shared_bytes, parameters) }
+            }
+            What::Product { call, workspace, origin } => {
+                // Safety: `check` has seen that views keep to the operands, and all products are on this stream.
+                unsafe { call.submit(operands, workspace.address, stream.raw.cast()) }
+                    .map_err(|why| refused(origin, &why))
+            }
+        }
     }
+}
+
+/// The library, and the memory that its products use beside their operands.
+pub(super) struct Products {
+    pub(super) library: Arc<CublasLt>,
+    pub(super) workspace: Arc<Memory>,
 }
 
 /// Makes launches from steps.
@@ -45,6 +65,8 @@ pub(super) struct Launcher {
     context: Arc<Context>,
     compiler: Arc<Compiler>,
     plan: Arc<Plan>,
+    /// Where the plan has products that are calls of the library.
+    products: Option<Products>,
     /// By the name of their texts.
     functions: BTreeMap<String, Function>,
     /// Shared memory that a block may have.
@@ -56,16 +78,18 @@ impl Launcher {
         context: Arc<Context>,
         compiler: Arc<Compiler>,
         plan: Arc<Plan>,
+        products: Option<Products>,
     ) -> Result<Launcher, DeviceError> {
         let most = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let most_shared = context.attribute(most)?.unsigned_abs();
-        Ok(Launcher { context, compiler, plan, functions: BTreeMap::new(), most_shared })
+        Ok(Launcher { context, compiler, plan, products, functions: BTreeMap::new(), most_shared })
     }
 
     /// All steps of a program, whose buffers are slices of the segments of each slot.
     ///
     /// # Errors
-    /// A program the plan lacks; a plan that breaks the laws of its format; what the compiler says of a text.
+    /// A program the plan lacks; a plan that breaks the laws of its format; what the compiler says of a text, or the library of a
+    /// product.
     pub(super) fn prepare(
         &mut self,
         program: &str,
@@ -80,7 +104,7 @@ impl Launcher {
 
     /// Compiles the kernels of steps that are not there yet.
     fn compile(&mut self, plan: &Plan, steps: &[Step]) -> Result<(), DeviceError> {
-        let mut texts = steps.iter().map(|step| text(plan, step)).collect::<Result<Vec<_>, _>>()?;
+        let mut texts: Vec<Text<'_>> = steps.iter().filter_map(|step| text(plan, step)).collect();
         texts.retain(|text| !self.functions.contains_key(text.entry));
         texts.sort_unstable();
         texts.dedup();
@@ -98,21 +122,6 @@ impl Launcher {
         step: &Step,
         slots: &[Vec<Arc<Memory>>; SLOTS],
     ) -> Result<Launch, DeviceError> {
-        let kernel = plan.kernels.get(step.kernel as usize).map(|kernel| &kernel.implementation);
-        let Some(Implementation::Cuda { entry, grid, block, shared_bytes, .. }) = kernel else {
-            return Err(invalid("a step names a kernel that is not CUDA"));
-        };
-        if *shared_bytes > self.most_shared {
-            return Err(DeviceError::Limit {
-                what: format!("shared memory of `{}` in bytes", step.origin),
-                needed: (*shared_bytes).into(),
-                device: "this card".into(),
-                allowed: self.most_shared.into(),
-                limit: "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN",
-            });
-        }
-        let function = self.functions.get(entry).ok_or_else(|| invalid("a kernel was not compiled"))?.clone();
-        function.allow_shared(*shared_bytes)?;
         let addresses = |segments: &Vec<Arc<Memory>>| -> Result<Vec<u64>, DeviceError> {
             step.operands.iter().map(|operand| address(buffers, *operand, segments)).collect()
         };
@@ -120,16 +129,60 @@ impl Launcher {
         for (of_slot, segments) in operands.iter_mut().zip(slots) {
             *of_slot = addresses(segments)?;
         }
-        Ok(Launch { function, grid: *grid, block: *block, shared_bytes: *shared_bytes, operands })
+        let kernel = plan.kernels.get(step.kernel as usize).ok_or_else(|| invalid("a step names no kernel"))?;
+        let what = match (&kernel.implementation, &kernel.description) {
+            (Implementation::Cuda { entry, grid, block, shared_bytes, .. }, _) => {
+                let function = self.function(entry, *shared_bytes, &step.origin)?;
+                What::Kernel { function, grid: *grid, block: *block, shared_bytes: *shared_bytes }
+            }
+            (Implementation::CublasLt, Loop::Product(product)) => {
+                let matmul = Matmul::of(product).map_err(invalid)?;
+                self.product(&matmul, &operands[0], &step.origin)?
+            }
+            _ => return Err(invalid("a step names a kernel that is not CUDA")),
+        };
+        Ok(Launch { what, operands })
+    }
+
+    /// A kernel that was compiled, with the shared memory that it needs.
+    fn function(&self, entry: &str, shared_bytes: u32, origin: &str) -> Result<Function, DeviceError> {
+        if shared_bytes > self.most_shared {
+            return Err(DeviceError::Limit {
+                what: format!("shared memory of `{origin}` in bytes"),
+                needed: shared_bytes.into(),
+                device: "this card".into(),
+                allowed: self.most_shared.into(),
+                limit: "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN",
+            });
+        }
+        let function = self.functions.get(entry).ok_or_else(|| invalid("a kernel was not compiled"))?.clone();
+        function.allow_shared(shared_bytes)?;
+        Ok(function)
+    }
+
+    fn product(&self, matmul: &Matmul, operands: &[u64], origin: &str) -> Result<What, DeviceError> {
+        let Products { library, workspace } = self.products.as_ref().ok_or_else(|| invalid("it has no library"))?;
+        self.context.enter()?;
+        // Segments of all slots begin where the driver puts memory, and so are aligned alike.
+        let call = Call::new(library, matmul, operands, workspace.bytes).map_err(|why| {
+            let help = "compile the spec with `alipc compile --no-library` to do without the library";
+            refused(origin, &format!("{why}; {help}"))
+        })?;
+        Ok(What::Product { call: Box::new(call), workspace: workspace.clone(), origin: origin.to_string() })
     }
 }
 
-/// The text of a step's kernel.
-fn text<'a>(plan: &'a Plan, step: &Step) -> Result<Text<'a>, DeviceError> {
-    match plan.kernels.get(step.kernel as usize).map(|kernel| &kernel.implementation) {
-        Some(Implementation::Cuda { source, entry, .. }) => Ok(Text { entry, source }),
-        _ => Err(invalid("a step names a kernel that is not CUDA")),
+/// The text of a step's kernel, if it has one.
+fn text<'a>(plan: &'a Plan, step: &Step) -> Option<Text<'a>> {
+    match &plan.kernels.get(step.kernel as usize)?.implementation {
+        Implementation::Cuda { source, entry, .. } => Some(Text { entry, source }),
+        _ => None,
     }
+}
+
+/// What the library says of a step.
+fn refused(origin: &str, why: &str) -> DeviceError {
+    DeviceError::Driver { device: "cuda".into(), why: format!("`{origin}`: {why}") }
 }
 
 /// Where an operand begins.

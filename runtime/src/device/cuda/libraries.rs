@@ -1,5 +1,5 @@
-//! Where NVIDIA's libraries are: the driver, which comes with the card's driver package, and NVRTC, which may come with the CUDA
-//! toolkit or with a Python package.
+//! Where NVIDIA's libraries are: the driver, which comes with the card's driver package, and NVRTC and cuBLASLt, which may come
+//! with the CUDA toolkit or with Python packages.
 //!
 //! cudarc opens libraries by their names and panics where it finds none. So they are looked for and opened here first, by their
 //! whole paths where the system's loader does not know them: a name of what is open already finds that.
@@ -14,11 +14,37 @@ const DRIVER: &[&str] = &["libcuda.so", "libcuda.so.1"];
 #[cfg(windows)]
 const DRIVER: &[&str] = &["nvcuda.dll"];
 
-/// NVRTC, newest first, as cudarc prefers it.
-#[cfg(not(windows))]
-const NVRTC: &[&str] = &["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"];
-#[cfg(windows)]
-const NVRTC: &[&str] = &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
+/// A library that is looked for in many places.
+struct Wanted {
+    /// For messages, with what it does.
+    what: &'static str,
+    /// For the loader, newest first, as cudarc prefers it.
+    names: &'static [&'static str],
+    /// How the name of its other half begins, which it asks the system for and which lies beside it.
+    half: Option<&'static str>,
+    /// The Python package that has it.
+    package: &'static str,
+}
+
+const NVRTC: Wanted = Wanted {
+    what: "NVRTC, which compiles kernels",
+    #[cfg(not(windows))]
+    names: &["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"],
+    #[cfg(windows)]
+    names: &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"],
+    half: Some("libnvrtc-builtins."),
+    package: "nvidia-cuda-nvrtc",
+};
+
+const CUBLASLT: Wanted = Wanted {
+    what: "cuBLASLt, which computes products",
+    #[cfg(not(windows))]
+    names: &["libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12"],
+    #[cfg(windows)]
+    names: &["cublasLt64_13.dll", "cublasLt64_12.dll"],
+    half: None,
+    package: "nvidia-cublas",
+};
 
 /// A library that is open, and stays so.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,23 +77,32 @@ pub(super) fn driver() -> Result<&'static Library, String> {
 /// Where it was looked for, and how to get it.
 pub fn nvrtc() -> Result<&'static Library, String> {
     static FOUND: OnceLock<Result<Library, String>> = OnceLock::new();
-    FOUND.get_or_init(find_nvrtc).as_ref().map_err(Clone::clone)
+    FOUND.get_or_init(|| find(&NVRTC)).as_ref().map_err(Clone::clone)
 }
 
-fn find_nvrtc() -> Result<Library, String> {
-    if let Some(name) = NVRTC.iter().find(|name| open(Path::new(name))) {
+/// cuBLASLt, which computes products.
+///
+/// # Errors
+/// Where it was looked for, and how to get it.
+pub fn cublaslt() -> Result<&'static Library, String> {
+    static FOUND: OnceLock<Result<Library, String>> = OnceLock::new();
+    FOUND.get_or_init(|| find(&CUBLASLT)).as_ref().map_err(Clone::clone)
+}
+
+fn find(wanted: &Wanted) -> Result<Library, String> {
+    let Wanted { what, names, half, package } = wanted;
+    if let Some(name) = names.iter().find(|name| open(Path::new(name))) {
         return Ok(Library { name: (*name).into() });
     }
     let folders = folders();
     for folder in &folders {
-        // The other half of the library, which it asks the system for and which lies beside it.
-        let half = |path: &&PathBuf| file_name(path).starts_with("libnvrtc-builtins.");
+        let half = |path: &&PathBuf| half.is_some_and(|half| file_name(path).starts_with(half));
         let files = files(folder);
         files.iter().filter(half).for_each(|path| {
             open(path);
         });
         // The names end in versions: the last is the newest.
-        let whole = |path: &&PathBuf| NVRTC.iter().any(|name| file_name(path).starts_with(name));
+        let whole = |path: &&PathBuf| names.iter().any(|name| file_name(path).starts_with(name));
         if let Some(path) = files.iter().rev().filter(whole).find(|path| open(path)) {
             return Ok(Library { name: path.display().to_string() });
         }
@@ -75,9 +110,9 @@ fn find_nvrtc() -> Result<Library, String> {
     let looked: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
     let looked = if looked.is_empty() { String::new() } else { format!(", nor in {}", looked.join(", ")) };
     Err(format!(
-        "there is no NVRTC, which compiles kernels ({} is not where the system looks for libraries{looked}); install the \
-         CUDA toolkit and set CUDA_HOME, or `pip install nvidia-cuda-nvrtc` in the Python environment that is active",
-        NVRTC[NVRTC.len() - 1]
+        "there is no {what} ({} is not where the system looks for libraries{looked}); install the CUDA toolkit and set \
+         CUDA_HOME, or `pip install {package}` in the Python environment that is active",
+        names[names.len() - 1]
     ))
 }
 

@@ -5,19 +5,21 @@ use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
 
+use alip_plan::kernel::Implementation;
 use alip_plan::{Plan, Segment, SegmentKind};
 
 use super::super::gathered::{Gathered, WORD};
 use super::super::{DeviceError, Download, Free, LoadedPlan, MemoryFacts, Slice};
 use super::compile::Compiler;
+use super::cublaslt::CublasLt;
 use super::driver::{Context, Event, Lent, Memory, Stream};
-use super::launch::{Launch, Launcher};
-use super::{AHEAD, SLOTS};
+use super::launch::{Launch, Launcher, Products};
+use super::{AHEAD, SLOTS, libraries};
 
 /// Allocates a plan's segments, zeroed.
 ///
 /// # Errors
-/// Too little memory, or the driver fails.
+/// Too little memory, a plan with products for a library that is not there, or the driver fails.
 pub(super) fn load(
     context: &Arc<Context>,
     compiler: &Arc<Compiler>,
@@ -27,13 +29,17 @@ pub(super) fn load(
     let is_input = |segment: &Segment| segment.kind == SegmentKind::Inputs;
     let segments = plan.segments.iter().map(|segment| segment.bytes).sum::<u64>();
     let inputs = plan.segments.iter().filter(|segment| is_input(segment)).map(|segment| segment.bytes).sum::<u64>();
-    let scratch = inputs * (SLOTS as u64 - 1);
+    let workspace = workspace_bytes(&plan);
+    let scratch = inputs * (SLOTS as u64 - 1) + workspace.unwrap_or(0);
     let free = Free { bytes: context.free_memory()?, needed: segments + scratch };
+    let room = |bytes: u64| -> Result<Memory, DeviceError> {
+        let too_little = DeviceError::OutOfMemory { device: "cuda".into(), bytes, free: Some(free) };
+        Memory::new(context, bytes)?.ok_or(too_little)
+    };
+    let library = workspace.map(|_| library()).transpose()?;
     let allocate = |segment: &Segment| -> Result<Arc<Memory>, DeviceError> {
         // Downloads are of whole words.
-        let memory = Memory::new(context, segment.bytes.next_multiple_of(WORD))?;
-        let too_little = DeviceError::OutOfMemory { device: "cuda".into(), bytes: segment.bytes, free: Some(free) };
-        let memory = memory.ok_or(too_little)?;
+        let memory = room(segment.bytes.next_multiple_of(WORD))?;
         // Safety: the memory has so many bytes.
         unsafe { stream.clear(memory.address, memory.bytes)? };
         Ok(Arc::new(memory))
@@ -45,10 +51,14 @@ pub(super) fn load(
             *memory = allocate(segment)?;
         }
     }
+    let products = match (library, workspace) {
+        (Some(library), Some(bytes)) => Some(Products { library, workspace: Arc::new(room(bytes)?) }),
+        _ => None,
+    };
     stream.synchronize()?;
     Ok(Box::new(Loaded {
         uploads: Stream::new(context)?,
-        launcher: Launcher::new(context.clone(), compiler.clone(), plan)?,
+        launcher: Launcher::new(context.clone(), compiler.clone(), plan, products)?,
         context: context.clone(),
         stream,
         slots,
@@ -60,6 +70,22 @@ pub(super) fn load(
         parameters: Vec::new(),
         memory: MemoryFacts { segments, scratch },
     }))
+}
+
+/// What products of the library may use beside their operands; none where a plan has no such products.
+fn workspace_bytes(plan: &Plan) -> Option<u64> {
+    let calls = plan.kernels.iter().any(|kernel| kernel.implementation == Implementation::CublasLt);
+    plan.target.library.filter(|_| calls).map(|library| library.workspace_bytes)
+}
+
+/// The library, for the context that is current.
+fn library() -> Result<Arc<CublasLt>, DeviceError> {
+    let unavailable = |why: String| DeviceError::Unavailable {
+        name: "cuda".into(),
+        why: format!("{why}; a plan that `alipc compile --no-library` writes does without it"),
+    };
+    libraries::cublaslt().map_err(unavailable)?;
+    CublasLt::new().map_err(unavailable)
 }
 
 /// A plan in the card's memory. Its queues are dropped before the memory that they use.

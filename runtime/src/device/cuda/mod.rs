@@ -1,14 +1,16 @@
-//! NVIDIA cards of compute capability 8.0 and up, through the driver and NVRTC, which are loaded at run time.
+//! NVIDIA cards of compute capability 8.0 and up, through the driver, NVRTC and cuBLASLt, which are loaded at run time.
 //!
 //! A segment of the plan is one piece of the card's memory; an operand of a step is an address in it. All launches go to one
 //! stream and so take effect in order. Segments of inputs are there several times ([`SLOTS`]): they are filled from pinned memory
 //! on a stream of their own while the steps before still run, and events order the two. Kernels are compiled when a program
-//! first runs, as a run meets few of a plan's programs; what was compiled once is found on disk (`cache`).
+//! first runs, as a run meets few of a plan's programs; what was compiled once is found on disk (`cache`). Products that are calls
+//! of cuBLASLt share one workspace, as they come one after the other; only a plan that has such needs the library.
 //!
 //! A card that fails in the middle fails every call after that; each says which call it was and what the driver said.
 
 mod cache;
 mod compile;
+mod cublaslt;
 mod driver;
 mod launch;
 mod libraries;
@@ -21,8 +23,9 @@ use cudarc::driver::result;
 use cudarc::driver::sys::CUdevice_attribute;
 
 use self::compile::Compiler;
+pub use self::cublaslt::{Call, CublasLt};
 use self::driver::{Context, said};
-pub use self::libraries::{Library, nvrtc};
+pub use self::libraries::{Library, cublaslt, nvrtc};
 use super::{Device, DeviceError, DeviceOptions, LoadedPlan, check_plan};
 
 /// The oldest driver that has all that is called.
@@ -41,6 +44,8 @@ pub struct Cuda {
     facts: Facts,
     /// Where NVRTC was found.
     nvrtc: String,
+    /// The version of cuBLASLt and where it was found, if it was.
+    cublaslt: Option<(String, String)>,
 }
 
 /// What is known of a card before it is opened.
@@ -69,8 +74,9 @@ pub fn open(index: Option<usize>, _options: &DeviceOptions) -> Result<Box<dyn De
     }
     let nvrtc = libraries::nvrtc()?.name.clone();
     let compiler = Arc::new(Compiler::new(architecture(facts.major, facts.minor))?);
+    let cublaslt = libraries::cublaslt().ok().map(|library| (cublaslt::version(), library.name.clone()));
     let context = Context::new(device).map_err(|error| error.to_string())?;
-    Ok(Box::new(Cuda { context, compiler, facts, nvrtc }))
+    Ok(Box::new(Cuda { context, compiler, facts, nvrtc, cublaslt }))
 }
 
 /// What the cards of this machine compute with, in the order of the driver.
@@ -147,7 +153,11 @@ impl Device for Cuda {
     }
 
     fn description(&self) -> String {
-        format!("{}, NVRTC {} ({})", self.facts, self.compiler.version, self.nvrtc)
+        let cublaslt = match &self.cublaslt {
+            Some((version, name)) => format!("cuBLASLt {version} ({name})"),
+            None => "no cuBLASLt".into(),
+        };
+        format!("{}, NVRTC {} ({}), {cublaslt}", self.facts, self.compiler.version, self.nvrtc)
     }
 
     /// The description that is nearest to the card: others of its generation and the next one are taken for the first.
@@ -164,7 +174,8 @@ impl Device for Cuda {
     }
 
     fn arithmetic(&self) -> String {
-        format!("{}, NVRTC {}", self.facts, self.compiler.version)
+        let cublaslt = self.cublaslt.as_ref().map_or_else(String::new, |(version, _)| format!(", cuBLASLt {version}"));
+        format!("{}, NVRTC {}{cublaslt}", self.facts, self.compiler.version)
     }
 
     fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {

@@ -1,4 +1,4 @@
-//! CUDA C++ from kernel loops, for NVRTC.
+//! CUDA C++ from kernel loops, for NVRTC; products that cuBLASLt has with all that follows them are calls of it instead.
 //!
 //! Contract of the text:
 //! - It is self-contained: no header, no macro. All but the entry is `static`, so that several texts become one translation unit,
@@ -29,6 +29,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use alip_plan::kernel::{Implementation, Loop, View};
+use alip_plan::library::Matmul;
 use alip_plan::{DType, Target, Tiles};
 
 use super::EmitError;
@@ -41,6 +42,9 @@ const ENTRY: &str = "ENTRY";
 /// # Errors
 /// A target without generated kernels, more operands than a kernel takes, or more work than a grid holds.
 pub fn emit(kernel: &Loop, target: &Target) -> Result<Implementation, EmitError> {
+    if is_call(kernel, target) {
+        return Ok(Implementation::CublasLt);
+    }
     let tiles = target.tiles.ok_or_else(|| EmitError(format!("target {} has no generated kernels", target.name)))?;
     let mut text = Text::new(target, tiles, kernel.written());
     match kernel {
@@ -53,6 +57,11 @@ pub fn emit(kernel: &Loop, target: &Target) -> Result<Implementation, EmitError>
         Loop::Attention(attention) => attention::emit(attention, &mut text)?,
     }
     text.finish()
+}
+
+/// Whether the target has a library that computes this.
+fn is_call(kernel: &Loop, target: &Target) -> bool {
+    matches!(kernel, Loop::Product(product) if target.library.is_some() && Matmul::of(product).is_ok())
 }
 
 /// A kernel under construction.

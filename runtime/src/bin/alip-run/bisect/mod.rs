@@ -32,7 +32,8 @@ pub(crate) struct Args {
     spec: String,
     /// The rewrite, rule or theme of rules that `--against no-rule` turns off
     rule: Option<String>,
-    /// What to turn off for the comparison: no-lift, no-rewrites, no-egraph, no-recompute, no-fuse, or no-rule with a name
+    /// What to turn off for the comparison: no-lift, no-rewrites, no-egraph, no-recompute, no-fuse, no-library, or no-rule with a
+    /// name
     #[arg(long, value_name = "NO-NAME", default_value = "no-fuse")]
     against: String,
     /// Global batch, in place of the spec's
