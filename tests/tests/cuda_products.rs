@@ -139,6 +139,8 @@ impl Case {
                 operands: (0..buffers.len() as u32).collect(),
                 origin: "case".into(),
                 flops: 0,
+                bytes: 0,
+                predicted_ns: 0,
             }],
             buffers,
         };
