@@ -4,6 +4,8 @@
 #![cfg(all(target_os = "linux", feature = "compile", feature = "cuda"))]
 
 mod common;
+#[path = "cuda/order.rs"]
+mod order;
 #[path = "../../tests/src/cuda/compiler.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod compiler;
@@ -15,10 +17,11 @@ mod skip;
 mod standin;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{log, said, specs};
+use sha2::Digest;
 use standin::StandIn;
 
 fn stand_in() -> Option<&'static StandIn> {
@@ -29,22 +32,28 @@ fn stand_in() -> Option<&'static StandIn> {
     found
 }
 
-/// The program with nothing of CUDA: files that are no libraries hide what the machine has.
-fn bare(folder: &Path, args: &[&str]) -> Command {
+/// A program with nothing of CUDA: files that are no libraries hide what the machine has.
+fn bare(mut command: Command, folder: &Path) -> Command {
     for name in ["libcuda.so", "libcuda.so.1", "libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"] {
         fs::write(folder.join(name), "").unwrap();
     }
-    let mut command = Command::new(env!("CARGO_BIN_EXE_alip-run"));
-    command.current_dir(folder).args(args).env("LD_LIBRARY_PATH", folder).env("PATH", folder);
+    command.current_dir(folder).env("LD_LIBRARY_PATH", folder).env("PATH", folder);
     for variable in ["CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "CONDA_PREFIX"] {
         command.env_remove(variable);
     }
     command
 }
 
+/// `alip-run` with nothing of CUDA.
+fn without(folder: &Path, args: &[&str]) -> Command {
+    let mut command = bare(Command::new(env!("CARGO_BIN_EXE_alip-run")), folder);
+    command.args(args);
+    command
+}
+
 /// The program with stand-ins, whose settings these are; what is compiled is kept in the folder.
 fn program(folder: &Path, args: &[&str], settings: &[(&str, &str)]) -> Option<Command> {
-    let mut command = bare(folder, args);
+    let mut command = without(folder, args);
     stand_in()?.give(&mut command).env("XDG_CACHE_HOME", folder.join("cache"));
     // The stand-in of NVRTC runs a compiler.
     command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
@@ -108,7 +117,7 @@ fn nvrtc_is_found_in_a_python_environment() {
     fs::create_dir_all(&lib).unwrap();
     let Some(stand_in) = stand_in() else { return };
     fs::copy(stand_in.nvrtc(), lib.join("libnvrtc.so.12")).unwrap();
-    let mut command = bare(folder.path(), &["devices"]);
+    let mut command = without(folder.path(), &["devices"]);
     stand_in.give_driver(&mut command).env("VIRTUAL_ENV", folder.path().join("venv"));
     if Path::new("/usr/local/cuda").exists() {
         return skip::skipped("the CUDA toolkit of this machine would be found first");
@@ -122,9 +131,9 @@ fn what_is_missing_is_named() {
     let train = ["train", "small.ron", "--device", "cuda"];
     let no_driver = "error: device `cuda` cannot be used: there is no NVIDIA driver (libcuda.so.1 is not where the system looks for \
                      libraries); install the card's driver";
-    check_fails(bare(folder.path(), &train), &[no_driver]);
+    check_fails(without(folder.path(), &train), &[no_driver]);
     check_says(
-        bare(folder.path(), &["devices"]),
+        without(folder.path(), &["devices"]),
         &["cuda       device `cuda` cannot be used: there is no NVIDIA driver"],
     );
     let Some(stand_in) = stand_in() else { return };
@@ -133,7 +142,7 @@ fn what_is_missing_is_named() {
     }
     let environment = folder.path().join("venv/lib/python3.12/site-packages/nvidia/cublas/lib");
     fs::create_dir_all(&environment).unwrap();
-    let mut command = bare(folder.path(), &train);
+    let mut command = without(folder.path(), &train);
     stand_in.give_driver(&mut command).env("VIRTUAL_ENV", folder.path().join("venv"));
     let looked = format!("nor in {}); install the CUDA toolkit", environment.display());
     check_fails(command, &["device `cuda` cannot be used: there is no NVRTC", &looked]);
@@ -145,6 +154,11 @@ fn what_is_too_old_is_named_with_its_version() {
     check_refused(&[("ALIP_STANDIN_CAPABILITY", "75")], &["stand-in 0 has compute capability 7.5", "8.0 (Ampere)"]);
     check_refused(&[("ALIP_STANDIN_NVRTC", "89")], &["compiles for cards up to sm_89, and this one is sm_90a"]);
     check_refused(&[("ALIP_STANDIN_CARDS", "0")], &["the NVIDIA driver knows no card"]);
+    let folder = specs();
+    let mut old = without(folder.path(), &["train", "small.ron", "--device", "cuda"]);
+    let Some(stand_in) = stand_in() else { return };
+    stand_in.give_old(&mut old);
+    check_fails(old, &["NVRTC 11.1 (libnvrtc.so.12) has no `nvrtcGetNumSupportedArchs`, and 11.2 or newer is needed"]);
 }
 
 #[test]
@@ -183,15 +197,40 @@ fn training_goes_as_on_the_cpu_and_kernels_are_sound() {
             assert!((card - cpu).abs() <= 1e-4 * cpu.abs().max(1e-3), "{name}: {card} on the card, {cpu} on the cpu");
         }
     }
-    // What was compiled is found, and made again where it is damaged.
-    let kept: Vec<_> = fs::read_dir(at.join("cache/alip/cubins")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert!(!kept.is_empty());
-    let whole: Vec<Vec<u8>> = kept.iter().map(|path| fs::read(path).unwrap()).collect();
-    fs::write(&kept[0], &whole[0][..whole[0].len() / 2]).unwrap();
+    // What was compiled is found, and made again where it is damaged or the driver does not take it.
+    let found = kept(at);
+    assert!(found.len() > 1);
+    let half = fs::metadata(&found[0]).unwrap().len() / 2;
+    fs::File::options().write(true).open(&found[0]).unwrap().set_len(half).unwrap();
+    let foreign = b"of another driver";
+    let foreign = [sha2::Sha256::digest(foreign).as_slice(), foreign].concat();
+    fs::write(&found[1], &foreign).unwrap();
     let Some(again) = program(at, &train("again", "4", "cuda"), &[]) else { return };
     check_says(again, &[]);
     assert_eq!(log(&at.join("again")), logs[0]);
-    assert!(fs::read(&kept[0]).unwrap().len() > whole[0].len() / 2);
+    assert!(fs::metadata(&found[0]).unwrap().len() > half);
+    assert_ne!(fs::read(&found[1]).unwrap(), foreign);
+}
+
+/// What was compiled and kept in a folder.
+fn kept(folder: &Path) -> Vec<PathBuf> {
+    let found = fs::read_dir(folder.join("cache/alip/cubins")).unwrap();
+    found.map(|entry| entry.unwrap().path()).collect()
+}
+
+#[test]
+fn another_build_of_the_compiler_compiles_again() {
+    let folder = specs();
+    let at = folder.path();
+    fs::write(at.join("tiny.ron"), order::SPEC).unwrap();
+    let bench = ["bench", "tiny.ron", "--device", "cuda", "--warmup", "0", "--steps", "1"];
+    let mut counts = Vec::new();
+    for build in ["8.93", "8.93", "8.94"] {
+        let Some(command) = program(at, &bench, &[("ALIP_STANDIN_BUILD", build)]) else { return };
+        check_says(command, &[]);
+        counts.push(kept(at).len());
+    }
+    assert_eq!(counts, [counts[0], counts[0], 2 * counts[0]]);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //   ALIP_STANDIN_CARDS       how many there are
 //   ALIP_STANDIN_MEMORY      bytes of each
 //   ALIP_STANDIN_REFUSE      the launch, counted from 1, that is refused when it is submitted
+//   ALIP_STANDIN_COPY        the upload, counted from 1, that is refused when it is submitted
 //   ALIP_STANDIN_FAIL        the launch that fails while it runs, and every call after it
 //   ALIP_STANDIN_LOSE        the launch during which the card is lost
 //   ALIP_STANDIN_REPORTS     a file to which the emulator's reports are added; PATH.launches says how many launches have run
@@ -78,7 +79,7 @@ struct CudaModule {
 std::recursive_mutex lock;
 bool initialized;
 int failed = SUCCESS;
-uint64_t submitted, run_launches;
+uint64_t submitted, uploaded, run_launches;
 std::map<uintptr_t, uint64_t> card_memory;
 std::map<uintptr_t, uint64_t> pinned;
 std::map<Stream*, bool> streams;
@@ -335,6 +336,7 @@ CU cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, Stream* 
 
 CU cuMemcpyHtoDAsync_v2(uint64_t address, const void* from, size_t bytes, Stream* stream) {
     READY;
+    if (++uploaded == setting("ALIP_STANDIN_COPY", 0)) return INVALID_VALUE;
     if (!within(card_memory, address, bytes)) return INVALID_VALUE;
     const auto copy = [=](const void* source) {
         memcpy(reinterpret_cast<void*>(address), source, bytes);

@@ -11,6 +11,8 @@ pub struct StandIn {
     whole: tempfile::TempDir,
     /// With the driver and without NVRTC.
     driver_only: tempfile::TempDir,
+    /// With the driver and an NVRTC that is too old.
+    old: tempfile::TempDir,
 }
 
 impl StandIn {
@@ -29,7 +31,7 @@ impl StandIn {
 
     fn build(compiler: &str) -> Result<StandIn, String> {
         let folder = || tempfile::tempdir().map_err(|error| error.to_string());
-        let (whole, driver_only) = (folder()?, folder()?);
+        let (whole, driver_only, old) = (folder()?, folder()?, folder()?);
         let driver = compiler::library(compiler, whole.path(), DRIVER, &["driver"])?;
         let defined = [
             format!("-DALIP_COMPILER=\"{compiler}\""),
@@ -38,8 +40,13 @@ impl StandIn {
         ];
         let nvrtc = compiler::objects(compiler, whole.path(), &["nvrtc"], &defined)?;
         compiler::link(compiler, whole.path(), "libnvrtc.so.12", &nvrtc)?;
-        std::fs::copy(driver, driver_only.path().join(DRIVER)).map_err(|error| error.to_string())?;
-        Ok(StandIn { whole, driver_only })
+        let too_old = [&defined[..], &["-DALIP_OLD_NVRTC".to_string()]].concat();
+        let nvrtc = compiler::objects(compiler, old.path(), &["nvrtc"], &too_old)?;
+        compiler::link(compiler, old.path(), "libnvrtc.so.12", &nvrtc)?;
+        for folder in [&driver_only, &old] {
+            std::fs::copy(&driver, folder.path().join(DRIVER)).map_err(|error| error.to_string())?;
+        }
+        Ok(StandIn { whole, driver_only, old })
     }
 
     /// Lets a child process find the driver and NVRTC.
@@ -50,6 +57,11 @@ impl StandIn {
     /// Lets a child process find the driver only.
     pub fn give_driver<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         give(self.driver_only.path(), command)
+    }
+
+    /// Lets a child process find the driver and an NVRTC that is too old.
+    pub fn give_old<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        give(self.old.path(), command)
     }
 
     /// Where NVRTC is, to put it elsewhere.

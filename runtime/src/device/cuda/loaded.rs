@@ -106,6 +106,12 @@ impl Loaded {
         self.uploaded.take().map_or(Ok(()), |event| self.stream.wait_for(&event))
     }
 
+    /// Nothing overwrites the inputs of this slot before all that was submitted so far is done.
+    fn keep_slot(&mut self) -> Result<(), DeviceError> {
+        self.read_by[self.slot] = Some(self.stream.event()?);
+        Ok(())
+    }
+
     /// Goes on to the next slot, once nothing reads it any more.
     fn next_slot(&mut self) -> Result<(), DeviceError> {
         self.slot = (self.slot + 1) % SLOTS;
@@ -153,13 +159,14 @@ impl LoadedPlan for Loaded {
         for ((_, bytes), (_, place)) in inputs.iter().zip(&copies) {
             staged.bytes_mut()[place.clone()].copy_from_slice(bytes);
         }
-        for (address, place) in copies {
+        // The slot has them before the first copy, since those before one that is refused go on reading them.
+        let staged = self.staged[self.slot].insert(staged);
+        let copied = copies.into_iter().try_for_each(|(address, place)| {
             // Safety: the slice lies within its segment, and the slot keeps the pinned bytes until the copy is done.
-            unsafe { self.uploads.upload(address, &staged.bytes()[place])? };
-        }
-        self.staged[self.slot] = Some(staged);
-        self.uploaded = Some(self.uploads.event()?);
-        Ok(())
+            unsafe { self.uploads.upload(address, &staged.bytes()[place]) }
+        });
+        let recorded = self.uploads.event().map(|event| self.uploaded = Some(event));
+        copied.and(recorded)
     }
 
     fn read(&mut self, slices: &[Slice]) -> Result<Box<dyn Download>, DeviceError> {
@@ -168,15 +175,21 @@ impl LoadedPlan for Loaded {
         let gathered = Gathered::new(slices);
         let mut pinned = self.context.pinned(gathered.bytes as usize)?;
         let mut rest = pinned.bytes_mut();
-        for copy in &gathered.copies {
+        let copied = gathered.copies.iter().try_for_each(|copy| {
             let address = self.address(*copy)?;
-            let (own, others) = rest.split_at_mut(copy.bytes as usize);
+            let (own, others) = std::mem::take(&mut rest).split_at_mut(copy.bytes as usize);
             rest = others;
             // Safety: the copy lies within its segment, and the download keeps the pinned bytes until it is done.
-            unsafe { self.stream.download(address, own)? };
+            unsafe { self.stream.download(address, own) }
+        });
+        match copied.and_then(|()| self.keep_slot()).and_then(|()| self.stream.event()) {
+            Ok(done) => Ok(Box::new(Pending { gathered, pinned: Some(pinned), done })),
+            Err(why) => {
+                // The copies before one that is refused go on writing there.
+                let _ = self.stream.synchronize();
+                Err(why)
+            }
         }
-        let done = self.stream.event()?;
-        Ok(Box::new(Pending { gathered, pinned: Some(pinned), done }))
     }
 
     fn ahead(&self) -> usize {
@@ -192,11 +205,11 @@ impl LoadedPlan for Loaded {
         let launches = self.programs[program].get(steps.clone());
         let launches =
             launches.ok_or_else(|| DeviceError::Misuse(format!("program `{program}` has no steps {steps:?}")))?;
-        for launch in launches {
-            launch.submit(&self.stream, self.slot, &mut self.parameters)?;
-        }
-        self.read_by[self.slot] = Some(self.stream.event()?);
-        Ok(())
+        let submitted =
+            launches.iter().try_for_each(|launch| launch.submit(&self.stream, self.slot, &mut self.parameters));
+        // Those before one that is refused read the inputs too.
+        let kept = self.keep_slot();
+        submitted.and(kept)
     }
 
     fn synchronize(&mut self) -> Result<(), DeviceError> {
