@@ -4,11 +4,11 @@
 #![cfg(all(target_os = "linux", feature = "compile", feature = "cuda"))]
 
 mod common;
-#[path = "cuda/order.rs"]
-mod order;
 #[path = "../../tests/src/cuda/compiler.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod compiler;
+#[path = "cuda/order.rs"]
+mod order;
 #[path = "../../tests/src/skip.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod skip;
@@ -170,8 +170,41 @@ fn a_card_that_is_not_there_is_told_with_those_that_are() {
 
 #[test]
 fn too_little_memory_is_told_with_what_is_free() {
-    let parts = ["cuda has no room for a memory segment of ", "are free; use a smaller --batch"];
+    let parts = ["cuda has no room for `small` at batch 6: the plan needs ", "are free; not even a batch of 1 fits"];
     check_refused(&[("ALIP_STANDIN_MEMORY", "100000")], &parts);
+    // A plan that is given compiled has its batch.
+    let folder = specs();
+    let at = folder.path();
+    let Some(compiled) = program(at, &["bench", "plan", "--device", "cuda"], &[("ALIP_STANDIN_MEMORY", "100000")])
+    else {
+        return;
+    };
+    order::write_plan(&at.join("small.ron"), &at.join("plan"));
+    check_fails(compiled, &["cuda has no room for the plan: it needs ", " are free; use a smaller --batch"]);
+}
+
+#[test]
+fn the_largest_batch_that_fits_is_told_and_found() {
+    let folder = specs();
+    let at = folder.path();
+    fs::write(at.join("tiny.ron"), order::WIDE).unwrap();
+    let memory = [("ALIP_STANDIN_MEMORY", "2000000")];
+    let bench = |more: &[&str]| {
+        let common = ["bench", "tiny.ron", "--device", "cuda", "--warmup", "0", "--steps", "1", "--json"];
+        program(at, &[&common, more].concat(), &memory)
+    };
+    let Some(mut largest) = bench(&["--largest"]) else { return };
+    let (status, out, err) = said(largest.output().unwrap());
+    assert_eq!(status, Some(0), "{out}{err}");
+    let found: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let batch = found["batch"].as_u64().unwrap();
+    assert!(batch > 1 && found["device_bytes"].as_u64().unwrap() <= 2_000_000, "{out}");
+    let told = format!("; the largest batch that fits is {batch}: --batch {batch}");
+    check_fails(
+        bench(&["--batch", "4096"]).unwrap(),
+        &["cuda has no room for `wide` at batch 4096: the plan needs ", &told],
+    );
+    check_says(bench(&["--batch", &batch.to_string()]).unwrap(), &[]);
 }
 
 #[test]

@@ -52,7 +52,8 @@ impl Compiler {
                 known.iter().max().unwrap_or(&0)
             ));
         }
-        let build = build(&architecture).map_err(|why| format!("NVRTC {version} compiles not even an empty text: {why}"))?;
+        let build =
+            build(&architecture).map_err(|why| format!("NVRTC {version} compiles not even an empty text: {why}"))?;
         Ok(Compiler { architecture, version, build, cache: Cache::of_user() })
     }
 

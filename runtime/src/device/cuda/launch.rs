@@ -22,6 +22,8 @@ pub(super) struct Launch {
     shared_bytes: u32,
     /// Addresses of its operands, by slot of the inputs.
     operands: [Vec<u64>; SLOTS],
+    /// Whose work it does, for errors.
+    origin: String,
 }
 
 impl Launch {
@@ -37,6 +39,15 @@ impl Launch {
         parameters.extend(self.operands[slot].iter().map(|address| std::ptr::from_ref(address).cast_mut().cast()));
         // Safety: `check` has counted the operands of the text and seen that views keep to them.
         unsafe { self.function.launch(stream, self.grid, self.block, self.shared_bytes, parameters) }
+            .map_err(|error| at(error, &self.origin))
+    }
+}
+
+/// What the driver says of a launch, with whose work it does.
+fn at(error: DeviceError, origin: &str) -> DeviceError {
+    match error {
+        DeviceError::Driver { device, why } => DeviceError::Driver { device, why: format!("{why}, in `{origin}`") },
+        error => error,
     }
 }
 
@@ -120,7 +131,8 @@ impl Launcher {
         for (of_slot, segments) in operands.iter_mut().zip(slots) {
             *of_slot = addresses(segments)?;
         }
-        Ok(Launch { function, grid: *grid, block: *block, shared_bytes: *shared_bytes, operands })
+        let origin = step.origin.clone();
+        Ok(Launch { function, grid: *grid, block: *block, shared_bytes: *shared_bytes, operands, origin })
     }
 }
 

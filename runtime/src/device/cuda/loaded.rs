@@ -4,17 +4,22 @@ use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alip_plan::{Plan, Segment, SegmentKind};
 
 use super::super::gathered::{Gathered, WORD};
-use super::super::{DeviceError, Download, Free, LoadedPlan, MemoryFacts, Slice};
+use super::super::{DeviceError, Download, Free, LoadedPlan, MemoryFacts, Slice, time_by_waiting};
 use super::compile::Compiler;
-use super::driver::{Context, Event, Lent, Memory, Stream};
-use super::launch::{Launch, Launcher};
+use super::driver::{self, Called, Context, Event, Lent, Memory, Stream};
+use super::launch::Launcher;
+use super::program::Program;
 use super::{AHEAD, SLOTS};
 
-/// Allocates a plan's segments, zeroed.
+/// The oldest driver whose events tell the time by the call that there is now.
+const OLDEST_CLOCK: u32 = 12_080;
+
+/// Allocates a plan's segments, zeroed. Programs become graphs where that is wanted.
 ///
 /// # Errors
 /// Too little memory, or the driver fails.
@@ -22,13 +27,14 @@ pub(super) fn load(
     context: &Arc<Context>,
     compiler: &Arc<Compiler>,
     plan: Arc<Plan>,
+    graphs: bool,
 ) -> Result<Box<dyn LoadedPlan>, DeviceError> {
+    let memory = facts(&plan);
+    let free = room(context, &plan)?;
+    if free.needed > free.bytes {
+        return Err(DeviceError::NoRoom { device: "cuda".into(), room: free });
+    }
     let stream = Stream::new(context)?;
-    let is_input = |segment: &Segment| segment.kind == SegmentKind::Inputs;
-    let segments = plan.segments.iter().map(|segment| segment.bytes).sum::<u64>();
-    let inputs = plan.segments.iter().filter(|segment| is_input(segment)).map(|segment| segment.bytes).sum::<u64>();
-    let scratch = inputs * (SLOTS as u64 - 1);
-    let free = Free { bytes: context.free_memory()?, needed: segments + scratch };
     let allocate = |segment: &Segment| -> Result<Arc<Memory>, DeviceError> {
         // Downloads are of whole words.
         let memory = Memory::new(context, segment.bytes.next_multiple_of(WORD))?;
@@ -57,9 +63,29 @@ pub(super) fn load(
         staged: std::array::from_fn(|_| None),
         uploaded: None,
         programs: BTreeMap::new(),
+        graphs,
         parameters: Vec::new(),
-        memory: MemoryFacts { segments, scratch },
+        memory,
     }))
+}
+
+fn is_input(segment: &Segment) -> bool {
+    segment.kind == SegmentKind::Inputs
+}
+
+/// What a plan takes of the card's memory.
+fn facts(plan: &Plan) -> MemoryFacts {
+    let inputs = plan.segments.iter().filter(|segment| is_input(segment)).map(|segment| segment.bytes).sum::<u64>();
+    MemoryFacts {
+        segments: plan.segments.iter().map(|segment| segment.bytes).sum(),
+        scratch: inputs * (SLOTS as u64 - 1),
+    }
+}
+
+/// What a plan takes of the card's memory, and what is free of it.
+pub(super) fn room(context: &Arc<Context>, plan: &Plan) -> Result<Free, DeviceError> {
+    let MemoryFacts { segments, scratch } = facts(plan);
+    Ok(Free { bytes: context.free_memory()?, needed: segments + scratch })
 }
 
 /// A plan in the card's memory. Its queues are dropped before the memory that they use.
@@ -70,7 +96,9 @@ struct Loaded {
     /// Inputs on their way.
     uploads: Stream,
     /// Programs that ran before.
-    programs: BTreeMap<String, Vec<Launch>>,
+    programs: BTreeMap<String, Program>,
+    /// Whether programs become graphs.
+    graphs: bool,
     launcher: Launcher,
     /// Segments, by slot; only those of inputs differ.
     slots: [Vec<Arc<Memory>>; SLOTS],
@@ -104,6 +132,15 @@ impl Loaded {
     fn follow_uploads(&mut self) -> Result<(), DeviceError> {
         self.context.enter()?;
         self.uploaded.take().map_or(Ok(()), |event| self.stream.wait_for(&event))
+    }
+
+    /// Makes the launches of a program, once.
+    fn prepare(&mut self, program: &str) -> Result<(), DeviceError> {
+        if !self.programs.contains_key(program) {
+            let launches = self.launcher.prepare(program, &self.slots)?;
+            self.programs.insert(program.to_owned(), Program::new(launches, self.graphs));
+        }
+        Ok(())
     }
 
     /// Nothing overwrites the inputs of this slot before all that was submitted so far is done.
@@ -197,19 +234,30 @@ impl LoadedPlan for Loaded {
     }
 
     fn run_steps(&mut self, program: &str, steps: Range<usize>) -> Result<(), DeviceError> {
-        if !self.programs.contains_key(program) {
-            let launches = self.launcher.prepare(program, &self.slots)?;
-            self.programs.insert(program.to_owned(), launches);
-        }
+        self.prepare(program)?;
         self.follow_uploads()?;
-        let launches = self.programs[program].get(steps.clone());
-        let launches =
-            launches.ok_or_else(|| DeviceError::Misuse(format!("program `{program}` has no steps {steps:?}")))?;
-        let submitted =
-            launches.iter().try_for_each(|launch| launch.submit(&self.stream, self.slot, &mut self.parameters));
+        let missing = || DeviceError::Misuse(format!("program `{program}` has no steps {steps:?}"));
+        let found = self.programs.get_mut(program).ok_or_else(missing)?;
+        let submitted = found.submit(&steps, &self.stream, self.slot, &mut self.parameters).ok_or_else(missing)?;
         // Those before one that is refused read the inputs too.
         let kept = self.keep_slot();
         submitted.and(kept)
+    }
+
+    fn time_steps(&mut self, program: &str, steps: usize) -> Result<Vec<Duration>, DeviceError> {
+        if driver::version().called("cuDriverGetVersion")? < OLDEST_CLOCK {
+            return time_by_waiting(self, program, steps);
+        }
+        // Kernels are loaded before the clock runs.
+        self.prepare(program)?;
+        self.follow_uploads()?;
+        let mut marks = vec![self.stream.mark()?];
+        for step in 0..steps {
+            self.run_steps(program, step..step + 1)?;
+            marks.push(self.stream.mark()?);
+        }
+        self.synchronize()?;
+        marks.windows(2).map(|pair| pair[0].until(&pair[1])).collect()
     }
 
     fn synchronize(&mut self) -> Result<(), DeviceError> {

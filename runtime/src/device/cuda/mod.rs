@@ -3,7 +3,8 @@
 //! A segment of the plan is one piece of the card's memory; an operand of a step is an address in it. All launches go to one
 //! stream and so take effect in order. Segments of inputs are there several times ([`SLOTS`]): they are filled from pinned memory
 //! on a stream of their own while the steps before still run, and events order the two. Kernels are compiled when a program
-//! first runs, as a run meets few of a plan's programs; what was compiled once is found on disk (`cache`).
+//! first runs, as a run meets few of a plan's programs; what was compiled once is found on disk (`cache`). A program that runs
+//! again is one graph of the driver (`program`).
 //!
 //! A card that fails in the middle fails every call after that; each says which call it was and what the driver said.
 
@@ -13,6 +14,7 @@ mod driver;
 mod launch;
 mod libraries;
 mod loaded;
+mod program;
 
 use std::sync::Arc;
 
@@ -23,7 +25,7 @@ use cudarc::driver::sys::CUdevice_attribute;
 use self::compile::Compiler;
 use self::driver::{Context, said};
 pub use self::libraries::{Library, nvrtc};
-use super::{Device, DeviceError, DeviceOptions, LoadedPlan, check_plan};
+use super::{Device, DeviceError, DeviceOptions, Free, LoadedPlan, check_plan};
 
 /// The oldest driver that has all that is called.
 const OLDEST_DRIVER: u32 = 12_000;
@@ -41,6 +43,8 @@ pub struct Cuda {
     facts: Facts,
     /// Where NVRTC was found.
     nvrtc: String,
+    /// Whether programs become graphs of the driver.
+    graphs: bool,
 }
 
 /// What is known of a card before it is opened.
@@ -57,7 +61,7 @@ struct Facts {
 ///
 /// # Errors
 /// No driver or one that is too old, no such card or one that is too old, no NVRTC.
-pub fn open(index: Option<usize>, _options: &DeviceOptions) -> Result<Box<dyn Device>, String> {
+pub fn open(index: Option<usize>, options: &DeviceOptions) -> Result<Box<dyn Device>, String> {
     let driver = start()?;
     let device = device(index.unwrap_or(0))?;
     let facts = facts(device, &driver)?;
@@ -70,7 +74,7 @@ pub fn open(index: Option<usize>, _options: &DeviceOptions) -> Result<Box<dyn De
     let nvrtc = libraries::nvrtc()?.name.clone();
     let compiler = Arc::new(Compiler::new(architecture(facts.major, facts.minor))?);
     let context = Context::new(device).map_err(|error| error.to_string())?;
-    Ok(Box::new(Cuda { context, compiler, facts, nvrtc }))
+    Ok(Box::new(Cuda { context, compiler, facts, nvrtc, graphs: !options.launch_by_launch }))
 }
 
 /// What the cards of this machine compute with, in the order of the driver.
@@ -167,8 +171,12 @@ impl Device for Cuda {
         format!("{}, NVRTC {}", self.facts, self.compiler.version)
     }
 
+    fn room(&self, plan: &Plan) -> Option<Free> {
+        loaded::room(&self.context, plan).ok()
+    }
+
     fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {
         check_plan(&plan, self)?;
-        loaded::load(&self.context, &self.compiler, plan)
+        loaded::load(&self.context, &self.compiler, plan, self.graphs)
     }
 }
