@@ -9,6 +9,8 @@ mod common;
 mod compiler;
 #[path = "cuda/order.rs"]
 mod order;
+#[path = "cuda/script.rs"]
+mod script;
 #[path = "../../tests/src/skip.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod skip;
