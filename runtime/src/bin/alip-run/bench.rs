@@ -1,5 +1,6 @@
 //! `alip-run bench`.
 
+use std::collections::VecDeque;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,8 +16,9 @@ use crate::{Failure, Outcome, profile};
 /// Measure training steps on synthetic data
 ///
 /// Images are noise; texts have 5 to 30 tokens between the start and end tokens and are padded with zeros. The figure is that of the
-/// median step. Data loading is not part of it; `train` reports the share of time it waits. With --json there also is the loss of every
-/// step: all devices begin with the same weights and take the same batch.
+/// median step, from the end of the step before it to its own; as in training, a device has the next steps before it is done with
+/// one. Data loading is not part of it; `train` reports the share of time it waits. With --json there also is the loss of every step:
+/// all devices begin with the same weights and take the same batch.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example:\n  alip-run bench alip_b32 --batch 16 --device cpu\n  alip-run bench alip_shapes --profile\n  \
@@ -93,18 +95,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let load = start.elapsed();
     let mut figures = Figures { compile, load, first: Duration::ZERO, steps: Vec::new(), losses: Vec::new() };
     let inputs = synthetic(&plan, if args.full_texts { Texts::Full } else { Texts::Captions })?;
-    for step in 0..args.warmup + args.steps.max(1) {
-        let start = Instant::now();
-        let outputs = session.run_for(PROGRAM_TRAIN, &inputs, &[&train.loss])?;
-        let time = start.elapsed();
-        if step == 0 {
-            figures.first = time;
-        }
-        if step >= args.warmup {
-            figures.steps.push(time);
-        }
-        figures.losses.extend(outputs.get(&train.loss).and_then(HostTensor::first));
-    }
+    let times = take(&mut session, &inputs, &train.loss, args.warmup + args.steps.max(1), &mut figures.losses)?;
+    figures.first = times[0];
+    figures.steps = times[args.warmup as usize..].to_vec();
     figures.steps.sort();
     let profile = args.profile.then(|| profile::profile(&mut session, &inputs)).transpose()?;
     let median = figures.median();
@@ -170,6 +163,31 @@ pub(crate) fn run(args: &Args) -> Outcome {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes steps, the first by itself and then as many ahead as the device wants, as training does; the time from the end of one to
+/// the end of the next, and the losses.
+fn take(
+    session: &mut Session,
+    inputs: &Tensors,
+    loss: &str,
+    steps: u64,
+    losses: &mut Vec<f64>,
+) -> Outcome<Vec<Duration>> {
+    let (mut times, mut waiting, mut last) = (Vec::new(), VecDeque::new(), Instant::now());
+    for step in 0..steps {
+        session.submit(PROGRAM_TRAIN, inputs)?;
+        waiting.push_back(session.download(PROGRAM_TRAIN, &[loss], &[])?);
+        let ahead = if step == 0 || step + 1 == steps { 0 } else { session.ahead() };
+        while waiting.len() > ahead {
+            let Some(results) = waiting.pop_front() else { break };
+            let outputs = results.wait()?.outputs;
+            losses.extend(outputs.get(loss).and_then(HostTensor::first));
+            times.push(last.elapsed());
+            last = Instant::now();
+        }
+    }
+    Ok(times)
 }
 
 /// How long random texts are.
