@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def resident(field: str) -> float:
@@ -60,6 +61,8 @@ MODELS = {
     "b32": Config(),
     "b16": Config(patch=16),
     "rn50": Config(patch=0, width=64, layers=0, stages=(3, 4, 6, 3)),
+    # To try scripts with, where there is no card.
+    "tiny": Config(32, 8, 32, 16, 2, (), 32, 16, 512, 32, 2, 2),
 }
 
 
@@ -99,9 +102,15 @@ class Transformer(nn.Module):
     def __init__(self, width: int, heads: int, layers: int, causal: bool):
         super().__init__()
         self.resblocks = nn.Sequential(*(Block(width, heads, causal) for _ in range(layers)))
+        self.checkpoint = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.resblocks(x)
+        if not self.checkpoint:
+            return self.resblocks(x)
+        # As published: of each block only its input is kept, and it is computed again.
+        for block in self.resblocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return x
 
 
 class VisionTransformer(nn.Module):
@@ -242,11 +251,11 @@ class Alip(nn.Module):
 class Trainer:
     """A model with its optimiser and schedule; `step` is the whole training step."""
 
-    def __init__(self, model: Alip, total_steps: int, *, bf16: bool = False, compiled: bool = False):
+    def __init__(self, model: Alip, total_steps: int, *, bf16: bool = False, compiled: str | None = None):
         self.model, self.bf16 = model, bf16
         self.parameters = list(model.parameters())
         self.device = self.parameters[0].device
-        self.forward = torch.compile(model) if compiled else model
+        self.forward = torch.compile(model, mode=compiled) if compiled else model
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=1e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.2, fused=True
         )
@@ -338,6 +347,9 @@ def bench(args: argparse.Namespace) -> dict:
     device, config = torch.device(args.device), MODELS[args.model]
     load = os.getloadavg()[0]
     model = Alip(config).to(device)
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            module.checkpoint = args.checkpoint
     # The schedule must not end within the run; its length does not change the work.
     trainer = Trainer(model, total_steps=1000 + args.warmup + args.steps, bf16=args.bf16, compiled=args.compile)
     batch = synthetic_batch(config, args.batch, device)
@@ -363,7 +375,8 @@ def bench(args: argparse.Namespace) -> dict:
         "warmup_steps": args.warmup,
         "loss": round(last["loss"].item(), 6),
         "dtype": "bf16 autocast" if args.bf16 else "f32",
-        "mode": "compiled" if args.compile else "eager",
+        "mode": f"compiled ({args.compile})" if args.compile else "eager",
+        "checkpoint": args.checkpoint,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "load_average": round(load, 2),
@@ -462,7 +475,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="autocast to bf16 (default: f32)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile (default: eager)")
+    parser.add_argument("--compile", nargs="?", const="default", metavar="MODE", help="torch.compile, in this mode (default: eager)")
+    parser.add_argument("--checkpoint", action="store_true", help="compute the activations of blocks again, as published")
     parser.add_argument("--tf32", action="store_true", help="let f32 products on CUDA use TF32")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="compare with a golden folder and exit")
     args = parser.parse_args()

@@ -439,10 +439,29 @@ fn devices_are_shown_without_chatter() {
 }
 
 #[test]
-fn a_profile_is_no_json() {
-    let (status, out, err) = run(folder().path(), &["bench", "small.ron", "--json", "--profile"]);
-    assert_eq!((status, out.as_str()), (Some(2), ""), "{err}");
-    assert!(err.contains("cannot be used with"), "{err}");
+fn a_profile_in_json_holds_all_kernels() {
+    let bench = ["bench", "small.ron", "--json", "--profile", "--device", "cpu", "--warmup", "1", "--steps", "2"];
+    let found = |more: &[&str]| -> serde_json::Value {
+        let (status, out, err) = run(folder().path(), &[&bench, more].concat());
+        assert_eq!(status, Some(0), "{out}{err}");
+        serde_json::from_str(&out).unwrap()
+    };
+    let (captions, full) = (found(&[]), found(&["--full-texts"]));
+    let kernels = captions["kernels"].as_array().unwrap();
+    let sum = |key: &str| kernels.iter().map(|kernel| kernel[key].as_f64().unwrap()).sum::<f64>();
+    assert_eq!(sum("launches"), captions["launches"].as_f64().unwrap());
+    assert_eq!(sum("flops"), captions["gflop_per_step"].as_f64().unwrap() * 1e9);
+    assert!(sum("bytes") > 0.0 && sum("seconds") > 0.0);
+    assert_eq!(captions["losses"].as_array().unwrap().len(), 3);
+    assert_ne!(captions["losses"], full["losses"]);
+    assert!(captions["rows"].as_u64() < full["rows"].as_u64());
+}
+
+#[test]
+fn a_device_that_cannot_tell_has_no_largest_batch() {
+    let (status, out, err) = run(folder().path(), &["bench", "small.ron", "--largest", "--device", "reference"]);
+    assert_eq!((status, out.as_str()), (Some(1), ""), "{err}");
+    assert!(err.contains("--largest: device `reference` does not tell how much memory is free; give --batch"), "{err}");
 }
 
 /// Kernels go by what they compute, whatever runs them.
@@ -456,10 +475,10 @@ fn a_profile_says_what_kernels_compute() {
         let (kinds, kernels) = tables.split_once("\nby kernel, ").expect("two tables");
         let known = ["map", "reduction", "product", "conv2d", "scatter_add", "attention"];
         for kind in known {
-            assert!(kinds.lines().any(|line| line.ends_with(&format!("GFLOP/s  {kind}"))), "no {kind} in\n{out}");
+            assert!(kinds.lines().any(|line| line.ends_with(&format!("GB/s  {kind}"))), "no {kind} in\n{out}");
         }
         for line in kernels.lines().skip(1) {
-            assert!(known.iter().any(|kind| line.contains(&format!("GFLOP/s  {kind} "))), "{line}");
+            assert!(known.iter().any(|kind| line.contains(&format!("GB/s  {kind} "))), "{line}");
         }
     }
 }

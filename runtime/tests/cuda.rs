@@ -7,6 +7,10 @@ mod common;
 #[path = "../../tests/src/cuda/compiler.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod compiler;
+#[path = "cuda/order.rs"]
+mod order;
+#[path = "cuda/script.rs"]
+mod script;
 #[path = "../../tests/src/skip.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod skip;
@@ -15,13 +19,14 @@ mod skip;
 mod standin;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use alip_compiler::diag::SourceMap;
 use alip_compiler::{CompileOptions, SpecOptions, compile_spec};
 use alip_plan::Target;
 use common::{log, said, specs};
+use sha2::Digest;
 use standin::StandIn;
 
 fn stand_in() -> Option<&'static StandIn> {
@@ -32,23 +37,29 @@ fn stand_in() -> Option<&'static StandIn> {
     found
 }
 
-/// The program with nothing of CUDA: files that are no libraries hide what the machine has.
-fn bare(folder: &Path, args: &[&str]) -> Command {
+/// A program with nothing of CUDA: files that are no libraries hide what the machine has.
+fn bare(mut command: Command, folder: &Path) -> Command {
     let versions = |library: &str| ["", ".1", ".12", ".13"].map(|version| format!("{library}.so{version}"));
     for name in ["libcuda", "libnvrtc", "libcublasLt"].into_iter().flat_map(versions) {
         fs::write(folder.join(name), "").unwrap();
     }
-    let mut command = Command::new(env!("CARGO_BIN_EXE_alip-run"));
-    command.current_dir(folder).args(args).env("LD_LIBRARY_PATH", folder).env("PATH", folder);
+    command.current_dir(folder).env("LD_LIBRARY_PATH", folder).env("PATH", folder);
     for variable in ["CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "CONDA_PREFIX"] {
         command.env_remove(variable);
     }
     command
 }
 
+/// `alip-run` with nothing of CUDA.
+fn without(folder: &Path, args: &[&str]) -> Command {
+    let mut command = bare(Command::new(env!("CARGO_BIN_EXE_alip-run")), folder);
+    command.args(args);
+    command
+}
+
 /// The program with stand-ins, whose settings these are; what is compiled is kept in the folder.
 fn program(folder: &Path, args: &[&str], settings: &[(&str, &str)]) -> Option<Command> {
-    let mut command = bare(folder, args);
+    let mut command = without(folder, args);
     stand_in()?.give(&mut command);
     set(&mut command, folder);
     command.envs(settings.iter().copied());
@@ -118,7 +129,7 @@ fn nvrtc_is_found_in_a_python_environment() {
     fs::create_dir_all(&lib).unwrap();
     let Some(stand_in) = stand_in() else { return };
     fs::copy(stand_in.nvrtc(), lib.join("libnvrtc.so.12")).unwrap();
-    let mut command = bare(folder.path(), &["devices"]);
+    let mut command = without(folder.path(), &["devices"]);
     stand_in.give_driver(&mut command).env("VIRTUAL_ENV", folder.path().join("venv"));
     if Path::new("/usr/local/cuda").exists() {
         return skip::skipped("the CUDA toolkit of this machine would be found first");
@@ -132,9 +143,9 @@ fn what_is_missing_is_named() {
     let train = ["train", "small.ron", "--device", "cuda"];
     let no_driver = "error: device `cuda` cannot be used: there is no NVIDIA driver (libcuda.so.1 is not where the system looks for \
                      libraries); install the card's driver";
-    check_fails(bare(folder.path(), &train), &[no_driver]);
+    check_fails(without(folder.path(), &train), &[no_driver]);
     check_says(
-        bare(folder.path(), &["devices"]),
+        without(folder.path(), &["devices"]),
         &["cuda       device `cuda` cannot be used: there is no NVIDIA driver"],
     );
     let Some(stand_in) = stand_in() else { return };
@@ -143,7 +154,7 @@ fn what_is_missing_is_named() {
     }
     let environment = folder.path().join("venv/lib/python3.12/site-packages/nvidia/cublas/lib");
     fs::create_dir_all(&environment).unwrap();
-    let mut command = bare(folder.path(), &train);
+    let mut command = without(folder.path(), &train);
     stand_in.give_driver(&mut command).env("VIRTUAL_ENV", folder.path().join("venv"));
     let looked = format!("nor in {}); install the CUDA toolkit", environment.display());
     check_fails(command, &["device `cuda` cannot be used: there is no NVRTC", &looked]);
@@ -158,7 +169,7 @@ fn products_need_their_library_unless_the_plan_does_without() {
         return skip::skipped("the CUDA toolkit of this machine would be found");
     }
     let without = |args: &[&str]| {
-        let mut command = bare(at, args);
+        let mut command = without(at, args);
         stand_in.give_without_products(&mut command);
         set(&mut command, at);
         command
@@ -206,6 +217,11 @@ fn what_is_too_old_is_named_with_its_version() {
     check_refused(&[("ALIP_STANDIN_CAPABILITY", "75")], &["stand-in 0 has compute capability 7.5", "8.0 (Ampere)"]);
     check_refused(&[("ALIP_STANDIN_NVRTC", "89")], &["compiles for cards up to sm_89, and this one is sm_90a"]);
     check_refused(&[("ALIP_STANDIN_CARDS", "0")], &["the NVIDIA driver knows no card"]);
+    let folder = specs();
+    let mut old = without(folder.path(), &["train", "small.ron", "--device", "cuda"]);
+    let Some(stand_in) = stand_in() else { return };
+    stand_in.give_old(&mut old);
+    check_fails(old, &["NVRTC 11.1 (libnvrtc.so.12) has no `nvrtcGetNumSupportedArchs`, and 11.2 or newer is needed"]);
 }
 
 #[test]
@@ -217,8 +233,41 @@ fn a_card_that_is_not_there_is_told_with_those_that_are() {
 
 #[test]
 fn too_little_memory_is_told_with_what_is_free() {
-    let parts = ["cuda has no room for a memory segment of ", "are free; use a smaller --batch"];
+    let parts = ["cuda has no room for `small` at batch 6: the plan needs ", "are free; not even a batch of 1 fits"];
     check_refused(&[("ALIP_STANDIN_MEMORY", "100000")], &parts);
+    // A plan that is given compiled has its batch.
+    let folder = specs();
+    let at = folder.path();
+    let Some(compiled) = program(at, &["bench", "plan", "--device", "cuda"], &[("ALIP_STANDIN_MEMORY", "100000")])
+    else {
+        return;
+    };
+    order::write_plan(&at.join("small.ron"), &at.join("plan"));
+    check_fails(compiled, &["cuda has no room for the plan: it needs ", " are free; use a smaller --batch"]);
+}
+
+#[test]
+fn the_largest_batch_that_fits_is_told_and_found() {
+    let folder = specs();
+    let at = folder.path();
+    fs::write(at.join("tiny.ron"), order::WIDE).unwrap();
+    let memory = [("ALIP_STANDIN_MEMORY", "2000000")];
+    let bench = |more: &[&str]| {
+        let common = ["bench", "tiny.ron", "--device", "cuda", "--warmup", "0", "--steps", "1", "--json"];
+        program(at, &[&common, more].concat(), &memory)
+    };
+    let Some(mut largest) = bench(&["--largest"]) else { return };
+    let (status, out, err) = said(largest.output().unwrap());
+    assert_eq!(status, Some(0), "{out}{err}");
+    let found: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let batch = found["batch"].as_u64().unwrap();
+    assert!(batch > 1 && found["device_bytes"].as_u64().unwrap() <= 2_000_000, "{out}");
+    let told = format!("; the largest batch that fits is {batch}: --batch {batch}");
+    check_fails(
+        bench(&["--batch", "4096"]).unwrap(),
+        &["cuda has no room for `wide` at batch 4096: the plan needs ", &told],
+    );
+    check_says(bench(&["--batch", &batch.to_string()]).unwrap(), &[]);
 }
 
 #[test]
@@ -244,15 +293,40 @@ fn training_goes_as_on_the_cpu_and_kernels_are_sound() {
             assert!((card - cpu).abs() <= 1e-4 * cpu.abs().max(1e-3), "{name}: {card} on the card, {cpu} on the cpu");
         }
     }
-    // What was compiled is found, and made again where it is damaged.
-    let kept: Vec<_> = fs::read_dir(at.join("cache/alip/cubins")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert!(!kept.is_empty());
-    let whole: Vec<Vec<u8>> = kept.iter().map(|path| fs::read(path).unwrap()).collect();
-    fs::write(&kept[0], &whole[0][..whole[0].len() / 2]).unwrap();
+    // What was compiled is found, and made again where it is damaged or the driver does not take it.
+    let found = kept(at);
+    assert!(found.len() > 1);
+    let half = fs::metadata(&found[0]).unwrap().len() / 2;
+    fs::File::options().write(true).open(&found[0]).unwrap().set_len(half).unwrap();
+    let foreign = b"of another driver";
+    let foreign = [sha2::Sha256::digest(foreign).as_slice(), foreign].concat();
+    fs::write(&found[1], &foreign).unwrap();
     let Some(again) = program(at, &train("again", "4", "cuda"), &[]) else { return };
     check_says(again, &[]);
     assert_eq!(log(&at.join("again")), logs[0]);
-    assert!(fs::read(&kept[0]).unwrap().len() > whole[0].len() / 2);
+    assert!(fs::metadata(&found[0]).unwrap().len() > half);
+    assert_ne!(fs::read(&found[1]).unwrap(), foreign);
+}
+
+/// What was compiled and kept in a folder.
+fn kept(folder: &Path) -> Vec<PathBuf> {
+    let found = fs::read_dir(folder.join("cache/alip/cubins")).unwrap();
+    found.map(|entry| entry.unwrap().path()).collect()
+}
+
+#[test]
+fn another_build_of_the_compiler_compiles_again() {
+    let folder = specs();
+    let at = folder.path();
+    fs::write(at.join("tiny.ron"), order::SPEC).unwrap();
+    let bench = ["bench", "tiny.ron", "--device", "cuda", "--warmup", "0", "--steps", "1"];
+    let mut counts = Vec::new();
+    for build in ["8.93", "8.93", "8.94"] {
+        let Some(command) = program(at, &bench, &[("ALIP_STANDIN_BUILD", build)]) else { return };
+        check_says(command, &[]);
+        counts.push(kept(at).len());
+    }
+    assert_eq!(counts, [counts[0], counts[0], 2 * counts[0]]);
 }
 
 #[test]

@@ -19,7 +19,7 @@
 // Of the emulator: notes what is wrong with an access of the library, and whether it may be made.
 extern "C" int emulator_touch(const void* address, uint64_t bytes, int write, const char* who);
 // Of the driver's stand-in, where it is.
-extern "C" __attribute__((weak)) int standin_submit(void* stream, void (*work)(void*), void* with);
+extern "C" __attribute__((weak)) int standin_submit(void* stream, void (*work)(void*), void (*discard)(void*), void* with);
 
 namespace {
 
@@ -368,11 +368,10 @@ LT cublasLtMatmul(void* handle, Desc* desc, const void* alpha, const void* at_a,
     auto* work = new Work{*desc, *a, *b, *c, *d, static_cast<const char*>(at_a), static_cast<const char*>(at_b), static_cast<const char*>(at_c),
                           static_cast<char*>(at_d), static_cast<char*>(workspace), *static_cast<const float*>(alpha),
                           *static_cast<const float*>(beta), algo->split, depth};
-    const auto run = [](void* with) {
-        static_cast<Work*>(with)->run();
-        delete static_cast<Work*>(with);
-    };
-    if (standin_submit) return standin_submit(stream, run, work) ? EXECUTION_FAILED : SUCCESS;
+    const auto run = [](void* with) { static_cast<Work*>(with)->run(); };
+    const auto discard = [](void* with) { delete static_cast<Work*>(with); };
+    if (standin_submit) return standin_submit(stream, run, discard, work) ? EXECUTION_FAILED : SUCCESS;
     run(work);
+    discard(work);
     return SUCCESS;
 }

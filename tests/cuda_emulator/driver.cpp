@@ -7,12 +7,14 @@
 //   ALIP_STANDIN_CARDS       how many there are
 //   ALIP_STANDIN_MEMORY      bytes of each
 //   ALIP_STANDIN_REFUSE      the launch, counted from 1, that is refused when it is submitted
+//   ALIP_STANDIN_COPY        the upload, counted from 1, that is refused when it is submitted
 //   ALIP_STANDIN_FAIL        the launch that fails while it runs, and every call after it
 //   ALIP_STANDIN_LOSE        the launch during which the card is lost
 //   ALIP_STANDIN_REPORTS     a file to which the emulator's reports are added; PATH.launches says how many launches have run
 
 #include "machine.h"
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -22,6 +24,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <unistd.h>
 
 #define CU extern "C" __attribute__((visibility("default"))) int
@@ -40,9 +43,15 @@ enum : int {
     INVALID_CONTEXT = 201,
     ECC_UNCORRECTABLE = 214,
     INVALID_HANDLE = 400,
+    ILLEGAL_STATE = 401,
     NOT_FOUND = 500,
+    NOT_READY = 600,
     LAUNCH_OUT_OF_RESOURCES = 701,
     LAUNCH_FAILED = 719,
+    CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_INVALIDATED = 901,
+    CAPTURE_ISOLATION = 905,
+    CAPTURE_WRONG_THREAD = 908,
 };
 
 uint64_t setting(const char* name, uint64_t otherwise) {
@@ -50,17 +59,37 @@ uint64_t setting(const char* name, uint64_t otherwise) {
     return text && *text ? strtoull(text, nullptr, 10) : otherwise;
 }
 
+using Work = std::function<int()>;
+
+/// What is being recorded of a stream.
+struct Capture {
+    std::thread::id thread;
+    bool prohibits, invalid;
+    std::vector<Work> work;
+};
+
 struct Stream {
-    std::deque<std::function<int()>> work;
+    std::deque<Work> work;
+    std::unique_ptr<Capture> capture;
+};
+
+struct Graph {
+    std::vector<Work> work;
+};
+
+struct GraphExec {
+    std::shared_ptr<const std::vector<Work>> work;
 };
 
 /// A moment of a stream: what an event stood for when it was recorded.
 struct Moment {
     Stream* stream;
     bool done;
+    std::chrono::steady_clock::time_point when;
 };
 
 struct Event {
+    bool timed;
     std::shared_ptr<Moment> moment;
 };
 
@@ -78,7 +107,7 @@ struct CudaModule {
 std::recursive_mutex lock;
 bool initialized;
 int failed = SUCCESS;
-uint64_t submitted, run_launches;
+uint64_t submitted, uploaded, run_launches;
 std::map<uintptr_t, uint64_t> card_memory;
 std::map<uintptr_t, uint64_t> pinned;
 std::map<Stream*, bool> streams;
@@ -99,6 +128,36 @@ int ready() {
     if (!initialized) return NOT_INITIALIZED;
     if (!current) return INVALID_CONTEXT;
     return failed;
+}
+
+/// What a call says that may not be made while this thread records: it waits, or might. The recording is lost.
+int unsafe_now() {
+    int result = SUCCESS;
+    for (const auto& [stream, alive] : streams) {
+        Capture* capture = stream->capture.get();
+        if (!capture || !capture->prohibits || capture->thread != std::this_thread::get_id()) continue;
+        capture->invalid = true;
+        result = CAPTURE_UNSUPPORTED;
+    }
+    return result;
+}
+
+/// Adds work to a stream, or to what is recorded of it.
+int submit(Stream* stream, Work work) {
+    Capture* capture = stream->capture.get();
+    if (!capture) {
+        stream->work.push_back(std::move(work));
+        return SUCCESS;
+    }
+    if (capture->invalid) return CAPTURE_INVALIDATED;
+    capture->work.push_back(std::move(work));
+    return SUCCESS;
+}
+
+/// Says that a call failed which was to be recorded: so has the recording.
+int refuse(Stream* stream, int why) {
+    if (stream->capture) stream->capture->invalid = true;
+    return why;
 }
 
 /// Does a stream's work until a moment has come, or all of it.
@@ -165,6 +224,9 @@ std::string own_folder() {
 #define READY                          \
     LOCKED;                            \
     if (const int wrong = ready()) return wrong
+#define READY_TO_WAIT                  \
+    READY;                             \
+    if (const int wrong = unsafe_now()) return wrong
 
 CU cuInit(unsigned) {
     LOCKED;
@@ -231,7 +293,7 @@ CU cuMemGetInfo_v2(size_t* free, size_t* total) {
 }
 
 CU cuMemAlloc_v2(uint64_t* address, size_t bytes) {
-    READY;
+    READY_TO_WAIT;
     if (bytes == 0) return INVALID_VALUE;
     if (taken() + bytes > capacity()) return OUT_OF_MEMORY;
     void* memory = alloc(bytes, NEVER_WRITTEN);
@@ -242,7 +304,7 @@ CU cuMemAlloc_v2(uint64_t* address, size_t bytes) {
 }
 
 CU cuMemFree_v2(uint64_t address) {
-    READY;
+    READY_TO_WAIT;
     if (!card_memory.count(address)) return INVALID_VALUE;
     if (const int wrong = drain_all()) return wrong;
     card_memory.erase(address);
@@ -251,7 +313,7 @@ CU cuMemFree_v2(uint64_t address) {
 }
 
 CU cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
-    READY;
+    READY_TO_WAIT;
     *memory = malloc(bytes);
     if (!*memory) return OUT_OF_MEMORY;
     memset(*memory, 0xee, bytes);
@@ -260,7 +322,7 @@ CU cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
 }
 
 CU cuMemFreeHost(void* memory) {
-    READY;
+    READY_TO_WAIT;
     if (!pinned.erase(reinterpret_cast<uintptr_t>(memory))) return INVALID_VALUE;
     if (const int wrong = drain_all()) return wrong;
     free(memory);
@@ -283,14 +345,67 @@ CU cuStreamDestroy_v2(Stream* stream) {
     return result;
 }
 
-CU cuStreamSynchronize(Stream* stream) {
+CU cuStreamBeginCapture_v2(Stream* stream, int mode) {
     READY;
+    if (!stream) return CAPTURE_UNSUPPORTED; // the legacy stream
+    if (!streams.count(stream)) return INVALID_HANDLE;
+    if (mode < 0 || mode > 2) return INVALID_VALUE;
+    if (stream->capture) return refuse(stream, ILLEGAL_STATE);
+    // RELAXED prohibits nothing.
+    stream->capture.reset(new Capture{std::this_thread::get_id(), mode != 2, false, {}});
+    return SUCCESS;
+}
+
+CU cuStreamEndCapture(Stream* stream, Graph** graph) {
+    READY;
+    *graph = nullptr;
+    if (!streams.count(stream)) return INVALID_HANDLE;
+    if (!stream->capture) return ILLEGAL_STATE;
+    if (stream->capture->prohibits && stream->capture->thread != std::this_thread::get_id()) return CAPTURE_WRONG_THREAD;
+    const auto capture = std::move(stream->capture);
+    if (capture->invalid) return CAPTURE_INVALIDATED;
+    *graph = new Graph{std::move(capture->work)};
+    return SUCCESS;
+}
+
+CU cuGraphInstantiateWithFlags(GraphExec** made, Graph* graph, unsigned long long flags) {
+    READY;
+    if (flags) return INVALID_VALUE;
+    *made = new GraphExec{std::make_shared<const std::vector<Work>>(graph->work)};
+    return SUCCESS;
+}
+
+CU cuGraphLaunch(GraphExec* graph, Stream* stream) {
+    READY;
+    if (!streams.count(stream)) return INVALID_HANDLE;
+    const auto all = graph->work;
+    return submit(stream, [all] {
+        for (const Work& work : *all)
+            if (const int result = work()) return result;
+        return static_cast<int>(SUCCESS);
+    });
+}
+
+CU cuGraphDestroy(Graph* graph) {
+    LOCKED;
+    delete graph;
+    return SUCCESS;
+}
+
+CU cuGraphExecDestroy(GraphExec* graph) {
+    LOCKED;
+    delete graph;
+    return SUCCESS;
+}
+
+CU cuStreamSynchronize(Stream* stream) {
+    READY_TO_WAIT;
     return streams.count(stream) ? drain(stream, nullptr) : INVALID_HANDLE;
 }
 
-CU cuEventCreate(Event** event, unsigned) {
+CU cuEventCreate(Event** event, unsigned flags) {
     READY;
-    *event = new Event;
+    *event = new Event{!(flags & 2), nullptr}; // DISABLE_TIMING
     return SUCCESS;
 }
 
@@ -303,17 +418,27 @@ CU cuEventDestroy_v2(Event* event) {
 CU cuEventRecord(Event* event, Stream* stream) {
     READY;
     if (!streams.count(stream)) return INVALID_HANDLE;
-    const auto moment = std::make_shared<Moment>(Moment{stream, false});
+    const auto moment = std::make_shared<Moment>(Moment{stream, false, {}});
     event->moment = moment;
-    stream->work.push_back([moment] {
+    return submit(stream, [moment] {
         moment->done = true;
+        moment->when = std::chrono::steady_clock::now();
         return SUCCESS;
     });
+}
+
+CU cuEventElapsedTime_v2(float* milliseconds, Event* start, Event* end) {
+    READY;
+    for (const Event* event : {start, end}) {
+        if (!event->timed || !event->moment) return INVALID_HANDLE;
+        if (!event->moment->done) return NOT_READY;
+    }
+    *milliseconds = std::chrono::duration<float, std::milli>(end->moment->when - start->moment->when).count();
     return SUCCESS;
 }
 
 CU cuEventQuery(Event* event) {
-    READY;
+    READY_TO_WAIT;
     const auto moment = event->moment;
     return !moment || moment->done ? SUCCESS : drain(moment->stream, moment.get());
 }
@@ -327,24 +452,25 @@ CU cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
     if (!streams.count(stream)) return INVALID_HANDLE;
     // It may be recorded again or destroyed later.
     const auto moment = event->moment;
+    // What is recorded cannot wait for what is not.
+    if (moment && stream->capture) return refuse(stream, CAPTURE_ISOLATION);
     if (!moment || moment->done) return SUCCESS;
-    stream->work.push_back([moment] { return moment->done ? static_cast<int>(SUCCESS) : drain(moment->stream, moment.get()); });
-    return SUCCESS;
+    return submit(stream, [moment] { return moment->done ? static_cast<int>(SUCCESS) : drain(moment->stream, moment.get()); });
 }
 
 CU cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, Stream* stream) {
     READY;
     if (!within(card_memory, address, bytes)) return INVALID_VALUE;
-    stream->work.push_back([=] {
+    return submit(stream, [=] {
         memset(reinterpret_cast<void*>(address), value, bytes);
         define(reinterpret_cast<void*>(address), bytes);
         return SUCCESS;
     });
-    return SUCCESS;
 }
 
 CU cuMemcpyHtoDAsync_v2(uint64_t address, const void* from, size_t bytes, Stream* stream) {
     READY;
+    if (++uploaded == setting("ALIP_STANDIN_COPY", 0)) return INVALID_VALUE;
     if (!within(card_memory, address, bytes)) return INVALID_VALUE;
     const auto copy = [=](const void* source) {
         memcpy(reinterpret_cast<void*>(address), source, bytes);
@@ -352,23 +478,23 @@ CU cuMemcpyHtoDAsync_v2(uint64_t address, const void* from, size_t bytes, Stream
         return SUCCESS;
     };
     if (within(pinned, reinterpret_cast<uintptr_t>(from), bytes)) {
-        stream->work.push_back([=] { return copy(from); });
-    } else {
-        const std::string kept(static_cast<const char*>(from), bytes);
-        stream->work.push_back([=] { return copy(kept.data()); });
+        return submit(stream, [=] { return copy(from); });
     }
-    return SUCCESS;
+    const std::string kept(static_cast<const char*>(from), bytes);
+    return submit(stream, [=] { return copy(kept.data()); });
 }
 
 CU cuMemcpyDtoHAsync_v2(void* to, uint64_t address, size_t bytes, Stream* stream) {
     READY;
     if (!within(card_memory, address, bytes)) return INVALID_VALUE;
     const bool later = within(pinned, reinterpret_cast<uintptr_t>(to), bytes);
-    stream->work.push_back([=] {
+    // What has to wait cannot be recorded.
+    if (!later && stream->capture) return refuse(stream, CAPTURE_UNSUPPORTED);
+    const int result = submit(stream, [=] {
         memcpy(to, reinterpret_cast<const void*>(address), bytes);
         return SUCCESS;
     });
-    return later ? SUCCESS : drain(stream, nullptr);
+    return later || result ? result : drain(stream, nullptr);
 }
 
 CU cuModuleLoadData(CudaModule** made, const void* image) {
@@ -422,30 +548,29 @@ CU cuLaunchKernel(Function* function, unsigned x, unsigned y, unsigned z, unsign
                   unsigned shared_bytes, Stream* stream, void** parameters, void** extra) {
     READY;
     if (!streams.count(stream)) return INVALID_HANDLE;
-    if (++submitted == setting("ALIP_STANDIN_REFUSE", 0)) return LAUNCH_OUT_OF_RESOURCES;
+    if (++submitted == setting("ALIP_STANDIN_REFUSE", 0)) return refuse(stream, LAUNCH_OUT_OF_RESOURCES);
     if (x == 0 || y == 0 || z == 0 || y > 65535 || z > 65535 || threads == 0 || threads > MOST_THREADS || threads_y != 1 ||
         threads_z != 1 || extra || shared_bytes > static_cast<unsigned>(function->dynamic_bytes) ||
         threads > function->kernel->kernel->block)
-        return INVALID_VALUE;
+        return refuse(stream, INVALID_VALUE);
     std::vector<void*> operands;
     for (unsigned operand = 0; operand < function->kernel->kernel->operands; ++operand)
         operands.push_back(*static_cast<void**>(parameters[operand]));
-    stream->work.push_back([=] {
+    return submit(stream, [=] {
         return launched([=] {
             const uint32_t grid[3] = {x, y, z};
             launch(function->kernel, grid, threads, operands.data(), shared_bytes);
         });
     });
-    return SUCCESS;
 }
 
-/// Queues a library's work as a launch; 0 if it was taken.
-CU standin_submit(Stream* stream, void (*work)(void*), void* with) {
+/// Queues a library's work as a launch, which a graph may do many times; 0 if it was taken. It is discarded here.
+CU standin_submit(Stream* stream, void (*work)(void*), void (*discard)(void*), void* with) {
     READY;
+    const std::shared_ptr<void> kept(with, discard);
     if (!streams.count(stream)) return INVALID_HANDLE;
-    if (++submitted == setting("ALIP_STANDIN_REFUSE", 0)) return LAUNCH_OUT_OF_RESOURCES;
-    stream->work.push_back([=] { return launched([=] { work(with); }); });
-    return SUCCESS;
+    if (++submitted == setting("ALIP_STANDIN_REFUSE", 0)) return refuse(stream, LAUNCH_OUT_OF_RESOURCES);
+    return submit(stream, [=] { return launched([=] { work(kept.get()); }); });
 }
 
 namespace {
@@ -465,8 +590,14 @@ const Error ERRORS[] = {
     {ECC_UNCORRECTABLE, "CUDA_ERROR_ECC_UNCORRECTABLE", "uncorrectable ECC error encountered"},
     {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
+    {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
     {LAUNCH_OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
     {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
+    {ILLEGAL_STATE, "CUDA_ERROR_ILLEGAL_STATE", "the operation cannot be performed in the present state"},
+    {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
+    {CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "operation failed due to a previous error during capture"},
+    {CAPTURE_ISOLATION, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION", "dependency created on uncaptured work in another stream"},
+    {CAPTURE_WRONG_THREAD, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD", "attempt to terminate a thread-local capture sequence from another thread"},
 };
 
 int describe(int code, const char** text, const char* Error::*which) {

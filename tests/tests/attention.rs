@@ -290,7 +290,9 @@ fn the_number_of_threads_does_not_change_a_bit() {
         let values = case.values(&graph);
         let plan = plan(&model(case.name, &graph, &Values::new()), Target::cpu(), true);
         let with = |threads| {
-            let device = choose("cpu", &DeviceOptions { threads: Some(threads) }).expect("always there").device;
+            let device = choose("cpu", &DeviceOptions { threads: Some(threads), ..DeviceOptions::default() })
+                .expect("always there")
+                .device;
             run_on(device, plan.clone(), "main", &values, &Values::new()).0
         };
         let one = with(1);

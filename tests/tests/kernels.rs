@@ -168,8 +168,9 @@ impl Case {
     /// Checks that the cpu device, with one thread and with three, and the wgpu device do what the reference does.
     fn check(&self, kernel: Loop, seed: u64) {
         let on_host = |device: &str, threads| {
-            let device =
-                device::choose(device, &DeviceOptions { threads: Some(threads) }).expect("always there").device;
+            let device = device::choose(device, &DeviceOptions { threads: Some(threads), ..DeviceOptions::default() })
+                .expect("always there")
+                .device;
             self.run(self.plan(Kernel::as_described(kernel.clone()), Target::cpu()), device, seed)
                 .unwrap_or_else(|why| panic!("case {seed}: {why}\n{kernel:#?}"))
         };

@@ -131,7 +131,9 @@ fn a_step_on_the_cpu_does_not_depend_on_the_number_of_threads() {
     let (inputs, state) = first_step(&model, "alip_tiny");
     let plan = plan(&model, Target::cpu(), true);
     let step = |threads| {
-        let device = choose("cpu", &DeviceOptions { threads: Some(threads) }).expect("always there").device;
+        let device = choose("cpu", &DeviceOptions { threads: Some(threads), ..DeviceOptions::default() })
+            .expect("always there")
+            .device;
         run_on(device, plan.clone(), "train", &inputs, &state)
     };
     let one = step(1);

@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn auto_says_what_it_took() {
-        let choice = choose("auto", &DeviceOptions { threads: Some(1) }).unwrap();
+        let choice = choose("auto", &DeviceOptions { threads: Some(1), ..DeviceOptions::default() }).unwrap();
         assert_eq!(choice.name, choice.device.name());
         assert!(choice.reason.starts_with(choice.device.name()), "{}", choice.reason);
     }

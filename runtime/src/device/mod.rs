@@ -25,6 +25,7 @@ pub mod wgpu;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use alip_plan::{Plan, Target, TargetKind};
 use indicatif::HumanBytes;
@@ -109,6 +110,17 @@ pub enum DeviceError {
     /// The plan breaks a law of its format; only a damaged or foreign plan does.
     #[error("the plan is not valid: {0}; compile the spec again")]
     InvalidPlan(String),
+    /// The plan takes more than is free.
+    #[error(
+        "{device} has no room for the plan: it needs {}, and {} are free; use a smaller --batch",
+        HumanBytes(room.needed), HumanBytes(room.bytes)
+    )]
+    NoRoom {
+        /// Name of the device.
+        device: String,
+        /// What was free before anything was allocated.
+        room: Free,
+    },
     /// A segment could not be allocated.
     #[error(
         "{device} has no room for a memory segment of {bytes} bytes{}; use a smaller --batch",
@@ -165,6 +177,11 @@ pub trait Device: Send {
         kind == self.target().kind
     }
 
+    /// What a plan takes of the device's own memory, and what is free of it; none where the device cannot tell.
+    fn room(&self, _plan: &Plan) -> Option<Free> {
+        None
+    }
+
     /// Allocates the plan's segments (zeroed) and prepares its kernels.
     ///
     /// # Errors
@@ -207,6 +224,15 @@ pub trait LoadedPlan: Send {
     /// A program the plan lacks, or steps out of its range.
     fn run_steps(&mut self, program: &str, steps: Range<usize>) -> Result<(), DeviceError>;
 
+    /// Runs so many of a program's first steps, and tells how long each took: by the device's own
+    /// clock where it has one. Elsewhere the host waits for each, and the way to the device and back counts.
+    ///
+    /// # Errors
+    /// As [`LoadedPlan::run_steps`].
+    fn time_steps(&mut self, program: &str, steps: usize) -> Result<Vec<Duration>, DeviceError> {
+        time_by_waiting(self, program, steps)
+    }
+
     /// Waits until everything submitted is done.
     ///
     /// # Errors
@@ -215,6 +241,23 @@ pub trait LoadedPlan: Send {
 
     /// Memory held.
     fn memory(&self) -> MemoryFacts;
+}
+
+/// Runs the first steps of a program one by one, by the clock of the host.
+fn time_by_waiting<L: LoadedPlan + ?Sized>(
+    loaded: &mut L,
+    program: &str,
+    steps: usize,
+) -> Result<Vec<Duration>, DeviceError> {
+    loaded.synchronize()?;
+    let mut times = Vec::with_capacity(steps);
+    for step in 0..steps {
+        let start = Instant::now();
+        loaded.run_steps(program, step..step + 1)?;
+        loaded.synchronize()?;
+        times.push(start.elapsed());
+    }
+    Ok(times)
 }
 
 /// Checks that a device can run a plan at all: that it is for such a device, and keeps to the laws of plans.
@@ -246,4 +289,7 @@ pub trait Download: Send {
 pub struct DeviceOptions {
     /// Threads of the cpu device; all cores when absent. Results do not depend on it.
     pub threads: Option<usize>,
+    /// Every launch is submitted by itself, where a device could record a whole program and submit that (cuda). Results do not
+    /// depend on it.
+    pub launch_by_launch: bool,
 }

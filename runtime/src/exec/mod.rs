@@ -11,7 +11,7 @@ mod rows;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use alip_plan::{Buffer, PROGRAM_INIT, Plan, Program, SegmentKind};
 
@@ -295,8 +295,8 @@ impl Session {
         Ok(())
     }
 
-    /// Runs a program step by step and tells how long each took. The sum is more than the time of [`Session::submit`],
-    /// since the device is waited for after every step.
+    /// Runs a program step by step and tells how long each took. Where the device has no clock of its own, the sum is more than
+    /// the time of [`Session::submit`], since the device is waited for after every step.
     ///
     /// # Errors
     /// As [`Session::run_for`].
@@ -308,13 +308,8 @@ impl Session {
     ) -> Result<(), ExecError> {
         let plan = Arc::clone(&self.plan);
         let (name, found) = self.upload(&plan, program, inputs)?;
-        self.loaded.synchronize()?;
-        for index in 0..found.steps.len() {
-            let start = Instant::now();
-            self.loaded.run_steps(&name, index..index + 1)?;
-            self.loaded.synchronize()?;
-            timed(index, start.elapsed());
-        }
+        let times = self.loaded.time_steps(&name, found.steps.len())?;
+        times.into_iter().enumerate().for_each(|(index, time)| timed(index, time));
         Ok(())
     }
 

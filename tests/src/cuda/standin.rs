@@ -13,6 +13,8 @@ pub struct StandIn {
     driver_only: tempfile::TempDir,
     /// With all but cuBLASLt.
     without_products: tempfile::TempDir,
+    /// With the driver and an NVRTC that is too old.
+    old: tempfile::TempDir,
 }
 
 impl StandIn {
@@ -31,7 +33,7 @@ impl StandIn {
 
     fn build(compiler: &str) -> Result<StandIn, String> {
         let folder = || tempfile::tempdir().map_err(|error| error.to_string());
-        let (whole, driver_only, without_products) = (folder()?, folder()?, folder()?);
+        let (whole, driver_only, without_products, old) = (folder()?, folder()?, folder()?, folder()?);
         let driver = compiler::library(compiler, whole.path(), DRIVER, &["driver"])?;
         let defined = [
             format!("-DALIP_COMPILER=\"{compiler}\""),
@@ -48,7 +50,11 @@ impl StandIn {
         {
             std::fs::copy(library, folder.path().join(name)).map_err(|error| error.to_string())?;
         }
-        Ok(StandIn { whole, driver_only, without_products })
+        let too_old = [&defined[..], &["-DALIP_OLD_NVRTC".to_string()]].concat();
+        let nvrtc = compiler::objects(compiler, old.path(), &["nvrtc"], &too_old)?;
+        compiler::link(compiler, old.path(), NVRTC, &nvrtc)?;
+        std::fs::copy(&driver, old.path().join(DRIVER)).map_err(|error| error.to_string())?;
+        Ok(StandIn { whole, driver_only, without_products, old })
     }
 
     /// Lets a child process find all of them.
@@ -64,6 +70,11 @@ impl StandIn {
     /// Lets a child process find all but cuBLASLt.
     pub fn give_without_products<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         give(self.without_products.path(), command)
+    }
+
+    /// Lets a child process find the driver and an NVRTC that is too old.
+    pub fn give_old<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        give(self.old.path(), command)
     }
 
     /// Where NVRTC is, to put it elsewhere.

@@ -95,7 +95,9 @@ pub fn plan(case: &Case, level: &Level, target: &Target) -> Result<(Plan, Used),
 /// The result that is furthest out of its bound.
 pub fn compare(case: &Case, expected: &Expected, device: &str, plan: Plan) -> Result<(), String> {
     // One thread: cases run in parallel, and no result depends on the number of threads.
-    let device = choose(device, &DeviceOptions { threads: Some(1) }).map_err(|error| error.to_string())?.device;
+    let device = choose(device, &DeviceOptions { threads: Some(1), ..DeviceOptions::default() })
+        .map_err(|error| error.to_string())?
+        .device;
     compare_on(case, expected, device, plan)
 }
 

@@ -22,6 +22,7 @@ mod devices;
 mod embed;
 mod eval;
 mod export;
+mod fits;
 #[cfg(feature = "compile")]
 mod graphs;
 mod import;

@@ -13,7 +13,7 @@ use alip_runtime::exec::{ExecError, Session};
 use alip_runtime::run::{DeviceIdentity, RunDir, RunError, SpecFile, SpecSources, read_plan};
 
 use crate::moved::{is_data, moved};
-use crate::{Failure, Outcome};
+use crate::{Failure, Outcome, fits};
 
 /// Which model.
 #[derive(clap::Args)]
@@ -71,6 +71,9 @@ pub(crate) struct DeviceArgs {
     /// Threads of the cpu device; results do not depend on it
     #[arg(long)]
     threads: Option<u64>,
+    /// Submit every launch by itself on cuda, in place of whole programs as recorded graphs; results do not depend on it
+    #[arg(long)]
+    launch_by_launch: bool,
 }
 
 impl DeviceArgs {
@@ -110,7 +113,7 @@ impl DeviceArgs {
 
     fn options(&self) -> Outcome<DeviceOptions> {
         let threads = self.threads.map(|threads| bounded("--threads", threads)).transpose()?;
-        Ok(DeviceOptions { threads })
+        Ok(DeviceOptions { threads, launch_by_launch: self.launch_by_launch })
     }
 }
 
@@ -166,6 +169,20 @@ impl ModelArgs {
     pub(crate) fn plan(&self, device: &dyn Device, keep: Keep, feed: Feed) -> Outcome<Plan> {
         Ok(self.how.plan_on(&self.spec, device, (keep, feed), None)?.0)
     }
+
+    /// The plan of the spec with the largest batch for which the device has room.
+    pub(crate) fn largest(&self, device: &dyn Device, (keep, feed): (Keep, Feed)) -> Outcome<Plan> {
+        if Path::new(&self.spec).is_dir() {
+            return Err(Failure::message(format!("--largest: the plan in {} has its batch; give a spec", self.spec)));
+        }
+        let target = self.how.target.as_deref();
+        say_native(target, device);
+        let sources = self.how.sources(&self.spec, None);
+        fits::largest(device, &mut |batch| {
+            let sources = SpecSources { batch: batch.or(sources.batch), ..sources.clone() };
+            Ok(made(sources, target, device, (Purpose::Train(keep), feed))?.plan)
+        })
+    }
 }
 
 /// A plan, what it is trained on, and what it was compiled from, unless it was given compiled.
@@ -201,6 +218,20 @@ impl CompileArgs {
         batch.is_none() && set.is_empty() && target.is_none() && no_rule.is_empty() && !no_egraph
     }
 
+    /// What a spec is compiled from.
+    fn sources(&self, spec: &str, data: Option<&str>) -> SpecSources {
+        SpecSources {
+            spec: spec.to_string(),
+            folder: std::env::current_dir().unwrap_or_default(),
+            data: data.map(str::to_string),
+            batch: self.batch,
+            set: self.set.clone(),
+            no_rule: self.no_rule.clone(),
+            no_egraph: self.no_egraph,
+            ..SpecSources::default()
+        }
+    }
+
     fn plan_on(
         &self,
         spec: &str,
@@ -210,18 +241,14 @@ impl CompileArgs {
     ) -> Outcome<(Plan, Option<SpecSources>)> {
         let path = Path::new(spec);
         if !path.is_dir() {
-            let sources = SpecSources {
-                spec: spec.to_string(),
-                folder: std::env::current_dir().unwrap_or_default(),
-                data: data.map(str::to_string),
-                batch: self.batch,
-                set: self.set.clone(),
-                no_rule: self.no_rule.clone(),
-                no_egraph: self.no_egraph,
-                ..SpecSources::default()
-            };
-            return compile(sources, self.target.as_deref(), device, (Purpose::Train(keep), feed))
-                .map(|(plan, sources)| (plan, Some(sources)));
+            let (sources, how) = (self.sources(spec, data), (Purpose::Train(keep), feed));
+            let target = self.target.as_deref();
+            let (plan, files) = compile(sources.clone(), target, device, how)?;
+            fits::check(&plan, device, &mut |batch| {
+                let sources = SpecSources { batch: batch.or(sources.batch), ..sources.clone() };
+                Ok(made(sources, target, device, how)?.plan)
+            })?;
+            return Ok((plan, Some(files)));
         }
         if !self.is_plain() {
             let why = "is compiled: --batch, --set, --target, --no-rule and --no-egraph are for specs; give them to \
@@ -319,13 +346,37 @@ fn compile(
 }
 
 /// The same, with the pipeline that the spec names, which plans that do not train know nothing of.
-#[cfg(feature = "compile")]
 pub(crate) fn compile_all(
     from: SpecSources,
     target_name: Option<&str>,
     device: &dyn Device,
-    (purpose, feed): (Purpose, Feed),
+    how: (Purpose, Feed),
 ) -> Outcome<(Plan, Option<Pipeline>, SpecSources)> {
+    say_native(target_name, device);
+    let Made { plan, pipeline, sources, warnings } = made(from, target_name, device, how)?;
+    if let Some(warnings) = warnings {
+        note!("{warnings}");
+    }
+    Ok((plan, pipeline, sources))
+}
+
+/// What a compilation makes.
+struct Made {
+    plan: Plan,
+    pipeline: Option<Pipeline>,
+    sources: SpecSources,
+    /// As people read them.
+    warnings: Option<String>,
+}
+
+/// Compiles without a word.
+#[cfg(feature = "compile")]
+fn made(
+    from: SpecSources,
+    target_name: Option<&str>,
+    device: &dyn Device,
+    (purpose, feed): (Purpose, Feed),
+) -> Outcome<Made> {
     use alip_compiler::diag::{Diagnostics, SourceMap};
     use alip_compiler::training;
     use alip_compiler::{CompileOptions, SpecOptions, compile_spec, resolve};
@@ -360,13 +411,18 @@ pub(crate) fn compile_all(
         .map_err(|errors| Failure::rendered(rendered(&errors, &sources)))?;
     // Who uses a model was told when it was trained.
     let warnings = if purpose == Purpose::Inference { Vec::new() } else { compiled.warnings };
-    if let Err(warnings) = Diagnostics::check((), warnings) {
-        note!("{}", rendered(&warnings, &sources));
-    }
+    let warnings = Diagnostics::check((), warnings).err().map(|warnings| rendered(&warnings, &sources));
     // No pass was asked to be the last.
     let plan = compiled.plan.ok_or_else(|| Failure::message("the compiler made no plan"))?;
     let files = sources.files().map(|(name, text)| (name.to_string(), text.to_string())).collect();
-    Ok((plan, compiled.resolved.pipeline, SpecSources { files, ..from }))
+    Ok(Made { plan, pipeline: compiled.resolved.pipeline, sources: SpecSources { files, ..from }, warnings })
+}
+
+/// Says what the device's own limits are as a target, where that is asked for.
+pub(crate) fn say_native(target: Option<&str>, device: &dyn Device) {
+    if target == Some("native") {
+        note!("target: {}", device.target().name);
+    }
 }
 
 /// The target by name, which the device must be able to run; the device's own where none is named, for any machine.
@@ -375,7 +431,6 @@ pub(crate) fn target(name: Option<&str>, device: &dyn Device) -> Outcome<Target>
     let native = device.target();
     let Some(name) = name else { return Ok(native.portable()) };
     if name == "native" {
-        note!("target: {}", native.name);
         return Ok(native);
     }
     let here = Target::all().into_iter().filter(|target| device.runs(target.kind));
@@ -391,12 +446,7 @@ pub(crate) fn target(name: Option<&str>, device: &dyn Device) -> Outcome<Target>
 }
 
 #[cfg(not(feature = "compile"))]
-pub(crate) fn compile_all(
-    from: SpecSources,
-    _: Option<&str>,
-    _: &dyn Device,
-    _: (Purpose, Feed),
-) -> Outcome<(Plan, Option<Pipeline>, SpecSources)> {
+fn made(from: SpecSources, _: Option<&str>, _: &dyn Device, _: (Purpose, Feed)) -> Outcome<Made> {
     let why = "no such directory, and this program was built without the compiler (feature `compile`)";
     Err(Failure::message(format!("{}: {why}; give a directory that `alipc compile -o` wrote", from.spec)))
 }

@@ -1,6 +1,6 @@
 //! Compiled kernels on disk, so that a model starts at once the second time.
 //!
-//! A file is named by everything that decides its contents: text, card, compiler. It begins with the checksum of the rest;
+//! A file is named by everything that decides its contents: text, options, the compiler down to its build. It begins with the checksum of the rest;
 //! one that does not match it is made again, and a folder that cannot be written costs no more than the time.
 
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! Kernels from text to the card: units of a few texts compiled by NVRTC on several threads, or found compiled on disk.
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_char};
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,6 +20,8 @@ pub(super) struct Compiler {
     pub(super) architecture: String,
     /// Of NVRTC: `12.8`.
     pub(super) version: String,
+    /// What NVRTC says of itself in code that it makes, down to its build: two of one version may differ.
+    build: String,
     cache: Cache,
 }
 
@@ -50,7 +52,9 @@ impl Compiler {
                 known.iter().max().unwrap_or(&0)
             ));
         }
-        Ok(Compiler { architecture, version, cache: Cache::of_user() })
+        let build =
+            build(&architecture).map_err(|why| format!("NVRTC {version} compiles not even an empty text: {why}"))?;
+        Ok(Compiler { architecture, version, build, cache: Cache::of_user() })
     }
 
     /// Puts kernels onto the card, by name; each text once.
@@ -89,19 +93,25 @@ impl Compiler {
 
     fn load_unit(&self, context: &Arc<Context>, texts: &[Text]) -> Result<Vec<(String, Function)>, DeviceError> {
         let unit = unit(texts);
-        let parts = [unit.as_str(), &self.architecture, &self.version];
-        let cubin = match self.cache.find(&parts) {
-            Some(cubin) => cubin,
-            None => {
-                let cubin = compile(&unit, &self.architecture)
-                    .map_err(|why| DeviceError::Driver { device: "cuda".into(), why })?;
-                self.cache.keep(&parts, &cubin);
-                cubin
-            }
-        };
-        let module = Module::new(context, &cubin)?;
-        texts.iter().map(|text| Ok((text.entry.to_string(), module.function(text.entry)?))).collect()
+        let options = options(&self.architecture);
+        let mut parts = vec![unit.as_str(), &self.version, &self.build];
+        parts.extend(options.iter().map(String::as_str));
+        // What the driver does not take is made again, as what is damaged is: a driver of another day may have written it.
+        let kept = self.cache.find(&parts).and_then(|cubin| functions(context, &cubin, texts).ok());
+        if let Some(functions) = kept {
+            return Ok(functions);
+        }
+        let cubin =
+            compile(&unit, &options, cubin).map_err(|why| DeviceError::Driver { device: "cuda".into(), why })?;
+        self.cache.keep(&parts, &cubin);
+        functions(context, &cubin, texts)
     }
+}
+
+/// The functions of these texts in code that was made of them.
+fn functions(context: &Arc<Context>, cubin: &[u8], texts: &[Text]) -> Result<Vec<(String, Function)>, DeviceError> {
+    let module = Module::new(context, cubin)?;
+    texts.iter().map(|text| Ok((text.entry.to_string(), module.function(text.entry)?))).collect()
 }
 
 /// Several texts as one, each in a namespace of its own; what a compiler says names the kernel and its line.
@@ -127,21 +137,35 @@ fn supported() -> Result<Vec<i32>, result::NvrtcError> {
     }
 }
 
-/// Code of the card for a text.
+/// What decides, beside the text, what it is compiled to.
+fn options(architecture: &str) -> Vec<String> {
+    // A product and a sum become one instruction nowhere or where the text says so, and not where a compiler sees them side by
+    // side: the same value would be another number in another kernel.
+    vec![format!("--gpu-architecture={architecture}"), "--std=c++17".to_string(), "--fmad=false".to_string()]
+}
+
+/// What NVRTC says of itself: PTX begins with comments that name the release and the build that made it.
+fn build(architecture: &str) -> Result<String, String> {
+    let ptx = compile("", &options(architecture), ptx)?;
+    let comments: Vec<&str> = ptx.lines().take_while(|line| line.is_empty() || line.starts_with("//")).collect();
+    Ok(comments.join("\n"))
+}
+
+/// Compiles a text; what `take` takes of it.
 ///
 /// # Errors
 /// What the compiler says.
-fn compile(text: &str, architecture: &str) -> Result<Vec<u8>, String> {
+fn compile<T>(
+    text: &str,
+    options: &[String],
+    take: impl FnOnce(sys::nvrtcProgram) -> Result<T, result::NvrtcError>,
+) -> Result<T, String> {
     let source = CString::new(text).map_err(|_| "a kernel's text holds a zero".to_string())?;
-    let call = |name: &'static str| move |error: result::NvrtcError| format!("{name}: {error}");
-    let program = result::create_program(&source, None).map_err(call("nvrtcCreateProgram"))?;
-    // A product and a sum become one instruction nowhere or where the text says so, and not where a compiler sees them side by
-    // side: the same value would be another number in another kernel.
-    let options = [format!("--gpu-architecture={architecture}"), "--std=c++17".to_string(), "--fmad=false".to_string()];
+    let program = result::create_program(&source, None).map_err(|error| format!("nvrtcCreateProgram: {error}"))?;
     // Safety: the program lives until it is destroyed, once, below.
-    let compiled = unsafe { result::compile_program(program, &options) }
+    let compiled = unsafe { result::compile_program(program, options) }
         .map_err(|error| format!("nvrtcCompileProgram: {error}\n{}", log(program)))
-        .and_then(|()| cubin(program).map_err(call("nvrtcGetCUBIN")));
+        .and_then(|()| take(program).map_err(|error| format!("what NVRTC has compiled cannot be had: {error}")));
     // Safety: as above.
     let _ = unsafe { result::destroy_program(program) };
     compiled
@@ -150,11 +174,22 @@ fn compile(text: &str, architecture: &str) -> Result<Vec<u8>, String> {
 /// What the compiler said.
 fn log(program: sys::nvrtcProgram) -> String {
     // Safety: the program lives.
-    let bytes = unsafe { result::get_program_log(program) }.unwrap_or_default();
-    let bytes: Vec<u8> = bytes.into_iter().map(|byte| byte as u8).collect();
+    string(unsafe { result::get_program_log(program) }.unwrap_or_default())
+}
+
+/// A text of NVRTC, which ends in a zero.
+fn string(chars: Vec<c_char>) -> String {
+    let bytes: Vec<u8> = chars.into_iter().map(|byte| byte as u8).collect();
     CStr::from_bytes_until_nul(&bytes).map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned())
 }
 
+/// What was made on the way to code of the card.
+fn ptx(program: sys::nvrtcProgram) -> Result<String, result::NvrtcError> {
+    // Safety: the program lives.
+    unsafe { result::get_ptx(program) }.map(string)
+}
+
+/// Code of the card.
 fn cubin(program: sys::nvrtcProgram) -> Result<Vec<u8>, result::NvrtcError> {
     let mut size = 0;
     // Safety: there is room for what is written.

@@ -4,9 +4,10 @@
 
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use cudarc::driver::DriverError;
-use cudarc::driver::result::{self, event, stream};
+use cudarc::driver::result::{self, event, graph, stream};
 use cudarc::driver::sys::{self, CUdevice_attribute, CUevent_flags, CUresult};
 
 use super::super::DeviceError;
@@ -243,7 +244,16 @@ impl Stream {
 
     /// An event that is done when all that was submitted so far is.
     pub(super) fn event(&self) -> Result<Event, DeviceError> {
-        let raw = event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING).called("cuEventCreate")?;
+        self.record(CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// The same, with the time at which it is.
+    pub(super) fn mark(&self) -> Result<Event, DeviceError> {
+        self.record(CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    fn record(&self, flags: CUevent_flags) -> Result<Event, DeviceError> {
+        let raw = event::create(flags).called("cuEventCreate")?;
         let made = Event { context: self.context.clone(), raw };
         // Safety: both live.
         unsafe { event::record(raw, self.raw) }.called("cuEventRecord")?;
@@ -254,6 +264,67 @@ impl Stream {
     pub(super) fn synchronize(&self) -> Result<(), DeviceError> {
         // Safety: it lives.
         unsafe { stream::synchronize(self.raw) }.called("cuStreamSynchronize")
+    }
+}
+
+impl Stream {
+    /// Records what is submitted to this stream meanwhile, of which nothing runs, as a graph.
+    pub(super) fn capture(&self, submit: impl FnOnce() -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {
+        // What other threads do, such as to allocate for another plan, is nothing to this stream.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // Safety: it lives.
+        unsafe { stream::begin_capture(self.raw, mode) }.called("cuStreamBeginCapture")?;
+        let submitted = submit();
+        // Whatever was submitted, the stream records no longer. Safety: it lives.
+        let captured = unsafe { stream::end_capture(self.raw) }.called("cuStreamEndCapture");
+        let captured = captured.map(|raw| Captured { context: self.context.clone(), raw });
+        submitted?;
+        let captured = captured?;
+        // Safety: it lives.
+        let raw = unsafe { graph::instantiate(captured.raw, sys::CUgraphInstantiate_flags(0)) };
+        Ok(Graph { context: self.context.clone(), raw: raw.called("cuGraphInstantiate")? })
+    }
+
+    /// Submits all of a graph.
+    ///
+    /// # Safety
+    /// What its launches use still lives.
+    pub(super) unsafe fn launch(&self, graph: &Graph) -> Result<(), DeviceError> {
+        // Safety: as the caller says.
+        unsafe { graph::launch(graph.raw, self.raw) }.called("cuGraphLaunch")
+    }
+}
+
+/// Launches as they were recorded.
+struct Captured {
+    context: Arc<Context>,
+    raw: sys::CUgraph,
+}
+
+impl Drop for Captured {
+    fn drop(&mut self) {
+        if self.context.enter().is_ok() {
+            // Safety: it was captured once.
+            let _ = unsafe { graph::destroy(self.raw) };
+        }
+    }
+}
+
+/// Launches that are submitted as one.
+pub(super) struct Graph {
+    context: Arc<Context>,
+    raw: sys::CUgraphExec,
+}
+
+// Safety: graphs belong to the context, and one thread at a time has this.
+unsafe impl Send for Graph {}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.context.enter().is_ok() {
+            // Safety: it was instantiated once; the driver destroys it when it has run.
+            let _ = unsafe { graph::exec_destroy(self.raw) };
+        }
     }
 }
 
@@ -288,6 +359,14 @@ impl Event {
         self.context.enter()?;
         // Safety: it lives.
         unsafe { event::synchronize(self.raw) }.called("cuEventSynchronize")
+    }
+
+    /// The time from this mark to a later one; both have come.
+    pub(super) fn until(&self, later: &Event) -> Result<Duration, DeviceError> {
+        self.context.enter()?;
+        // Safety: both live.
+        let milliseconds = unsafe { event::elapsed(self.raw, later.raw) }.called("cuEventElapsedTime")?;
+        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
     }
 }
 

@@ -21,11 +21,13 @@ pub(super) struct Launch {
     what: What,
     /// Addresses of its operands, by slot of the inputs.
     operands: [Vec<u64>; SLOTS],
+    /// Whose work it does, for errors.
+    origin: String,
 }
 
 enum What {
     Kernel { function: Function, grid: [u32; 3], block: u32, shared_bytes: u32 },
-    Product { call: Box<Call>, workspace: Arc<Memory>, origin: String },
+    Product { call: Box<Call>, workspace: Arc<Memory> },
 }
 
 impl Launch {
@@ -44,13 +46,22 @@ impl Launch {
                 parameters.extend(operands.iter().map(|address| std::ptr::from_ref(address).cast_mut().cast()));
                 // Safety: `check` has counted the operands of the text and seen that views keep to them.
                 unsafe { function.launch(stream, *grid, *block, *shared_bytes, parameters) }
+                    .map_err(|error| at(error, &self.origin))
             }
-            What::Product { call, workspace, origin } => {
+            What::Product { call, workspace } => {
                 // Safety: `check` has seen that views keep to the operands, and all products are on this stream.
                 unsafe { call.submit(operands, workspace.address, stream.raw.cast()) }
-                    .map_err(|why| refused(origin, &why))
+                    .map_err(|why| refused(&self.origin, &why))
             }
         }
+    }
+}
+
+/// What the driver says of a launch, with whose work it does.
+fn at(error: DeviceError, origin: &str) -> DeviceError {
+    match error {
+        DeviceError::Driver { device, why } => DeviceError::Driver { device, why: format!("{why}, in `{origin}`") },
+        error => error,
     }
 }
 
@@ -141,7 +152,7 @@ impl Launcher {
             }
             _ => return Err(invalid("a step names a kernel that is not CUDA")),
         };
-        Ok(Launch { what, operands })
+        Ok(Launch { what, operands, origin: step.origin.clone() })
     }
 
     /// A kernel that was compiled, with the shared memory that it needs.
@@ -168,7 +179,7 @@ impl Launcher {
             let help = "compile the spec with `alipc compile --no-library` to do without the library";
             refused(origin, &format!("{why}; {help}"))
         })?;
-        Ok(What::Product { call: Box::new(call), workspace: workspace.clone(), origin: origin.to_string() })
+        Ok(What::Product { call: Box::new(call), workspace: workspace.clone() })
     }
 }
 

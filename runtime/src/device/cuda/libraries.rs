@@ -77,7 +77,44 @@ pub(super) fn driver() -> Result<&'static Library, String> {
 /// Where it was looked for, and how to get it.
 pub fn nvrtc() -> Result<&'static Library, String> {
     static FOUND: OnceLock<Result<Library, String>> = OnceLock::new();
-    FOUND.get_or_init(|| find(&NVRTC)).as_ref().map_err(Clone::clone)
+    FOUND.get_or_init(|| find(&NVRTC).and_then(has_all_that_is_called)).as_ref().map_err(Clone::clone)
+}
+
+/// What is called of NVRTC. The last of these came with 11.2.
+const CALLED: &[&str] = &[
+    "nvrtcVersion",
+    "nvrtcGetErrorString",
+    "nvrtcCreateProgram",
+    "nvrtcDestroyProgram",
+    "nvrtcCompileProgram",
+    "nvrtcGetProgramLogSize",
+    "nvrtcGetProgramLog",
+    "nvrtcGetPTXSize",
+    "nvrtcGetPTX",
+    "nvrtcGetNumSupportedArchs",
+    "nvrtcGetSupportedArchs",
+    "nvrtcGetCUBINSize",
+    "nvrtcGetCUBIN",
+];
+
+/// The library, if it is new enough: cudarc panics where it finds no function of a name.
+fn has_all_that_is_called(found: Library) -> Result<Library, String> {
+    // Safety: it is open already.
+    let library = unsafe { libloading::Library::new(&found.name) }.map_err(|error| error.to_string())?;
+    // Safety: functions are looked for, and called below by the type that they have had since there were any.
+    let missing = CALLED.iter().find(|name| unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_err());
+    let Some(missing) = missing else { return Ok(found) };
+    type Version = unsafe extern "C" fn(*mut i32, *mut i32) -> i32;
+    let (mut major, mut minor) = (0, 0);
+    // Safety: as above; it writes two numbers.
+    let asked = unsafe { library.get::<Version>(b"nvrtcVersion").map(|ask| ask(&raw mut major, &raw mut minor)) };
+    let version = if asked.is_ok_and(|status| status == 0) { format!(" {major}.{minor}") } else { String::new() };
+    Err(format!(
+        "NVRTC{version} ({}) has no `{missing}`, and 11.2 or newer is needed, 12 or newer for Hopper; install a newer CUDA \
+         toolkit, or `pip install nvidia-cuda-nvrtc` in the Python environment that is active and take the old one off the \
+         system's paths",
+        found.name
+    ))
 }
 
 /// cuBLASLt, which computes products.

@@ -4,19 +4,24 @@ use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alip_plan::kernel::Implementation;
 use alip_plan::{Plan, Segment, SegmentKind};
 
 use super::super::gathered::{Gathered, WORD};
-use super::super::{DeviceError, Download, Free, LoadedPlan, MemoryFacts, Slice};
+use super::super::{DeviceError, Download, Free, LoadedPlan, MemoryFacts, Slice, time_by_waiting};
 use super::compile::Compiler;
 use super::cublaslt::CublasLt;
-use super::driver::{Context, Event, Lent, Memory, Stream};
-use super::launch::{Launch, Launcher, Products};
+use super::driver::{self, Called, Context, Event, Lent, Memory, Stream};
+use super::launch::{Launcher, Products};
+use super::program::Program;
 use super::{AHEAD, SLOTS, libraries};
 
-/// Allocates a plan's segments, zeroed.
+/// The oldest driver whose events tell the time by the call that there is now.
+const OLDEST_CLOCK: u32 = 12_080;
+
+/// Allocates a plan's segments, zeroed. Programs become graphs where that is wanted.
 ///
 /// # Errors
 /// Too little memory, a plan with products for a library that is not there, or the driver fails.
@@ -24,19 +29,17 @@ pub(super) fn load(
     context: &Arc<Context>,
     compiler: &Arc<Compiler>,
     plan: Arc<Plan>,
+    graphs: bool,
 ) -> Result<Box<dyn LoadedPlan>, DeviceError> {
+    let memory = facts(&plan);
+    let free = room(context, &plan)?;
+    if free.needed > free.bytes {
+        return Err(DeviceError::NoRoom { device: "cuda".into(), room: free });
+    }
     let stream = Stream::new(context)?;
-    let is_input = |segment: &Segment| segment.kind == SegmentKind::Inputs;
-    let segments = plan.segments.iter().map(|segment| segment.bytes).sum::<u64>();
-    let inputs = plan.segments.iter().filter(|segment| is_input(segment)).map(|segment| segment.bytes).sum::<u64>();
-    let workspace = workspace_bytes(&plan);
-    let scratch = inputs * (SLOTS as u64 - 1) + workspace.unwrap_or(0);
-    let free = Free { bytes: context.free_memory()?, needed: segments + scratch };
-    let room = |bytes: u64| -> Result<Memory, DeviceError> {
-        let too_little = DeviceError::OutOfMemory { device: "cuda".into(), bytes, free: Some(free) };
-        Memory::new(context, bytes)?.ok_or(too_little)
-    };
-    let library = workspace.map(|_| library()).transpose()?;
+    let too_little = |bytes| DeviceError::OutOfMemory { device: "cuda".into(), bytes, free: Some(free) };
+    let room = |bytes: u64| Memory::new(context, bytes)?.ok_or_else(|| too_little(bytes));
+    let library = workspace_bytes(&plan).map(|_| library()).transpose()?;
     let allocate = |segment: &Segment| -> Result<Arc<Memory>, DeviceError> {
         // Downloads are of whole words.
         let memory = room(segment.bytes.next_multiple_of(WORD))?;
@@ -51,7 +54,7 @@ pub(super) fn load(
             *memory = allocate(segment)?;
         }
     }
-    let products = match (library, workspace) {
+    let products = match (library, workspace_bytes(&plan)) {
         (Some(library), Some(bytes)) => Some(Products { library, workspace: Arc::new(room(bytes)?) }),
         _ => None,
     };
@@ -67,8 +70,9 @@ pub(super) fn load(
         staged: std::array::from_fn(|_| None),
         uploaded: None,
         programs: BTreeMap::new(),
+        graphs,
         parameters: Vec::new(),
-        memory: MemoryFacts { segments, scratch },
+        memory,
     }))
 }
 
@@ -88,6 +92,25 @@ fn library() -> Result<Arc<CublasLt>, DeviceError> {
     CublasLt::new().map_err(unavailable)
 }
 
+fn is_input(segment: &Segment) -> bool {
+    segment.kind == SegmentKind::Inputs
+}
+
+/// What a plan takes of the card's memory.
+fn facts(plan: &Plan) -> MemoryFacts {
+    let inputs = plan.segments.iter().filter(|segment| is_input(segment)).map(|segment| segment.bytes).sum::<u64>();
+    MemoryFacts {
+        segments: plan.segments.iter().map(|segment| segment.bytes).sum(),
+        scratch: inputs * (SLOTS as u64 - 1) + workspace_bytes(plan).unwrap_or(0),
+    }
+}
+
+/// What a plan takes of the card's memory, and what is free of it.
+pub(super) fn room(context: &Arc<Context>, plan: &Plan) -> Result<Free, DeviceError> {
+    let MemoryFacts { segments, scratch } = facts(plan);
+    Ok(Free { bytes: context.free_memory()?, needed: segments + scratch })
+}
+
 /// A plan in the card's memory. Its queues are dropped before the memory that they use.
 struct Loaded {
     context: Arc<Context>,
@@ -96,7 +119,9 @@ struct Loaded {
     /// Inputs on their way.
     uploads: Stream,
     /// Programs that ran before.
-    programs: BTreeMap<String, Vec<Launch>>,
+    programs: BTreeMap<String, Program>,
+    /// Whether programs become graphs.
+    graphs: bool,
     launcher: Launcher,
     /// Segments, by slot; only those of inputs differ.
     slots: [Vec<Arc<Memory>>; SLOTS],
@@ -130,6 +155,21 @@ impl Loaded {
     fn follow_uploads(&mut self) -> Result<(), DeviceError> {
         self.context.enter()?;
         self.uploaded.take().map_or(Ok(()), |event| self.stream.wait_for(&event))
+    }
+
+    /// Makes the launches of a program, once.
+    fn prepare(&mut self, program: &str) -> Result<(), DeviceError> {
+        if !self.programs.contains_key(program) {
+            let launches = self.launcher.prepare(program, &self.slots)?;
+            self.programs.insert(program.to_owned(), Program::new(launches, self.graphs));
+        }
+        Ok(())
+    }
+
+    /// Nothing overwrites the inputs of this slot before all that was submitted so far is done.
+    fn keep_slot(&mut self) -> Result<(), DeviceError> {
+        self.read_by[self.slot] = Some(self.stream.event()?);
+        Ok(())
     }
 
     /// Goes on to the next slot, once nothing reads it any more.
@@ -179,13 +219,14 @@ impl LoadedPlan for Loaded {
         for ((_, bytes), (_, place)) in inputs.iter().zip(&copies) {
             staged.bytes_mut()[place.clone()].copy_from_slice(bytes);
         }
-        for (address, place) in copies {
+        // The slot has them before the first copy, since those before one that is refused go on reading them.
+        let staged = self.staged[self.slot].insert(staged);
+        let copied = copies.into_iter().try_for_each(|(address, place)| {
             // Safety: the slice lies within its segment, and the slot keeps the pinned bytes until the copy is done.
-            unsafe { self.uploads.upload(address, &staged.bytes()[place])? };
-        }
-        self.staged[self.slot] = Some(staged);
-        self.uploaded = Some(self.uploads.event()?);
-        Ok(())
+            unsafe { self.uploads.upload(address, &staged.bytes()[place]) }
+        });
+        let recorded = self.uploads.event().map(|event| self.uploaded = Some(event));
+        copied.and(recorded)
     }
 
     fn read(&mut self, slices: &[Slice]) -> Result<Box<dyn Download>, DeviceError> {
@@ -194,15 +235,21 @@ impl LoadedPlan for Loaded {
         let gathered = Gathered::new(slices);
         let mut pinned = self.context.pinned(gathered.bytes as usize)?;
         let mut rest = pinned.bytes_mut();
-        for copy in &gathered.copies {
+        let copied = gathered.copies.iter().try_for_each(|copy| {
             let address = self.address(*copy)?;
-            let (own, others) = rest.split_at_mut(copy.bytes as usize);
+            let (own, others) = std::mem::take(&mut rest).split_at_mut(copy.bytes as usize);
             rest = others;
             // Safety: the copy lies within its segment, and the download keeps the pinned bytes until it is done.
-            unsafe { self.stream.download(address, own)? };
+            unsafe { self.stream.download(address, own) }
+        });
+        match copied.and_then(|()| self.keep_slot()).and_then(|()| self.stream.event()) {
+            Ok(done) => Ok(Box::new(Pending { gathered, pinned: Some(pinned), done })),
+            Err(why) => {
+                // The copies before one that is refused go on writing there.
+                let _ = self.stream.synchronize();
+                Err(why)
+            }
         }
-        let done = self.stream.event()?;
-        Ok(Box::new(Pending { gathered, pinned: Some(pinned), done }))
     }
 
     fn ahead(&self) -> usize {
@@ -210,19 +257,30 @@ impl LoadedPlan for Loaded {
     }
 
     fn run_steps(&mut self, program: &str, steps: Range<usize>) -> Result<(), DeviceError> {
-        if !self.programs.contains_key(program) {
-            let launches = self.launcher.prepare(program, &self.slots)?;
-            self.programs.insert(program.to_owned(), launches);
-        }
+        self.prepare(program)?;
         self.follow_uploads()?;
-        let launches = self.programs[program].get(steps.clone());
-        let launches =
-            launches.ok_or_else(|| DeviceError::Misuse(format!("program `{program}` has no steps {steps:?}")))?;
-        for launch in launches {
-            launch.submit(&self.stream, self.slot, &mut self.parameters)?;
+        let missing = || DeviceError::Misuse(format!("program `{program}` has no steps {steps:?}"));
+        let found = self.programs.get_mut(program).ok_or_else(missing)?;
+        let submitted = found.submit(&steps, &self.stream, self.slot, &mut self.parameters).ok_or_else(missing)?;
+        // Those before one that is refused read the inputs too.
+        let kept = self.keep_slot();
+        submitted.and(kept)
+    }
+
+    fn time_steps(&mut self, program: &str, steps: usize) -> Result<Vec<Duration>, DeviceError> {
+        if driver::version().called("cuDriverGetVersion")? < OLDEST_CLOCK {
+            return time_by_waiting(self, program, steps);
         }
-        self.read_by[self.slot] = Some(self.stream.event()?);
-        Ok(())
+        // Kernels are loaded before the clock runs.
+        self.prepare(program)?;
+        self.follow_uploads()?;
+        let mut marks = vec![self.stream.mark()?];
+        for step in 0..steps {
+            self.run_steps(program, step..step + 1)?;
+            marks.push(self.stream.mark()?);
+        }
+        self.synchronize()?;
+        marks.windows(2).map(|pair| pair[0].until(&pair[1])).collect()
     }
 
     fn synchronize(&mut self) -> Result<(), DeviceError> {

@@ -4,7 +4,8 @@
 //! stream and so take effect in order. Segments of inputs are there several times ([`SLOTS`]): they are filled from pinned memory
 //! on a stream of their own while the steps before still run, and events order the two. Kernels are compiled when a program
 //! first runs, as a run meets few of a plan's programs; what was compiled once is found on disk (`cache`). Products that are calls
-//! of cuBLASLt share one workspace, as they come one after the other; only a plan that has such needs the library.
+//! of cuBLASLt share one workspace, as they come one after the other; only a plan that has such needs the library. A program
+//! that runs again is one graph of the driver (`program`).
 //!
 //! A card that fails in the middle fails every call after that; each says which call it was and what the driver said.
 
@@ -15,6 +16,7 @@ mod driver;
 mod launch;
 mod libraries;
 mod loaded;
+mod program;
 
 use std::sync::Arc;
 
@@ -26,7 +28,7 @@ use self::compile::Compiler;
 pub use self::cublaslt::{Call, CublasLt};
 use self::driver::{Context, said};
 pub use self::libraries::{Library, cublaslt, nvrtc};
-use super::{Device, DeviceError, DeviceOptions, LoadedPlan, check_plan};
+use super::{Device, DeviceError, DeviceOptions, Free, LoadedPlan, check_plan};
 
 /// The oldest driver that has all that is called.
 const OLDEST_DRIVER: u32 = 12_000;
@@ -46,6 +48,8 @@ pub struct Cuda {
     nvrtc: String,
     /// The version of cuBLASLt and where it was found, if it was.
     cublaslt: Option<(String, String)>,
+    /// Whether programs become graphs of the driver.
+    graphs: bool,
 }
 
 /// What is known of a card before it is opened.
@@ -62,7 +66,7 @@ struct Facts {
 ///
 /// # Errors
 /// No driver or one that is too old, no such card or one that is too old, no NVRTC.
-pub fn open(index: Option<usize>, _options: &DeviceOptions) -> Result<Box<dyn Device>, String> {
+pub fn open(index: Option<usize>, options: &DeviceOptions) -> Result<Box<dyn Device>, String> {
     let driver = start()?;
     let device = device(index.unwrap_or(0))?;
     let facts = facts(device, &driver)?;
@@ -76,7 +80,8 @@ pub fn open(index: Option<usize>, _options: &DeviceOptions) -> Result<Box<dyn De
     let compiler = Arc::new(Compiler::new(architecture(facts.major, facts.minor))?);
     let cublaslt = libraries::cublaslt().ok().map(|library| (cublaslt::version(), library.name.clone()));
     let context = Context::new(device).map_err(|error| error.to_string())?;
-    Ok(Box::new(Cuda { context, compiler, facts, nvrtc, cublaslt }))
+    let graphs = !options.launch_by_launch;
+    Ok(Box::new(Cuda { context, compiler, facts, nvrtc, cublaslt, graphs }))
 }
 
 /// What the cards of this machine compute with, in the order of the driver.
@@ -178,8 +183,12 @@ impl Device for Cuda {
         format!("{}, NVRTC {}{cublaslt}", self.facts, self.compiler.version)
     }
 
+    fn room(&self, plan: &Plan) -> Option<Free> {
+        loaded::room(&self.context, plan).ok()
+    }
+
     fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn LoadedPlan>, DeviceError> {
         check_plan(&plan, self)?;
-        loaded::load(&self.context, &self.compiler, plan)
+        loaded::load(&self.context, &self.compiler, plan, self.graphs)
     }
 }

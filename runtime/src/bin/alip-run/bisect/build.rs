@@ -76,7 +76,7 @@ impl Given {
         }
         let inputs = match &args.batches {
             Some(path) => replay::batch(&build.plan, &mut TensorFile::open(path)?, 0)?,
-            None => bench::synthetic(&build.plan)?,
+            None => bench::synthetic(&build.plan, bench::Texts::Captions)?,
         };
         let mut state = Tensors::new();
         for tensor in &build.plan.state {

@@ -10,7 +10,7 @@ use alip_compiler::optimize::rule_names;
 use alip_compiler::{CompileOptions, SWITCHES, Switch, transform};
 
 use self::build::{Build, Given, Stage};
-use crate::model::{DeviceArgs, target};
+use crate::model::{DeviceArgs, say_native, target};
 use crate::{Failure, Outcome};
 
 /// Find the first value of a training step that leaves its bound, and what is responsible
@@ -59,6 +59,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome {
     let against = Suspect::against(args)?;
     let device = args.device.open()?;
+    say_native(args.target.as_deref(), &*device);
     let target = target(args.target.as_deref(), &*device)?;
     drop(device);
     let whole = Build::new(args, &target, &|_| {})?;
