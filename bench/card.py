@@ -12,14 +12,18 @@ off.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
+import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +33,10 @@ PEER = ROOT / "bench/peers/alip_torch.py"
 # `alip_plan::bounds::golden` has it for trajectories, and so much where that is nothing.
 SENSITIVITY_FACTOR, LATER_STEP = 4.0, 1e-6
 
+
+# Of graphs against launches one by one: the first step makes none, the next three record one for each slot of inputs, and then each
+# is replayed twice.
+REPLAYED_STEPS = 10
 
 # Seconds for a program that was begun as the time of a stage ran out.
 GRACE = 10
@@ -69,6 +77,8 @@ class Stage:
             part |= {"status": "not done", "why": str(why)}
         except Failed as why:
             part |= {"status": "FAILED", "why": str(why)}
+        except Exception:  # Whatever a part trips over, the others and the table are to come.
+            part |= {"status": "FAILED", "why": traceback.format_exc()}
         part["seconds"] = round(time.monotonic() - begin, 3)
         self.facts["parts"].append(part)
         self.write()
@@ -83,14 +93,19 @@ class Stage:
     def said(self, command: list, *, env: dict | None = None) -> str:
         """What a program says on stdout."""
         command = [str(word) for word in command]
-        try:
-            done = subprocess.run(command, cwd=self.args.specs, capture_output=True, text=True, check=False,
-                                  env=os.environ | (env or {}), timeout=max(self.left(), GRACE))  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise Failed(f"cut off at the end of the stage: {' '.join(command)}") from None
-        if done.returncode != 0:
-            raise Failed(f"{' '.join(command)}: exit status {done.returncode}\n{(done.stdout + done.stderr)[-4000:]}")
-        return done.stdout
+        # In a session of its own, so that what it started ends with it and leaves the card to the next.
+        with subprocess.Popen(command, cwd=self.args.specs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                              env=os.environ | (env or {}), start_new_session=True) as program:  # fmt: skip
+            try:
+                out, err = program.communicate(timeout=max(self.left(), GRACE))
+            except subprocess.TimeoutExpired:
+                raise Failed(f"cut off at the end of the stage: {' '.join(command)}") from None
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(program.pid, signal.SIGKILL)
+        if program.returncode != 0:
+            raise Failed(f"{' '.join(command)}: exit status {program.returncode}\n{(out + err)[-4000:]}")
+        return out
 
     def alip(self, *words, env: dict | None = None) -> str:
         return self.said([self.args.alip_run, *words], env=env)
@@ -152,6 +167,7 @@ def losses(stage: Stage) -> dict:
     on_card = stage.bench(args.graph, *same, "--device", args.device)["losses"]
     mixed = stage.bench(args.graph, *same, "--device", "cpu", "--target", "cpu_mixed")["losses"]
     plain = stage.bench(args.graph, *same, "--device", "cpu")["losses"]
+    finite(on_card, mixed, plain)
     sensitivity, rows = 0.0, []
     for here, there, wide in zip(on_card, mixed, plain, strict=True):
         sensitivity = max(sensitivity, abs(there - wide) / abs(there))
@@ -164,13 +180,38 @@ def losses(stage: Stage) -> dict:
     return figures
 
 
+def finite(*losses: list) -> None:
+    """NaN and infinities are none of JSON's numbers, and no comparison finds them."""
+    if not all(loss and all(isinstance(x, (int, float)) and math.isfinite(x) for x in loss) for loss in losses):
+        raise Failed(f"losses that are no numbers, on the card, on the cpu and there in f32: {json.dumps(losses)}")
+
+
+def graphs(stage: Stage, graph: str) -> dict:
+    """Steps as graphs of the driver, each slot of inputs replayed several times, beside the same launched one by one."""
+    same = ["--warmup", 0, "--steps", REPLAYED_STEPS, "--device", stage.args.device]
+    replayed = stage.bench(graph, *same)["losses"]
+    launched = stage.bench(graph, *same, "--launch-by-launch")["losses"]
+    finite(replayed, launched)
+    if replayed != launched:
+        raise Failed(f"graphs and launches yield different losses: {json.dumps([replayed, launched])}")
+    return {"steps": len(replayed), "losses": replayed}
+
+
 def sanitizer(stage: Stage, tool: str) -> dict:
     program = shutil.which(stage.args.sanitizer)
     if not program:
         raise Absent(f"no {stage.args.sanitizer} on the path")
     step = [stage.args.alip_run, "bench", stage.args.small, "--device", stage.args.device, "--warmup", 0, "--steps", 1]
-    said = stage.said([program, "--tool", tool, "--error-exitcode", 9, *step])
-    return {"says": [line for line in said.splitlines() if line.startswith("=====")]}
+    try:
+        said = stage.said([program, "--tool", tool, "--error-exitcode", 9, *step])
+    except Failed as why:
+        if "Device not supported" in str(why):
+            raise Absent(f"{stage.args.sanitizer} does not know this card, or may not see it") from None
+        raise
+    says = [line for line in said.splitlines() if line.startswith("=====")]
+    if not any("SUMMARY" in line for line in says):
+        raise Failed(f"{stage.args.sanitizer} ended without a summary: {says}")
+    return {"says": says}
 
 
 def check(stage: Stage) -> None:
@@ -178,6 +219,7 @@ def check(stage: Stage) -> None:
     stage.part(f"laws: kernels of {small}", lambda: laws(stage, small))
     stage.part(f"laws: kernels of {small} in bf16", lambda: laws(stage, small, "--set", "train.precision=Bf16"))
     stage.part(f"golden data of {stage.args.golden.name}", lambda: golden(stage))
+    stage.part(f"graphs and launches of {small}", lambda: graphs(stage, small))
     stage.part(f"losses of {stage.args.graph} against the cpu", lambda: losses(stage))
     for tool in ("memcheck", "racecheck"):
         stage.part(f"compute-sanitizer {tool}", lambda: sanitizer(stage, tool))

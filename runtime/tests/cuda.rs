@@ -206,9 +206,9 @@ fn what_the_library_refuses_is_named_with_its_place() {
     let old =
         "device `cuda` cannot be used: cuBLASLt is 11.9.2, and 12.0.0 or newer is needed; update CUDA's libraries";
     check_refused(&[("ALIP_STANDIN_CUBLASLT", "110902")], &[old]);
-    // Enough for the plan, but not for what products use beside it.
-    let workspace = "cuda has no room for a memory segment of 33554432 bytes: ";
-    check_refused(&[("ALIP_STANDIN_MEMORY", "16000000")], &[workspace, "use a smaller --batch"]);
+    // Enough for the plan, but not for the 32 MiB that products use beside it.
+    let workspace = "cuda has no room for `small` at batch 6: the plan needs 32.";
+    check_refused(&[("ALIP_STANDIN_MEMORY", "16000000")], &[workspace, "15.26 MiB are free"]);
 }
 
 #[test]
@@ -246,12 +246,15 @@ fn too_little_memory_is_told_with_what_is_free() {
     check_fails(compiled, &["cuda has no room for the plan: it needs ", " are free; use a smaller --batch"]);
 }
 
+/// Of a card: 2 MB beside the 32 MiB that products use.
+const LITTLE_MEMORY: &str = "35554432";
+
 #[test]
 fn the_largest_batch_that_fits_is_told_and_found() {
     let folder = specs();
     let at = folder.path();
     fs::write(at.join("tiny.ron"), order::WIDE).unwrap();
-    let memory = [("ALIP_STANDIN_MEMORY", "2000000")];
+    let memory = [("ALIP_STANDIN_MEMORY", LITTLE_MEMORY)];
     let bench = |more: &[&str]| {
         let common = ["bench", "tiny.ron", "--device", "cuda", "--warmup", "0", "--steps", "1", "--json"];
         program(at, &[&common, more].concat(), &memory)
@@ -261,7 +264,7 @@ fn the_largest_batch_that_fits_is_told_and_found() {
     assert_eq!(status, Some(0), "{out}{err}");
     let found: serde_json::Value = serde_json::from_str(&out).unwrap();
     let batch = found["batch"].as_u64().unwrap();
-    assert!(batch > 1 && found["device_bytes"].as_u64().unwrap() <= 2_000_000, "{out}");
+    assert!(batch > 1 && found["device_bytes"].as_u64().unwrap() <= LITTLE_MEMORY.parse().unwrap(), "{out}");
     let told = format!("; the largest batch that fits is {batch}: --batch {batch}");
     check_fails(
         bench(&["--batch", "4096"]).unwrap(),

@@ -249,7 +249,7 @@ fn a_program_is_recorded_once_for_each_slot_and_yields_the_same_bits() {
     let mut card = Card::begun(&one_by_one);
     assert!(card.give(0.25));
     let error = card.loaded.run_steps(PROGRAM_TRAIN, 0..launches()).unwrap_err().to_string();
-    assert!(error.contains("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"), "{error}");
+    assert!(error.contains("cublasLtMatmul: CUBLAS_STATUS_EXECUTION_FAILED"), "{error}");
     let launched = train_on_all_slots(&mut Card::begun(&one_by_one));
     assert_eq!(recorded, launched);
     assert!(recorded.windows(2).all(|pair| pair[0] != pair[1]), "{recorded:?}");
