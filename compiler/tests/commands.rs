@@ -244,6 +244,34 @@ fn diff_shows_what_two_graphs_mean_differently() {
 }
 
 #[test]
+fn explain_shows_what_is_predicted_for_so_many_rows() {
+    let folder = folder();
+    let dearest = |args: &[&str]| {
+        let json = succeed(&[&["explain", "alip_tiny", "--json"], args].concat(), folder.path());
+        serde_json::from_str::<serde_json::Value>(&json).expect("JSON")["dearest"].clone()
+    };
+    let (all, few) = (dearest(&[]), dearest(&["--rows", "1"]));
+    let seconds = |of: &serde_json::Value| of["seconds"].as_f64().expect("a time");
+    assert!(few["rows"][0].as_u64() < all["rows"][0].as_u64() && seconds(&few) < seconds(&all), "{few} {all}");
+    let kernels = all["kernels"].as_array().expect("a list");
+    let sum: f64 = kernels.iter().map(seconds).sum();
+    assert!((sum - seconds(&all)).abs() < 1e-9 && kernels.windows(2).all(|two| seconds(&two[0]) >= seconds(&two[1])));
+    assert_eq!(kernels.iter().filter_map(|kernel| kernel["launches"].as_u64()).sum::<u64>(), all["launches"]);
+
+    let most = all["rows"][0].as_u64().expect("packed");
+    fail(
+        &["explain", "alip_tiny", "--rows", "1000000"],
+        folder.path(),
+        &format!("error: `train` has {most} rows at most\n |\n = help: give `--rows` a smaller number"),
+    );
+    fail(
+        &["explain", "alip_tiny", "--program", "init", "--rows", "1"],
+        folder.path(),
+        "error: `init` packs no rows\n |\n = help: leave `--rows` away",
+    );
+}
+
+#[test]
 fn explain_shows_kernels_and_what_keeps_them_apart() {
     let folder = folder();
     let all = succeed(&["explain", "alip_tiny"], folder.path());

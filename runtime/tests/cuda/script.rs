@@ -52,8 +52,11 @@ fn stage(at: &Path, name: &str, more: &[&str], settings: &[(&str, &str)]) -> Opt
     ]);
     command.args(["--sanitizer", &sanitizer, "--peer-device", "cpu", "--peer-model", "tiny", "--out", &out]).args(more);
     // The environment is that of the program with stand-ins.
-    let given =
-        program(at, &[], &[&[("ALIP_STANDIN_MEMORY", LITTLE_MEMORY), ("ALIP_COMMIT", "of a test")], settings].concat())?;
+    let given = program(
+        at,
+        &[],
+        &[&[("ALIP_STANDIN_MEMORY", LITTLE_MEMORY), ("ALIP_COMMIT", "of a test")], settings].concat(),
+    )?;
     for (key, value) in given.get_envs() {
         match value {
             Some(value) => command.env(key, value),
@@ -132,7 +135,10 @@ fn bench_and_peers_measure_what_is_there() {
     let figures = |part: &str| &all[part]["figures"];
     for batch in ["4", "largest"] {
         let of = figures(&format!("tiny.ron, batch {batch}, texts as captions"));
-        assert!(of["samples_per_s"].as_f64().unwrap() > 0.0 && of["device_bytes"].as_u64().unwrap() <= LITTLE_MEMORY.parse().unwrap());
+        assert!(
+            of["samples_per_s"].as_f64().unwrap() > 0.0
+                && of["device_bytes"].as_u64().unwrap() <= LITTLE_MEMORY.parse().unwrap()
+        );
         assert!(of["of_bf16_peak"].as_f64().unwrap() > 0.0 && of["launch_gaps_s"].is_number(), "{of}");
         let kernels = of["kernels"].as_array().unwrap();
         assert!(kernels.iter().all(|kernel| kernel["of_roofline"].as_f64().unwrap() > 0.0), "{of}");

@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", default_value = PROGRAM_TRAIN)]
     program: String,
     /// Of a packed program, show the launches for so many packed rows, and not for all
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "node")]
     rows: Option<u64>,
     /// Print one JSON object
     #[arg(long)]
