@@ -198,12 +198,12 @@ impl Rebuild {
             let shape = self.graph.shape(*operand).clone();
             let outermost = *rank - count;
             let inner = (shape.size(outermost) / parts).into();
-            let dims = shape.0.iter().cloned();
+            let dims = shape.0.iter().copied();
             let cut: Shape =
                 dims.clone().take(outermost).chain([parts.into(), inner]).chain(dims.skip(outermost + 1)).collect();
             let cut_view = self.view(&Op::Reshape { shape: cut.clone() }, *operand, &cut, origin)?;
             let perm: Vec<usize> = [outermost].into_iter().chain(0..outermost).chain(outermost + 1..=*rank).collect();
-            let moved: Shape = perm.iter().map(|from| cut.0[*from].clone()).collect();
+            let moved: Shape = perm.iter().map(|from| cut.0[*from]).collect();
             *operand = self.view(&Op::Transpose { perm }, cut_view, &moved, origin)?;
             *rank += 1;
         }
