@@ -216,6 +216,8 @@ int check(const Desc* desc, const Layout* a, const Layout* b, const Layout* c, c
     for (const Layout* layout : {a, b, c, d}) {
         const uint64_t line = layout->order == ORDER_COL ? layout->rows : layout->cols;
         if (layout->ld < static_cast<int64_t>(line) || layout->batch != d->batch || layout->batch < 1) return INVALID_VALUE;
+        // Known of the library by the refusals that others met.
+        if (layout->batch > 65535) return NOT_SUPPORTED;
     }
     if (!rows || !cols || !depth) return INVALID_VALUE;
     if (desc->epilogue == EPILOGUE_BIAS && !desc->bias) return INVALID_VALUE;

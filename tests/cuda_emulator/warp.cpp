@@ -93,7 +93,8 @@ void gather(WarpCall* const lanes[WARP], float a[16][16], float b[16][8], unsign
 
 /// What a tensor core makes of a sum. Products are exact; all terms are brought to the exponent of the largest, what that pushes
 /// beyond the bits of an f32 is cut off, and so is what the result has too many of (Fasi, Higham, Mikaitis and Pranesh, 2021, who
-/// measured cards up to the A100; they keep a few bits more than are kept here, so no card is less exact).
+/// measured cards up to the A100; it and later ones keep a bit or two more than are kept here). Of ordinary numbers that makes the worst
+/// error here the larger one; of subnormal f16 a card may lose more, as it aligns them by the exponent of the smallest normal number.
 float truncated_sum(float first, const double* products, unsigned count) {
     double exact = first, largest = std::fabs(static_cast<double>(first));
     for (unsigned i = 0; i < count; ++i) {

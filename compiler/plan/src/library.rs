@@ -15,8 +15,11 @@ use crate::kernel::{Instr, Product, ScalarOp, View};
 /// it the library is slow or has none.
 pub const ALIGNMENT: u64 = 16;
 
-/// The library counts rows, columns and batches with 32 bits and a sign.
+/// The library counts rows and columns with 32 bits and a sign.
 const MOST: u64 = i32::MAX as u64;
+
+/// Products of a batch that it is known to take: XLA and TensorFlow met refusals from 2^16 on.
+const MOST_PRODUCTS: u64 = (1 << 16) - 1;
 
 /// A call: `D = alpha op(A) op(B) + C + bias`, so many times.
 #[derive(Clone, Debug, PartialEq)]
@@ -221,7 +224,8 @@ impl<'p> Dimensions<'p> {
         let (rows, columns) = (self.rows.0, self.columns.0);
         let count =
             batch.iter().try_fold(1u64, |count, size| count.checked_mul(*size)).ok_or("its batch is too large")?;
-        if [rows, columns, *depth, count].iter().any(|size| !(1..=MOST).contains(size)) {
+        let sizes = [(rows, MOST), (columns, MOST), (*depth, MOST), (count, MOST_PRODUCTS)];
+        if sizes.iter().any(|(size, most)| !(1..=*most).contains(size)) {
             return Err("it has a dimension that is empty or too large");
         }
         let (mut c, mut bias) = (None, None);

@@ -204,6 +204,8 @@ fn what_the_library_has_not_is_refused() {
     let empty = "it has a dimension that is empty or too large";
     refused(&changed(|product| product.k = 0), empty);
     refused(&changed(|product| product.m = 1 << 31), empty);
+    refused(&changed(|product| product.batch = vec![1 << 16]), empty);
+    assert!(Matmul::of(&changed(|product| product.batch = vec![(1 << 16) - 1])).is_ok());
     refused(&changed(|product| product.a.offset = 4), NO_MATRIX);
     refused(&changed(|product| product.a.strides[1] = 20), NO_MATRIX);
     refused(&changed(|product| product.a.strides[1] = 8), NO_MATRIX);
